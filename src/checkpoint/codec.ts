@@ -1,0 +1,96 @@
+/** Conversion between stored bytes (little-endian) and f32. */
+import { type FloatDtype, floatBytes } from './dtype.js';
+
+/** f16 bit pattern → its f32 bit pattern; built at first use (256 KiB). */
+let halfTable: Uint32Array | undefined;
+
+function halfBits(): Uint32Array {
+  if (halfTable) return halfTable;
+  halfTable = new Uint32Array(65536);
+  const f32 = new Float32Array(1);
+  const u32 = new Uint32Array(f32.buffer);
+  for (let h = 0; h < 65536; h++) {
+    const sign = (h & 0x8000) << 16;
+    const exponent = (h >>> 10) & 0x1f;
+    const fraction = h & 0x3ff;
+    if (exponent === 0) {
+      f32[0] = fraction * 2 ** -24; // subnormal: exact in f32
+      halfTable[h] = sign | (u32[0] as number);
+    } else if (exponent === 31) {
+      halfTable[h] = sign | 0x7f800000 | (fraction << 13);
+    } else {
+      halfTable[h] = sign | ((exponent + 112) << 23) | (fraction << 13);
+    }
+  }
+  return halfTable;
+}
+
+/** The bytes as 16- or 32-bit words: in place where aligned, else from a copy. */
+function words<T>(bytes: Uint8Array, type: { new (buffer: ArrayBufferLike, offset: number, length: number): T; BYTES_PER_ELEMENT: number }): T {
+  const size = type.BYTES_PER_ELEMENT;
+  const aligned = bytes.byteOffset % size === 0 ? bytes : bytes.slice();
+  return new type(aligned.buffer, aligned.byteOffset, bytes.byteLength / size);
+}
+
+/** Decodes `bytes` into `target` (as many elements as the bytes hold). Exact for all three dtypes. */
+export function decodeFloats(dtype: FloatDtype, bytes: Uint8Array, target: Float32Array): void {
+  if (dtype === 'F32') {
+    target.set(words(bytes, Float32Array));
+    return;
+  }
+  const source = words(bytes, Uint16Array);
+  const bits = new Uint32Array(target.buffer, target.byteOffset, source.length);
+  if (dtype === 'BF16') {
+    for (let i = 0; i < source.length; i++) bits[i] = (source[i] as number) << 16;
+  } else {
+    const table = halfBits();
+    for (let i = 0; i < source.length; i++) bits[i] = table[source[i] as number] as number;
+  }
+}
+
+/** Rounds to the nearest value of `dtype`, ties to even; a value too large becomes infinite. */
+export function encodeFloats(dtype: FloatDtype, values: Float32Array): Uint8Array {
+  const bytes = new Uint8Array(values.length * floatBytes(dtype));
+  if (dtype === 'F32') {
+    new Float32Array(bytes.buffer).set(values);
+    return bytes;
+  }
+  const target = new Uint16Array(bytes.buffer);
+  const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
+  const round = dtype === 'BF16' ? toBfloat16 : toHalf;
+  for (let i = 0; i < target.length; i++) target[i] = round(bits[i] as number);
+  return bytes;
+}
+
+function toBfloat16(bits: number): number {
+  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >>> 16) | 0x40; // keep a NaN a NaN
+  return (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
+}
+
+function toHalf(bits: number): number {
+  const sign = (bits >>> 16) & 0x8000;
+  const magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return sign | 0x7e00;
+  if (magnitude >= 0x477ff000) return sign | 0x7c00; // ≥ 65520 rounds to infinity
+  if (magnitude >= 0x38800000) {
+    // normal: drop 13 fraction bits, ties to even; a carry moves into the exponent as it should
+    return sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13);
+  }
+  if (magnitude < 0x33000000) return sign; // below half the smallest subnormal
+  const shift = 126 - (magnitude >>> 23); // 14 … 24
+  const fraction = (magnitude & 0x7fffff) | 0x800000;
+  const half = 1 << (shift - 1);
+  const odd = (fraction >>> shift) & 1;
+  return sign | ((fraction + half - 1 + odd) >>> shift);
+}
+
+/** True when every encoded value is finite. */
+export function allFinite(dtype: FloatDtype, bytes: Uint8Array): boolean {
+  if (dtype === 'F32') {
+    for (const bits of words(bytes, Uint32Array)) if ((bits & 0x7f800000) === 0x7f800000) return false;
+    return true;
+  }
+  const mask = dtype === 'BF16' ? 0x7f80 : 0x7c00;
+  for (const bits of words(bytes, Uint16Array)) if ((bits & mask) === mask) return false;
+  return true;
+}

@@ -1,0 +1,126 @@
+/** The header of a safetensors file: parsed and written here, each the other's mirror. */
+import {
+  DuplicateKeyError,
+  HeaderTooLongError,
+  InvalidHeaderError,
+  OffsetError,
+  SizeMismatchError,
+  TruncatedShardError,
+} from '../errors.js';
+import { byteLength } from './dtype.js';
+import { duplicateKey } from './duplicate-key.js';
+
+/** The limit of the reference implementation (safetensors `MAX_HEADER_SIZE`). */
+export const MAX_HEADER_BYTES = 100_000_000;
+
+/** The length field before the header: one little-endian u64. */
+export const LENGTH_BYTES = 8;
+
+/** One tensor of a shard. `start` and `end` are absolute byte offsets in `file`. */
+export interface TensorInfo {
+  readonly name: string;
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly file: string;
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Reads the length field and checks it against the file before anything is allocated for it. */
+export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: string): number {
+  if (prefix.byteLength < LENGTH_BYTES) throw new InvalidHeaderError(file, `it has only ${fileBytes} bytes`);
+  const length = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
+  if (length > BigInt(MAX_HEADER_BYTES)) throw new HeaderTooLongError(file, length, MAX_HEADER_BYTES, 'the limit is');
+  if (Number(length) > fileBytes - LENGTH_BYTES) throw new HeaderTooLongError(file, length, fileBytes, 'the whole file has');
+  return Number(length);
+}
+
+/**
+ * Parses and validates the JSON part of a header: dtype, shape and offsets of every tensor, no duplicate key, and data
+ * that fills the rest of the file without hole or overlap (safetensors format description, "Format").
+ * @returns the tensors in the order of their data.
+ */
+export function parseHeader(json: Uint8Array, fileBytes: number, file: string): TensorInfo[] {
+  const header = parseObject(json, file);
+  const dataStart = LENGTH_BYTES + json.byteLength;
+  const tensors: TensorInfo[] = [];
+  for (const [name, entry] of Object.entries(header)) {
+    if (name === '__metadata__') checkMetadata(entry, file);
+    else tensors.push(parseEntry(name, entry, dataStart, file));
+  }
+  tensors.sort((a, b) => a.start - b.start || a.end - b.end);
+  let position = dataStart;
+  for (const tensor of tensors) {
+    if (tensor.end > fileBytes) throw new TruncatedShardError(file, tensor.name, tensor.end, fileBytes);
+    if (tensor.start < position) throw new OffsetError(file, tensor.name, 'its data overlaps the tensor before it');
+    if (tensor.start > position) throw new OffsetError(file, tensor.name, `${tensor.start - position} unused bytes lie before it`);
+    position = tensor.end;
+  }
+  if (position !== fileBytes) throw new InvalidHeaderError(file, `${fileBytes - position} bytes follow the last tensor`);
+  return tensors;
+}
+
+function parseObject(json: Uint8Array, file: string): Record<string, unknown> {
+  let text: string;
+  let header: unknown;
+  try {
+    text = new TextDecoder('utf-8', { fatal: true }).decode(json);
+    header = JSON.parse(text);
+  } catch (error) {
+    throw new InvalidHeaderError(file, `the header is not JSON (${(error as Error).message})`);
+  }
+  if (text[0] !== '{') throw new InvalidHeaderError(file, 'the header does not begin with "{"');
+  const duplicate = duplicateKey(text);
+  if (duplicate !== undefined) throw new DuplicateKeyError(file, duplicate);
+  return header as Record<string, unknown>;
+}
+
+function checkMetadata(entry: unknown, file: string): void {
+  const isText = isObject(entry) && Object.values(entry).every((value) => typeof value === 'string');
+  if (!isText) throw new InvalidHeaderError(file, '"__metadata__" is not a map from string to string');
+}
+
+function parseEntry(name: string, entry: unknown, dataStart: number, file: string): TensorInfo {
+  if (!isObject(entry)) throw new InvalidHeaderError(file, `the entry of tensor "${name}" is not an object`);
+  const { dtype, shape, data_offsets: offsets } = entry;
+  if (typeof dtype !== 'string') throw new InvalidHeaderError(file, `tensor "${name}" has no dtype`);
+  if (!isIndexArray(shape)) throw new InvalidHeaderError(file, `the shape of tensor "${name}" is not a list of sizes`);
+  if (!isIndexArray(offsets) || offsets.length !== 2) throw new OffsetError(file, name, 'its data_offsets are not two offsets');
+  const [start, end] = offsets as [number, number];
+  if (start > end) throw new OffsetError(file, name, `it ends (${end}) before it begins (${start})`);
+  const expected = byteLength(dtype, shape);
+  if (expected !== undefined && expected !== end - start) throw new SizeMismatchError(file, name, expected, end - start);
+  return { name, dtype, shape, file, start: dataStart + start, end: dataStart + end };
+}
+
+const isObject = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+const isIndexArray = (value: unknown): value is number[] =>
+  Array.isArray(value) && value.every((item) => Number.isSafeInteger(item) && (item as number) >= 0);
+
+/** What a header is written from: tensors in the order of their data. */
+export interface TensorSpec {
+  readonly name: string;
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  readonly bytes: number;
+}
+
+/** The length field and the header, space-padded so that the data begins 8-byte aligned. */
+export function encodeHeader(tensors: readonly TensorSpec[], metadata: Readonly<Record<string, string>> = {}): Uint8Array {
+  // "format": some loaders refuse a file without it.
+  const header: Record<string, unknown> = Object.create(null);
+  header.__metadata__ = { format: 'pt', ...metadata };
+  let offset = 0;
+  for (const { name, dtype, shape, bytes } of tensors) {
+    header[name] = { dtype, shape, data_offsets: [offset, offset + bytes] };
+    offset += bytes;
+  }
+  const json = new TextEncoder().encode(JSON.stringify(header));
+  const padded = Math.ceil(json.byteLength / 8) * 8;
+  const encoded = new Uint8Array(LENGTH_BYTES + padded).fill(0x20);
+  new DataView(encoded.buffer).setBigUint64(0, BigInt(padded), true);
+  encoded.set(json, LENGTH_BYTES);
+  return encoded;
+}

@@ -1,0 +1,88 @@
+/** Every choice a run can be given, checked once at the edge and complete from there on. */
+import { availableParallelism, totalmem } from 'node:os';
+import { z } from 'zod';
+import { ENGINE_NAMES } from '../engine/engine.js';
+import { OptionError } from '../errors.js';
+import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
+import { FACTORISED } from '../models/family.js';
+
+export const FORMATS = ['mobe', 'hf'] as const;
+export type Format = (typeof FORMATS)[number];
+
+export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
+
+/** transformers' default, decimal as there. */
+const DEFAULT_SHARD_BYTES = 5e9;
+/** What the paper keeps of Qwen3's experts. */
+const DEFAULT_KEEP = 0.76;
+const DEFAULT_STEPS = { varpro: 400, adam: 10_000 } as const;
+
+const positive = z.number().int().positive();
+
+const settingsSchema = z
+  .strictObject({
+    /** `mobe`: A, B and α under the native names. `hf`: standard weights, rebuilt from the factors. */
+    format: z.enum(FORMATS).default('mobe'),
+    /** m. Give it or `keep`. */
+    bases: positive.optional(),
+    /** The share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks m. */
+    keep: z.number().gt(0).lt(1).optional(),
+    /** r; undefined: p, the expert's rows. */
+    rank: positive.optional(),
+    activation: z.enum(ACTIVATIONS).default('silu'),
+    projections: z.array(z.enum(FACTORISED)).min(1).default([...FACTORISED]),
+    /** Layers to convert; undefined: all that have routed experts. */
+    layers: z.array(z.number().int().nonnegative()).optional(),
+    /** Of the factors (and of rebuilt weights); undefined: the experts' own. */
+    dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
+    solver: z.enum(SOLVERS).default('varpro'),
+    steps: positive.optional(),
+    learningRate: z.number().positive().optional(),
+    /** Undefined: as many as keep a step's working set near 256 MiB. */
+    batchExperts: positive.optional(),
+    engine: z.enum(ENGINE_NAMES).default('onnx-cpu'),
+    threads: positive.max(1024).default(() => availableParallelism()),
+    seed: z.number().int().nonnegative().default(0),
+    /** Peak resident memory, bytes. */
+    maxMemory: positive.default(() => Math.floor(0.8 * totalmem())),
+    /** Most tensor bytes in one output shard. */
+    shardSize: positive.default(DEFAULT_SHARD_BYTES),
+  })
+  .refine(({ bases, keep }) => bases === undefined || keep === undefined, {
+    path: ['bases'],
+    message: 'give either the number of bases or the share to keep, not both',
+  })
+  .transform((settings) => ({
+    ...settings,
+    keep: settings.bases === undefined ? (settings.keep ?? DEFAULT_KEEP) : undefined,
+    steps: settings.steps ?? DEFAULT_STEPS[settings.solver],
+    projections: FACTORISED.filter((projection) => settings.projections.includes(projection)),
+  }));
+
+/** What a caller may give; everything has a default. */
+export type CompressOptions = z.input<typeof settingsSchema>;
+
+/** Checked and complete. */
+export type Settings = z.output<typeof settingsSchema>;
+
+/** Throws `OptionError` naming the option that is wrong. */
+export function resolveSettings(options: CompressOptions = {}): Settings {
+  const result = settingsSchema.safeParse(options);
+  if (result.success) return result.data;
+  const issue = result.error.issues[0];
+  throw new OptionError(flagName(String(issue?.path[0] ?? 'options')), issue?.message ?? 'invalid');
+}
+
+/** maxMemory → --max-memory */
+const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+
+/**
+ * What decides the bytes of the result: two runs on the same source that agree in these write the same files.
+ * Where the memory goes and how the shards are cut is left out only where it cannot show.
+ */
+export function resultSettings(settings: Settings): Record<string, unknown> {
+  const { format, bases, keep, rank, activation, projections, layers, dtype, solver, steps, learningRate } = settings;
+  const { batchExperts, engine, seed, shardSize } = settings;
+  const all = { format, bases, keep, rank, activation, projections, layers, dtype, solver, steps, learningRate };
+  return JSON.parse(JSON.stringify({ ...all, batchExperts, engine, seed, shardSize }));
+}

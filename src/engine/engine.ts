@@ -1,0 +1,35 @@
+/**
+ * An engine runs traced graphs. Tensors that live on it are opaque, so that state can stay on a device between runs;
+ * only what is asked for comes back.
+ */
+import type { Graph } from './graph.js';
+
+/** A tensor held by the engine that made it. */
+export interface EngineTensor {
+  readonly shape: readonly number[];
+  /** Frees it. Using it afterwards is a bug. */
+  dispose(): void;
+}
+
+export interface Program {
+  /** Runs the graph. The results are new tensors, owned by the caller; the inputs are left as they were. */
+  run(inputs: Readonly<Record<string, EngineTensor>>): Promise<Record<string, EngineTensor>>;
+  dispose(): Promise<void>;
+}
+
+export interface Engine {
+  readonly name: EngineName;
+  compile(graph: Graph): Promise<Program>;
+  /** A tensor with this content, row-major. The array may be used in place: do not write to it while the tensor lives. */
+  tensor(data: Float32Array, shape: readonly number[]): EngineTensor;
+  /** The content of a tensor, row-major. The array may be the tensor's own memory: read it before disposing of it. */
+  read(tensor: EngineTensor): Promise<Float32Array>;
+}
+
+export const ENGINE_NAMES = ['onnx-cpu'] as const;
+export type EngineName = (typeof ENGINE_NAMES)[number];
+
+export interface EngineOptions {
+  /** CPU threads of one engine. */
+  threads: number;
+}

@@ -1,0 +1,37 @@
+import { GraphError } from '../errors.js';
+import { input, type Value } from './ops.js';
+
+/** A traced tensor program: its nodes in an order in which each comes after what it reads. */
+export interface Graph {
+  readonly inputs: ReadonlyMap<string, Value>;
+  readonly outputs: ReadonlyMap<string, Value>;
+  readonly nodes: readonly Value[];
+}
+
+export type Shapes<Name extends string> = Record<Name, readonly number[]>;
+
+/**
+ * Calls `program` once on symbolic inputs of the given shapes and records what it computes.
+ * Inputs that no output depends on stay inputs: a caller may feed the same state to several graphs.
+ */
+export function trace<In extends string, Out extends string>(
+  shapes: Shapes<In>,
+  program: (inputs: Record<In, Value>) => Record<Out, Value>,
+): Graph {
+  const inputs = new Map<string, Value>();
+  for (const [name, shape] of Object.entries<readonly number[]>(shapes)) inputs.set(name, input(name, shape));
+  const outputs = new Map(Object.entries<Value>(program(Object.fromEntries(inputs) as Record<In, Value>)));
+  const ordered = new Set<Value>();
+  const visit = (node: Value): void => {
+    if (ordered.has(node)) return;
+    for (const operand of node.operands) visit(operand);
+    ordered.add(node);
+  };
+  for (const node of outputs.values()) visit(node);
+  for (const node of ordered) {
+    if (node.operation.kind === 'input' && inputs.get(node.operation.name) !== node) {
+      throw new GraphError(`input "${node.operation.name}" belongs to another graph`);
+    }
+  }
+  return { inputs, outputs, nodes: [...ordered] };
+}

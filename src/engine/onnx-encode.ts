@@ -1,0 +1,108 @@
+import type { Graph } from './graph.js';
+import { AttributeType, ElementType, ModelProto } from './onnx-schema.js';
+import type { Operation, Value } from './ops.js';
+
+/** Opset 18 is the first where every reduction takes its axes as an input; IR 8 is the one that goes with it. */
+const OPSET = 18;
+const IR_VERSION = 8;
+const MICROSOFT = 'com.microsoft';
+
+interface OnnxNode {
+  input: string[];
+  output: string[];
+  opType: string;
+  attribute?: object[];
+  domain?: string;
+}
+
+const UNARY = { neg: 'Neg', sqrt: 'Sqrt', abs: 'Abs', sigmoid: 'Sigmoid', tanh: 'Tanh' } as const;
+const BINARY = { add: 'Add', sub: 'Sub', mul: 'Mul', div: 'Div' } as const;
+const REDUCE = { sum: 'ReduceSum', max: 'ReduceMax' } as const;
+
+/** A traced graph as the bytes of an ONNX model. */
+export function encodeOnnx(graph: Graph): Uint8Array {
+  const names = new Map<Value, string>();
+  const node: OnnxNode[] = [];
+  const initializer: object[] = [];
+  const int64Initializer = (values: readonly number[]): string => {
+    const name = `shape${initializer.length}`;
+    const rawData = new Uint8Array(BigInt64Array.from(values, BigInt).buffer);
+    initializer.push({ name, dims: [values.length], dataType: ElementType.INT64, rawData });
+    return name;
+  };
+  for (const value of graph.nodes) {
+    const { operation } = value;
+    const name = operation.kind === 'input' ? operation.name : `v${names.size}`;
+    names.set(value, name);
+    if (operation.kind === 'input') continue;
+    if (operation.kind === 'constant') {
+      const rawData = new Uint8Array(operation.data.buffer, operation.data.byteOffset, operation.data.byteLength);
+      initializer.push({ name, dims: value.shape, dataType: ElementType.FLOAT, rawData });
+      continue;
+    }
+    const operands = value.operands.map((operand) => names.get(operand) as string);
+    node.push({ output: [name], ...encodeOperation(operation, operands, value.shape, int64Initializer) });
+  }
+  // An output may be an input or serve two names, so each is an identity node of its own; the runtime elides them.
+  for (const [name, value] of graph.outputs) {
+    node.push({ input: [names.get(value) as string], output: [outputName(name)], opType: 'Identity' });
+  }
+  const model = {
+    irVersion: IR_VERSION,
+    producerName: 'mobe-stream',
+    opsetImport: [
+      { domain: '', version: OPSET },
+      { domain: MICROSOFT, version: 1 },
+    ],
+    graph: {
+      name: 'step',
+      node,
+      initializer,
+      input: [...graph.inputs].map(([name, value]) => valueInfo(name, value.shape)),
+      output: [...graph.outputs].map(([name, value]) => valueInfo(outputName(name), value.shape)),
+    },
+  };
+  return ModelProto.encode(ModelProto.fromObject(model)).finish();
+}
+
+/** ONNX has one namespace for all values; a program may well return the new state under its input's name. */
+export const outputName = (name: string): string => `${name}:out`;
+
+function encodeOperation(
+  operation: Exclude<Operation, { kind: 'input' } | { kind: 'constant' }>,
+  input: string[],
+  shape: readonly number[],
+  int64Initializer: (values: readonly number[]) => string,
+): Omit<OnnxNode, 'output'> {
+  switch (operation.kind) {
+    case 'unary':
+      // QuickGelu is x·sigmoid(alpha·x): with alpha 1, silu in one pass.
+      if (operation.op === 'silu') return { input, opType: 'QuickGelu', domain: MICROSOFT, attribute: [float('alpha', 1)] };
+      return { input, opType: UNARY[operation.op] };
+    case 'binary':
+      return { input, opType: BINARY[operation.op] };
+    case 'matmul': {
+      if (!operation.transposeA && !operation.transposeB) return { input, opType: 'MatMul' };
+      const attribute = [int('transA', Number(operation.transposeA)), int('transB', Number(operation.transposeB))];
+      return { input, opType: 'FusedMatMul', domain: MICROSOFT, attribute };
+    }
+    case 'reduce':
+      return {
+        input: [...input, int64Initializer(operation.axes)],
+        opType: REDUCE[operation.op],
+        attribute: [int('keepdims', 1)],
+      };
+    case 'softmax':
+      return { input, opType: 'Softmax', attribute: [int('axis', -1)] };
+    case 'reshape':
+      return { input: [...input, int64Initializer(shape)], opType: 'Reshape' };
+  }
+}
+
+const float = (name: string, f: number) => ({ name, f, type: AttributeType.FLOAT });
+const int = (name: string, i: number) => ({ name, i, type: AttributeType.INT });
+
+const valueInfo = (name: string, shape: readonly number[]) => ({
+  name,
+  type: { tensorType: { elemType: ElementType.FLOAT, shape: { dim: shape.map((dimValue) => ({ dimValue })) } } },
+});

@@ -1,0 +1,139 @@
+/**
+ * Symbolic f32 tensors and the operations on them. Calling an operation computes nothing: it returns a {@link Value}
+ * that remembers what to compute. A plain function over `Value`s is thereby a tensor program; `trace` (graph.ts) turns
+ * it into a {@link Graph} that any engine can run.
+ */
+import { GraphError } from '../errors.js';
+
+export type UnaryOp = 'neg' | 'sqrt' | 'sigmoid' | 'tanh' | 'silu' | 'abs';
+export type BinaryOp = 'add' | 'sub' | 'mul' | 'div';
+export type ReduceOp = 'sum' | 'max';
+
+export type Operation =
+  | { kind: 'input'; name: string }
+  | { kind: 'constant'; data: Float32Array }
+  | { kind: 'unary'; op: UnaryOp }
+  | { kind: 'binary'; op: BinaryOp }
+  | { kind: 'matmul'; transposeA: boolean; transposeB: boolean }
+  | { kind: 'reduce'; op: ReduceOp; axes: number[] }
+  | { kind: 'softmax' }
+  | { kind: 'reshape' };
+
+/** One symbolic tensor: row-major f32 of a fixed shape. */
+export interface Value {
+  readonly shape: readonly number[];
+  readonly operation: Operation;
+  readonly operands: readonly Value[];
+}
+
+const value = (shape: readonly number[], operation: Operation, operands: readonly Value[] = []): Value => ({
+  shape,
+  operation,
+  operands,
+});
+
+/** Number of elements of a shape. */
+export const elements = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
+
+export const input = (name: string, shape: readonly number[]): Value => value(shape, { kind: 'input', name });
+
+/** A scalar, or an array with its shape, baked into the graph. */
+export function constant(data: number | Float32Array, shape: readonly number[] = []): Value {
+  const array = typeof data === 'number' ? Float32Array.of(data) : data;
+  if (array.length !== elements(shape)) throw new GraphError(`constant of ${array.length} elements for shape [${shape}]`);
+  return value(shape, { kind: 'constant', data: array });
+}
+
+/** The size×size identity matrix. */
+export function identity(size: number): Value {
+  const data = new Float32Array(size * size);
+  for (let i = 0; i < size; i++) data[i * size + i] = 1;
+  return constant(data, [size, size]);
+}
+
+const unary =
+  (op: UnaryOp) =>
+  (a: Value): Value =>
+    value(a.shape, { kind: 'unary', op }, [a]);
+
+export const neg = unary('neg');
+export const sqrt = unary('sqrt');
+export const abs = unary('abs');
+export const sigmoid = unary('sigmoid');
+export const tanh = unary('tanh');
+/** x·sigmoid(x), elementwise. */
+export const silu = unary('silu');
+
+const binary =
+  (op: BinaryOp) =>
+  (a: Value | number, b: Value | number): Value => {
+    const left = typeof a === 'number' ? constant(a) : a;
+    const right = typeof b === 'number' ? constant(b) : b;
+    return value(broadcastShapes(left.shape, right.shape), { kind: 'binary', op }, [left, right]);
+  };
+
+/** Elementwise with NumPy broadcasting; a number stands for a scalar constant. */
+export const add = binary('add');
+export const sub = binary('sub');
+export const mul = binary('mul');
+export const div = binary('div');
+
+/**
+ * Matrix product over the last two axes, either operand transposed on them first. Leading (batch) axes broadcast.
+ * a: (…, i, k) or transposed (…, k, i); b: (…, k, j) or transposed (…, j, k); result (…, i, j).
+ */
+export function matmul(a: Value, b: Value, options: { transposeA?: boolean; transposeB?: boolean } = {}): Value {
+  const { transposeA = false, transposeB = false } = options;
+  if (a.shape.length < 2 || b.shape.length < 2) throw new GraphError(`matmul of [${a.shape}] and [${b.shape}]`);
+  const [rows, inner] = lastTwo(a.shape, transposeA);
+  const [innerB, cols] = lastTwo(b.shape, transposeB);
+  if (inner !== innerB) throw new GraphError(`matmul of [${a.shape}] and [${b.shape}]: ${inner} is not ${innerB}`);
+  const batch = broadcastShapes(a.shape.slice(0, -2), b.shape.slice(0, -2));
+  return value([...batch, rows, cols], { kind: 'matmul', transposeA, transposeB }, [a, b]);
+}
+
+const reduce =
+  (op: ReduceOp) =>
+  (a: Value, axes: number[]): Value => {
+    const shape = a.shape.map((size, axis) => (axes.includes(axis) ? 1 : size));
+    return value(shape, { kind: 'reduce', op, axes }, [a]);
+  };
+
+/** Reduction over `axes`; each stays as an axis of size 1. */
+export const sum = reduce('sum');
+export const max = reduce('max');
+
+/** Softmax over the last axis. */
+export const softmax = (a: Value): Value => value(a.shape, { kind: 'softmax' }, [a]);
+
+export function reshape(a: Value, shape: readonly number[]): Value {
+  if (elements(shape) !== elements(a.shape)) throw new GraphError(`reshape of [${a.shape}] to [${shape}]`);
+  return value(shape, { kind: 'reshape' }, [a]);
+}
+
+export const square = (a: Value): Value => mul(a, a);
+
+/** Sum of all elements, as a scalar. */
+export const total = (a: Value): Value =>
+  reshape(
+    sum(
+      a,
+      a.shape.map((_, axis) => axis),
+    ),
+    [],
+  );
+
+function lastTwo(shape: readonly number[], transposed: boolean): [number, number] {
+  const [rows, cols] = shape.slice(-2) as [number, number];
+  return transposed ? [cols, rows] : [rows, cols];
+}
+
+function broadcastShapes(a: readonly number[], b: readonly number[]): number[] {
+  const rank = Math.max(a.length, b.length);
+  return Array.from({ length: rank }, (_, i) => {
+    const x = a[a.length - rank + i] ?? 1;
+    const y = b[b.length - rank + i] ?? 1;
+    if (x !== y && x !== 1 && y !== 1) throw new GraphError(`shapes [${a}] and [${b}] do not broadcast`);
+    return x === 1 ? y : x;
+  });
+}

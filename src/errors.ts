@@ -1,0 +1,268 @@
+/**
+ * Every failure a user can cause, one class each. `exitCode` tells the two kinds apart: 2, the input or the flags are
+ * wrong and nothing was started; 1, it failed while running. A message names what failed and where, then what to do.
+ */
+export abstract class MobeError extends Error {
+  abstract readonly exitCode: 1 | 2;
+  override get name(): string {
+    return this.constructor.name;
+  }
+}
+
+/** The input or the flags are wrong; found before any work. */
+export abstract class InputError extends MobeError {
+  readonly exitCode = 2;
+}
+
+/** Work had begun. */
+export abstract class RunError extends MobeError {
+  readonly exitCode = 1;
+}
+
+// ---- checkpoint folders ------------------------------------------------------------------------------------------
+
+export class NotACheckpointError extends InputError {
+  constructor(readonly folder: string, reason: string) {
+    super(`${folder} is not a checkpoint: ${reason}. Give the folder that holds config.json and *.safetensors.`);
+  }
+}
+
+export class InvalidJsonError extends InputError {
+  constructor(readonly file: string, reason: string) {
+    super(`${file}: ${reason}. The file is damaged: download it again.`);
+  }
+}
+
+export class MissingShardError extends InputError {
+  constructor(readonly file: string, readonly tensors: number) {
+    super(`${file} is missing; the index places ${tensors} tensor(s) in it. Download that shard.`);
+  }
+}
+
+export class ExtraShardError extends InputError {
+  constructor(readonly file: string) {
+    super(`${file} is not named by the index. It belongs to another download: remove it, or fetch the matching index.`);
+  }
+}
+
+export class TensorNotInShardError extends InputError {
+  constructor(readonly tensor: string, readonly file: string) {
+    super(`The index places tensor "${tensor}" in ${file}, which does not hold it. Index and shards are of different downloads.`);
+  }
+}
+
+export class UnindexedTensorError extends InputError {
+  constructor(readonly tensor: string, readonly file: string) {
+    super(`${file} holds tensor "${tensor}", which the index does not place there. Index and shards are of different downloads.`);
+  }
+}
+
+export class UnsafePathError extends InputError {
+  constructor(readonly file: string, readonly path: string) {
+    super(`${file} names the shard ${JSON.stringify(path)}, which is not a plain file name. Refusing to leave the folder.`);
+  }
+}
+
+// ---- safetensors headers -----------------------------------------------------------------------------------------
+
+export class InvalidHeaderError extends InputError {
+  constructor(readonly file: string, reason: string) {
+    super(`${file}: not a safetensors file: ${reason}. Download it again.`);
+  }
+}
+
+export class HeaderTooLongError extends InputError {
+  constructor(readonly file: string, readonly length: bigint, readonly limit: number, what: string) {
+    super(`${file}: the header claims ${length} bytes, ${what} ${limit}. The file is damaged or truncated: download it again.`);
+  }
+}
+
+export class DuplicateKeyError extends InputError {
+  constructor(readonly file: string, readonly key: string) {
+    super(`${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known: download the file again.`);
+  }
+}
+
+export class TruncatedShardError extends InputError {
+  constructor(readonly file: string, readonly tensor: string, readonly expected: number, readonly actual: number) {
+    super(`${file} is truncated: tensor "${tensor}" ends at byte ${expected}, the file at ${actual}. Download it again.`);
+  }
+}
+
+export class OffsetError extends InputError {
+  constructor(readonly file: string, readonly tensor: string, reason: string) {
+    super(`${file}: tensor "${tensor}": ${reason}. The file is damaged: download it again.`);
+  }
+}
+
+export class SizeMismatchError extends InputError {
+  constructor(readonly file: string, readonly tensor: string, readonly expected: number, readonly actual: number) {
+    super(`${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged.`);
+  }
+}
+
+export class UnsupportedDtypeError extends InputError {
+  constructor(readonly tensor: string, readonly file: string, readonly dtype: string) {
+    super(
+      `Tensor "${tensor}" in ${file} is ${dtype}; experts are decoded from F32, F16 and BF16 only. Convert the checkpoint to bf16 first.`,
+    );
+  }
+}
+
+// ---- models ------------------------------------------------------------------------------------------------------
+
+export class UnknownModelError extends InputError {
+  constructor(readonly folder: string, seen: string) {
+    super(`${folder} has no experts in a layout mobe knows. ${seen}`);
+  }
+}
+
+export class MissingExpertError extends InputError {
+  constructor(readonly tensor: string, readonly folder: string) {
+    super(`${folder}: expert tensor "${tensor}" is missing while others of its layer are there. The download is incomplete.`);
+  }
+}
+
+export class UnequalExpertError extends InputError {
+  constructor(readonly tensor: string, readonly file: string, what: string) {
+    super(`Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike; leave the layer out with --layers.`);
+  }
+}
+
+export class ConfigMismatchError extends InputError {
+  constructor(readonly file: string, readonly key: string, configured: unknown, found: unknown) {
+    super(
+      `${file} says "${key}": ${JSON.stringify(configured)}, the tensors say ${JSON.stringify(found)}. Config and weights are of different models.`,
+    );
+  }
+}
+
+export class NonFiniteWeightError extends InputError {
+  constructor(readonly tensor: string, readonly file: string, readonly count: number) {
+    super(`Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Repair it, or leave its layer out with --layers.`);
+  }
+}
+
+export class DegenerateGroupError extends InputError {
+  constructor(readonly group: string, readonly value: number) {
+    super(
+      `All weights of ${group} are ${value}: there is nothing to factorise. Leave the layer out with --layers or the projection with --projections.`,
+    );
+  }
+}
+
+// ---- options, plans and outputs ----------------------------------------------------------------------------------
+
+export class OptionError extends InputError {
+  constructor(readonly option: string, reason: string) {
+    super(`${option}: ${reason}`);
+  }
+}
+
+export class NotSmallerError extends InputError {
+  constructor(readonly before: number, readonly after: number, remedy: string) {
+    super(
+      `The factors would hold ${after} parameters, the experts they replace ${before}: nothing would become smaller. ${remedy}`,
+    );
+  }
+}
+
+export class BudgetTooSmallError extends InputError {
+  constructor(readonly budget: string, readonly smallest: string) {
+    super(`--max-memory ${budget} is too small for this run: the smallest that works is ${smallest}.`);
+  }
+}
+
+export class OutputInsideInputError extends InputError {
+  constructor(readonly output: string, readonly input: string) {
+    super(`The output ${output} is the input ${input} or lies inside it. Choose a folder outside.`);
+  }
+}
+
+export class OutputNotEmptyError extends InputError {
+  constructor(readonly folder: string, what: string) {
+    super(`${folder} ${what}. Choose another folder, or replace it with --force.`);
+  }
+}
+
+export class OutputNotWritableError extends InputError {
+  constructor(readonly folder: string, reason: string) {
+    super(`${folder} cannot be written: ${reason}. Check its owner and permissions, or choose another folder.`);
+  }
+}
+
+export class DiskTooSmallError extends InputError {
+  constructor(readonly folder: string, readonly needed: string, readonly free: string) {
+    super(`${folder} has ${free} free; this run writes ${needed}. Free some space or choose another disk.`);
+  }
+}
+
+export class FactorMismatchError extends InputError {
+  constructor(readonly file: string, reason: string) {
+    super(`${file}: ${reason}. Run "mobe fit" for this model again.`);
+  }
+}
+
+export class EngineUnavailableError extends InputError {
+  constructor(readonly engine: string, reason: string) {
+    super(`Engine ${engine} cannot be used here: ${reason}`);
+  }
+}
+
+// ---- while running -----------------------------------------------------------------------------------------------
+
+export class ReadError extends RunError {
+  constructor(readonly file: string, readonly offset: number, reason: string) {
+    super(`Reading ${file} at byte ${offset} failed: ${reason}. Was it changed or moved during the run?`);
+  }
+}
+
+export class WriteError extends RunError {
+  constructor(readonly file: string, reason: string) {
+    super(`Writing ${file} failed: ${reason}. Nothing was put under its final name; run the command again once there is room.`);
+  }
+}
+
+export class OverflowError extends RunError {
+  constructor(readonly tensor: string, readonly dtype: string) {
+    super(`Tensor "${tensor}" does not fit ${dtype}: a value is too large. Use --dtype bfloat16.`);
+  }
+}
+
+export class DivergedError extends RunError {
+  constructor(readonly group: string, readonly step: number) {
+    super(`The fit of ${group} did not stay finite at step ${step}. Lower --learning-rate.`);
+  }
+}
+
+export class WorkerError extends RunError {
+  constructor(reason: string) {
+    super(`The compute worker stopped: ${reason}`);
+  }
+}
+
+export class IncompleteOutputError extends RunError {
+  constructor(readonly tensor: string, readonly written: number, readonly expected: number) {
+    super(`Only ${written} of ${expected} bytes of "${tensor}" were written. This is a defect in mobe: please report it.`);
+  }
+}
+
+export class VerificationError extends RunError {
+  constructor(readonly problems: readonly string[]) {
+    super(`The output is not what it should be:\n${problems.map((problem) => `  - ${problem}`).join('\n')}`);
+  }
+}
+
+export class InterruptedError extends RunError {
+  constructor() {
+    super('Interrupted. Nothing was put under its final name; run the same command to start again.');
+  }
+}
+
+// ---- misuse of the library ---------------------------------------------------------------------------------------
+
+/** Shapes or names of a traced program do not fit. */
+export class GraphError extends RunError {}
+
+/** An engine was fed something it cannot run. */
+export class EngineError extends RunError {}

@@ -1,0 +1,12 @@
+import { add, mul, sigmoid, silu, square, sub, tanh, type Value } from '../engine/ops.js';
+import type { Activation } from './problem.js';
+
+/** f, elementwise. */
+export const activate = (activation: Activation, x: Value): Value => (activation === 'silu' ? silu(x) : tanh(x));
+
+/** f′, given x and f(x). */
+export function derivative(activation: Activation, x: Value, fx: Value): Value {
+  if (activation === 'tanh') return sub(1, square(fx));
+  const s = sigmoid(x); // silu′ = s + x·s·(1−s) = s + f·(1−s)
+  return add(s, mul(fx, sub(1, s)));
+}

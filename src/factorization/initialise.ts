@@ -1,0 +1,43 @@
+/** Where the solvers start. */
+import { createRandom, type Random } from './random.js';
+import type { Problem, Targets } from './problem.js';
+
+/**
+ * The share of expert i in the starting bases, B_j = Σ_i c_ji · P_i W_i, with P_i a random signed choice of r rows: rows
+ * with the experts' own covariance start several times nearer than isotropic noise. Writes P_i W_i for `count` experts
+ * from `first` on as (count, r, d).
+ */
+export function scrambleRows(problem: Problem, targets: Targets, first: number, count: number, seed: number): Float32Array {
+  const { rows, cols, rank } = problem;
+  const scrambled = new Float32Array(count * rank * cols);
+  const weights = new Float32Array(rows * cols);
+  for (let e = 0; e < count; e++) {
+    const random = createRandom(seed, first + e);
+    targets.read(first + e, weights);
+    const order = permutation(rows, random);
+    for (let k = 0; k < rank; k++) {
+      const from = (order[k] as number) * cols;
+      const to = (e * rank + k) * cols;
+      const negative = random.uniform() < 0.5;
+      for (let x = 0; x < cols; x++) {
+        const value = weights[from + x] as number;
+        scrambled[to + x] = negative ? -value : value;
+      }
+    }
+  }
+  return scrambled;
+}
+
+function permutation(size: number, random: Random): Uint32Array {
+  const order = Uint32Array.from({ length: size }, (_, i) => i);
+  for (let i = size - 1; i > 0; i--) {
+    const j = random.below(i + 1);
+    [order[i], order[j]] = [order[j] as number, order[i] as number];
+  }
+  return order;
+}
+
+/** Normal numbers of the given standard deviation. */
+export function normals(count: number, deviation: number, random: Random): Float32Array {
+  return Float32Array.from({ length: count }, () => deviation * random.normal());
+}

@@ -1,0 +1,68 @@
+/**
+ * One group to factorise: W_i/σ ≈ A_i · f(Σ_j α_ij B_j) for n experts W_i (p×d), with A_i (p×r) of its own for each
+ * expert and m bases B_j (r×d) shared by all (arXiv 2508.05257, eq. 3–5).
+ */
+export interface Problem {
+  /** n */
+  readonly experts: number;
+  /** p */
+  readonly rows: number;
+  /** d */
+  readonly cols: number;
+  /** m */
+  readonly bases: number;
+  /** r */
+  readonly rank: number;
+  readonly activation: Activation;
+}
+
+export const ACTIVATIONS = ['silu', 'tanh'] as const;
+export type Activation = (typeof ACTIVATIONS)[number];
+
+/** The normalised weights W_i/σ, decoded when asked for. */
+export interface Targets {
+  /** Writes expert i as (p, d) f32, row-major. */
+  read(expert: number, target: Float32Array): void;
+}
+
+/** What a solver searches for. A is not among them: given B and α it is a linear least-squares fit (refit.ts). */
+export interface SharedFactors {
+  /** B: (m, r, d) f32, row-major. */
+  readonly bases: Float32Array;
+  /** α: (n, m) f32, row-major, as multiplied. */
+  readonly coefficients: Float32Array;
+}
+
+export interface Solution extends SharedFactors {
+  /** Steps done. */
+  readonly steps: number;
+  /** Mean squared error in units of σ², as the solver last saw it. */
+  readonly loss: number;
+}
+
+export interface SolverOptions {
+  /** Most steps to take. */
+  readonly steps: number;
+  /** Undefined: the solver's own choice. */
+  readonly learningRate: number | undefined;
+  /** Experts per batch; bounds a step's working set, changes nothing but rounding. */
+  readonly batchExperts: number;
+  /** Keep the decoded targets (n·p·d f32) for the whole fit; otherwise each step decodes them again. */
+  readonly holdTargets: boolean;
+  readonly seed: number;
+  /** Names the group in errors. */
+  readonly label: string;
+  /** Called after every step with the loss before its update. */
+  readonly onStep?: (step: number, loss: number) => void;
+}
+
+export const SOLVERS = ['varpro', 'adam'] as const;
+export type SolverName = (typeof SOLVERS)[number];
+
+/** Parameters of the factors: n·p·r + m·r·d + n·m. */
+export const factorParameters = ({ experts, rows, cols, bases, rank }: Omit<Problem, 'activation'>): number =>
+  experts * rows * rank + bases * rank * cols + experts * bases;
+
+/** Parameters of the dense weights: n·p·d. */
+export const denseParameters = ({ experts, rows, cols }: Pick<Problem, 'experts' | 'rows' | 'cols'>): number =>
+  experts * rows * cols;
