@@ -22,19 +22,28 @@ export abstract class RunError extends MobeError {
 // ---- checkpoint folders ------------------------------------------------------------------------------------------
 
 export class NotACheckpointError extends InputError {
-  constructor(readonly folder: string, reason: string) {
+  constructor(
+    readonly folder: string,
+    reason: string,
+  ) {
     super(`${folder} is not a checkpoint: ${reason}. Give the folder that holds config.json and *.safetensors.`);
   }
 }
 
 export class InvalidJsonError extends InputError {
-  constructor(readonly file: string, reason: string) {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
     super(`${file}: ${reason}. The file is damaged: download it again.`);
   }
 }
 
 export class MissingShardError extends InputError {
-  constructor(readonly file: string, readonly tensors: number) {
+  constructor(
+    readonly file: string,
+    readonly tensors: number,
+  ) {
     super(`${file} is missing; the index places ${tensors} tensor(s) in it. Download that shard.`);
   }
 }
@@ -46,63 +55,115 @@ export class ExtraShardError extends InputError {
 }
 
 export class TensorNotInShardError extends InputError {
-  constructor(readonly tensor: string, readonly file: string) {
-    super(`The index places tensor "${tensor}" in ${file}, which does not hold it. Index and shards are of different downloads.`);
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+  ) {
+    super(
+      `The index places tensor "${tensor}" in ${file}, which does not hold it. Index and shards are of different downloads.`,
+    );
   }
 }
 
 export class UnindexedTensorError extends InputError {
-  constructor(readonly tensor: string, readonly file: string) {
-    super(`${file} holds tensor "${tensor}", which the index does not place there. Index and shards are of different downloads.`);
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+  ) {
+    super(
+      `${file} holds tensor "${tensor}", which the index does not place there. Index and shards are of different downloads.`,
+    );
   }
 }
 
 export class UnsafePathError extends InputError {
-  constructor(readonly file: string, readonly path: string) {
-    super(`${file} names the shard ${JSON.stringify(path)}, which is not a plain file name. Refusing to leave the folder.`);
+  constructor(
+    readonly file: string,
+    readonly path: string,
+  ) {
+    super(
+      `${file} names the shard ${JSON.stringify(path)}, which is not a plain file name. Refusing to leave the folder.`,
+    );
   }
 }
 
 // ---- safetensors headers -----------------------------------------------------------------------------------------
 
 export class InvalidHeaderError extends InputError {
-  constructor(readonly file: string, reason: string) {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
     super(`${file}: not a safetensors file: ${reason}. Download it again.`);
   }
 }
 
 export class HeaderTooLongError extends InputError {
-  constructor(readonly file: string, readonly length: bigint, readonly limit: number, what: string) {
-    super(`${file}: the header claims ${length} bytes, ${what} ${limit}. The file is damaged or truncated: download it again.`);
+  constructor(
+    readonly file: string,
+    readonly length: bigint,
+    readonly limit: number,
+    what: string,
+  ) {
+    super(
+      `${file}: the header claims ${length} bytes, ${what} ${limit}. The file is damaged or truncated: download it again.`,
+    );
   }
 }
 
 export class DuplicateKeyError extends InputError {
-  constructor(readonly file: string, readonly key: string) {
-    super(`${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known: download the file again.`);
+  constructor(
+    readonly file: string,
+    readonly key: string,
+  ) {
+    super(
+      `${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known: download the file again.`,
+    );
   }
 }
 
 export class TruncatedShardError extends InputError {
-  constructor(readonly file: string, readonly tensor: string, readonly expected: number, readonly actual: number) {
-    super(`${file} is truncated: tensor "${tensor}" ends at byte ${expected}, the file at ${actual}. Download it again.`);
+  constructor(
+    readonly file: string,
+    readonly tensor: string,
+    readonly expected: number,
+    readonly actual: number,
+  ) {
+    super(
+      `${file} is truncated: tensor "${tensor}" ends at byte ${expected}, the file at ${actual}. Download it again.`,
+    );
   }
 }
 
 export class OffsetError extends InputError {
-  constructor(readonly file: string, readonly tensor: string, reason: string) {
+  constructor(
+    readonly file: string,
+    readonly tensor: string,
+    reason: string,
+  ) {
     super(`${file}: tensor "${tensor}": ${reason}. The file is damaged: download it again.`);
   }
 }
 
 export class SizeMismatchError extends InputError {
-  constructor(readonly file: string, readonly tensor: string, readonly expected: number, readonly actual: number) {
-    super(`${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged.`);
+  constructor(
+    readonly file: string,
+    readonly tensor: string,
+    readonly expected: number,
+    readonly actual: number,
+  ) {
+    super(
+      `${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged.`,
+    );
   }
 }
 
 export class UnsupportedDtypeError extends InputError {
-  constructor(readonly tensor: string, readonly file: string, readonly dtype: string) {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    readonly dtype: string,
+  ) {
     super(
       `Tensor "${tensor}" in ${file} is ${dtype}; experts are decoded from F32, F16 and BF16 only. Convert the checkpoint to bf16 first.`,
     );
@@ -112,25 +173,44 @@ export class UnsupportedDtypeError extends InputError {
 // ---- models ------------------------------------------------------------------------------------------------------
 
 export class UnknownModelError extends InputError {
-  constructor(readonly folder: string, seen: string) {
+  constructor(
+    readonly folder: string,
+    seen: string,
+  ) {
     super(`${folder} has no experts in a layout mobe knows. ${seen}`);
   }
 }
 
 export class MissingExpertError extends InputError {
-  constructor(readonly tensor: string, readonly folder: string) {
-    super(`${folder}: expert tensor "${tensor}" is missing while others of its layer are there. The download is incomplete.`);
+  constructor(
+    readonly tensor: string,
+    readonly folder: string,
+  ) {
+    super(
+      `${folder}: expert tensor "${tensor}" is missing while others of its layer are there. The download is incomplete.`,
+    );
   }
 }
 
 export class UnequalExpertError extends InputError {
-  constructor(readonly tensor: string, readonly file: string, what: string) {
-    super(`Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike; leave the layer out with --layers.`);
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike; leave the layer out with --layers.`,
+    );
   }
 }
 
 export class ConfigMismatchError extends InputError {
-  constructor(readonly file: string, readonly key: string, configured: unknown, found: unknown) {
+  constructor(
+    readonly file: string,
+    readonly key: string,
+    configured: unknown,
+    found: unknown,
+  ) {
     super(
       `${file} says "${key}": ${JSON.stringify(configured)}, the tensors say ${JSON.stringify(found)}. Config and weights are of different models.`,
     );
@@ -138,13 +218,22 @@ export class ConfigMismatchError extends InputError {
 }
 
 export class NonFiniteWeightError extends InputError {
-  constructor(readonly tensor: string, readonly file: string, readonly count: number) {
-    super(`Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Repair it, or leave its layer out with --layers.`);
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    readonly count: number,
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Repair it, or leave its layer out with --layers.`,
+    );
   }
 }
 
 export class DegenerateGroupError extends InputError {
-  constructor(readonly group: string, readonly value: number) {
+  constructor(
+    readonly group: string,
+    readonly value: number,
+  ) {
     super(
       `All weights of ${group} are ${value}: there is nothing to factorise. Leave the layer out with --layers or the projection with --projections.`,
     );
@@ -154,13 +243,20 @@ export class DegenerateGroupError extends InputError {
 // ---- options, plans and outputs ----------------------------------------------------------------------------------
 
 export class OptionError extends InputError {
-  constructor(readonly option: string, reason: string) {
+  constructor(
+    readonly option: string,
+    reason: string,
+  ) {
     super(`${option}: ${reason}`);
   }
 }
 
 export class NotSmallerError extends InputError {
-  constructor(readonly before: number, readonly after: number, remedy: string) {
+  constructor(
+    readonly before: number,
+    readonly after: number,
+    remedy: string,
+  ) {
     super(
       `The factors would hold ${after} parameters, the experts they replace ${before}: nothing would become smaller. ${remedy}`,
     );
@@ -168,43 +264,65 @@ export class NotSmallerError extends InputError {
 }
 
 export class BudgetTooSmallError extends InputError {
-  constructor(readonly budget: string, readonly smallest: string) {
+  constructor(
+    readonly budget: string,
+    readonly smallest: string,
+  ) {
     super(`--max-memory ${budget} is too small for this run: the smallest that works is ${smallest}.`);
   }
 }
 
 export class OutputInsideInputError extends InputError {
-  constructor(readonly output: string, readonly input: string) {
+  constructor(
+    readonly output: string,
+    readonly input: string,
+  ) {
     super(`The output ${output} is the input ${input} or lies inside it. Choose a folder outside.`);
   }
 }
 
 export class OutputNotEmptyError extends InputError {
-  constructor(readonly folder: string, what: string) {
+  constructor(
+    readonly folder: string,
+    what: string,
+  ) {
     super(`${folder} ${what}. Choose another folder, or replace it with --force.`);
   }
 }
 
 export class OutputNotWritableError extends InputError {
-  constructor(readonly folder: string, reason: string) {
+  constructor(
+    readonly folder: string,
+    reason: string,
+  ) {
     super(`${folder} cannot be written: ${reason}. Check its owner and permissions, or choose another folder.`);
   }
 }
 
 export class DiskTooSmallError extends InputError {
-  constructor(readonly folder: string, readonly needed: string, readonly free: string) {
+  constructor(
+    readonly folder: string,
+    readonly needed: string,
+    readonly free: string,
+  ) {
     super(`${folder} has ${free} free; this run writes ${needed}. Free some space or choose another disk.`);
   }
 }
 
 export class FactorMismatchError extends InputError {
-  constructor(readonly file: string, reason: string) {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
     super(`${file}: ${reason}. Run "mobe fit" for this model again.`);
   }
 }
 
 export class EngineUnavailableError extends InputError {
-  constructor(readonly engine: string, reason: string) {
+  constructor(
+    readonly engine: string,
+    reason: string,
+  ) {
     super(`Engine ${engine} cannot be used here: ${reason}`);
   }
 }
@@ -212,25 +330,40 @@ export class EngineUnavailableError extends InputError {
 // ---- while running -----------------------------------------------------------------------------------------------
 
 export class ReadError extends RunError {
-  constructor(readonly file: string, readonly offset: number, reason: string) {
+  constructor(
+    readonly file: string,
+    readonly offset: number,
+    reason: string,
+  ) {
     super(`Reading ${file} at byte ${offset} failed: ${reason}. Was it changed or moved during the run?`);
   }
 }
 
 export class WriteError extends RunError {
-  constructor(readonly file: string, reason: string) {
-    super(`Writing ${file} failed: ${reason}. Nothing was put under its final name; run the command again once there is room.`);
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
+    super(
+      `Writing ${file} failed: ${reason}. Nothing was put under its final name; run the command again once there is room.`,
+    );
   }
 }
 
 export class OverflowError extends RunError {
-  constructor(readonly tensor: string, readonly dtype: string) {
+  constructor(
+    readonly tensor: string,
+    readonly dtype: string,
+  ) {
     super(`Tensor "${tensor}" does not fit ${dtype}: a value is too large. Use --dtype bfloat16.`);
   }
 }
 
 export class DivergedError extends RunError {
-  constructor(readonly group: string, readonly step: number) {
+  constructor(
+    readonly group: string,
+    readonly step: number,
+  ) {
     super(`The fit of ${group} did not stay finite at step ${step}. Lower --learning-rate.`);
   }
 }
@@ -242,8 +375,14 @@ export class WorkerError extends RunError {
 }
 
 export class IncompleteOutputError extends RunError {
-  constructor(readonly tensor: string, readonly written: number, readonly expected: number) {
-    super(`Only ${written} of ${expected} bytes of "${tensor}" were written. This is a defect in mobe: please report it.`);
+  constructor(
+    readonly tensor: string,
+    readonly written: number,
+    readonly expected: number,
+  ) {
+    super(
+      `Only ${written} of ${expected} bytes of "${tensor}" were written. This is a defect in mobe: please report it.`,
+    );
   }
 }
 

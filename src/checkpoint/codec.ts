@@ -26,7 +26,10 @@ function halfBits(): Uint32Array {
 }
 
 /** The bytes as 16- or 32-bit words: in place where aligned, else from a copy. */
-function words<T>(bytes: Uint8Array, type: { new (buffer: ArrayBufferLike, offset: number, length: number): T; BYTES_PER_ELEMENT: number }): T {
+function words<T>(
+  bytes: Uint8Array,
+  type: { new (buffer: ArrayBufferLike, offset: number, length: number): T; BYTES_PER_ELEMENT: number },
+): T {
   const size = type.BYTES_PER_ELEMENT;
   const aligned = bytes.byteOffset % size === 0 ? bytes : bytes.slice();
   return new type(aligned.buffer, aligned.byteOffset, bytes.byteLength / size);
@@ -49,7 +52,7 @@ export function decodeFloats(dtype: FloatDtype, bytes: Uint8Array, target: Float
 }
 
 /** Rounds to the nearest value of `dtype`, ties to even; a value too large becomes infinite. */
-export function encodeFloats(dtype: FloatDtype, values: Float32Array): Uint8Array {
+export function encodeFloats(dtype: FloatDtype, values: Float32Array): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(values.length * floatBytes(dtype));
   if (dtype === 'F32') {
     new Float32Array(bytes.buffer).set(values);

@@ -25,7 +25,8 @@ const BITS: Readonly<Record<string, number>> = {
 /** A dtype whose values this program computes with. Everything else passes through as bytes. */
 export type FloatDtype = 'F32' | 'F16' | 'BF16';
 
-export const isFloatDtype = (dtype: string): dtype is FloatDtype => dtype === 'F32' || dtype === 'F16' || dtype === 'BF16';
+export const isFloatDtype = (dtype: string): dtype is FloatDtype =>
+  dtype === 'F32' || dtype === 'F16' || dtype === 'BF16';
 
 /** Bytes of one element of a dtype we compute with. */
 export const floatBytes = (dtype: FloatDtype): number => (dtype === 'F32' ? 4 : 2);

@@ -31,7 +31,8 @@ export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: s
   if (prefix.byteLength < LENGTH_BYTES) throw new InvalidHeaderError(file, `it has only ${fileBytes} bytes`);
   const length = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
   if (length > BigInt(MAX_HEADER_BYTES)) throw new HeaderTooLongError(file, length, MAX_HEADER_BYTES, 'the limit is');
-  if (Number(length) > fileBytes - LENGTH_BYTES) throw new HeaderTooLongError(file, length, fileBytes, 'the whole file has');
+  if (Number(length) > fileBytes - LENGTH_BYTES)
+    throw new HeaderTooLongError(file, length, fileBytes, 'the whole file has');
   return Number(length);
 }
 
@@ -53,10 +54,12 @@ export function parseHeader(json: Uint8Array, fileBytes: number, file: string): 
   for (const tensor of tensors) {
     if (tensor.end > fileBytes) throw new TruncatedShardError(file, tensor.name, tensor.end, fileBytes);
     if (tensor.start < position) throw new OffsetError(file, tensor.name, 'its data overlaps the tensor before it');
-    if (tensor.start > position) throw new OffsetError(file, tensor.name, `${tensor.start - position} unused bytes lie before it`);
+    if (tensor.start > position)
+      throw new OffsetError(file, tensor.name, `${tensor.start - position} unused bytes lie before it`);
     position = tensor.end;
   }
-  if (position !== fileBytes) throw new InvalidHeaderError(file, `${fileBytes - position} bytes follow the last tensor`);
+  if (position !== fileBytes)
+    throw new InvalidHeaderError(file, `${fileBytes - position} bytes follow the last tensor`);
   return tensors;
 }
 
@@ -85,11 +88,13 @@ function parseEntry(name: string, entry: unknown, dataStart: number, file: strin
   const { dtype, shape, data_offsets: offsets } = entry;
   if (typeof dtype !== 'string') throw new InvalidHeaderError(file, `tensor "${name}" has no dtype`);
   if (!isIndexArray(shape)) throw new InvalidHeaderError(file, `the shape of tensor "${name}" is not a list of sizes`);
-  if (!isIndexArray(offsets) || offsets.length !== 2) throw new OffsetError(file, name, 'its data_offsets are not two offsets');
+  if (!isIndexArray(offsets) || offsets.length !== 2)
+    throw new OffsetError(file, name, 'its data_offsets are not two offsets');
   const [start, end] = offsets as [number, number];
   if (start > end) throw new OffsetError(file, name, `it ends (${end}) before it begins (${start})`);
   const expected = byteLength(dtype, shape);
-  if (expected !== undefined && expected !== end - start) throw new SizeMismatchError(file, name, expected, end - start);
+  if (expected !== undefined && expected !== end - start)
+    throw new SizeMismatchError(file, name, expected, end - start);
   return { name, dtype, shape, file, start: dataStart + start, end: dataStart + end };
 }
 
@@ -107,8 +112,15 @@ export interface TensorSpec {
   readonly bytes: number;
 }
 
-/** The length field and the header, space-padded so that the data begins 8-byte aligned. */
-export function encodeHeader(tensors: readonly TensorSpec[], metadata: Readonly<Record<string, string>> = {}): Uint8Array {
+/**
+ * The length field and the header, space-padded so that the data begins 8-byte aligned.
+ * @param least pads to at least this many bytes in all, to leave room for a longer header later
+ */
+export function encodeHeader(
+  tensors: readonly TensorSpec[],
+  metadata: Readonly<Record<string, string>> = {},
+  least = 0,
+): Uint8Array {
   // "format": some loaders refuse a file without it.
   const header: Record<string, unknown> = Object.create(null);
   header.__metadata__ = { format: 'pt', ...metadata };
@@ -118,7 +130,7 @@ export function encodeHeader(tensors: readonly TensorSpec[], metadata: Readonly<
     offset += bytes;
   }
   const json = new TextEncoder().encode(JSON.stringify(header));
-  const padded = Math.ceil(json.byteLength / 8) * 8;
+  const padded = Math.ceil(Math.max(json.byteLength, least - LENGTH_BYTES) / 8) * 8;
   const encoded = new Uint8Array(LENGTH_BYTES + padded).fill(0x20);
   new DataView(encoded.buffer).setBigUint64(0, BigInt(padded), true);
   encoded.set(json, LENGTH_BYTES);

@@ -38,8 +38,13 @@ export function layoutShards(tensors: readonly TensorSpec[], shardBytes: number)
 }
 
 /** One safetensors file holding these tensors in this order. */
-export function layoutFile(file: string, tensors: readonly TensorSpec[], metadata: Record<string, string> = {}): ShardLayout {
-  const header = encodeHeader(tensors, metadata);
+export function layoutFile(
+  file: string,
+  tensors: readonly TensorSpec[],
+  metadata: Record<string, string> = {},
+  leastHeaderBytes = 0,
+): ShardLayout {
+  const header = encodeHeader(tensors, metadata, leastHeaderBytes);
   return { file, tensors, header, bytes: tensors.reduce((sum, tensor) => sum + tensor.bytes, header.byteLength) };
 }
 

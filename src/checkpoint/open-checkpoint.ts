@@ -1,8 +1,9 @@
 /** Opens a Hugging Face checkpoint folder: config, index and shard headers. No tensor data is read. */
 import { createHash } from 'node:crypto';
-import { open, readdir, readFile, stat } from 'node:fs/promises';
+import { open, readdir, readFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import {
+  DuplicateKeyError,
   ExtraShardError,
   InvalidHeaderError,
   InvalidJsonError,
@@ -11,7 +12,6 @@ import {
   TensorNotInShardError,
   UnindexedTensorError,
   UnsafePathError,
-  DuplicateKeyError,
 } from '../errors.js';
 import { duplicateKey } from './duplicate-key.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type TensorInfo } from './header.js';
@@ -58,7 +58,8 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     }
   } else {
     if (files.length === 0) throw new NotACheckpointError(root, 'it has no *.safetensors file');
-    if (files.length > 1) throw new NotACheckpointError(root, `it has ${files.length} *.safetensors files but no ${INDEX_FILE}`);
+    if (files.length > 1)
+      throw new NotACheckpointError(root, `it has ${files.length} *.safetensors files but no ${INDEX_FILE}`);
     shards.push(await openShard(join(root, files[0] as string)));
   }
   const tensors = new Map(shards.flatMap((shard) => shard.tensors.map((tensor) => [tensor.name, tensor] as const)));
@@ -103,7 +104,8 @@ async function readIndex(path: string): Promise<Map<string, string[]>> {
   const placed = new Map<string, string[]>();
   for (const [tensor, file] of Object.entries(weightMap)) {
     if (typeof file !== 'string') throw new InvalidJsonError(path, `"weight_map" places "${tensor}" in no file`);
-    if (basename(file) !== file || file === '' || file === '..' || file.includes('\\')) throw new UnsafePathError(path, file);
+    if (basename(file) !== file || file === '' || file === '..' || file.includes('\\'))
+      throw new UnsafePathError(path, file);
     const tensors = placed.get(file);
     if (tensors) tensors.push(tensor);
     else placed.set(file, [tensor]);
@@ -136,7 +138,8 @@ export async function readJsonObject(path: string): Promise<Record<string, unkno
   } catch (error) {
     throw new InvalidJsonError(path, `not JSON (${(error as Error).message})`);
   }
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) throw new InvalidJsonError(path, 'not a JSON object');
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new InvalidJsonError(path, 'not a JSON object');
   const duplicate = duplicateKey(text);
   if (duplicate !== undefined) throw new DuplicateKeyError(path, duplicate);
   return value as Record<string, unknown>;
@@ -169,9 +172,4 @@ export async function fingerprint(checkpoint: Checkpoint): Promise<string> {
     }
   }
   return hash.digest('hex');
-}
-
-/** Bytes of all files named, for a size in a report. */
-export async function fileBytes(path: string): Promise<number> {
-  return (await stat(path)).size;
 }

@@ -2,12 +2,23 @@
  * A folder that is filled all at once or not at all. Everything is written in `<folder>/.mobe-partial/`; `commit` moves
  * it out under the final names once every byte is on disk, the files that make it loadable (index, config) last.
  */
-import { type FileHandle, mkdir, open, readdir, realpath, rename, rm, statfs, writeFile, copyFile } from 'node:fs/promises';
 import { constants } from 'node:fs';
-import { dirname, join, relative, resolve, isAbsolute } from 'node:path';
+import {
+  chmod,
+  copyFile,
+  mkdir,
+  open,
+  readdir,
+  realpath,
+  rename,
+  rm,
+  rmdir,
+  statfs,
+  writeFile,
+} from 'node:fs/promises';
+import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import {
   DiskTooSmallError,
-  IncompleteOutputError,
   OutputInsideInputError,
   OutputNotEmptyError,
   OutputNotWritableError,
@@ -15,6 +26,7 @@ import {
 } from '../errors.js';
 import { formatBytes } from '../format.js';
 import type { ShardLayout } from './layout.js';
+import { asWriteError, ShardWriter } from './shard-writer.js';
 
 export const PARTIAL_FOLDER = '.mobe-partial';
 
@@ -57,9 +69,8 @@ export interface OutputFolderOptions {
 }
 
 export class OutputFolder {
-  private readonly written = new Map<string, number>();
-  private readonly places = new Map<string, { handle: FileHandle; position: number; bytes: number }>();
-  private readonly handles: FileHandle[] = [];
+  private readonly shards: ShardWriter[] = [];
+  private readonly holder = new Map<string, ShardWriter>();
   private readonly files = new Set<string>();
 
   private constructor(
@@ -69,9 +80,9 @@ export class OutputFolder {
 
   /** Checks the folder and the disk, then creates the partial folder. */
   static async create(folder: string, { neededBytes, replaces = [] }: OutputFolderOptions): Promise<OutputFolder> {
-    const held = await listOutput(folder);
-    const foreign = held?.filter((name) => !replaces.includes(name));
-    if (foreign?.length) throw new OutputNotEmptyError(folder, `is not empty (it holds ${foreign.slice(0, 3).join(', ')})`);
+    const foreign = (await listOutput(folder))?.filter((name) => !replaces.includes(name));
+    if (foreign?.length)
+      throw new OutputNotEmptyError(folder, `is not empty (it holds ${foreign.slice(0, 3).join(', ')})`);
     await checkDisk(folder, neededBytes);
     const output = new OutputFolder(folder, replaces);
     try {
@@ -88,39 +99,18 @@ export class OutputFolder {
   }
 
   /** Creates a shard at its full size with its header, ready for writes in any order. */
-  async reserve({ file, tensors, header, bytes }: ShardLayout): Promise<void> {
-    try {
-      const handle = await open(this.partial(file), 'wx');
-      this.handles.push(handle);
-      this.files.add(file);
-      await handle.truncate(bytes);
-      await handle.write(header, 0, header.byteLength, 0);
-      let position = header.byteLength;
-      for (const tensor of tensors) {
-        this.places.set(tensor.name, { handle, position, bytes: tensor.bytes });
-        position += tensor.bytes;
-      }
-    } catch (error) {
-      throw new WriteError(join(this.folder, file), (error as Error).message);
-    }
+  async reserve(layout: ShardLayout): Promise<void> {
+    const shard = await ShardWriter.create(this.partial(layout.file), layout);
+    this.files.add(layout.file);
+    this.shards.push(shard);
+    for (const tensor of shard.tensors) this.holder.set(tensor, shard);
   }
 
   /** Writes part of a reserved tensor, `offset` bytes into it. */
   async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
-    const place = this.places.get(tensor);
-    if (!place || offset + data.byteLength > place.bytes) {
-      throw new WriteError(this.folder, `no room is reserved for "${tensor}" at ${offset}`);
-    }
-    try {
-      for (let done = 0; done < data.byteLength; ) {
-        const length = data.byteLength - done;
-        const { bytesWritten } = await place.handle.write(data, done, length, place.position + offset + done);
-        done += bytesWritten;
-      }
-    } catch (error) {
-      throw new WriteError(join(this.folder, tensor), (error as Error).message);
-    }
-    this.written.set(tensor, (this.written.get(tensor) ?? 0) + data.byteLength);
+    const shard = this.holder.get(tensor);
+    if (!shard) throw new WriteError(this.folder, `no room is reserved for "${tensor}"`);
+    await shard.write(tensor, offset, data);
   }
 
   async writeText(file: string, text: string): Promise<void> {
@@ -136,51 +126,47 @@ export class OutputFolder {
     try {
       await mkdir(dirname(target), { recursive: true });
       await create(target);
+      await chmod(target, 0o644); // a copy of a read-only file must still be replaceable
       const handle = await open(target, 'r+');
       await handle.sync().finally(() => handle.close());
     } catch (error) {
-      throw new WriteError(join(this.folder, file), (error as Error).message);
+      throw asWriteError(join(this.folder, file), error);
     }
     this.files.add(file);
   }
 
   /**
    * Puts everything under its final name. Throws if any reserved byte was not written.
-   * @param last files to move after all others: a loader that finds them finds the rest whole.
+   * @param last files without which a loader sees nothing: the old ones go first, the new ones come last.
    */
   async commit(last: readonly string[]): Promise<void> {
-    for (const [tensor, { bytes }] of this.places) {
-      const written = this.written.get(tensor) ?? 0;
-      if (written !== bytes) throw new IncompleteOutputError(tensor, written, bytes);
-    }
+    for (const shard of this.shards) await shard.finish();
+    this.shards.length = 0;
+    const lastFirst = (files: Iterable<string>): string[] =>
+      [...files].sort((a, b) => Number(last.includes(b)) - Number(last.includes(a)));
     try {
-      await Promise.all(this.handles.map((handle) => handle.sync()));
-      await this.closeFiles();
-      for (const file of this.replaces) await rm(join(this.folder, file), { recursive: true, force: true });
-      const first = [...this.files].filter((file) => !last.includes(file));
-      for (const file of [...first, ...last.filter((name) => this.files.has(name))]) {
+      for (const file of lastFirst(this.replaces)) await rm(join(this.folder, file), { recursive: true, force: true });
+      for (const file of lastFirst(this.files).reverse()) {
         await mkdir(dirname(join(this.folder, file)), { recursive: true });
         await rename(this.partial(file), join(this.folder, file));
       }
       await rm(this.partial(), { recursive: true, force: true });
       await syncFolder(this.folder);
     } catch (error) {
-      throw new WriteError(this.folder, (error as Error).message);
+      throw asWriteError(this.folder, error);
     }
   }
 
   /** Gives up: what was written so far is removed; an earlier run's files stay. */
   async abandon(): Promise<void> {
-    await this.closeFiles();
+    for (const shard of this.shards.splice(0)) await shard.abandon();
     await rm(this.partial(), { recursive: true, force: true });
-  }
-
-  private async closeFiles(): Promise<void> {
-    await Promise.allSettled(this.handles.splice(0).map((handle) => handle.close()));
+    await rmdir(this.folder).catch(() => {}); // created by this run, or not empty and kept
   }
 }
 
-async function checkDisk(folder: string, neededBytes: number): Promise<void> {
+/** Throws unless the disk that holds `folder`, or will, has room. */
+export async function checkDisk(folder: string, neededBytes: number): Promise<void> {
   let existing = resolve(folder);
   for (;;) {
     try {
@@ -197,7 +183,7 @@ async function checkDisk(folder: string, neededBytes: number): Promise<void> {
 }
 
 /** Makes the renames themselves durable. Not every platform lets a folder be opened. */
-async function syncFolder(folder: string): Promise<void> {
+export async function syncFolder(folder: string): Promise<void> {
   const handle = await open(folder).catch(() => undefined);
   await handle?.sync().catch(() => {});
   await handle?.close();

@@ -30,7 +30,12 @@ export interface GroupNames {
   readonly experts: readonly string[];
 }
 
-export const groupLabel = ({ layer, projection }: Pick<GroupPlan, 'layer' | 'projection'>): string => `layer ${layer} ${projection}`;
+export const groupLabel = ({ layer, projection }: Pick<GroupPlan, 'layer' | 'projection'>): string =>
+  `layer ${layer} ${projection}`;
+
+/** Bytes of a group's dense weights, as stored. */
+export const sourceBytes = ({ problem, sourceDtype }: GroupPlan): number =>
+  denseParameters(problem) * floatBytes(sourceDtype);
 
 /** The layers to convert. Throws `OptionError` for one that has no experts. */
 export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | undefined): ExpertLayer[] {
@@ -38,7 +43,10 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
   const known = new Set(layers.map(({ layer }) => layer));
   const unknown = wanted.filter((layer) => !known.has(layer));
   if (unknown.length) {
-    throw new OptionError('--layers', `layer ${unknown.join(', ')} has no routed experts; those that have: ${formatRanges([...known])}`);
+    throw new OptionError(
+      '--layers',
+      `layer ${unknown.join(', ')} has no routed experts; those that have: ${formatRanges([...known])}`,
+    );
   }
   return layers.filter(({ layer }) => wanted.includes(layer));
 }
@@ -50,13 +58,14 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
     throw new OptionError('--format', `no native form is defined for ${model.family.name}. Use --format hf.`);
   }
   const bases = settings.bases ?? basesToKeep(layers, settings);
-  const groups = layers.flatMap((layer) => settings.projections.map((projection) => planGroup(layer, projection, bases, settings)));
+  const groups = layers.flatMap((layer) =>
+    settings.projections.map((projection) => planGroup(layer, projection, bases, settings)),
+  );
   for (const { problem } of groups) checkSmaller(problem);
-  const firstByte = ({ experts: [first] }: GroupPlan): string => `${first?.file}:${String(first?.start).padStart(16, '0')}`;
+  const firstByte = ({ experts: [first] }: GroupPlan): string =>
+    `${first?.file}:${String(first?.start).padStart(16, '0')}`;
   return groups.sort((a, b) => (firstByte(a) < firstByte(b) ? -1 : 1));
 }
-
-
 
 function planGroup(layer: ExpertLayer, projection: FactorisedProjection, bases: number, settings: Settings): GroupPlan {
   const experts = layer.experts[projection];
@@ -65,7 +74,10 @@ function planGroup(layer: ExpertLayer, projection: FactorisedProjection, bases: 
   if (!isFloatDtype(first.dtype)) throw new UnsupportedDtypeError(first.name, first.file, first.dtype);
   const rank = settings.rank ?? Math.min(rows, cols);
   if (rank > Math.min(rows, cols)) {
-    throw new OptionError('--rank', `${rank} is more than an expert has: ${first.name} is ${rows}×${cols}, so at most ${Math.min(rows, cols)}`);
+    throw new OptionError(
+      '--rank',
+      `${rank} is more than an expert has: ${first.name} is ${rows}×${cols}, so at most ${Math.min(rows, cols)}`,
+    );
   }
   return {
     layer: layer.layer,
@@ -102,7 +114,10 @@ function basesToKeep(layers: readonly ExpertLayer[], { keep = 1, projections, ra
   const bases = Math.floor((keep * total - fixed) / perBasis);
   if (layers.length && bases < 1) {
     const least = Math.ceil((1000 * (fixed + perBasis)) / total) / 1000;
-    throw new OptionError('--keep', `even one basis keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Lower --rank to go below.`);
+    throw new OptionError(
+      '--keep',
+      `even one basis keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Lower --rank to go below.`,
+    );
   }
   return bases;
 }
@@ -126,7 +141,7 @@ export function groupTensors({ problem, dtype, names, experts }: GroupPlan, form
     shape,
     bytes: shape.reduce((a, b) => a * b, floatBytes(dtype)),
   });
-  if (format === 'hf') return experts.map(({ name, shape }) => spec(name, [...shape]));
+  if (format === 'hf') return experts.map(({ name }) => spec(name, [p, d]));
   return [
     spec(names.bases, [m, r, d]),
     spec(names.coefficients, [n, m]),

@@ -1,10 +1,9 @@
 /** What a run must hold in memory, and how it is arranged to stay within the budget. */
-import { floatBytes } from '../checkpoint/dtype.js';
 import { READ_BYTES } from '../checkpoint/tensor-reader.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { denseParameters, type Problem } from '../factorization/problem.js';
 import { formatBytes } from '../format.js';
-import type { GroupPlan } from './groups.js';
+import { type GroupPlan, sourceBytes } from './groups.js';
 import type { Settings } from './settings.js';
 
 const MIB = 2 ** 20;
@@ -81,10 +80,9 @@ function arrange(groups: readonly GroupPlan[], settings: Settings, wish: Arrange
   };
 }
 
-export const sourceBytes = ({ problem, sourceDtype }: GroupPlan): number => denseParameters(problem) * floatBytes(sourceDtype);
-
 /** f32 values alive at once for one expert of a batch: S, F, f′, D; W, R; A, WFᵀ; G, X and their products. */
-const batchBytesPerExpert = ({ rows: p, cols: d, rank: r }: Problem): number => 4 * (5 * r * d + 3 * p * d + 3 * p * r + 6 * r * r);
+const batchBytesPerExpert = ({ rows: p, cols: d, rank: r }: Problem): number =>
+  4 * (5 * r * d + 3 * p * d + 3 * p * r + 6 * r * r);
 
 function solverBytes(problem: Problem, batchExperts: number, holdTargets: boolean, { solver }: Settings): number {
   const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;

@@ -1,15 +1,11 @@
 /** Everything a conversion will write, from headers and flags alone. */
-import { CONFIG_FILE, INDEX_FILE, type Checkpoint } from '../checkpoint/open-checkpoint.js';
+
 import { elementCount } from '../checkpoint/dtype.js';
 import type { TensorInfo, TensorSpec } from '../checkpoint/header.js';
 import { type Layout, layoutShards } from '../checkpoint/layout.js';
+import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
 import { type GroupPlan, groupTensors } from './groups.js';
 import type { Format } from './settings.js';
-
-/** Where the bytes of an output tensor come from. */
-export type Origin =
-  | { kind: 'copy'; tensor: TensorInfo }
-  | { kind: 'group'; group: GroupPlan };
 
 export interface ConversionPlan {
   readonly source: Checkpoint;
@@ -23,7 +19,6 @@ export interface ConversionPlan {
   /** Tensor bytes, without headers. */
   readonly bytesBefore: number;
   readonly bytesAfter: number;
-  readonly config: Readonly<Record<string, unknown>>;
 }
 
 /** Files of an output folder that make it loadable: they appear after everything else. */
@@ -34,7 +29,6 @@ export interface PlanInput {
   groups: readonly GroupPlan[];
   format: Format;
   shardBytes: number;
-  config: Readonly<Record<string, unknown>>;
   /** Source tensors that neither pass through nor belong to a group's dense weights (an expansion's B and α). */
   dropped?: ReadonlySet<string>;
 }
@@ -43,7 +37,7 @@ export interface PlanInput {
  * Lays out the output in the order of the source; a group's bases and coefficients come where its first expert was, so
  * that copying and factorising both move through the files in one direction.
  */
-export function planConversion({ source, groups, format, shardBytes, config, dropped }: PlanInput): ConversionPlan {
+export function planConversion({ source, groups, format, shardBytes, dropped }: PlanInput): ConversionPlan {
   const replaced = new Map<string, TensorSpec[]>();
   for (const group of groups) {
     const tensors = groupTensors(group, format);
@@ -77,7 +71,6 @@ export function planConversion({ source, groups, format, shardBytes, config, dro
     parametersAfter: countParameters(outputs),
     bytesBefore: tensors.reduce((sum, { start, end }) => sum + end - start, 0),
     bytesAfter: layout.tensorBytes,
-    config,
   };
 }
 
@@ -88,4 +81,5 @@ const countParameters = (tensors: ReadonlyArray<{ shape: readonly number[] }>): 
   tensors.reduce((sum, { shape }) => sum + elementCount(shape), 0);
 
 /** Bytes of the files a conversion writes, side files aside. */
-export const outputBytes = ({ layout }: ConversionPlan): number => layout.shards.reduce((sum, { bytes }) => sum + bytes, 0);
+export const outputBytes = ({ layout }: ConversionPlan): number =>
+  layout.shards.reduce((sum, { bytes }) => sum + bytes, 0);

@@ -30,7 +30,10 @@ const settingsSchema = z
     /** r; undefined: p, the expert's rows. */
     rank: positive.optional(),
     activation: z.enum(ACTIVATIONS).default('silu'),
-    projections: z.array(z.enum(FACTORISED)).min(1).default([...FACTORISED]),
+    projections: z
+      .array(z.enum(FACTORISED))
+      .min(1)
+      .default([...FACTORISED]),
     /** Layers to convert; undefined: all that have routed experts. */
     layers: z.array(z.number().int().nonnegative()).optional(),
     /** Of the factors (and of rebuilt weights); undefined: the experts' own. */

@@ -77,7 +77,8 @@ function encodeOperation(
   switch (operation.kind) {
     case 'unary':
       // QuickGelu is x·sigmoid(alpha·x): with alpha 1, silu in one pass.
-      if (operation.op === 'silu') return { input, opType: 'QuickGelu', domain: MICROSOFT, attribute: [float('alpha', 1)] };
+      if (operation.op === 'silu')
+        return { input, opType: 'QuickGelu', domain: MICROSOFT, attribute: [float('alpha', 1)] };
       return { input, opType: UNARY[operation.op] };
     case 'binary':
       return { input, opType: BINARY[operation.op] };

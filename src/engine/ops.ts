@@ -40,7 +40,8 @@ export const input = (name: string, shape: readonly number[]): Value => value(sh
 /** A scalar, or an array with its shape, baked into the graph. */
 export function constant(data: number | Float32Array, shape: readonly number[] = []): Value {
   const array = typeof data === 'number' ? Float32Array.of(data) : data;
-  if (array.length !== elements(shape)) throw new GraphError(`constant of ${array.length} elements for shape [${shape}]`);
+  if (array.length !== elements(shape))
+    throw new GraphError(`constant of ${array.length} elements for shape [${shape}]`);
   return value(shape, { kind: 'constant', data: array });
 }
 

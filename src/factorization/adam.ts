@@ -129,7 +129,8 @@ export async function solveAdam(
         break;
       }
       options.onStep?.(t, loss);
-      for (const [i, batch] of batches.entries()) batch.A = await step(batch.update, batch.A, gradientsA[i] as EngineTensor, t);
+      for (const [i, batch] of batches.entries())
+        batch.A = await step(batch.update, batch.A, gradientsA[i] as EngineTensor, t);
       B = await step(updateB, B, dB, t);
       w = await step(updateW, w, engine.tensor(logitGradient, [n, m]), t);
     }
@@ -158,7 +159,10 @@ function traceGradient(problem: Problem, count: number) {
     const F = activate(problem.activation, S);
     const R = sub(matmul(A, F), W);
     const scaled = mul(R, 2 / (n * p * d));
-    const D = reshape(mul(matmul(A, scaled, { transposeA: true }), derivative(problem.activation, S, F)), [count, r * d]);
+    const D = reshape(mul(matmul(A, scaled, { transposeA: true }), derivative(problem.activation, S, F)), [
+      count,
+      r * d,
+    ]);
     const dAlpha = matmul(D, B, { transposeB: true });
     // softmax′: α ∘ (dα − ⟨α, dα⟩)
     return {

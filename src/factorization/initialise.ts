@@ -1,13 +1,20 @@
 /** Where the solvers start. */
-import { createRandom, type Random } from './random.js';
+
 import type { Problem, Targets } from './problem.js';
+import { createRandom, type Random } from './random.js';
 
 /**
  * The share of expert i in the starting bases, B_j = Σ_i c_ji · P_i W_i, with P_i a random signed choice of r rows: rows
  * with the experts' own covariance start several times nearer than isotropic noise. Writes P_i W_i for `count` experts
  * from `first` on as (count, r, d).
  */
-export function scrambleRows(problem: Problem, targets: Targets, first: number, count: number, seed: number): Float32Array {
+export function scrambleRows(
+  problem: Problem,
+  targets: Targets,
+  first: number,
+  count: number,
+  seed: number,
+): Float32Array {
   const { rows, cols, rank } = problem;
   const scrambled = new Float32Array(count * rank * cols);
   const weights = new Float32Array(rows * cols);

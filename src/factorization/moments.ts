@@ -31,7 +31,9 @@ export function measureMoments(values: Float32Array): Moments {
     if (value > max) max = value;
   }
   // A NaN or an infinity anywhere shows in the sums; only then is it worth counting them.
-  const nonFinite = Number.isFinite(squares) ? 0 : values.reduce((count, value) => count + (Number.isFinite(value) ? 0 : 1), 0);
+  const nonFinite = Number.isFinite(squares)
+    ? 0
+    : values.reduce((count, value) => count + (Number.isFinite(value) ? 0 : 1), 0);
   return { count: values.length, sum, squares, nonFinite, min, max };
 }
 

@@ -20,7 +20,11 @@ export interface Refit {
   dispose(): Promise<void>;
 }
 
-export async function createRefit(engine: Engine, problem: Problem, { bases, coefficients }: SharedFactors): Promise<Refit> {
+export async function createRefit(
+  engine: Engine,
+  problem: Problem,
+  { bases, coefficients }: SharedFactors,
+): Promise<Refit> {
   const { bases: m, rank: r, cols: d, rows: p } = problem;
   const start = await engine.compile(
     trace({ B: [m, r * d], alpha: [1, m] }, ({ B, alpha }) => {
@@ -29,7 +33,9 @@ export async function createRefit(engine: Engine, problem: Problem, { bases, coe
       return { F, G, ...sharpen(G, coldStart(G), SHARPEN_STEPS) };
     }),
   );
-  const continued = await engine.compile(trace({ G: [1, r, r], X: [1, r, r] }, ({ G, X }) => sharpen(G, X, SHARPEN_STEPS)));
+  const continued = await engine.compile(
+    trace({ G: [1, r, r], X: [1, r, r] }, ({ G, X }) => sharpen(G, X, SHARPEN_STEPS)),
+  );
   const solve = await engine.compile(
     trace({ F: [1, r, d], X: [1, r, r], W: [1, p, d] }, ({ F, X, W }) => {
       const A0 = matmul(matmul(W, F, { transposeB: true }), X);
@@ -70,7 +76,11 @@ export async function createRefit(engine: Engine, problem: Problem, { bases, coe
       // Refinement helps unless the Gram matrix is nearly singular; take what fits best.
       let best = 'A0';
       let least = Number.POSITIVE_INFINITY;
-      for (const [name, error] of [['A0', 'e0'], ['A1', 'e1'], ['A2', 'e2']] as const) {
+      for (const [name, error] of [
+        ['A0', 'e0'],
+        ['A1', 'e1'],
+        ['A2', 'e2'],
+      ] as const) {
         const squared = (await engine.read(out[error] as EngineTensor))[0] as number;
         if (squared < least) [best, least] = [name, squared];
       }

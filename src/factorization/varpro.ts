@@ -44,7 +44,12 @@ const MAX_UNDOS = 12;
 const defaultRate = (steps: number): number => 0.3 * (100 / Math.max(20, steps)) ** 0.55;
 const lastMomentum = (steps: number): number => 1 - 0.03 * (100 / Math.max(20, steps)) ** 0.5;
 
-export async function solveVarpro(engine: Engine, problem: Problem, targets: Targets, options: SolverOptions): Promise<Solution> {
+export async function solveVarpro(
+  engine: Engine,
+  problem: Problem,
+  targets: Targets,
+  options: SolverOptions,
+): Promise<Solution> {
   const solver = await VarproSolver.create(engine, problem, targets, options);
   try {
     return await solver.solve();
@@ -86,7 +91,12 @@ class VarproSolver {
     private state: State,
   ) {}
 
-  static async create(engine: Engine, problem: Problem, targets: Targets, options: SolverOptions): Promise<VarproSolver> {
+  static async create(
+    engine: Engine,
+    problem: Problem,
+    targets: Targets,
+    options: SolverOptions,
+  ): Promise<VarproSolver> {
     const { experts: n, bases: m, rank: r, cols: d } = problem;
     const sizes = splitBatches(n, options.batchExperts);
     const programs = new Map<number, Programs>();
@@ -223,7 +233,11 @@ class VarproSolver {
     }
   }
 
-  private async moveBases(gradient: EngineTensor, rate: number, momentum: number): Promise<Pick<State, 'bases' | 'momentum'>> {
+  private async moveBases(
+    gradient: EngineTensor,
+    rate: number,
+    momentum: number,
+  ): Promise<Pick<State, 'bases' | 'momentum'>> {
     const { rank, cols } = this.problem;
     const scalar = (value: number): EngineTensor => this.engine.tensor(Float32Array.of(value), [1]);
     const out = await this.update.run({
@@ -389,7 +403,8 @@ function moveCoefficients(
   for (let i = 0; i < next.length; i++) {
     const g = gradient[i] as number;
     mean[i] = momentum * (moments.mean[i] as number) + (1 - momentum) * g;
-    variance[i] = COEFFICIENT_VARIANCE_DECAY * (moments.variance[i] as number) + (1 - COEFFICIENT_VARIANCE_DECAY) * g * g;
+    variance[i] =
+      COEFFICIENT_VARIANCE_DECAY * (moments.variance[i] as number) + (1 - COEFFICIENT_VARIANCE_DECAY) * g * g;
     const scale = Math.sqrt((variance[i] as number) * varianceCorrection) + 1e-30;
     next[i] = (coefficients[i] as number) - (rate * (mean[i] as number) * meanCorrection) / scale;
   }

@@ -1,7 +1,7 @@
 /** Finds a checkpoint's experts from its config and tensor names; the folder's name plays no part. */
 import { join } from 'node:path';
 import type { TensorInfo } from '../checkpoint/header.js';
-import { CONFIG_FILE, type Checkpoint } from '../checkpoint/open-checkpoint.js';
+import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import { ConfigMismatchError, MissingExpertError, UnequalExpertError, UnknownModelError } from '../errors.js';
 import { bailing } from './bailing.js';
 import { deepseek, kimiK2 } from './deepseek.js';
@@ -14,7 +14,8 @@ const FAMILIES: readonly Family[] = [qwen3Moe, deepseek, kimiK2, bailing];
 const generic = (modelType: string, config: Readonly<Record<string, unknown>>): Family => ({
   name: `${modelType} (standard expert names)`,
   modelTypes: [modelType],
-  expertCountKey: ['num_experts', 'n_routed_experts', 'num_local_experts'].find((key) => key in config) ?? 'num_experts',
+  expertCountKey:
+    ['num_experts', 'n_routed_experts', 'num_local_experts'].find((key) => key in config) ?? 'num_experts',
   rowsKey: 'moe_intermediate_size',
   nativeArchitecture: undefined,
 });
@@ -24,7 +25,8 @@ const EXPERT_NAME = /^((?:.+\.)?layers\.(\d+)\.mlp\.)experts\.(\d+)\.(gate_proj|
 /** Throws an `InputError` where the experts are incomplete, unequal, or not what the config says. */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
   const modelType = String(checkpoint.config.model_type ?? 'unknown');
-  const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, checkpoint.config);
+  const family =
+    FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, checkpoint.config);
   const layers = collectLayers(checkpoint);
   if (layers.length === 0) {
     const sample = [...checkpoint.tensors.keys()].filter((name) => /expert|mlp|feed_forward/.test(name)).slice(0, 3);
@@ -72,9 +74,14 @@ function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): 
 }
 
 function checkAlike(tensor: TensorInfo, first: TensorInfo): void {
-  if (tensor.shape.length !== 2) throw new UnequalExpertError(tensor.name, tensor.file, `has shape [${tensor.shape}], not a matrix`);
+  if (tensor.shape.length !== 2)
+    throw new UnequalExpertError(tensor.name, tensor.file, `has shape [${tensor.shape}], not a matrix`);
   if (String(tensor.shape) !== String(first.shape)) {
-    throw new UnequalExpertError(tensor.name, tensor.file, `has shape [${tensor.shape}], expert 0 has [${first.shape}]`);
+    throw new UnequalExpertError(
+      tensor.name,
+      tensor.file,
+      `has shape [${tensor.shape}], expert 0 has [${first.shape}]`,
+    );
   }
   if (tensor.dtype !== first.dtype) {
     throw new UnequalExpertError(tensor.name, tensor.file, `is ${tensor.dtype}, expert 0 is ${first.dtype}`);

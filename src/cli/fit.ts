@@ -1,0 +1,17 @@
+import { Command } from 'commander';
+import { fit } from '../../streams/fit.js';
+import { addFactorisationOptions, compressOptions, force, json, MODEL } from './options.js';
+import { runAndPrint } from './run.js';
+
+export function fitCommand(): Command {
+  const command = new Command('fit')
+    .description('fit the experts and write factor files, for "mobe export"; finished files are kept when run again')
+    .argument(...MODEL)
+    .argument('<factors>', 'folder for the factor files');
+  return addFactorisationOptions(command)
+    .addOption(force())
+    .addOption(json())
+    .action((model: string, factors: string, flags) =>
+      runAndPrint(factors, flags, (run) => fit(model, factors, compressOptions(flags), run)),
+    );
+}

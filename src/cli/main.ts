@@ -1,0 +1,63 @@
+#!/usr/bin/env node
+import { Command, CommanderError } from 'commander';
+import { InterruptedError, MobeError } from '../errors.js';
+import { VERSION } from '../version.js';
+import { compressCommand } from './compress.js';
+import { expandCommand } from './expand.js';
+import { exportCommand } from './export.js';
+import { fitCommand } from './fit.js';
+import { inspectCommand } from './inspect.js';
+import { planCommand } from './plan.js';
+import { verifyCommand } from './verify.js';
+
+const program = new Command('mobe')
+  .description(
+    'Makes Mixture-of-Experts checkpoints smaller by the MoBE factorisation (arXiv 2508.05257), as a stream:\nmemory stays within --max-memory however large the model is.',
+  )
+  .version(VERSION)
+  .addHelpText(
+    'after',
+    `
+Start with
+  mobe inspect <model>             what is in a checkpoint
+  mobe plan <model>                what a compression would do, and how long it would take
+  mobe compress <model> <out>      do it
+
+Results go to stdout, progress to stderr; --json prints one JSON object instead of a table.
+Exit codes: 0 done, 1 failed while running, 2 wrong use or wrong input, 130 interrupted.`,
+  )
+  .showHelpAfterError('(mobe --help, or mobe <command> --help, tells more)')
+  .exitOverride();
+
+for (const command of [
+  inspectCommand,
+  planCommand,
+  compressCommand,
+  fitCommand,
+  exportCommand,
+  expandCommand,
+  verifyCommand,
+]) {
+  program.addCommand(command().exitOverride().showHelpAfterError('(--help tells more)'));
+}
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.exitCode = reportFailure(error);
+}
+
+function reportFailure(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+  if (error instanceof InterruptedError) {
+    process.stderr.write(`${error.message}\n`);
+    return 130;
+  }
+  if (error instanceof MobeError) {
+    process.stderr.write(`error: ${error.message}\n`);
+    return error.exitCode;
+  }
+  // A failure nobody foresaw: the stack is what a bug report needs.
+  process.stderr.write(`${(error as Error).stack ?? String(error)}\n`);
+  return 1;
+}

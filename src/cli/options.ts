@@ -1,0 +1,138 @@
+/** Flags that several commands share, and how their text becomes values. */
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { type CompressOptions, DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
+import { ENGINE_NAMES } from '../engine/engine.js';
+import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
+import { parseBytes } from '../format.js';
+import { FACTORISED } from '../models/family.js';
+
+export const MODEL = ['<model>', 'folder of a Hugging Face checkpoint (config.json and *.safetensors)'] as const;
+
+export const json = (): Option => new Option('--json', 'print one JSON object to stdout');
+export const force = (): Option => new Option('--force', 'replace what an earlier run left in the output folder');
+
+export const format = (): Option =>
+  new Option('--format <format>', 'mobe: native factors; hf: standard weights rebuilt from them')
+    .choices(FORMATS)
+    .default('mobe');
+
+export const threads = (): Option =>
+  new Option('--threads <n>', 'CPU threads (default: all)').argParser(positiveInteger);
+
+export const shardSize = (): Option =>
+  new Option('--shard-size <size>', 'most tensor bytes in one output shard, e.g. 5GB or 2GiB (default: 5GB)').argParser(
+    bytes,
+  );
+
+/** The flags that say what to factorise and how; `plan`, `compress` and `fit` have them all. */
+export function addFactorisationOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--bases <m>', 'bases a layer and projection share').argParser(positiveInteger).conflicts('keep'),
+    )
+    .addOption(
+      new Option(
+        '--keep <share>',
+        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks the bases (default: 0.76)",
+      ).argParser(share),
+    )
+    .addOption(new Option('--rank <r>', "rows of a basis (default: the expert's own rows)").argParser(positiveInteger))
+    .addOption(new Option('--activation <f>', 'applied to the mixed bases').choices(ACTIVATIONS).default('silu'))
+    .addOption(
+      new Option('--projections <list>', 'which to factorise, comma-separated')
+        .argParser(projections)
+        .default([...FACTORISED], FACTORISED.join(',')),
+    )
+    .addOption(
+      new Option('--layers <list>', 'which to convert, e.g. 0-3,7 (default: all with routed experts)').argParser(
+        layers,
+      ),
+    )
+    .addOption(
+      new Option('--dtype <dtype>', "of the factors or rebuilt weights (default: the experts' own)").choices(
+        Object.keys(DTYPE_NAMES),
+      ),
+    )
+    .addOption(
+      new Option('--solver <solver>', "varpro: this project's; adam: the reference's")
+        .choices(SOLVERS)
+        .default('varpro'),
+    )
+    .addOption(
+      new Option('--steps <n>', 'solver steps a group (default: varpro 400, adam 10000)').argParser(positiveInteger),
+    )
+    .addOption(new Option('--learning-rate <rate>', "(default: the solver's own)").argParser(positiveNumber))
+    .addOption(
+      new Option(
+        '--batch-experts <n>',
+        'experts a batch; bounds the working set of a step (default: by size)',
+      ).argParser(positiveInteger),
+    )
+    .addOption(new Option('--engine <engine>', 'what runs the arithmetic').choices(ENGINE_NAMES).default('onnx-cpu'))
+    .addOption(threads())
+    .addOption(new Option('--seed <n>', 'of the random start').argParser(wholeNumber).default(0))
+    .addOption(
+      new Option(
+        '--max-memory <size>',
+        'peak memory to stay within, e.g. 8GiB (default: 80 % of this machine)',
+      ).argParser(bytes),
+    );
+}
+
+/** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
+export function compressOptions(flags: Record<string, unknown>): CompressOptions {
+  const { json: _, force: __, ...options } = flags;
+  return options as CompressOptions;
+}
+
+export function wholeNumber(text: string): number {
+  const value = Number(text);
+  if (!/^\d+$/.test(text) || !Number.isSafeInteger(value)) throw new InvalidArgumentError('Expected a whole number.');
+  return value;
+}
+
+export function positiveInteger(text: string): number {
+  const value = wholeNumber(text);
+  if (value === 0) throw new InvalidArgumentError('Expected a whole number above 0.');
+  return value;
+}
+
+function positiveNumber(text: string): number {
+  const value = Number(text);
+  if (text.trim() === '' || !(value > 0 && value < Number.POSITIVE_INFINITY))
+    throw new InvalidArgumentError('Expected a number above 0.');
+  return value;
+}
+
+function share(text: string): number {
+  const value = positiveNumber(text);
+  if (value >= 1) throw new InvalidArgumentError('Expected a share between 0 and 1, e.g. 0.76.');
+  return value;
+}
+
+export function bytes(text: string): number {
+  const value = parseBytes(text);
+  if (value === undefined) throw new InvalidArgumentError('Expected a size, e.g. 8GiB, 500MB or a number of bytes.');
+  return value;
+}
+
+function projections(text: string): string[] {
+  const names = text.split(',').map((name) => name.trim());
+  const unknown = names.find((name) => !FACTORISED.some((known) => known === name));
+  if (unknown !== undefined) throw new InvalidArgumentError(`"${unknown}" is not one of ${FACTORISED.join(', ')}.`);
+  return names;
+}
+
+/** "0-3,7" → [0, 1, 2, 3, 7]; "none" → [] */
+export function layers(text: string): number[] {
+  if (text === 'none') return [];
+  const numbers = new Set<number>();
+  for (const part of text.split(',')) {
+    const match = /^\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?$/.exec(part);
+    const first = Number(match?.[1]);
+    const last = Number(match?.[2] ?? match?.[1]);
+    if (!match || last < first) throw new InvalidArgumentError(`"${part}" is neither a layer nor a range like 0-3.`);
+    for (let layer = first; layer <= last; layer++) numbers.add(layer);
+  }
+  return [...numbers].sort((a, b) => a - b);
+}

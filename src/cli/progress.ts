@@ -1,0 +1,133 @@
+/** Shows a run's progress on stderr: a bar on a terminal, now and then a plain line elsewhere. */
+import cliProgress from 'cli-progress';
+import type { Progress, RunHooks, StepProgress } from '../../streams/progress.js';
+import { isFitted } from '../conversion/report.js';
+import { formatBytes, formatSeconds } from '../format.js';
+
+/** Elsewhere than on a terminal: a line as often as this. */
+const LINE_INTERVAL_MS = 10_000;
+
+type Phase = Extract<Progress, { kind: 'phase' }>;
+
+const TITLES = { check: 'checking weights', convert: 'converting', verify: 'comparing' } as const;
+
+export interface ProgressDisplay {
+  readonly hooks: RunHooks;
+  stop(): void;
+}
+
+/** Also turns Ctrl-C and SIGTERM into an orderly stop: once asks, twice ends the process. */
+export function showProgress(): ProgressDisplay {
+  const bar = process.stderr.isTTY
+    ? new cliProgress.SingleBar({
+        format: '{title} [{bar}] {percentage}% {detail}',
+        stream: process.stderr,
+        hideCursor: true,
+        clearOnComplete: true,
+        linewrap: false,
+        barsize: 24,
+      })
+    : undefined;
+  const tracker = new Tracker();
+  let lastLine = 0;
+  const write = (text: string): void => void process.stderr.write(`${text}\n`);
+  const onProgress = (progress: Progress): void => {
+    tracker.update(progress);
+    if (progress.kind === 'phase') {
+      bar?.stop();
+      lastLine = performance.now();
+      if (bar) bar.start(1000, 0, { title: tracker.title, detail: '' });
+      else write(`${tracker.title}: ${progress.groups} groups, ${formatBytes(progress.bytes)}`);
+    }
+    const detail = tracker.detail();
+    if (bar) bar.update(Math.floor(1000 * tracker.share), { title: tracker.title, detail });
+    else if (progress.kind === 'group') {
+      const { layer, projection, seconds } = progress.report;
+      const error = isFitted(progress.report) ? ` relative error ${progress.report.relativeError.toFixed(4)},` : '';
+      write(`  layer ${layer} ${projection}:${error} ${formatSeconds(seconds)}; ${detail}`);
+      lastLine = performance.now();
+    } else if (performance.now() - lastLine > LINE_INTERVAL_MS) {
+      write(`  ${tracker.title}: ${Math.floor(100 * tracker.share)} %, ${detail}`);
+      lastLine = performance.now();
+    }
+  };
+  const controller = new AbortController();
+  const interrupt = (): void => {
+    if (controller.signal.aborted) process.exit(130);
+    bar?.stop();
+    write('stopping (once more to stop at once) …');
+    controller.abort();
+  };
+  process.on('SIGINT', interrupt);
+  process.on('SIGTERM', interrupt);
+  return {
+    hooks: { onProgress, signal: controller.signal },
+    stop() {
+      bar?.stop();
+      process.off('SIGINT', interrupt);
+      process.off('SIGTERM', interrupt);
+    },
+  };
+}
+
+/** How far the current phase is: by fitted steps where groups are fitted, else by bytes. */
+class Tracker {
+  private phase: Phase = { kind: 'phase', phase: 'check', groups: 0, bytes: 0 };
+  private began = performance.now();
+  private bytes = 0;
+  private groups = 0;
+  /** Running fits, by layer and projection. */
+  private readonly running = new Map<string, StepProgress>();
+  private stepped = false;
+
+  update(progress: Progress): void {
+    switch (progress.kind) {
+      case 'phase':
+        this.phase = progress;
+        this.began = performance.now();
+        this.bytes = 0;
+        this.groups = 0;
+        this.stepped = false;
+        break;
+      case 'bytes':
+        this.bytes = progress.bytes;
+        break;
+      case 'checked':
+        this.groups = progress.groups;
+        break;
+      case 'step':
+        this.stepped = true;
+        this.running.set(`${progress.layer} ${progress.projection}`, progress);
+        break;
+      case 'group':
+        this.groups++;
+        this.running.delete(`${progress.report.layer} ${progress.report.projection}`);
+    }
+  }
+
+  get title(): string {
+    return TITLES[this.phase.phase];
+  }
+
+  get share(): number {
+    const { phase, groups, bytes } = this.phase;
+    if (phase === 'check') return groups ? this.groups / groups : 1;
+    if (!this.stepped) return bytes ? this.bytes / bytes : 1;
+    const partial = [...this.running.values()].reduce((sum, { step, steps }) => sum + step / steps, 0);
+    return groups ? Math.min(1, (this.groups + partial) / groups) : 1;
+  }
+
+  detail(): string {
+    const elapsed = (performance.now() - this.began) / 1000;
+    const { share } = this;
+    const left = share > 0.01 ? `about ${formatSeconds((elapsed * (1 - share)) / share)} left` : '';
+    if (this.phase.phase === 'check') return `group ${this.groups} of ${this.phase.groups}`;
+    if (!this.stepped)
+      return [`${formatBytes(this.bytes)} of ${formatBytes(this.phase.bytes)}`, left].filter(Boolean).join(', ');
+    const fits = [...this.running.values()].map(
+      ({ layer, projection, step, steps, loss }) =>
+        `layer ${layer} ${projection} step ${step}/${steps} loss ${loss.toFixed(4)}`,
+    );
+    return [`group ${this.groups} of ${this.phase.groups}`, left, ...fits].filter(Boolean).join(', ');
+  }
+}

@@ -1,0 +1,76 @@
+/** What the commands that change something share: progress, interruption, and the table at the end. */
+import type { RunOptions, RunResult } from '../../streams/compress.js';
+import { isFitted } from '../conversion/report.js';
+import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { showProgress } from './progress.js';
+import { formatTable, left, right } from './table.js';
+
+export interface RunFlags {
+  readonly json?: boolean;
+  readonly force?: boolean;
+}
+
+/** Runs, shows progress, prints the result. */
+export async function runAndPrint(
+  out: string,
+  flags: RunFlags,
+  run: (options: RunOptions) => Promise<RunResult>,
+): Promise<void> {
+  const display = showProgress();
+  let result: RunResult;
+  try {
+    result = await run({ ...display.hooks, force: flags.force ?? false });
+  } finally {
+    display.stop();
+  }
+  process.stdout.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : `${describe(out, result)}\n`);
+}
+
+function describe(out: string, result: RunResult): string {
+  const { already, groups, parametersBefore, parametersAfter, bytesBefore, bytesAfter, peakRssBytes, seconds } = result;
+  const share = (after: number, before: number): string => formatPercent(after / before);
+  const rate = `${formatBytes(bytesBefore / seconds)}/s of source`;
+  const summary = formatTable(
+    [left(''), right('before'), right('after'), right('')],
+    [
+      [
+        'parameters',
+        formatCount(parametersBefore),
+        formatCount(parametersAfter),
+        share(parametersAfter, parametersBefore),
+      ],
+      ['tensor bytes', formatBytes(bytesBefore), formatBytes(bytesAfter), share(bytesAfter, bytesBefore)],
+    ],
+  );
+  const figures = formatTable(
+    [left(''), left('')],
+    [
+      ['time', formatSeconds(seconds)],
+      ['throughput', rate],
+      ['peak memory', formatBytes(peakRssBytes)],
+    ],
+  );
+  const heading = already
+    ? `${out} holds this result already; nothing was done (--force does it again). It reads:`
+    : `${out} is written.`;
+  return (
+    [heading, groupTable(result), summary, figures].filter(Boolean).join('\n\n') +
+    (groups.length ? '' : '\nNo layer was converted.')
+  );
+}
+
+function groupTable({ groups }: RunResult): string {
+  const fitted = groups.filter(isFitted);
+  if (fitted.length === 0) return '';
+  return formatTable(
+    [right('layer'), left('projection'), right('relative error'), right('mse'), right('steps'), right('time')],
+    fitted.map(({ layer, projection, relativeError, mse, steps, seconds }) => [
+      String(layer),
+      projection,
+      relativeError.toFixed(4),
+      mse.toExponential(2),
+      String(steps),
+      formatSeconds(seconds),
+    ]),
+  );
+}

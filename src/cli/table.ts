@@ -1,0 +1,22 @@
+/** Plain aligned columns: numbers to the right, text to the left. */
+export interface Column {
+  readonly title: string;
+  readonly align: 'left' | 'right';
+}
+
+export const left = (title: string): Column => ({ title, align: 'left' });
+export const right = (title: string): Column => ({ title, align: 'right' });
+
+export function formatTable(columns: readonly Column[], rows: ReadonlyArray<readonly string[]>): string {
+  const widths = columns.map(({ title }, i) => Math.max(title.length, ...rows.map((row) => (row[i] ?? '').length)));
+  const line = (cells: readonly string[]): string =>
+    columns
+      .map(({ align }, i) => {
+        const cell = cells[i] ?? '';
+        return align === 'right' ? cell.padStart(widths[i] as number) : cell.padEnd(widths[i] as number);
+      })
+      .join('  ')
+      .trimEnd();
+  const titled = columns.some(({ title }) => title) ? [line(columns.map(({ title }) => title))] : [];
+  return [...titled, ...rows.map(line)].join('\n');
+}

@@ -1,0 +1,54 @@
+/** A compression, planned: all that `mobe plan` prints and `mobe compress` then does. Reads headers only. */
+import { type Checkpoint, openCheckpoint } from '../checkpoint/open-checkpoint.js';
+import { detectModel } from '../models/detect.js';
+import type { MoeModel } from '../models/family.js';
+import { nativeConfig } from '../models/native.js';
+import { type GroupPlan, planGroups } from './groups.js';
+import { type MemoryPlan, planMemory } from './memory.js';
+import { type ConversionPlan, outputBytes, planConversion } from './plan.js';
+import { type CompressOptions, resolveSettings, type Settings } from './settings.js';
+
+export interface CompressionPlan extends ConversionPlan {
+  readonly settings: Settings;
+  readonly model: MoeModel;
+  readonly memory: MemoryPlan;
+  /** Bytes on disk, headers included. */
+  readonly diskBytes: number;
+}
+
+/**
+ * Plans the compression of the checkpoint in `folder`. Throws an `InputError` for a damaged checkpoint, an unknown
+ * model, options that do not fit it, or a memory budget that is too small.
+ */
+export async function planCompression(folder: string, options: CompressOptions = {}): Promise<CompressionPlan> {
+  const settings = resolveSettings(options);
+  return planFor(await openCheckpoint(folder), settings);
+}
+
+export function planFor(source: Checkpoint, settings: Settings): CompressionPlan {
+  const model = detectModel(source);
+  const groups = planGroups(model, settings);
+  const memory = planMemory(groups, settings);
+  const plan = planConversion({ source, groups, format: settings.format, shardBytes: settings.shardSize });
+  return { ...plan, settings, model, memory, diskBytes: outputBytes(plan) };
+}
+
+/** `config.json` of a native result. */
+export function compressedConfig(
+  { source, model, groups }: { source: Checkpoint; model: MoeModel; groups: readonly GroupPlan[] },
+  solver: string,
+  sourceFingerprint: string,
+): Record<string, unknown> {
+  const [first] = groups;
+  if (!first) return { ...source.config };
+  const { bases, rank, activation } = first.problem;
+  return nativeConfig(source.config, model.family, {
+    bases,
+    rank,
+    activation,
+    layers: [...new Set(groups.map(({ layer }) => layer))].sort((a, b) => a - b),
+    projections: [...new Set(groups.map(({ projection }) => projection))].sort(),
+    solver,
+    sourceFingerprint,
+  });
+}

@@ -1,0 +1,66 @@
+/** What to do with an output folder that already holds something. */
+import { access, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
+import { listOutput } from '../checkpoint/output-folder.js';
+import { OutputNotEmptyError } from '../errors.js';
+import { REPORT_FILE, type StoredReport } from './report.js';
+
+/** The record in a folder, or undefined where there is none that can be read. */
+export async function readReport(folder: string): Promise<StoredReport | undefined> {
+  try {
+    const report = JSON.parse(await readFile(join(folder, REPORT_FILE), 'utf8')) as StoredReport;
+    return report.version === 1 && Array.isArray(report.files) && Array.isArray(report.groups) ? report : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+export interface WantedOutput {
+  kind: StoredReport['kind'];
+  sourceFingerprint: string;
+  settings: Readonly<Record<string, unknown>>;
+}
+
+export type ExistingOutput =
+  /** The very result that is wanted is there, whole. */
+  | { done: StoredReport }
+  /** Nothing is in the way but, with `force`, these files. */
+  | { replaces: string[] };
+
+/** Throws `OutputNotEmptyError` where something else is in the way, saying what. */
+export async function examineOutput(folder: string, wanted: WantedOutput, force: boolean): Promise<ExistingOutput> {
+  const held = await listOutput(folder);
+  if (!held?.length) return { replaces: [] };
+  const report = await readReport(folder);
+  if (force) return { replaces: report ? topLevel(report.files) : held.filter(isCheckpointFile) };
+  if (!report) throw new OutputNotEmptyError(folder, `is not empty (it holds ${held.slice(0, 3).join(', ')})`);
+  const difference = describeDifference(report, wanted);
+  if (difference) throw new OutputNotEmptyError(folder, `holds another result (${difference})`);
+  for (const file of report.files) {
+    await access(join(folder, file)).catch(() => {
+      throw new OutputNotEmptyError(folder, `holds this result, but ${file} is missing from it`);
+    });
+  }
+  return { done: report };
+}
+
+const isCheckpointFile = (name: string): boolean =>
+  /\.safetensors$/.test(name) || [INDEX_FILE, CONFIG_FILE, REPORT_FILE, 'README.md'].includes(name);
+
+const topLevel = (files: readonly string[]): string[] => [
+  ...new Set(files.map((file) => file.split('/')[0] as string)),
+];
+
+function describeDifference(report: StoredReport, wanted: WantedOutput): string | undefined {
+  if (report.kind !== wanted.kind) return `made by mobe ${report.kind}`;
+  if (report.sourceFingerprint !== wanted.sourceFingerprint) return 'made from another source';
+  const keys = new Set([...Object.keys(report.settings), ...Object.keys(wanted.settings)]);
+  const differing = [...keys].filter(
+    (key) => JSON.stringify(report.settings[key]) !== JSON.stringify(wanted.settings[key]),
+  );
+  const show = (value: unknown): string => (value === undefined ? 'default' : JSON.stringify(value));
+  return differing.length
+    ? differing.map((key) => `${key} ${show(report.settings[key])}, now ${show(wanted.settings[key])}`).join('; ')
+    : undefined;
+}

@@ -1,0 +1,119 @@
+/** Factor files, between `fit` and `export`: one safetensors file a group with A·σ, B and α. */
+import { readdir } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { z } from 'zod';
+import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
+import type { TensorInfo, TensorSpec } from '../checkpoint/header.js';
+import { openShard, readMetadata } from '../checkpoint/open-checkpoint.js';
+import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
+import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
+import { FACTORISED } from '../models/family.js';
+import type { GroupPlan } from './groups.js';
+import type { GroupReport } from './report.js';
+
+const FILE_NAME = /^layer-\d+\.(gate_proj|up_proj)\.safetensors$/;
+
+export const factorFileName = ({ layer, projection }: Pick<GroupPlan, 'layer' | 'projection'>): string =>
+  `layer-${String(layer).padStart(3, '0')}.${projection}.safetensors`;
+
+/** Kept as the JSON text of one metadata entry: safetensors metadata holds strings only. */
+const metadataSchema = z.object({
+  version: z.literal(1),
+  activation: z.enum(ACTIVATIONS),
+  sourceFingerprint: z.string(),
+  /** What decided these bytes. */
+  settings: z.record(z.string(), z.unknown()),
+  /** σ is already folded into A. */
+  report: z.object({
+    layer: z.number().int(),
+    projection: z.enum(FACTORISED),
+    group: z.literal(0),
+    relativeError: z.number(),
+    mse: z.number(),
+    sigma: z.number(),
+    steps: z.number(),
+    seconds: z.number(),
+  }),
+});
+
+export type FactorMetadata = z.infer<typeof metadataSchema>;
+
+const METADATA_KEY = 'mobe';
+
+export const encodeFactorMetadata = (metadata: FactorMetadata): Record<string, string> => ({
+  [METADATA_KEY]: JSON.stringify(metadata),
+});
+
+/** Room for the metadata in a header that is written before the errors are known. */
+export const FACTOR_HEADER_BYTES = 4096;
+
+/** A (n, p, r), B (m, r, d) and α (n, m). */
+export function factorTensors({ problem, dtype }: Pick<GroupPlan, 'problem' | 'dtype'>): TensorSpec[] {
+  const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
+  const spec = (name: string, shape: number[]): TensorSpec => ({
+    name,
+    dtype,
+    shape,
+    bytes: shape.reduce((a, b) => a * b, floatBytes(dtype)),
+  });
+  return [spec('A', [n, p, r]), spec('B', [m, r, d]), spec('alpha', [n, m])];
+}
+
+export interface FactorFile {
+  readonly path: string;
+  readonly metadata: FactorMetadata;
+  readonly problem: Problem;
+  readonly tensors: { readonly A: TensorInfo; readonly B: TensorInfo; readonly alpha: TensorInfo };
+}
+
+/** All factor files of a folder, by layer and projection. */
+export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
+  const root = resolve(folder);
+  const names = await readdir(root).catch(() => {
+    throw new NotACheckpointError(root, 'there is no such folder');
+  });
+  const files = names.filter((name) => FILE_NAME.test(name)).sort();
+  if (files.length === 0)
+    throw new NotACheckpointError(root, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
+  const opened = await Promise.all(files.map((file) => openFactorFile(join(root, file))));
+  return opened.sort((a, b) => a.metadata.report.layer - b.metadata.report.layer);
+}
+
+export async function openFactorFile(path: string): Promise<FactorFile> {
+  const { tensors } = await openShard(path);
+  const metadata = parseMetadata(path, (await readMetadata(path))[METADATA_KEY]);
+  const named = (name: string, dimensions: number): TensorInfo => {
+    const tensor = tensors.find((it) => it.name === name);
+    if (!tensor || tensor.shape.length !== dimensions)
+      throw new FactorMismatchError(path, `it has no ${dimensions}-dimensional tensor "${name}"`);
+    return tensor;
+  };
+  const A = named('A', 3);
+  const B = named('B', 3);
+  const alpha = named('alpha', 2);
+  const [n, p, r] = A.shape as [number, number, number];
+  const [m, rank, d] = B.shape as [number, number, number];
+  if (rank !== r || String(alpha.shape) !== String([n, m])) {
+    throw new FactorMismatchError(
+      path,
+      `A [${A.shape}], B [${B.shape}] and alpha [${alpha.shape}] do not fit together`,
+    );
+  }
+  if (!isFloatDtype(A.dtype)) throw new UnsupportedDtypeError('A', path, A.dtype);
+  if (B.dtype !== A.dtype || alpha.dtype !== A.dtype)
+    throw new FactorMismatchError(path, 'A, B and alpha are of different dtypes');
+  return {
+    path,
+    metadata,
+    problem: { experts: n, rows: p, cols: d, bases: m, rank: r, activation: metadata.activation },
+    tensors: { A, B, alpha },
+  };
+}
+
+function parseMetadata(path: string, text: string | undefined): FactorMetadata {
+  try {
+    return metadataSchema.parse(JSON.parse(text ?? ''));
+  } catch {
+    throw new FactorMismatchError(path, 'it has no readable "mobe" metadata');
+  }
+}

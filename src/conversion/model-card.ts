@@ -1,0 +1,56 @@
+import { formatBytes, formatCount, formatPercent } from '../format.js';
+import { type GroupReport, isFitted } from './report.js';
+import type { Format } from './settings.js';
+
+export interface ModelCard {
+  /** The source's folder name. */
+  source: string;
+  format: Format;
+  parametersBefore: number;
+  parametersAfter: number;
+  bytesBefore: number;
+  bytesAfter: number;
+  settings: Readonly<Record<string, unknown>>;
+  groups: readonly GroupReport[];
+}
+
+/** README.md of a converted checkpoint. */
+export function modelCard(card: ModelCard): string {
+  const { source, format, settings, groups } = card;
+  const what =
+    format === 'mobe'
+      ? 'a native MoBE checkpoint: the gate and up projections of the routed experts are stored as A·f(Σ αB)'
+      : 'standard weights, in which the gate and up projections of the routed experts were replaced by A·f(Σ αB)';
+  const rows = groups
+    .filter(isFitted)
+    .map(
+      ({ layer, projection, relativeError, steps }) =>
+        `| ${layer} | ${projection} | ${relativeError.toFixed(4)} | ${steps} |`,
+    );
+  const errors = rows.length
+    ? `## Relative error ‖W − Ŵ‖/‖W‖ of what is stored\n\n| layer | projection | error | steps |\n|---|---|---|---|\n${rows.join('\n')}\n`
+    : '';
+  return `---
+base_model: ${source}
+tags:
+- mobe
+- mixture-of-experts
+---
+
+# ${source}, compressed with MoBE
+
+This is ${what} (arXiv 2508.05257). Made by mobe-stream; \`mobe.json\` has the full record.
+
+| | before | after | |
+|---|---|---|---|
+| parameters | ${formatCount(card.parametersBefore)} | ${formatCount(card.parametersAfter)} | ${formatPercent(card.parametersAfter / card.parametersBefore)} |
+| tensor bytes | ${formatBytes(card.bytesBefore)} | ${formatBytes(card.bytesAfter)} | ${formatPercent(card.bytesAfter / card.bytesBefore)} |
+
+## Settings
+
+\`\`\`json
+${JSON.stringify(settings, null, 2)}
+\`\`\`
+
+${errors}`;
+}

@@ -1,0 +1,51 @@
+/** What a run did, as it is printed, returned and stored beside the result. */
+import type { FactorisedProjection } from '../models/family.js';
+
+/** Name of the record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
+export const REPORT_FILE = 'mobe.json';
+
+export interface GroupReport {
+  readonly layer: number;
+  readonly projection: FactorisedProjection;
+  readonly group: number;
+  readonly seconds: number;
+}
+
+/** A group that was fitted, now or before. */
+export interface FittedGroupReport extends GroupReport {
+  /** ‖W − Ŵ‖/‖W‖ over the group, of what was written. */
+  readonly relativeError: number;
+  /** Mean of (W − Ŵ)², in the weights' own units. */
+  readonly mse: number;
+  /** Standard deviation of the group's weights. */
+  readonly sigma: number;
+  readonly steps: number;
+}
+
+/** An expansion has not seen the source, so it knows no errors. */
+export const isFitted = (report: GroupReport): report is FittedGroupReport => 'relativeError' in report;
+
+export interface RunReport {
+  readonly parametersBefore: number;
+  readonly parametersAfter: number;
+  /** Tensor bytes, without headers. */
+  readonly bytesBefore: number;
+  readonly bytesAfter: number;
+  readonly peakRssBytes: number;
+  readonly seconds: number;
+  readonly groups: readonly GroupReport[];
+}
+
+/** The record beside a result. */
+export interface StoredReport extends RunReport {
+  readonly version: 1;
+  readonly kind: 'compress' | 'export' | 'expand' | 'fit';
+  readonly sourceFingerprint: string;
+  /** What decided the bytes of the result. */
+  readonly settings: Readonly<Record<string, unknown>>;
+  /** Every file of the result, this record included. */
+  readonly files: readonly string[];
+}
+
+/** Peak resident memory of this process so far. */
+export const peakRssBytes = (): number => process.resourceUsage().maxRSS * 1024;

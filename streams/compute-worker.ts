@@ -1,0 +1,38 @@
+/** The worker thread's side of worker-pool.ts: runs one `Compute`, one call at a time. */
+import { parentPort, workerData } from 'node:worker_threads';
+import { Compute } from './compute.js';
+import type { Reply, Request } from './worker-pool.js';
+
+const port = parentPort;
+if (!port) throw new TypeError('compute-worker runs only as a worker thread');
+
+/** More often than this a progress message costs more than it tells. */
+const STEP_INTERVAL_MS = 50;
+
+const compute = Compute.create(workerData);
+
+async function answer({ id, method, args }: Request): Promise<void> {
+  let last = 0;
+  const onStep = (step: number, loss: number): void => {
+    const now = performance.now();
+    if (now - last < STEP_INTERVAL_MS) return;
+    last = now;
+    port?.postMessage({ id, step, loss } satisfies Reply);
+  };
+  try {
+    // biome-ignore lint/suspicious/noExplicitAny: the client types each method's arguments
+    const value = await ((await compute)[method] as any)(...args, ...(method === 'fit' ? [onStep] : []));
+    port?.postMessage({ id, value } satisfies Reply, buffersOf(value));
+  } catch (error) {
+    const { name, message, stack, ...fields } = error as Error;
+    port?.postMessage({ id, error: { ...fields, name, message } } satisfies Reply);
+  }
+}
+
+/** Results are handed over, not copied. */
+const buffersOf = (value: unknown): ArrayBuffer[] =>
+  Object.values(value ?? {})
+    .filter((field): field is Uint8Array<ArrayBuffer> => field instanceof Uint8Array)
+    .map((field) => field.buffer);
+
+port.on('message', (request: Request) => void answer(request));

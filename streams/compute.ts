@@ -1,0 +1,199 @@
+/**
+ * The arithmetic of one group, as it runs in a worker thread: fit B and α, then hand out expert by expert what will be
+ * written, with the error of exactly those bytes.
+ */
+import { allFinite, decodeFloats, encodeFloats } from '../src/checkpoint/codec.js';
+import type { FloatDtype } from '../src/checkpoint/dtype.js';
+import { createEngine } from '../src/engine/create-engine.js';
+import type { Engine, EngineName } from '../src/engine/engine.js';
+import { measureGemmRate } from '../src/engine/gemm-rate.js';
+import { OverflowError } from '../src/errors.js';
+import { solveAdam } from '../src/factorization/adam.js';
+import type { Problem, SharedFactors, SolverName, SolverOptions, Targets } from '../src/factorization/problem.js';
+import { createReconstruction, type Reconstruction } from '../src/factorization/reconstruct.js';
+import { createRefit, type Refit } from '../src/factorization/refit.js';
+import { solveVarpro } from '../src/factorization/varpro.js';
+
+export interface FitTask {
+  readonly problem: Problem;
+  readonly sourceDtype: FloatDtype;
+  readonly dtype: FloatDtype;
+  /** The dense weights in expert order, bytes as stored. */
+  readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
+  readonly sigma: number;
+  readonly solver: SolverName;
+  readonly options: Omit<SolverOptions, 'onStep'>;
+}
+
+export interface FitResult {
+  readonly bases: Uint8Array<ArrayBuffer>;
+  readonly coefficients: Uint8Array<ArrayBuffer>;
+  readonly steps: number;
+  readonly seconds: number;
+}
+
+export interface FactorsTask {
+  readonly problem: Problem;
+  readonly dtype: FloatDtype;
+  readonly bases: Uint8Array;
+  readonly coefficients: Uint8Array;
+}
+
+export interface SquaredError {
+  /** Σ(W − Ŵ)² of what is written, in the weights' own units. */
+  readonly squaredError: number;
+  /** ΣW² */
+  readonly squaredNorm: number;
+}
+
+/** One expert's dense weights, bytes as stored. */
+export interface StoredWeights {
+  readonly dtype: FloatDtype;
+  readonly bytes: Uint8Array;
+}
+
+export interface FoldedExpert extends SquaredError {
+  readonly data: Uint8Array<ArrayBuffer>;
+}
+
+/** `factors`: A·σ is written; `weights`: the rebuilt Ŵ. */
+export type Written = 'factors' | 'weights';
+
+interface Held {
+  readonly problem: Problem;
+  readonly dtype: FloatDtype;
+  readonly reconstruction: Reconstruction;
+  readonly fit?: { task: FitTask; refit: Refit };
+}
+
+export interface ComputeOptions {
+  readonly engine: EngineName;
+  readonly threads: number;
+}
+
+/** Holds at most one group at a time. */
+export class Compute {
+  private held: Held | undefined;
+
+  private constructor(private readonly engine: Engine) {}
+
+  static async create({ engine, threads }: ComputeOptions): Promise<Compute> {
+    return new Compute(await createEngine(engine, { threads }));
+  }
+
+  /** Fits a group and keeps it for `fold`. B and α come back rounded to the output dtype. */
+  async fit(task: FitTask, onStep?: (step: number, loss: number) => void): Promise<FitResult> {
+    await this.release();
+    const started = performance.now();
+    const { problem, dtype, options, solver, sigma } = task;
+    const targets = decodeTargets(task);
+    const solverOptions = onStep ? { ...options, onStep } : options;
+    const solution =
+      solver === 'adam'
+        ? await solveAdam(this.engine, problem, targets, solverOptions, sigma)
+        : await solveVarpro(this.engine, problem, targets, solverOptions);
+    const bases = encode(dtype, solution.bases, `bases of ${options.label}`);
+    const coefficients = encode(dtype, solution.coefficients, `coefficients of ${options.label}`);
+    await this.load({ problem, dtype, bases, coefficients });
+    const refit = await createRefit(this.engine, problem, decodeFactors({ problem, dtype, bases, coefficients }));
+    this.held = { ...(this.held as Held), fit: { task, refit } };
+    return { bases, coefficients, steps: solution.steps, seconds: (performance.now() - started) / 1000 };
+  }
+
+  /** What is written for one expert of the fitted group: A refitted to the rounded B and α, σ folded in. */
+  async fold(expert: number, written: Written): Promise<FoldedExpert> {
+    const { problem, dtype, reconstruction, fit } = this.held as Required<Held>;
+    const { task, refit } = fit;
+    const label = `${task.options.label}, expert ${expert}`;
+    const target = new Float32Array(problem.rows * problem.cols);
+    decodeTargets(task).read(expert, target);
+    const A = await refit.fit(expert, target);
+    for (let i = 0; i < A.length; i++) A[i] = (A[i] as number) * task.sigma;
+    const factor = encode(dtype, A, label);
+    const rebuilt = await reconstruction.expert(expert, decode(dtype, factor));
+    decodeFloats(task.sourceDtype, task.experts[expert] as Uint8Array, target);
+    if (written === 'factors') return { data: factor, ...squaredError(target, rebuilt) };
+    const data = encode(dtype, rebuilt, label);
+    return { data, ...squaredError(target, decode(dtype, data)) };
+  }
+
+  /** Holds finished factors for `rebuild`. */
+  async load(task: FactorsTask): Promise<void> {
+    await this.release();
+    const reconstruction = await createReconstruction(this.engine, task.problem, decodeFactors(task));
+    this.held = { problem: task.problem, dtype: task.dtype, reconstruction };
+  }
+
+  /**
+   * Ŵ of one expert of the loaded group in the group's dtype, from its A·σ. With the dense weights it stands for, also
+   * the error of what is returned; without, that is 0 of 0.
+   */
+  async rebuild(expert: number, factor: Uint8Array, label: string, dense?: StoredWeights): Promise<FoldedExpert> {
+    const { dtype, reconstruction } = this.held as Held;
+    const data = encode(dtype, await reconstruction.expert(expert, decode(dtype, factor)), label);
+    const weights = dense ? decode(dense.dtype, dense.bytes) : new Float32Array(0);
+    return { data, ...squaredError(weights, decode(dtype, data)) };
+  }
+
+  /** The error of one expert of the loaded group, from its A·σ and the dense weights it stands for. */
+  async compare(expert: number, factor: Uint8Array, dense: StoredWeights): Promise<SquaredError> {
+    const { dtype, reconstruction } = this.held as Held;
+    return squaredError(decode(dense.dtype, dense.bytes), await reconstruction.expert(expert, decode(dtype, factor)));
+  }
+
+  /** The error of rebuilt weights as stored. */
+  difference(rebuilt: StoredWeights, dense: StoredWeights): Promise<SquaredError> {
+    return Promise.resolve(squaredError(decode(dense.dtype, dense.bytes), decode(rebuilt.dtype, rebuilt.bytes)));
+  }
+
+  /** Floating-point operations a second at the shapes of a problem. */
+  gemmRate({ rows, cols, rank }: Problem): Promise<number> {
+    return measureGemmRate(this.engine, rows, cols, rank);
+  }
+
+  async release(): Promise<void> {
+    await this.held?.fit?.refit.dispose();
+    await this.held?.reconstruction.dispose();
+    this.held = undefined;
+  }
+}
+
+function decodeTargets({ problem, sourceDtype, experts, sigma }: FitTask): Targets {
+  return {
+    read(expert, target) {
+      decodeFloats(sourceDtype, experts[expert] as Uint8Array, target);
+      const size = problem.rows * problem.cols;
+      for (let i = 0; i < size; i++) target[i] = (target[i] as number) / sigma;
+    },
+  };
+}
+
+const decodeFactors = ({ dtype, bases, coefficients }: FactorsTask): SharedFactors => ({
+  bases: decode(dtype, bases),
+  coefficients: decode(dtype, coefficients),
+});
+
+function decode(dtype: FloatDtype, bytes: Uint8Array): Float32Array {
+  const values = new Float32Array(bytes.byteLength / (dtype === 'F32' ? 4 : 2));
+  decodeFloats(dtype, bytes, values);
+  return values;
+}
+
+function encode(dtype: FloatDtype, values: Float32Array, label: string): Uint8Array<ArrayBuffer> {
+  const bytes = encodeFloats(dtype, values);
+  if (!allFinite(dtype, bytes)) throw new OverflowError(label, dtype);
+  return bytes;
+}
+
+/** Summed in f64. */
+export function squaredError(weights: Float32Array, rebuilt: Float32Array): SquaredError {
+  let error = 0;
+  let norm = 0;
+  for (let i = 0; i < weights.length; i++) {
+    const w = weights[i] as number;
+    const difference = w - (rebuilt[i] as number);
+    error += difference * difference;
+    norm += w * w;
+  }
+  return { squaredError: error, squaredNorm: norm };
+}

@@ -1,0 +1,107 @@
+/** What every conversion shares: an output folder filled from merged branches, then its small files, then the commit. */
+import { readFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { encodeIndex } from '../src/checkpoint/layout.js';
+import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
+import { OutputFolder } from '../src/checkpoint/output-folder.js';
+import { listSideFiles } from '../src/checkpoint/side-files.js';
+import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import { modelCard } from '../src/conversion/model-card.js';
+import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
+import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import { InterruptedError } from '../src/errors.js';
+import { merge } from './highland.js';
+import { passThrough } from './pass-through.js';
+import type { RunHooks } from './progress.js';
+import type { OutputChunk } from './records.js';
+import { writeCheckpoint } from './write-checkpoint.js';
+
+/** Files of the source that give way to the result's own. The source's README is kept under another name. */
+export const RENAMED_SIDE_FILES: Readonly<Record<string, string | undefined>> = {
+  'README.md': 'README.source.md',
+  [REPORT_FILE]: undefined,
+};
+
+export interface Conversion {
+  readonly plan: ConversionPlan;
+  readonly out: string;
+  /** Files of an earlier result that this one replaces. */
+  readonly replaces: readonly string[];
+  readonly reader: TensorReader;
+  /** The factorised tensors, in any order. Called once the output is reserved. */
+  readonly expertBranch: (onGroup: (report: GroupReport) => void) => AsyncIterable<OutputChunk>;
+  /** Undefined: the source's config.json, byte for byte. */
+  readonly config: Readonly<Record<string, unknown>> | undefined;
+  readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'settings'>;
+  readonly hooks: RunHooks;
+  /** `performance.now()` when the run began. */
+  readonly started: number;
+}
+
+/** Runs a planned conversion to its end, or leaves nothing behind. */
+export async function convert(conversion: Conversion): Promise<StoredReport> {
+  const { plan, out, replaces, reader, expertBranch, hooks } = conversion;
+  const output = await OutputFolder.create(out, { neededBytes: outputBytes(plan), replaces });
+  try {
+    for (const shard of plan.layout.shards) await output.reserve(shard);
+    const groups: GroupReport[] = [];
+    const onGroup = (report: GroupReport): void => {
+      groups.push(report);
+      hooks.onProgress?.({ kind: 'group', report });
+    };
+    hooks.onProgress?.({ kind: 'phase', phase: 'convert', groups: plan.groups.length, bytes: plan.layout.tensorBytes });
+    const sink = writeCheckpoint(output, (bytes) => hooks.onProgress?.({ kind: 'bytes', bytes }));
+    const branches = [passThrough(plan.copies, reader), expertBranch(onGroup)];
+    await pipeline(merge(branches), sink, hooks.signal ? { signal: hooks.signal } : {});
+    groups.sort((a, b) => a.layer - b.layer || (a.projection < b.projection ? -1 : 1));
+    const report = await writeSmallFiles(conversion, output, groups);
+    await output.commit(LOADABLE_LAST);
+    return report;
+  } catch (error) {
+    await output.abandon();
+    throw hooks.signal?.aborted ? new InterruptedError() : error;
+  }
+}
+
+async function writeSmallFiles(
+  conversion: Conversion,
+  output: OutputFolder,
+  groups: readonly GroupReport[],
+): Promise<StoredReport> {
+  const { plan, config, record, started } = conversion;
+  const { source, layout, format, parametersBefore, parametersAfter, bytesBefore, bytesAfter } = plan;
+  const files = layout.shards.map(({ file }) => file);
+  const put = async (file: string, text: string): Promise<void> => {
+    await output.writeText(file, text);
+    files.push(file);
+  };
+  for (const file of await listSideFiles(source.folder)) {
+    const target = file in RENAMED_SIDE_FILES ? RENAMED_SIDE_FILES[file] : file;
+    if (!target) continue;
+    await output.copyFile(join(source.folder, file), target);
+    files.push(target);
+  }
+  const index = encodeIndex(layout);
+  if (index) await put(index.file, index.text);
+  await put(
+    CONFIG_FILE,
+    config ? `${JSON.stringify(config, null, 2)}\n` : await readFile(join(source.folder, CONFIG_FILE), 'utf8'),
+  );
+  const sizes = { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
+  await put(
+    'README.md',
+    modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
+  );
+  const report: StoredReport = {
+    version: 1,
+    ...record,
+    ...sizes,
+    peakRssBytes: peakRssBytes(),
+    seconds: (performance.now() - started) / 1000,
+    groups,
+    files: [...files, REPORT_FILE].sort(),
+  };
+  await output.writeText(REPORT_FILE, `${JSON.stringify(report, null, 2)}\n`);
+  return report;
+}

@@ -1,0 +1,70 @@
+import type { TensorInfo } from '../src/checkpoint/header.js';
+import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { checkOutside } from '../src/checkpoint/output-folder.js';
+import { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import { examineOutput } from '../src/conversion/existing-output.js';
+import { findNativeGroups } from '../src/conversion/native-groups.js';
+import { planConversion } from '../src/conversion/plan.js';
+import { type CompressOptions, resolveSettings } from '../src/conversion/settings.js';
+import { denseConfig } from '../src/models/native.js';
+import type { RunOptions, RunResult } from './compress.js';
+import { convert } from './convert.js';
+import { type FactoredGroup, rebuildWeights } from './rebuild.js';
+import { ComputeWorker } from './worker-pool.js';
+
+export type ExpandOptions = Pick<CompressOptions, 'shardSize' | 'threads'>;
+
+/** Writes a native MoBE checkpoint as the standard weights it stands for: the very weights `--format hf` writes. */
+export async function expand(
+  native: string,
+  out: string,
+  options: ExpandOptions = {},
+  { force = false, ...hooks }: RunOptions = {},
+): Promise<RunResult> {
+  const started = performance.now();
+  const { shardSize, threads, engine } = resolveSettings(options);
+  const source = await openCheckpoint(native);
+  const groups = findNativeGroups(source);
+  await checkOutside(out, [source.folder]);
+  const record = {
+    kind: 'expand',
+    sourceFingerprint: await fingerprint(source),
+    settings: { format: 'hf', shardSize },
+  } as const;
+  const existing = await examineOutput(out, record, force);
+  if ('done' in existing) return { ...existing.done, already: true };
+  const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));
+  const plan = planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped });
+  const reader = new TensorReader();
+  const worker = new ComputeWorker({ engine, threads });
+  try {
+    const report = await convert({
+      plan,
+      out,
+      replaces: existing.replaces,
+      reader,
+      async *expertBranch(onGroup) {
+        for (const group of groups) {
+          const factored: FactoredGroup = {
+            group,
+            bases: source.tensors.get(group.names.bases) as TensorInfo,
+            coefficients: source.tensors.get(group.names.coefficients) as TensorInfo,
+            factor: (expert) => group.experts[expert] as TensorInfo,
+          };
+          const begun = performance.now();
+          yield* rebuildWeights(factored, reader, worker);
+          const { layer, projection } = group;
+          onGroup({ layer, projection, group: group.group, seconds: (performance.now() - begun) / 1000 });
+        }
+      },
+      config: denseConfig(source.config),
+      record,
+      hooks,
+      started,
+    });
+    return { ...report, already: false };
+  } finally {
+    await worker.close();
+    await reader.close();
+  }
+}

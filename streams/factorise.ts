@@ -1,0 +1,72 @@
+import _ from 'highland';
+import { groupLabel, sourceBytes } from '../src/conversion/groups.js';
+import type { MemoryPlan } from '../src/conversion/memory.js';
+import type { Settings } from '../src/conversion/settings.js';
+import type { ByteBudget } from './byte-budget.js';
+import type { Written } from './compute.js';
+import { compose } from './highland.js';
+import type { StepProgress } from './progress.js';
+import type { Factorization, NormalisedGroup } from './records.js';
+import type { WorkerPool } from './worker-pool.js';
+
+export interface FactoriseOptions {
+  readonly pool: WorkerPool;
+  readonly budget: ByteBudget;
+  readonly settings: Settings;
+  readonly memory: MemoryPlan;
+  readonly written: Written;
+  readonly onStep: (progress: StepProgress) => void;
+}
+
+/** Fits as many groups side by side as there are workers; they leave in the order in which they came. */
+export function factorise(
+  groups: AsyncIterable<NormalisedGroup>,
+  options: FactoriseOptions,
+): AsyncGenerator<Factorization> {
+  return compose(groups, (stream) =>
+    stream.map((group) => _(factoriseGroup(group, options))).parallel(options.pool.size),
+  );
+}
+
+async function factoriseGroup(
+  { group, experts, sigma }: NormalisedGroup,
+  options: FactoriseOptions,
+): Promise<Factorization> {
+  const { pool, budget, settings, memory, written } = options;
+  const { layer, projection } = group;
+  const worker = await pool.acquire();
+  const release = (): void => {
+    pool.release(worker);
+    budget.release(sourceBytes(group));
+  };
+  const fitted = await worker.call(
+    'fit',
+    [
+      {
+        problem: group.problem,
+        sourceDtype: group.sourceDtype,
+        dtype: group.dtype,
+        experts,
+        sigma,
+        solver: settings.solver,
+        options: {
+          steps: settings.steps,
+          learningRate: settings.learningRate,
+          batchExperts: memory.batchExperts,
+          holdTargets: memory.holdTargets,
+          seed: groupSeed(settings.seed, layer, projection),
+          label: groupLabel(group),
+        },
+      },
+    ],
+    {
+      onStep: (step, loss) => options.onStep({ layer, projection, step, steps: settings.steps, loss }),
+      transfer: experts.map(({ buffer }) => buffer),
+    },
+  );
+  return { group, sigma, ...fitted, expert: (expert) => worker.call('fold', [expert, written]), release };
+}
+
+/** Every group has random numbers of its own, whichever others are converted with it. */
+const groupSeed = (seed: number, layer: number, projection: string): number =>
+  (seed * 1_000_003 + layer * 8 + (projection === 'gate_proj' ? 1 : 2)) % Number.MAX_SAFE_INTEGER;

@@ -1,0 +1,66 @@
+import type { FittedGroupReport } from '../src/conversion/report.js';
+import type { Format } from '../src/conversion/settings.js';
+import type { Factorization, OutputChunk } from './records.js';
+
+/** A fitted group as the tensors of a checkpoint, σ folded into A. */
+export async function* fold(
+  factorization: Factorization,
+  format: Format,
+  onGroup: (report: FittedGroupReport) => void,
+): AsyncGenerator<OutputChunk> {
+  const { group, bases, coefficients } = factorization;
+  const { names } = group;
+  if (format === 'mobe') {
+    yield { tensor: names.bases, offset: 0, data: bases };
+    yield { tensor: names.coefficients, offset: 0, data: coefficients };
+  }
+  const experts = foldedExperts(factorization);
+  for (;;) {
+    const { value, done } = await experts.next();
+    if (done) return onGroup(value);
+    yield { tensor: names.experts[value.expert] as string, offset: 0, data: value.data };
+  }
+}
+
+/** Hands every expert's bytes to `write`, then returns the error of them all. */
+export async function foldExperts(
+  factorization: Factorization,
+  write: (expert: number, data: Uint8Array) => Promise<void>,
+): Promise<FittedGroupReport> {
+  const experts = foldedExperts(factorization);
+  for (;;) {
+    const { value, done } = await experts.next();
+    if (done) return value;
+    await write(value.expert, value.data);
+  }
+}
+
+async function* foldedExperts(
+  factorization: Factorization,
+): AsyncGenerator<{ expert: number; data: Uint8Array }, FittedGroupReport> {
+  const { group, sigma, steps, seconds } = factorization;
+  const { experts: n, rows, cols } = group.problem;
+  const started = performance.now();
+  let error = 0;
+  let norm = 0;
+  try {
+    for (let expert = 0; expert < n; expert++) {
+      const { data, squaredError, squaredNorm } = await factorization.expert(expert);
+      error += squaredError;
+      norm += squaredNorm;
+      yield { expert, data };
+    }
+  } finally {
+    factorization.release();
+  }
+  return {
+    layer: group.layer,
+    projection: group.projection,
+    group: group.group,
+    relativeError: Math.sqrt(error / norm),
+    mse: error / (n * rows * cols),
+    sigma,
+    steps,
+    seconds: seconds + (performance.now() - started) / 1000,
+  };
+}

@@ -1,0 +1,22 @@
+/** Source: the experts of each group, in the order in which they lie in the shards. */
+import { basename } from 'node:path';
+import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import { type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
+import type { ByteBudget } from './byte-budget.js';
+import type { TensorRecord } from './records.js';
+
+/** Takes a whole group's bytes from the budget before reading its first expert; whoever drops the group returns them. */
+export async function* readExperts(
+  groups: readonly GroupPlan[],
+  reader: TensorReader,
+  budget: ByteBudget,
+): AsyncGenerator<TensorRecord> {
+  for (const group of groups) {
+    await budget.acquire(sourceBytes(group));
+    const order = group.experts.map((tensor, expert) => ({ tensor, expert }));
+    order.sort((a, b) => compareNames(a.tensor.file, b.tensor.file) || a.tensor.start - b.tensor.start);
+    for (const { tensor, expert } of order) yield { group, expert, data: await reader.readRange(tensor) };
+  }
+}
+
+const compareNames = (a: string, b: string): number => (basename(a) < basename(b) ? -1 : Number(a !== b));

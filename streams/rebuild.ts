@@ -1,0 +1,57 @@
+/** The branch of the dataflow that starts from finished factors: a native checkpoint's, or those in factor files. */
+
+import type { TensorInfo } from '../src/checkpoint/header.js';
+import type { ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
+import { type GroupPlan, groupLabel } from '../src/conversion/groups.js';
+import type { SquaredError } from './compute.js';
+import type { OutputChunk } from './records.js';
+import type { ComputeWorker } from './worker-pool.js';
+
+/** A group whose factors exist. */
+export interface FactoredGroup {
+  readonly group: GroupPlan;
+  readonly bases: ByteRange;
+  readonly coefficients: ByteRange;
+  /** A·σ of one expert. */
+  readonly factor: (expert: number) => ByteRange;
+  /** The dense weights they stand for, where the source is at hand. */
+  readonly dense?: readonly TensorInfo[];
+}
+
+export async function loadFactors(
+  { group, bases, coefficients }: Pick<FactoredGroup, 'group' | 'bases' | 'coefficients'>,
+  reader: TensorReader,
+  worker: ComputeWorker,
+): Promise<void> {
+  const { problem, dtype } = group;
+  await worker.call('load', [
+    { problem, dtype, bases: await reader.readRange(bases), coefficients: await reader.readRange(coefficients) },
+  ]);
+}
+
+/** The dense weights of a group, one expert at a time; returns their error where `dense` is given. */
+export async function* rebuildWeights(
+  factored: FactoredGroup,
+  reader: TensorReader,
+  worker: ComputeWorker,
+): AsyncGenerator<OutputChunk, SquaredError> {
+  const { group, factor, dense } = factored;
+  await loadFactors(factored, reader, worker);
+  let error = 0;
+  let norm = 0;
+  for (const [expert, tensor] of group.names.experts.entries()) {
+    const A = await reader.readRange(factor(expert));
+    const target = dense?.[expert];
+    const weights = target && { dtype: group.sourceDtype, bytes: await reader.readRange(target) };
+    const { data, squaredError, squaredNorm } = await worker.call('rebuild', [
+      expert,
+      A,
+      `${groupLabel(group)}, expert ${expert}`,
+      weights,
+    ]);
+    error += squaredError;
+    norm += squaredNorm;
+    yield { tensor, offset: 0, data };
+  }
+  return { squaredError: error, squaredNorm: norm };
+}

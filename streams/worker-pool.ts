@@ -1,0 +1,110 @@
+/** Compute workers: engines block their thread, so each lives in one of its own. */
+import { Worker } from 'node:worker_threads';
+import * as errors from '../src/errors.js';
+import type { Compute, ComputeOptions } from './compute.js';
+
+type Method = 'fit' | 'fold' | 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
+
+export interface Request {
+  readonly id: number;
+  readonly method: Method;
+  readonly args: readonly unknown[];
+}
+
+export type Reply =
+  | { id: number; value: unknown }
+  | { id: number; step: number; loss: number }
+  | { id: number; error: { name: string; message: string } };
+
+interface Waiting {
+  resolve(value: unknown): void;
+  reject(error: Error): void;
+  onStep?: ((step: number, loss: number) => void) | undefined;
+}
+
+/** One worker, with `Compute`'s methods. */
+export class ComputeWorker {
+  private readonly worker: Worker;
+  private readonly waiting = new Map<number, Waiting>();
+  private nextId = 0;
+  private dead: Error | undefined;
+
+  constructor(options: ComputeOptions) {
+    this.worker = new Worker(new URL('./compute-worker.js', import.meta.url), { workerData: options });
+    this.worker.on('message', (reply: Reply) => this.receive(reply));
+    this.worker.on('error', (error) => this.fail(new errors.WorkerError(error.message)));
+    this.worker.on('exit', (code) => this.fail(new errors.WorkerError(`it exited with code ${code}`)));
+  }
+
+  /** The buffers of `transfer` are handed over: they cannot be used here afterwards. */
+  call<M extends Method>(
+    method: M,
+    args: M extends 'fit' ? [Parameters<Compute['fit']>[0]] : Parameters<Compute[M]>,
+    { onStep, transfer = [] }: { onStep?: (step: number, loss: number) => void; transfer?: ArrayBuffer[] } = {},
+  ): Promise<Awaited<ReturnType<Compute[M]>>> {
+    return new Promise((resolve, reject) => {
+      if (this.dead) return reject(this.dead);
+      const id = this.nextId++;
+      this.waiting.set(id, { resolve: resolve as (value: unknown) => void, reject, onStep });
+      this.worker.postMessage({ id, method, args } satisfies Request, transfer);
+    });
+  }
+
+  private receive(reply: Reply): void {
+    const waiting = this.waiting.get(reply.id);
+    if (!waiting) return;
+    if ('step' in reply) return waiting.onStep?.(reply.step, reply.loss);
+    this.waiting.delete(reply.id);
+    if ('error' in reply) waiting.reject(revive(reply.error));
+    else waiting.resolve(reply.value);
+  }
+
+  private fail(error: Error): void {
+    this.dead ??= error;
+    for (const { reject } of this.waiting.values()) reject(error);
+    this.waiting.clear();
+  }
+
+  async close(): Promise<void> {
+    await this.worker.terminate();
+  }
+}
+
+/** An error of the worker as the class it was there. */
+function revive(error: { name: string; message: string }): Error {
+  const known = (errors as unknown as Record<string, { prototype: Error } | undefined>)[error.name];
+  if (!known) return new errors.WorkerError(`${error.name}: ${error.message}`);
+  const { name: _, ...fields } = error;
+  return Object.assign(Object.create(known.prototype) as Error, fields);
+}
+
+/** Lends workers; who asks while all are out waits its turn. */
+export class WorkerPool {
+  private readonly workers: ComputeWorker[];
+  private readonly idle: ComputeWorker[];
+  private readonly queue: Array<(worker: ComputeWorker) => void> = [];
+
+  constructor(size: number, options: ComputeOptions) {
+    this.workers = Array.from({ length: size }, () => new ComputeWorker(options));
+    this.idle = [...this.workers];
+  }
+
+  get size(): number {
+    return this.workers.length;
+  }
+
+  acquire(): Promise<ComputeWorker> {
+    const worker = this.idle.pop();
+    return worker ? Promise.resolve(worker) : new Promise((resolve) => this.queue.push(resolve));
+  }
+
+  release(worker: ComputeWorker): void {
+    const next = this.queue.shift();
+    if (next) next(worker);
+    else this.idle.push(worker);
+  }
+
+  async close(): Promise<void> {
+    await Promise.all(this.workers.map((worker) => worker.close()));
+  }
+}

@@ -1,0 +1,73 @@
+/** Sink of `fit`: each group into a file of its own, which gets its name only when it is whole. */
+import { rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Writable } from 'node:stream';
+import { encodeHeader } from '../src/checkpoint/header.js';
+import { layoutFile } from '../src/checkpoint/layout.js';
+import { syncFolder } from '../src/checkpoint/output-folder.js';
+import { ShardWriter } from '../src/checkpoint/shard-writer.js';
+import {
+  encodeFactorMetadata,
+  FACTOR_HEADER_BYTES,
+  type FactorMetadata,
+  factorFileName,
+  factorTensors,
+} from '../src/conversion/factor-files.js';
+import type { FittedGroupReport } from '../src/conversion/report.js';
+import { foldExperts } from './fold.js';
+import type { Factorization } from './records.js';
+
+export type FactorContext = Pick<FactorMetadata, 'sourceFingerprint' | 'settings'>;
+
+export function writeFactors(
+  folder: string,
+  context: FactorContext,
+  onGroup: (report: FittedGroupReport) => void,
+): Writable {
+  return new Writable({
+    objectMode: true,
+    highWaterMark: 1,
+    write(factorization: Factorization, _encoding, done) {
+      writeFactorFile(folder, factorization, context).then((report) => {
+        onGroup(report);
+        done();
+      }, done);
+    },
+  });
+}
+
+async function writeFactorFile(
+  folder: string,
+  factorization: Factorization,
+  context: FactorContext,
+): Promise<FittedGroupReport> {
+  const { group, bases, coefficients } = factorization;
+  const tensors = factorTensors(group);
+  const name = factorFileName(group);
+  const partial = join(folder, `${name}.partial`);
+  await rm(partial, { force: true });
+  const layout = layoutFile(name, tensors, {}, FACTOR_HEADER_BYTES);
+  const writer = await ShardWriter.create(partial, layout);
+  try {
+    await writer.write('B', 0, bases);
+    await writer.write('alpha', 0, coefficients);
+    const report = await foldExperts(factorization, (expert, data) =>
+      writer.write('A', expert * data.byteLength, data),
+    );
+    const metadata = encodeFactorMetadata({
+      version: 1,
+      activation: group.problem.activation,
+      ...context,
+      report: { ...report, group: 0 },
+    });
+    await writer.rewriteHeader(encodeHeader(tensors, metadata, layout.header.byteLength));
+    await writer.finish();
+    await rename(partial, join(folder, name));
+    await syncFolder(folder);
+    return report;
+  } catch (error) {
+    await writer.abandon();
+    await rm(partial, { force: true });
+    throw error;
+  }
+}
