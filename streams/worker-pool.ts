@@ -53,7 +53,10 @@ export class ComputeWorker {
   private receive(reply: Reply): void {
     const waiting = this.waiting.get(reply.id);
     if (!waiting) return;
-    if ('step' in reply) return waiting.onStep?.(reply.step, reply.loss);
+    if ('step' in reply) {
+      waiting.onStep?.(reply.step, reply.loss);
+      return;
+    }
     this.waiting.delete(reply.id);
     if ('error' in reply) waiting.reject(revive(reply.error));
     else waiting.resolve(reply.value);

@@ -1,5 +1,4 @@
 import { Command } from 'commander';
-import { fit } from '../../streams/fit.js';
 import { addFactorisationOptions, compressOptions, force, json, MODEL } from './options.js';
 import { runAndPrint } from './run.js';
 
@@ -12,6 +11,6 @@ export function fitCommand(): Command {
     .addOption(force())
     .addOption(json())
     .action((model: string, factors: string, flags) =>
-      runAndPrint(factors, flags, (run) => fit(model, factors, compressOptions(flags), run)),
+      runAndPrint(factors, flags, (run) => it(model, factors, compressOptions(flags), run)),
     );
 }

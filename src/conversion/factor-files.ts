@@ -9,7 +9,6 @@ import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from 
 import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
 import { FACTORISED } from '../models/family.js';
 import type { GroupPlan } from './groups.js';
-import type { GroupReport } from './report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate_proj|up_proj)\.safetensors$/;
 

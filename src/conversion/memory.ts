@@ -8,15 +8,17 @@ import type { Settings } from './settings.js';
 
 const MIB = 2 ** 20;
 
-/** Node, ONNX Runtime and their heaps, measured idle with one worker (bench/memory.ts), and each further worker's share. */
-const BASE_BYTES = 190 * MIB;
-const WORKER_BYTES = 60 * MIB;
+/** Node and this program, and each worker with its compiled programs; measured (bench/memory.ts prints the peaks). */
+const BASE_BYTES = 110 * MIB;
+const WORKER_BYTES = 100 * MIB;
 
-/** The allocators round up, and freed memory returns late: measured peaks stay below this multiple of what is counted. */
-const OVERHEAD = 1.3;
+/** Freed memory returns late; measured peaks stay below this multiple of what is counted. */
+const OVERHEAD = 1.15;
 
 /** A step's working set without a wish for more: large enough for full GEMM speed, the same on every machine. */
 const BATCH_BYTES = 256 * MIB;
+/** Smaller batches than this waste time on the calls themselves; other economies come first. */
+const LEAST_BATCH = 4;
 
 /** Below this many multiply-adds a matrix product of a group does not fill more than one core. */
 const SMALL_GROUP = 1e9;
@@ -38,14 +40,15 @@ export interface MemoryPlan {
 export function planMemory(groups: readonly GroupPlan[], settings: Settings): MemoryPlan {
   const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
   const workers = small ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
-  const wanted: Arrangement[] = [
-    { workers, batchBytes: BATCH_BYTES, holdTargets: true, prefetch: 1 },
-    { workers, batchBytes: BATCH_BYTES, holdTargets: false, prefetch: 1 },
-    { workers: 1, batchBytes: BATCH_BYTES, holdTargets: false, prefetch: 1 },
-    { workers: 1, batchBytes: BATCH_BYTES, holdTargets: false, prefetch: 0 },
-    { workers: 1, batchBytes: 0, holdTargets: false, prefetch: 0 },
+  // From the fastest to the most frugal; each gives up one thing.
+  const arrangements: Arrangement[] = [
+    { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH },
+    { workers, holdTargets: false, prefetch: 1, leastBatch: LEAST_BATCH },
+    { workers: 1, holdTargets: false, prefetch: 1, leastBatch: LEAST_BATCH },
+    { workers: 1, holdTargets: false, prefetch: 0, leastBatch: LEAST_BATCH },
+    { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
-  const plans = wanted.map((arrangement) => arrange(groups, settings, arrangement));
+  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement));
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
@@ -56,40 +59,56 @@ export function planMemory(groups: readonly GroupPlan[], settings: Settings): Me
 
 interface Arrangement {
   workers: number;
-  batchBytes: number;
   holdTargets: boolean;
+  /** Groups read ahead. */
   prefetch: number;
+  /** Experts a batch must at least have. */
+  leastBatch: number;
 }
 
-function arrange(groups: readonly GroupPlan[], settings: Settings, wish: Arrangement): MemoryPlan {
-  const { workers, holdTargets, prefetch } = wish;
-  const largest = Math.max(0, ...groups.map(sourceBytes));
-  const perExpert = Math.max(1, ...groups.map(({ problem }) => batchBytesPerExpert(problem)));
-  const most = Math.max(1, ...groups.map(({ problem }) => problem.experts));
-  const batchExperts = Math.min(most, settings.batchExperts ?? Math.max(1, Math.floor(wish.batchBytes / perExpert)));
-  const solver = Math.max(0, ...groups.map(({ problem }) => solverBytes(problem, batchExperts, holdTargets, settings)));
-  const groupBytes = largest * (workers + prefetch);
-  const counted = workers * solver + groupBytes + 4 * READ_BYTES;
+/** The largest batch that the arrangement leaves room for, and the memory that takes. */
+function arrange(groups: readonly GroupPlan[], settings: Settings, arrangement: Arrangement): MemoryPlan {
+  const { workers, holdTargets, prefetch, leastBatch } = arrangement;
+  const most = (measure: (group: GroupPlan) => number): number =>
+    groups.reduce((top, group) => Math.max(top, measure(group)), 0);
+  const experts = most(({ problem }) => problem.experts);
+  const perExpert = most(({ problem }) => batchBytesPerExpert(problem));
+  const groupBytes = most(sourceBytes) * (workers + prefetch);
+  const state = most(({ problem }) => stateBytes(problem, holdTargets, settings));
+  const expected = (batch: number): number =>
+    Math.ceil(
+      BASE_BYTES +
+        workers * WORKER_BYTES +
+        OVERHEAD * (workers * (state + batch * perExpert) + groupBytes + 4 * READ_BYTES),
+    );
+  const room = (settings.maxMemory - expected(0)) / (OVERHEAD * workers * perExpert);
+  const wanted = settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert));
+  const least = Math.min(wanted, leastBatch, experts);
+  const batchExperts = Math.max(1, Math.min(experts, wanted, Math.max(least, Math.floor(room) || 0)));
   return {
     workers,
     threadsPerWorker: Math.max(1, Math.floor(settings.threads / workers)),
     batchExperts,
     holdTargets,
     groupBytes,
-    expectedBytes: Math.ceil(BASE_BYTES + workers * WORKER_BYTES + OVERHEAD * counted),
+    expectedBytes: expected(batchExperts),
   };
 }
 
-/** f32 values alive at once for one expert of a batch: S, F, f′, D; W, R; A, WFᵀ; G, X and their products. */
+/** Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products. */
 const batchBytesPerExpert = ({ rows: p, cols: d, rank: r }: Problem): number =>
-  4 * (5 * r * d + 3 * p * d + 3 * p * r + 6 * r * r);
+  4 * (6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r);
 
-function solverBytes(problem: Problem, batchExperts: number, holdTargets: boolean, { solver }: Settings): number {
-  const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
-  const batch = Math.min(n, batchExperts) * batchBytesPerExpert(problem);
-  const targets = holdTargets ? 4 * n * p * d : 0;
-  // varpro: B, M and the ones before them, the gradient, and what Muon makes of it. adam: thrice A and B, twice over.
-  const bases = 4 * m * r * d * (solver === 'varpro' ? 9 : 8);
-  const perExpert = 4 * n * (solver === 'varpro' ? r * r : 7 * p * r);
-  return batch + targets + bases + perExpert;
+/** Bytes a solver holds from step to step. */
+function stateBytes(
+  { experts: n, rows: p, cols: d, bases: m, rank: r }: Problem,
+  holdTargets: boolean,
+  { solver }: Settings,
+): number {
+  const targets = holdTargets ? n * p * d : 0;
+  const bases = m * r * d;
+  // varpro: B, M, those before them, the gradient, what Muon makes of them, and their spares; G⁻¹ twice.
+  if (solver === 'varpro') return 4 * (targets + 14 * bases + 2 * n * r * r);
+  // adam: A and B with two moments each, twice over while they are updated.
+  return 4 * (targets + 8 * bases + 7 * n * p * r);
 }
