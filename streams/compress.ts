@@ -54,8 +54,7 @@ export async function compress(
         const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, hooks });
         for await (const factorization of fitted) yield* fold(factorization, settings.format, onGroup);
       },
-      config:
-        settings.format === 'mobe' ? compressedConfig(plan, settings.solver, record.sourceFingerprint) : undefined,
+      config: settings.format === 'mobe' ? compressedConfig(plan, settings.solver, record.sourceFingerprint) : {},
       record,
       hooks,
       started,

@@ -1,5 +1,4 @@
 /** What every conversion shares: an output folder filled from merged branches, then its small files, then the commit. */
-import { readFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { encodeIndex } from '../src/checkpoint/layout.js';
@@ -11,6 +10,7 @@ import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { InterruptedError } from '../src/errors.js';
+import { type ConfigChanges, editConfig } from '../src/models/native.js';
 import { merge } from './highland.js';
 import { passThrough } from './pass-through.js';
 import type { RunHooks } from './progress.js';
@@ -31,8 +31,8 @@ export interface Conversion {
   readonly reader: TensorReader;
   /** The factorised tensors, in any order. Called once the output is reserved. */
   readonly expertBranch: (onGroup: (report: GroupReport) => void) => AsyncIterable<OutputChunk>;
-  /** Undefined: the source's config.json, byte for byte. */
-  readonly config: Readonly<Record<string, unknown>> | undefined;
+  /** What changes in the source's config.json. */
+  readonly config: ConfigChanges;
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'settings'>;
   readonly hooks: RunHooks;
   /** `performance.now()` when the run began. */
@@ -84,10 +84,7 @@ async function writeSmallFiles(
   }
   const index = encodeIndex(layout);
   if (index) await put(index.file, index.text);
-  await put(
-    CONFIG_FILE,
-    config ? `${JSON.stringify(config, null, 2)}\n` : await readFile(join(source.folder, CONFIG_FILE), 'utf8'),
-  );
+  await put(CONFIG_FILE, editConfig(source.configText, config));
   const sizes = { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
   await put(
     'README.md',

@@ -63,7 +63,7 @@ export async function exportFactors(
       config:
         format === 'mobe'
           ? compressedConfig({ ...plan, model: detected }, String(fitted.solver), sourceFingerprint)
-          : undefined,
+          : {},
       record,
       hooks,
       started,
@@ -128,6 +128,6 @@ async function* copyFactors(
 ): AsyncGenerator<OutputChunk> {
   const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
   for (const [i, { name, dtype, shape }] of groupTensors(group, 'mobe').entries()) {
-    yield* passThrough([{ name, dtype, shape, ...(ranges[i] as ByteRange) }], reader);
+    yield* passThrough([{ ...(ranges[i] as ByteRange), name, dtype, shape }], reader);
   }
 }

@@ -19,7 +19,7 @@ import { type FactorContext, writeFactors } from './write-factors.js';
  * Fits the experts of `model` and writes one factor file a group into `folder`. Files that are there already from the
  * same source and settings are kept, so an interrupted fit goes on where it stopped.
  */
-export async function fit(
+export async function fitFactors(
   model: string,
   folder: string,
   options: CompressOptions = {},

@@ -21,7 +21,6 @@ import { type GroupReport, isFitted, REPORT_FILE, type StoredReport } from '../s
 import { type CompressOptions, type DTYPE_NAMES, type Format, resolveSettings } from '../src/conversion/settings.js';
 import { NotACheckpointError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
-import { denseConfig } from '../src/models/native.js';
 import type { SquaredError } from './compute.js';
 import { RENAMED_SIDE_FILES } from './convert.js';
 import type { RunHooks } from './progress.js';
@@ -192,10 +191,11 @@ async function checkConfig(
     problems.push(`${REPORT_FILE}: the result was made from another source`);
   }
   const model = detectModel(source);
-  const expected =
+  const changes =
     format === 'mobe'
       ? compressedConfig({ source, model, groups }, String(report.settings.solver), sourceFingerprint)
-      : denseConfig(source.config);
+      : {};
+  const expected: Record<string, unknown> = { ...source.config, ...changes };
   for (const key of new Set([...Object.keys(expected), ...Object.keys(result.config)])) {
     if (!isDeepStrictEqual(plain(expected[key]), plain(result.config[key]))) {
       problems.push(

@@ -23,9 +23,9 @@ export interface Layout {
  */
 export function layoutShards(tensors: readonly TensorSpec[], shardBytes: number): Layout {
   const shards: TensorSpec[][] = [];
-  let filled = Number.POSITIVE_INFINITY;
+  let filled = 0;
   for (const tensor of tensors) {
-    if (filled + tensor.bytes > shardBytes) {
+    if (shards.length === 0 || filled + tensor.bytes > shardBytes) {
       shards.push([]);
       filled = 0;
     }

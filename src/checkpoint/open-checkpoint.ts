@@ -32,6 +32,8 @@ export interface Checkpoint {
   /** Absolute path. */
   readonly folder: string;
   readonly config: Readonly<Record<string, unknown>>;
+  /** `config.json` as it is written. */
+  readonly configText: string;
   readonly shards: readonly Shard[];
   readonly tensors: ReadonlyMap<string, TensorInfo>;
 }
@@ -41,7 +43,8 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
   const root = resolve(folder);
   const names = await listFolder(root);
   if (!names.includes(CONFIG_FILE)) throw new NotACheckpointError(root, `it has no ${CONFIG_FILE}`);
-  const config = await readJsonObject(join(root, CONFIG_FILE));
+  const configText = await readFile(join(root, CONFIG_FILE), 'utf8');
+  const config = parseJsonObject(configText, join(root, CONFIG_FILE));
   const files = names.filter((name) => name.endsWith('.safetensors')).sort();
   const shards: Shard[] = [];
   if (names.includes(INDEX_FILE)) {
@@ -63,7 +66,7 @@ export async function openCheckpoint(folder: string): Promise<Checkpoint> {
     shards.push(await openShard(join(root, files[0] as string)));
   }
   const tensors = new Map(shards.flatMap((shard) => shard.tensors.map((tensor) => [tensor.name, tensor] as const)));
-  return { folder: root, config, shards, tensors };
+  return { folder: root, config, configText, shards, tensors };
 }
 
 /** Reads and validates the header of one safetensors file. */
@@ -131,7 +134,10 @@ async function listFolder(root: string): Promise<string[]> {
 
 /** Reads a JSON object, refusing duplicate keys. */
 export async function readJsonObject(path: string): Promise<Record<string, unknown>> {
-  const text = await readFile(path, 'utf8');
+  return parseJsonObject(await readFile(path, 'utf8'), path);
+}
+
+function parseJsonObject(text: string, path: string): Record<string, unknown> {
   let value: unknown;
   try {
     value = JSON.parse(text);

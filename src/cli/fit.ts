@@ -1,4 +1,5 @@
 import { Command } from 'commander';
+import { fitFactors } from '../../streams/fit.js';
 import { addFactorisationOptions, compressOptions, force, json, MODEL } from './options.js';
 import { runAndPrint } from './run.js';
 
@@ -11,6 +12,6 @@ export function fitCommand(): Command {
     .addOption(force())
     .addOption(json())
     .action((model: string, factors: string, flags) =>
-      runAndPrint(factors, flags, (run) => it(model, factors, compressOptions(flags), run)),
+      runAndPrint(factors, flags, (run) => fitFactors(model, factors, compressOptions(flags), run)),
     );
 }

@@ -2,7 +2,7 @@
 import { type Checkpoint, openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
-import { nativeConfig } from '../models/native.js';
+import { type ConfigChanges, nativeConfig } from '../models/native.js';
 import { type GroupPlan, planGroups } from './groups.js';
 import { type MemoryPlan, planMemory } from './memory.js';
 import { type ConversionPlan, outputBytes, planConversion } from './plan.js';
@@ -33,14 +33,14 @@ export function planFor(source: Checkpoint, settings: Settings): CompressionPlan
   return { ...plan, settings, model, memory, diskBytes: outputBytes(plan) };
 }
 
-/** `config.json` of a native result. */
+/** What changes in the `config.json` of a native result. */
 export function compressedConfig(
   { source, model, groups }: { source: Checkpoint; model: MoeModel; groups: readonly GroupPlan[] },
   solver: string,
   sourceFingerprint: string,
-): Record<string, unknown> {
+): ConfigChanges {
   const [first] = groups;
-  if (!first) return { ...source.config };
+  if (!first) return {};
   const { bases, rank, activation } = first.problem;
   return nativeConfig(source.config, model.family, {
     bases,

@@ -41,7 +41,7 @@ const settingsSchema = z
     solver: z.enum(SOLVERS).default('varpro'),
     steps: positive.optional(),
     learningRate: z.number().positive().optional(),
-    /** Undefined: as many as keep a step's working set near 256 MiB. */
+    /** Undefined: as many as keep a step's working set near 128 MiB. */
     batchExperts: positive.optional(),
     engine: z.enum(ENGINE_NAMES).default('onnx-cpu'),
     threads: positive.max(1024).default(() => availableParallelism()),

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import * as ort from 'onnxruntime-node';
 import { EngineError } from '../errors.js';
 import type { Engine, EngineOptions, EngineTensor, Program } from './engine.js';
@@ -48,11 +49,45 @@ function unwrap(tensor: EngineTensor, name: string): Float32Array {
   throw new EngineError(`"${name}" is not a tensor of this engine`);
 }
 
+/** Idle sessions kept for the next group, which usually has the same shapes and so the same programs. */
+const MAX_IDLE_SESSIONS = 12;
+
+/** Compiled sessions by the hash of their model. */
+class SessionCache {
+  private readonly idle = new Map<string, ort.InferenceSession[]>();
+  private idleCount = 0;
+
+  constructor(private readonly options: ort.InferenceSession.SessionOptions) {}
+
+  async take(key: string, model: Uint8Array): Promise<ort.InferenceSession> {
+    const session = this.idle.get(key)?.pop();
+    if (!session) return ort.InferenceSession.create(model, this.options);
+    this.idleCount--;
+    return session;
+  }
+
+  async give(key: string, session: ort.InferenceSession): Promise<void> {
+    const sessions = this.idle.get(key) ?? [];
+    this.idle.delete(key); // re-inserted: the map is in order of last use
+    this.idle.set(key, [...sessions, session]);
+    if (++this.idleCount <= MAX_IDLE_SESSIONS) return;
+    for (const [oldest, [first, ...rest]] of this.idle) {
+      if (rest.length) this.idle.set(oldest, rest);
+      else this.idle.delete(oldest);
+      if (!first) continue;
+      this.idleCount--;
+      await first.release();
+      return;
+    }
+  }
+}
+
 class OnnxProgram implements Program {
   constructor(
     private readonly session: ort.InferenceSession,
     private readonly graph: Graph,
     private readonly pool: BufferPool,
+    private readonly release: () => Promise<void>,
   ) {}
 
   async run(inputs: Readonly<Record<string, EngineTensor>>): Promise<Record<string, EngineTensor>> {
@@ -77,28 +112,31 @@ class OnnxProgram implements Program {
   }
 
   dispose(): Promise<void> {
-    return this.session.release();
+    return this.release();
   }
 }
 
 /** ONNX Runtime's CPU provider. `run` blocks its thread: use it in a worker. */
 export function createOnnxCpuEngine(options: EngineOptions): Engine {
   const pool = new BufferPool();
+  const sessions = new SessionCache({
+    executionProviders: ['cpu'],
+    intraOpNumThreads: options.threads,
+    interOpNumThreads: 1,
+    executionMode: 'sequential',
+    graphOptimizationLevel: 'all',
+    // The arena and its patterns keep three to four times what a step needs, at no gain in speed.
+    enableCpuMemArena: false,
+    enableMemPattern: false,
+    logSeverityLevel: 3,
+  });
   return {
     name: 'onnx-cpu',
     async compile(graph) {
-      const session = await ort.InferenceSession.create(encodeOnnx(graph), {
-        executionProviders: ['cpu'],
-        intraOpNumThreads: options.threads,
-        interOpNumThreads: 1,
-        executionMode: 'sequential',
-        graphOptimizationLevel: 'all',
-        // The arena and its patterns keep three to four times what a step needs, at no gain in speed.
-        enableCpuMemArena: false,
-        enableMemPattern: false,
-        logSeverityLevel: 3,
-      });
-      return new OnnxProgram(session, graph, pool);
+      const model = encodeOnnx(graph);
+      const key = createHash('sha256').update(model).digest('hex');
+      const session = await sessions.take(key, model);
+      return new OnnxProgram(session, graph, pool, () => sessions.give(key, session));
     },
     tensor: (data, shape) => new OnnxTensor(data, shape),
     read: async (tensor) => unwrap(tensor, 'read'),

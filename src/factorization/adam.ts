@@ -8,7 +8,7 @@ import { trace } from '../engine/graph.js';
 import { add, div, matmul, mul, reshape, softmax, sqrt, square, sub, sum, total } from '../engine/ops.js';
 import { DivergedError } from '../errors.js';
 import { activate, derivative } from './activation.js';
-import { type BatchRange, splitBatches, stackTargets } from './batches.js';
+import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
 import { truncatedSvd } from './svd.js';
 
@@ -26,7 +26,6 @@ interface Moving {
 }
 
 interface Batch extends BatchRange {
-  readonly targets: EngineTensor | undefined;
   readonly gradient: Program;
   readonly update: Program;
   A: Moving;
@@ -59,12 +58,12 @@ export async function solveAdam(
     variance: engine.tensor(new Float32Array(values.length), shape),
   });
 
+  const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
   const batches: Batch[] = [];
   for (const { first, count } of splitBatches(n, options.batchExperts)) {
     batches.push({
       first,
       count,
-      targets: options.holdTargets ? stackTargets(engine, problem, targets, first, count) : undefined,
       gradient: await compiled(`gradient ${count}`, () => traceGradient(problem, count)),
       update: await compiled(`A ${count}`, () => traceAdam([count, p, r])),
       A: moving(start.A.slice(first * p * r, (first + count) * p * r), [count, p, r]),
@@ -103,7 +102,7 @@ export async function solveAdam(
       let squared = 0;
       for (const batch of batches) {
         const { first, count } = batch;
-        const W = batch.targets ?? stackTargets(engine, problem, targets, first, count);
+        const W = stacked.get(batch);
         const out = await batch.gradient.run({
           A: batch.A.value,
           B: B.value,
@@ -111,7 +110,6 @@ export async function solveAdam(
           W,
           dB0: dB,
         });
-        if (W !== batch.targets) W.dispose();
         if (dB !== zeroB) dB.dispose();
         dB = out.dB as EngineTensor;
         gradientsA.push(out.dA as EngineTensor);
@@ -138,7 +136,7 @@ export async function solveAdam(
     return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss };
   } finally {
     for (const it of [B, w, ...batches.map(({ A }) => A)]) disposeMoving(it);
-    for (const { targets: held } of batches) held?.dispose();
+    stacked.dispose();
     zeroB.dispose();
     for (const program of programs.values()) await program.dispose();
   }

@@ -15,16 +15,36 @@ export function splitBatches(experts: number, size: number): BatchRange[] {
   });
 }
 
-/** Experts `first` … as one (count, p, d) tensor. */
-export function stackTargets(
-  engine: Engine,
-  { rows, cols }: Problem,
-  targets: Targets,
-  first: number,
-  count: number,
-): EngineTensor {
-  const size = rows * cols;
-  const stacked = new Float32Array(count * size);
-  for (let e = 0; e < count; e++) targets.read(first + e, stacked.subarray(e * size, (e + 1) * size));
-  return engine.tensor(stacked, [count, rows, cols]);
+/**
+ * Hands out experts as (count, p, d) tensors: decoded once and kept, or anew into the same memory each time.
+ */
+export class StackedTargets {
+  private readonly held = new Map<number, EngineTensor>();
+  /** By batch size. */
+  private readonly scratch = new Map<number, Float32Array>();
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly problem: Problem,
+    private readonly targets: Targets,
+    private readonly hold: boolean,
+  ) {}
+
+  /** Valid until the next call; not to be disposed of. */
+  get({ first, count }: BatchRange): EngineTensor {
+    const known = this.held.get(first);
+    if (known) return known;
+    const { rows, cols } = this.problem;
+    const size = rows * cols;
+    const stacked = (!this.hold && this.scratch.get(count)) || new Float32Array(count * size);
+    for (let e = 0; e < count; e++) this.targets.read(first + e, stacked.subarray(e * size, (e + 1) * size));
+    const tensor = this.engine.tensor(stacked, [count, rows, cols]);
+    if (this.hold) this.held.set(first, tensor);
+    else this.scratch.set(count, stacked);
+    return tensor;
+  }
+
+  dispose(): void {
+    for (const tensor of this.held.values()) tensor.dispose();
+  }
 }

@@ -13,7 +13,7 @@ import { trace } from '../engine/graph.js';
 import { add, div, matmul, mul, reshape, sqrt, square, sub, sum, total, type Value } from '../engine/ops.js';
 import { DivergedError } from '../errors.js';
 import { activate, derivative } from './activation.js';
-import { type BatchRange, splitBatches, stackTargets } from './batches.js';
+import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
 import { normals, scrambleRows } from './initialise.js';
 import { coldStart, gram, sharpen } from './inverse.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
@@ -65,8 +65,6 @@ interface Programs {
 }
 
 interface Batch extends BatchRange, Programs {
-  /** Decoded for every step where they are not held. */
-  readonly targets: EngineTensor | undefined;
   /** X ≈ G⁻¹, (count, r, r). */
   inverse: EngineTensor;
 }
@@ -83,7 +81,7 @@ class VarproSolver {
   private constructor(
     private readonly engine: Engine,
     private readonly problem: Problem,
-    private readonly targets: Targets,
+    private readonly targets: StackedTargets,
     private readonly options: SolverOptions,
     private readonly batches: readonly Batch[],
     private readonly update: Program,
@@ -114,15 +112,15 @@ class VarproSolver {
     const shape = [m, r * d];
     const batches: Batch[] = [];
     for (const { first, count } of sizes) {
-      const held = options.holdTargets ? stackTargets(engine, problem, targets, first, count) : undefined;
       const inverse = engine.tensor(new Float32Array(0), [0]);
-      batches.push({ first, count, targets: held, inverse, ...(programs.get(count) as Programs) });
+      batches.push({ first, count, inverse, ...(programs.get(count) as Programs) });
     }
     const update = await engine.compile(traceUpdate(problem));
     const zeros = (): EngineTensor => engine.tensor(new Float32Array(m * r * d), shape);
+    const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
     const moments = { mean: new Float32Array(n * m), variance: new Float32Array(n * m) };
     const state: State = { bases, momentum: zeros(), coefficients, moments };
-    const solver = new VarproSolver(engine, problem, targets, options, batches, update, zeros(), state);
+    const solver = new VarproSolver(engine, problem, stacked, options, batches, update, zeros(), state);
     for (const batch of batches) await solver.refreshInverse(batch);
     return solver;
   }
@@ -205,7 +203,7 @@ class VarproSolver {
   }
 
   private async batchGradient(batch: Batch, accumulated: EngineTensor): Promise<Record<string, EngineTensor>> {
-    const W = batch.targets ?? stackTargets(this.engine, this.problem, this.targets, batch.first, batch.count);
+    const W = this.targets.get(batch);
     for (let attempt = 0; ; attempt++) {
       const alpha = this.batchCoefficients(batch);
       const out = await batch.gradient.run({ B: this.state.bases, alpha, X: batch.inverse, W, dB0: accumulated });
@@ -213,7 +211,6 @@ class VarproSolver {
       if (residual < TRACKING_LIMIT || attempt > 0) {
         batch.inverse.dispose();
         batch.inverse = out.X as EngineTensor;
-        if (W !== batch.targets) W.dispose();
         return out;
       }
       for (const tensor of [out.X, out.dB, out.dAlpha, out.squared]) tensor?.dispose();
@@ -271,9 +268,9 @@ class VarproSolver {
   async dispose(): Promise<void> {
     disposeState(this.state);
     this.zero.dispose();
+    this.targets.dispose();
     const programs = new Set<Program>([this.update]);
     for (const batch of this.batches) {
-      batch.targets?.dispose();
       batch.inverse.dispose();
       for (const program of [batch.gradient, batch.freshInverse, batch.sharpenInverse]) programs.add(program);
     }

@@ -1,4 +1,5 @@
 /** The native MoBE checkpoint: tensor names and config keys that the reference's modelling files read. */
+import { applyEdits, modify } from 'jsonc-parser';
 import type { ExpertLayer, FactorisedProjection, Family } from './family.js';
 
 /** Matches the bases of a layer: prefix, and the short name of the projection. */
@@ -33,16 +34,18 @@ export interface NativeSettings {
 }
 
 /**
- * `num_B` and `activation` are what the reference writes. It forgets the rest: which layers and projections hold factors
- * (all others are as in the source), the rank, and the architecture.
+ * Entries of `config.json` that change; undefined: to be removed. `num_B` and `activation` are what the reference writes.
+ * It forgets the rest: which layers and projections hold factors (all others are as in the source), the rank, and the
+ * architecture.
  */
+export type ConfigChanges = Readonly<Record<string, unknown>>;
+
 export function nativeConfig(
   source: Readonly<Record<string, unknown>>,
   family: Family,
   { bases, activation, rank, layers, projections, solver, sourceFingerprint }: NativeSettings,
-): Record<string, unknown> {
+): ConfigChanges {
   return {
-    ...source,
     architectures: [family.nativeArchitecture],
     num_B: bases,
     activation,
@@ -59,13 +62,20 @@ export function nativeConfig(
   };
 }
 
-/** The source's config, given back. */
-export function denseConfig({
-  num_B,
-  activation,
-  mobe,
-  ...rest
-}: Readonly<Record<string, unknown>>): Record<string, unknown> {
+/** From a native config back to its source's. */
+export function denseConfig({ mobe }: Readonly<Record<string, unknown>>): ConfigChanges {
   const { source_architectures: architectures } = (mobe ?? {}) as { source_architectures?: unknown };
-  return architectures ? { ...rest, architectures } : rest;
+  return { ...(architectures ? { architectures } : {}), num_B: undefined, activation: undefined, mobe: undefined };
+}
+
+/**
+ * Applies changes to the text of a config, leaving the rest as it was written: parsing and printing it again would turn
+ * 10000.0 into 10000, which a strict loader takes for an integer.
+ */
+export function editConfig(text: string, changes: ConfigChanges): string {
+  const formattingOptions = { insertSpaces: true, tabSize: 2, eol: '\n' };
+  return Object.entries(changes).reduce(
+    (edited, [key, value]) => applyEdits(edited, modify(edited, [key], value, { formattingOptions })),
+    text,
+  );
 }
