@@ -8,6 +8,7 @@ import { type CompressOptions, resultSettings } from '../src/conversion/settings
 import { convert } from './convert.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
 import { fold } from './fold.js';
+import { withEstimate } from './plan.js';
 import type { RunHooks } from './progress.js';
 
 export interface RunOptions extends RunHooks {
@@ -41,6 +42,7 @@ export async function compress(
   } as const;
   const existing = await examineOutput(out, record, force);
   if ('done' in existing) return { ...existing.done, already: true };
+  if (hooks.onProgress) hooks.onProgress({ kind: 'plan', plan: await withEstimate(plan) });
   const reader = new TensorReader();
   try {
     const sigmas = await measureGroups(groups, reader, memory, hooks);

@@ -1,7 +1,8 @@
 /** The worker thread's side of worker-pool.ts: runs one `Compute`, one call at a time. */
 import { parentPort, workerData } from 'node:worker_threads';
+import { InterruptedError } from '../src/errors.js';
 import { Compute } from './compute.js';
-import type { Reply, Request } from './worker-pool.js';
+import type { Close, Reply, Request, WorkerData } from './worker-pool.js';
 
 const port = parentPort;
 if (!port) throw new TypeError('compute-worker runs only as a worker thread');
@@ -9,11 +10,13 @@ if (!port) throw new TypeError('compute-worker runs only as a worker thread');
 /** More often than this a progress message costs more than it tells. */
 const STEP_INTERVAL_MS = 50;
 
-const compute = Compute.create(workerData);
+const { options, stop } = workerData as WorkerData;
+const compute = Compute.create(options);
 
 async function answer({ id, method, args }: Request): Promise<void> {
   let last = 0;
   const onStep = (step: number, loss: number): void => {
+    if (Atomics.load(stop, 0)) throw new InterruptedError();
     const now = performance.now();
     if (now - last < STEP_INTERVAL_MS) return;
     last = now;
@@ -35,4 +38,7 @@ const buffersOf = (value: unknown): ArrayBuffer[] =>
     .filter((field): field is Uint8Array<ArrayBuffer> => field instanceof Uint8Array)
     .map((field) => field.buffer);
 
-port.on('message', (request: Request) => void answer(request));
+port.on('message', (request: Request | Close) => {
+  if (request === 'close') port.close();
+  else void answer(request);
+});

@@ -4,7 +4,7 @@ import { pipeline } from 'node:stream/promises';
 import { encodeIndex } from '../src/checkpoint/layout.js';
 import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
 import { OutputFolder } from '../src/checkpoint/output-folder.js';
-import { listSideFiles } from '../src/checkpoint/side-files.js';
+import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
 import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
@@ -16,12 +16,6 @@ import { passThrough } from './pass-through.js';
 import type { RunHooks } from './progress.js';
 import type { OutputChunk } from './records.js';
 import { writeCheckpoint } from './write-checkpoint.js';
-
-/** Files of the source that give way to the result's own. The source's README is kept under another name. */
-export const RENAMED_SIDE_FILES: Readonly<Record<string, string | undefined>> = {
-  'README.md': 'README.source.md',
-  [REPORT_FILE]: undefined,
-};
 
 export interface Conversion {
   readonly plan: ConversionPlan;
@@ -76,9 +70,7 @@ async function writeSmallFiles(
     await output.writeText(file, text);
     files.push(file);
   };
-  for (const file of await listSideFiles(source.folder)) {
-    const target = file in RENAMED_SIDE_FILES ? RENAMED_SIDE_FILES[file] : file;
-    if (!target) continue;
+  for (const { source: file, target } of await listSideFiles(source.folder)) {
     await output.copyFile(join(source.folder, file), target);
     files.push(target);
   }
@@ -87,7 +79,7 @@ async function writeSmallFiles(
   await put(CONFIG_FILE, editConfig(source.configText, config));
   const sizes = { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
   await put(
-    'README.md',
+    CARD_FILE,
     modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
   );
   const report: StoredReport = {

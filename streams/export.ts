@@ -52,7 +52,7 @@ export async function exportFactors(
       reader,
       async *expertBranch(onGroup) {
         for (const [i, it] of factored.entries()) {
-          const { report } = (files[i] as FactorFile).metadata;
+          const report = { ...(files[i] as FactorFile).metadata.report, seconds: 0 };
           if (worker) yield* rebuildGroup(it, report, reader, worker, onGroup);
           else {
             yield* copyFactors(it, reader);

@@ -13,6 +13,7 @@ import { InterruptedError, OutputNotEmptyError, OutputNotWritableError } from '.
 import { denseParameters, factorParameters } from '../src/factorization/problem.js';
 import type { RunOptions, RunResult } from './compress.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
+import { withEstimate } from './plan.js';
 import { type FactorContext, writeFactors } from './write-factors.js';
 
 /**
@@ -44,6 +45,7 @@ export async function fitFactors(
     await mkdir(folder, { recursive: true }).catch((error: Error) => {
       throw new OutputNotWritableError(folder, error.message);
     });
+    if (hooks.onProgress) hooks.onProgress({ kind: 'plan', plan: await withEstimate(plan) });
     const reader = new TensorReader();
     try {
       const sigmas = await measureGroups(missing, reader, memory, hooks);
@@ -106,7 +108,7 @@ async function finishedGroups(
       JSON.stringify(metadata.settings) === JSON.stringify(settings);
     if (!same)
       throw new OutputNotEmptyError(folder, `holds ${factorFileName(group)} from another source or other settings`);
-    finished.set(group, metadata.report);
+    finished.set(group, { ...metadata.report, seconds: 0 });
   }
   return finished;
 }

@@ -10,7 +10,10 @@ export interface TimedPlan extends CompressionPlan {
 
 /** What `compress` would do with the same arguments. Reads headers, then measures this machine for a fraction of a second. */
 export async function plan(model: string, options: CompressOptions = {}): Promise<TimedPlan> {
-  const planned = await planCompression(model, options);
+  return withEstimate(await planCompression(model, options));
+}
+
+export async function withEstimate(planned: CompressionPlan): Promise<TimedPlan> {
   const [largest] = planned.groups;
   if (!largest) return { ...planned, estimatedSeconds: estimateSeconds(planned, 1) };
   const { engine } = planned.settings;

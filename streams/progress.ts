@@ -1,5 +1,6 @@
 /** What a run tells while it works. The library prints nothing; whoever started it may listen. */
 import type { GroupReport } from '../src/conversion/report.js';
+import type { TimedPlan } from './plan.js';
 
 export interface StepProgress {
   readonly layer: number;
@@ -11,6 +12,8 @@ export interface StepProgress {
 }
 
 export type Progress =
+  /** What is about to be done. */
+  | { kind: 'plan'; plan: TimedPlan }
   /** A part of the run begins; `total` in bytes or groups. */
   | { kind: 'phase'; phase: 'check' | 'convert' | 'verify'; groups: number; bytes: number }
   /** Groups read and found sound. */

@@ -22,7 +22,6 @@ import { type CompressOptions, type DTYPE_NAMES, type Format, resolveSettings } 
 import { NotACheckpointError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
 import type { SquaredError } from './compute.js';
-import { RENAMED_SIDE_FILES } from './convert.js';
 import type { RunHooks } from './progress.js';
 import { loadFactors } from './rebuild.js';
 import { ComputeWorker } from './worker-pool.js';
@@ -138,6 +137,7 @@ function expectedGroups(original: Checkpoint, result: Checkpoint, report: Stored
     );
     return group as GroupPlan;
   };
+  if (report.groups.length === 0) return [];
   const stored = report.settings.dtype as keyof typeof DTYPE_NAMES | undefined;
   if (format === 'mobe') {
     return findNativeGroups(result).map(({ layer, projection, problem: { bases, rank, activation } }) =>
@@ -209,9 +209,7 @@ const plain = (value: unknown): unknown => (value === undefined ? undefined : JS
 
 async function checkSideFiles(source: Checkpoint, result: Checkpoint, problems: string[]): Promise<number> {
   let compared = 0;
-  for (const file of await listSideFiles(source.folder)) {
-    const target = file in RENAMED_SIDE_FILES ? RENAMED_SIDE_FILES[file] : file;
-    if (!target) continue;
+  for (const { source: file, target } of await listSideFiles(source.folder)) {
     const expected = await readFile(join(source.folder, file));
     const actual = await readFile(join(result.folder, target)).catch(() => undefined);
     if (!actual) problems.push(`${target} is missing`);

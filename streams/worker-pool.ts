@@ -1,4 +1,5 @@
 /** Compute workers: engines block their thread, so each lives in one of its own. */
+import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import * as errors from '../src/errors.js';
 import type { Compute, ComputeOptions } from './compute.js';
@@ -10,6 +11,18 @@ export interface Request {
   readonly method: Method;
   readonly args: readonly unknown[];
 }
+
+/** Asks the thread to end once it has answered what came before. */
+export type Close = 'close';
+
+export interface WorkerData {
+  readonly options: ComputeOptions;
+  /** Set to 1 when a running fit should stop. */
+  readonly stop: Int32Array;
+}
+
+/** One step of the largest models takes minutes; nobody waits for that after asking to stop. */
+const STOP_PATIENCE_MS = 10_000;
 
 export type Reply =
   | { id: number; value: unknown }
@@ -26,11 +39,13 @@ interface Waiting {
 export class ComputeWorker {
   private readonly worker: Worker;
   private readonly waiting = new Map<number, Waiting>();
+  private readonly stop = new Int32Array(new SharedArrayBuffer(4));
   private nextId = 0;
   private dead: Error | undefined;
 
   constructor(options: ComputeOptions) {
-    this.worker = new Worker(new URL('./compute-worker.js', import.meta.url), { workerData: options });
+    const workerData: WorkerData = { options, stop: this.stop };
+    this.worker = new Worker(new URL('./compute-worker.js', import.meta.url), { workerData });
     this.worker.on('message', (reply: Reply) => this.receive(reply));
     this.worker.on('error', (error) => this.fail(new errors.WorkerError(error.message)));
     this.worker.on('exit', (code) => this.fail(new errors.WorkerError(`it exited with code ${code}`)));
@@ -68,8 +83,18 @@ export class ComputeWorker {
     this.waiting.clear();
   }
 
+  /**
+   * Ends the thread. A running fit stops at its next step: killing a thread inside native code can take the process along,
+   * so that is left for one that does not answer.
+   */
   async close(): Promise<void> {
-    await this.worker.terminate();
+    if (this.dead) return;
+    const ended = once(this.worker, 'exit');
+    Atomics.store(this.stop, 0, 1);
+    this.worker.postMessage('close' satisfies Close);
+    const patience = setTimeout(() => void this.worker.terminate(), STOP_PATIENCE_MS);
+    await ended;
+    clearTimeout(patience);
   }
 }
 

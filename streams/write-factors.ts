@@ -54,11 +54,12 @@ async function writeFactorFile(
     const report = await foldExperts(factorization, (expert, data) =>
       writer.write('A', expert * data.byteLength, data),
     );
+    const { seconds: _, ...reproducible } = report;
     const metadata = encodeFactorMetadata({
       version: 1,
       activation: group.problem.activation,
       ...context,
-      report: { ...report, group: 0 },
+      report: { ...reproducible, group: 0 },
     });
     await writer.rewriteHeader(encodeHeader(tensors, metadata, layout.header.byteLength));
     await writer.finish();

@@ -3,6 +3,7 @@ import cliProgress from 'cli-progress';
 import type { Progress, RunHooks, StepProgress } from '../../streams/progress.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatSeconds } from '../format.js';
+import { describePlan } from './describe-plan.js';
 
 /** Elsewhere than on a terminal: a line as often as this. */
 const LINE_INTERVAL_MS = 10_000;
@@ -32,6 +33,10 @@ export function showProgress(): ProgressDisplay {
   let lastLine = 0;
   const write = (text: string): void => void process.stderr.write(`${text}\n`);
   const onProgress = (progress: Progress): void => {
+    if (progress.kind === 'plan') {
+      write(`${describePlan(progress.plan)}\n`);
+      return;
+    }
     tracker.update(progress);
     if (progress.kind === 'phase') {
       bar?.stop();

@@ -22,7 +22,7 @@ const metadataSchema = z.object({
   sourceFingerprint: z.string(),
   /** What decided these bytes. */
   settings: z.record(z.string(), z.unknown()),
-  /** σ is already folded into A. */
+  /** σ is already folded into A. No timings: the same fit writes the same bytes. */
   report: z.object({
     layer: z.number().int(),
     projection: z.enum(FACTORISED),
@@ -31,7 +31,6 @@ const metadataSchema = z.object({
     mse: z.number(),
     sigma: z.number(),
     steps: z.number(),
-    seconds: z.number(),
   }),
 });
 

@@ -1,8 +1,8 @@
 /** What a run did, as it is printed, returned and stored beside the result. */
 import type { FactorisedProjection } from '../models/family.js';
 
-/** Name of the record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
-export const REPORT_FILE = 'mobe.json';
+/** The record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
+export { REPORT_FILE } from '../checkpoint/side-files.js';
 
 export interface GroupReport {
   readonly layer: number;

@@ -11,7 +11,7 @@ export interface Problem {
   readonly cols: number;
   /** m */
   readonly bases: number;
-  /** r */
+  /** r, at most min(p, d) */
   readonly rank: number;
   readonly activation: Activation;
 }
@@ -45,7 +45,7 @@ export interface SolverOptions {
   readonly steps: number;
   /** Undefined: the solver's own choice. */
   readonly learningRate: number | undefined;
-  /** Experts per batch; bounds a step's working set, changes nothing but rounding. */
+  /** Experts per batch; bounds a step's working set. Changes the result slightly: each batch tracks its inverses alone. */
   readonly batchExperts: number;
   /** Keep the decoded targets (n·p·d f32) for the whole fit; otherwise each step decodes them again. */
   readonly holdTargets: boolean;
