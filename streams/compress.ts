@@ -52,8 +52,8 @@ export async function compress(
       out,
       replaces: existing.replaces,
       reader,
-      async *expertBranch(onGroup) {
-        const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, hooks });
+      async *expertBranch(onGroup, signal) {
+        const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, hooks, signal });
         for await (const factorization of fitted) yield* fold(factorization, settings.format, onGroup);
       },
       config: settings.format === 'mobe' ? compressedConfig(plan, settings.solver, record.sourceFingerprint) : {},

@@ -1,4 +1,4 @@
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { type GeneratedModel, generateCheckpoint } from '../fixtures/generate.js';
@@ -403,4 +403,18 @@ test('a run that is aborted leaves nothing', async () => {
   const run = compress(TINY_MODEL, at('aborted'), { steps: 5000 }, { onProgress, signal: controller.signal });
   await expect(run).rejects.toThrow(errors.InterruptedError);
   expect(existsSync(at('aborted'))).toBe(false);
+});
+
+test('a source that is cut short during the run stops it at once, naming the file, and leaves nothing', async () => {
+  cpSync(TINY_MODEL, at('shrinking'), { recursive: true });
+  const shard = at('shrinking', 'model-00003-of-00003.safetensors');
+  const onProgress = (progress: Progress) => {
+    if (progress.kind === 'phase' && progress.phase === 'convert') truncateSync(shard, 100_000);
+  };
+  const started = performance.now();
+  const run = compress(at('shrinking'), at('shrunk'), { steps: 100_000 }, { onProgress });
+  await expect(run).rejects.toThrow(errors.ReadError);
+  await expect(run).rejects.toThrow('model-00003-of-00003.safetensors');
+  expect(performance.now() - started).toBeLessThan(20_000); // the fit beside it would take minutes
+  expect(existsSync(at('shrunk'))).toBe(false);
 });

@@ -23,8 +23,8 @@ export interface Conversion {
   /** Files of an earlier result that this one replaces. */
   readonly replaces: readonly string[];
   readonly reader: TensorReader;
-  /** The factorised tensors, in any order. Called once the output is reserved. */
-  readonly expertBranch: (onGroup: (report: GroupReport) => void) => AsyncIterable<OutputChunk>;
+  /** The factorised tensors, in any order. Called once the output is reserved; aborting `signal` must end it soon. */
+  readonly expertBranch: (onGroup: (report: GroupReport) => void, signal: AbortSignal) => AsyncIterable<OutputChunk>;
   /** What changes in the source's config.json. */
   readonly config: ConfigChanges;
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'settings'>;
@@ -36,6 +36,10 @@ export interface Conversion {
 /** Runs a planned conversion to its end, or leaves nothing behind. */
 export async function convert(conversion: Conversion): Promise<StoredReport> {
   const { plan, out, replaces, reader, expertBranch, hooks } = conversion;
+  // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
+  const stop = new AbortController();
+  let sinkError: Error | undefined;
+  hooks.signal?.addEventListener('abort', () => stop.abort(), { once: true });
   const output = await OutputFolder.create(out, { neededBytes: outputBytes(plan), replaces });
   try {
     for (const shard of plan.layout.shards) await output.reserve(shard);
@@ -46,15 +50,20 @@ export async function convert(conversion: Conversion): Promise<StoredReport> {
     };
     hooks.onProgress?.({ kind: 'phase', phase: 'convert', groups: plan.groups.length, bytes: plan.layout.tensorBytes });
     const sink = writeCheckpoint(output, (bytes) => hooks.onProgress?.({ kind: 'bytes', bytes }));
-    const branches = [passThrough(plan.copies, reader), expertBranch(onGroup)];
-    await pipeline(merge(branches), sink, hooks.signal ? { signal: hooks.signal } : {});
+    const branches = [passThrough(plan.copies, reader), expertBranch(onGroup, stop.signal)];
+    sink.once('error', (error) => {
+      sinkError = error; // what ends the pipeline after it is only its echo
+      stop.abort();
+    });
+    await pipeline(merge(branches), sink, { signal: stop.signal });
     groups.sort((a, b) => a.layer - b.layer || (a.projection < b.projection ? -1 : 1));
     const report = await writeSmallFiles(conversion, output, groups);
     await output.commit(LOADABLE_LAST);
     return report;
   } catch (error) {
+    stop.abort();
     await output.abandon();
-    throw hooks.signal?.aborted ? new InterruptedError() : error;
+    throw hooks.signal?.aborted ? new InterruptedError() : (sinkError ?? error);
   }
 }
 

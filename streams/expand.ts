@@ -1,16 +1,19 @@
 import type { TensorInfo } from '../src/checkpoint/header.js';
-import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { type Checkpoint, fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { checkOutside } from '../src/checkpoint/output-folder.js';
 import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { examineOutput } from '../src/conversion/existing-output.js';
+import type { GroupPlan } from '../src/conversion/groups.js';
 import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { planConversion } from '../src/conversion/plan.js';
+import type { GroupReport } from '../src/conversion/report.js';
 import { type CompressOptions, resolveSettings } from '../src/conversion/settings.js';
 import { denseConfig } from '../src/models/native.js';
 import type { RunOptions, RunResult } from './compress.js';
 import { convert } from './convert.js';
 import { type FactoredGroup, rebuildWeights } from './rebuild.js';
-import { ComputeWorker } from './worker-pool.js';
+import type { OutputChunk } from './records.js';
+import { type ComputeWorker, withWorker } from './worker-pool.js';
 
 export type ExpandOptions = Pick<CompressOptions, 'shardSize' | 'threads'>;
 
@@ -36,27 +39,14 @@ export async function expand(
   const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));
   const plan = planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped });
   const reader = new TensorReader();
-  const worker = new ComputeWorker({ engine, threads });
   try {
     const report = await convert({
       plan,
       out,
       replaces: existing.replaces,
       reader,
-      async *expertBranch(onGroup) {
-        for (const group of groups) {
-          const factored: FactoredGroup = {
-            group,
-            bases: source.tensors.get(group.names.bases) as TensorInfo,
-            coefficients: source.tensors.get(group.names.coefficients) as TensorInfo,
-            factor: (expert) => group.experts[expert] as TensorInfo,
-          };
-          const begun = performance.now();
-          yield* rebuildWeights(factored, reader, worker);
-          const { layer, projection } = group;
-          onGroup({ layer, projection, group: group.group, seconds: (performance.now() - begun) / 1000 });
-        }
-      },
+      expertBranch: (onGroup, signal) =>
+        withWorker({ engine, threads }, signal, (worker) => rebuildAll(source, groups, reader, worker, onGroup)),
       config: denseConfig(source.config),
       record,
       hooks,
@@ -64,7 +54,27 @@ export async function expand(
     });
     return { ...report, already: false };
   } finally {
-    await worker.close();
     await reader.close();
+  }
+}
+
+async function* rebuildAll(
+  source: Checkpoint,
+  groups: readonly GroupPlan[],
+  reader: TensorReader,
+  worker: ComputeWorker,
+  onGroup: (report: GroupReport) => void,
+): AsyncGenerator<OutputChunk> {
+  for (const group of groups) {
+    const { layer, projection, names } = group;
+    const factored: FactoredGroup = {
+      group,
+      bases: source.tensors.get(names.bases) as TensorInfo,
+      coefficients: source.tensors.get(names.coefficients) as TensorInfo,
+      factor: (expert) => group.experts[expert] as TensorInfo,
+    };
+    const started = performance.now();
+    yield* rebuildWeights(factored, reader, worker);
+    onGroup({ layer, projection, group: group.group, seconds: (performance.now() - started) / 1000 });
   }
 }

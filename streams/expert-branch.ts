@@ -46,13 +46,15 @@ export interface FitOptions {
   readonly sigmas: Sigmas;
   readonly written: Written;
   readonly hooks: RunHooks;
+  /** Aborting it stops the workers. */
+  readonly signal: AbortSignal;
 }
 
 /** Fits the groups, reading the next while one is being fitted. Ending it, early or not, stops the workers. */
 export async function* fitGroups(options: FitOptions): AsyncGenerator<Factorization> {
-  const { groups, reader, memory, settings, sigmas, written, hooks } = options;
+  const { groups, reader, memory, settings, sigmas, written, hooks, signal } = options;
   const budget = new ByteBudget(memory.groupBytes);
-  const pool = new WorkerPool(memory.workers, { engine: settings.engine, threads: memory.threadsPerWorker });
+  const pool = new WorkerPool(memory.workers, { engine: settings.engine, threads: memory.threadsPerWorker }, signal);
   const source = Readable.from(readExperts(groups, reader, budget), { objectMode: true, highWaterMark: 1 });
   const onStep: Parameters<typeof factorise>[1]['onStep'] = (progress) =>
     hooks.onProgress?.({ kind: 'step', ...progress });

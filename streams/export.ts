@@ -17,7 +17,7 @@ import { convert } from './convert.js';
 import { passThrough } from './pass-through.js';
 import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
-import { ComputeWorker } from './worker-pool.js';
+import { type ComputeWorker, withWorker } from './worker-pool.js';
 
 export type ExportOptions = Pick<CompressOptions, 'format' | 'shardSize' | 'threads'>;
 
@@ -43,23 +43,16 @@ export async function exportFactors(
   const existing = await examineOutput(out, record, force);
   if ('done' in existing) return { ...existing.done, already: true };
   const reader = new TensorReader();
-  const worker = format === 'hf' ? new ComputeWorker({ engine, threads }) : undefined;
   try {
     const report = await convert({
       plan,
       out,
       replaces: existing.replaces,
       reader,
-      async *expertBranch(onGroup) {
-        for (const [i, it] of factored.entries()) {
-          const report = { ...(files[i] as FactorFile).metadata.report, seconds: 0 };
-          if (worker) yield* rebuildGroup(it, report, reader, worker, onGroup);
-          else {
-            yield* copyFactors(it, reader);
-            onGroup(report);
-          }
-        }
-      },
+      expertBranch: (onGroup, signal) =>
+        format === 'mobe'
+          ? copyAll(factored, files, reader, onGroup)
+          : withWorker({ engine, threads }, signal, (worker) => rebuildAll(factored, files, reader, worker, onGroup)),
       config:
         format === 'mobe'
           ? compressedConfig({ ...plan, model: detected }, String(fitted.solver), sourceFingerprint)
@@ -70,7 +63,6 @@ export async function exportFactors(
     });
     return { ...report, already: false };
   } finally {
-    await worker?.close();
     await reader.close();
   }
 }
@@ -105,29 +97,43 @@ function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceF
   };
 }
 
-async function* rebuildGroup(
-  factored: FactoredGroup,
-  fitted: FittedGroupReport,
+type OnGroup = (report: FittedGroupReport) => void;
+
+/** What the fit reported. How long it took is not kept. */
+const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata.report, seconds: 0 });
+
+async function* rebuildAll(
+  factored: readonly FactoredGroup[],
+  files: readonly FactorFile[],
   reader: TensorReader,
   worker: ComputeWorker,
-  onGroup: (report: FittedGroupReport) => void,
+  onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
-  const { experts, rows, cols } = factored.group.problem;
-  const { squaredError, squaredNorm } = yield* rebuildWeights(factored, reader, worker);
-  onGroup({
-    ...fitted,
-    relativeError: Math.sqrt(squaredError / squaredNorm),
-    mse: squaredError / (experts * rows * cols),
-  });
+  for (const [i, it] of factored.entries()) {
+    const { experts, rows, cols } = it.group.problem;
+    const started = performance.now();
+    const { squaredError, squaredNorm } = yield* rebuildWeights(it, reader, worker);
+    onGroup({
+      ...reportOf(files[i] as FactorFile),
+      relativeError: Math.sqrt(squaredError / squaredNorm),
+      mse: squaredError / (experts * rows * cols),
+      seconds: (performance.now() - started) / 1000,
+    });
+  }
 }
 
 /** The factors as they are, under their native names. */
-async function* copyFactors(
-  { group, bases, coefficients, factor }: FactoredGroup,
+async function* copyAll(
+  factored: readonly FactoredGroup[],
+  files: readonly FactorFile[],
   reader: TensorReader,
+  onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
-  const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
-  for (const [i, { name, dtype, shape }] of groupTensors(group, 'mobe').entries()) {
-    yield* passThrough([{ ...(ranges[i] as ByteRange), name, dtype, shape }], reader);
+  for (const [i, { group, bases, coefficients, factor }] of factored.entries()) {
+    const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
+    for (const [part, { name, dtype, shape }] of groupTensors(group, 'mobe').entries()) {
+      yield* passThrough([{ ...(ranges[part] as ByteRange), name, dtype, shape }], reader);
+    }
+    onGroup(reportOf(files[i] as FactorFile));
   }
 }

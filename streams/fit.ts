@@ -51,12 +51,24 @@ export async function fitFactors(
       const sigmas = await measureGroups(missing, reader, memory, hooks);
       const bytes = missing.reduce((sum, group) => sum + factorBytes(group), 0);
       hooks.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
+      const stop = new AbortController();
+      hooks.signal?.addEventListener('abort', () => stop.abort(), { once: true });
       const sink = writeFactors(folder, context, (report) => {
         reports.push(report);
         hooks.onProgress?.({ kind: 'group', report });
       });
-      const fitted = fitGroups({ groups: missing, reader, memory, settings, sigmas, written: 'factors', hooks });
-      await pipeline(fitted, sink, hooks.signal ? { signal: hooks.signal } : {});
+      const fitted = fitGroups({
+        groups: missing,
+        reader,
+        memory,
+        settings,
+        sigmas,
+        written: 'factors',
+        hooks,
+        signal: stop.signal,
+      });
+      sink.once('error', () => stop.abort());
+      await pipeline(fitted, sink);
     } catch (error) {
       throw hooks.signal?.aborted ? new InterruptedError() : error;
     } finally {

@@ -79,7 +79,7 @@ export async function verify(
   const sideFiles = await checkSideFiles(original, result, problems);
 
   const reader = new TensorReader();
-  const worker = new ComputeWorker({ engine: 'onnx-cpu', threads: resolveSettings().threads });
+  const worker = new ComputeWorker({ engine: 'onnx-cpu', threads: resolveSettings().threads }, signal);
   const measured: VerifiedGroup[] = [];
   let copiedBytes = 0;
   try {

@@ -35,7 +35,7 @@ interface Waiting {
   onStep?: ((step: number, loss: number) => void) | undefined;
 }
 
-/** One worker, with `Compute`'s methods. */
+/** One worker, with `Compute`'s methods. Aborting `signal` stops it, and thereby whatever waits for it. */
 export class ComputeWorker {
   private readonly worker: Worker;
   private readonly waiting = new Map<number, Waiting>();
@@ -43,12 +43,16 @@ export class ComputeWorker {
   private nextId = 0;
   private dead: Error | undefined;
 
-  constructor(options: ComputeOptions) {
+  constructor(options: ComputeOptions, signal?: AbortSignal) {
     const workerData: WorkerData = { options, stop: this.stop };
     this.worker = new Worker(new URL('./compute-worker.js', import.meta.url), { workerData });
     this.worker.on('message', (reply: Reply) => this.receive(reply));
     this.worker.on('error', (error) => this.fail(new errors.WorkerError(error.message)));
-    this.worker.on('exit', (code) => this.fail(new errors.WorkerError(`it exited with code ${code}`)));
+    this.worker.on('exit', (code) => {
+      const asked = Atomics.load(this.stop, 0) === 1;
+      this.fail(asked ? new errors.InterruptedError() : new errors.WorkerError(`it exited with code ${code}`));
+    });
+    signal?.addEventListener('abort', () => void this.close(), { once: true });
   }
 
   /** The buffers of `transfer` are handed over: they cannot be used here afterwards. */
@@ -98,6 +102,20 @@ export class ComputeWorker {
   }
 }
 
+/** Runs `body` with a worker that ends with it. */
+export async function* withWorker<T>(
+  options: ComputeOptions,
+  signal: AbortSignal,
+  body: (worker: ComputeWorker) => AsyncIterable<T>,
+): AsyncGenerator<T> {
+  const worker = new ComputeWorker(options, signal);
+  try {
+    yield* body(worker);
+  } finally {
+    await worker.close();
+  }
+}
+
 /** An error of the worker as the class it was there. */
 function revive(error: { name: string; message: string }): Error {
   const known = (errors as unknown as Record<string, { prototype: Error } | undefined>)[error.name];
@@ -112,8 +130,9 @@ export class WorkerPool {
   private readonly idle: ComputeWorker[];
   private readonly queue: Array<(worker: ComputeWorker) => void> = [];
 
-  constructor(size: number, options: ComputeOptions) {
-    this.workers = Array.from({ length: size }, () => new ComputeWorker(options));
+  /** Aborting stops the workers, and thereby whatever waits for them. */
+  constructor(size: number, options: ComputeOptions, signal?: AbortSignal) {
+    this.workers = Array.from({ length: size }, () => new ComputeWorker(options, signal));
     this.idle = [...this.workers];
   }
 

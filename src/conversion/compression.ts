@@ -28,7 +28,7 @@ export async function planCompression(folder: string, options: CompressOptions =
 export function planFor(source: Checkpoint, settings: Settings): CompressionPlan {
   const model = detectModel(source);
   const groups = planGroups(model, settings);
-  const memory = planMemory(groups, settings);
+  const memory = planMemory(groups, settings, source.tensors.size);
   const plan = planConversion({ source, groups, format: settings.format, shardBytes: settings.shardSize });
   return { ...plan, settings, model, memory, diskBytes: outputBytes(plan) };
 }

@@ -12,6 +12,9 @@ const MIB = 2 ** 20;
 const BASE_BYTES = 120 * MIB;
 const WORKER_BYTES = 110 * MIB;
 
+/** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
+const TENSOR_BYTES = 1200;
+
 /**
  * What is counted, times this, is above every measured peak: the C allocator keeps much of what a step frees, in pieces
  * (with MALLOC_MMAP_THRESHOLD_=131072 in the environment it keeps little, and 1.2 would do).
@@ -40,7 +43,7 @@ export interface MemoryPlan {
 }
 
 /** Throws `BudgetTooSmallError` naming the smallest budget. */
-export function planMemory(groups: readonly GroupPlan[], settings: Settings): MemoryPlan {
+export function planMemory(groups: readonly GroupPlan[], settings: Settings, tensors: number): MemoryPlan {
   const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
   const workers = small ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
   // From the fastest to the most frugal; each gives up one thing.
@@ -51,7 +54,7 @@ export function planMemory(groups: readonly GroupPlan[], settings: Settings): Me
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
-  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement));
+  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors));
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
@@ -70,7 +73,12 @@ interface Arrangement {
 }
 
 /** The largest batch that the arrangement leaves room for, and the memory that takes. */
-function arrange(groups: readonly GroupPlan[], settings: Settings, arrangement: Arrangement): MemoryPlan {
+function arrange(
+  groups: readonly GroupPlan[],
+  settings: Settings,
+  arrangement: Arrangement,
+  tensors: number,
+): MemoryPlan {
   const { workers, holdTargets, prefetch, leastBatch } = arrangement;
   const most = (measure: (group: GroupPlan) => number): number =>
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
@@ -81,6 +89,7 @@ function arrange(groups: readonly GroupPlan[], settings: Settings, arrangement: 
   const expected = (batch: number): number =>
     Math.ceil(
       BASE_BYTES +
+        tensors * TENSOR_BYTES +
         workers * WORKER_BYTES +
         OVERHEAD * (workers * (state + batch * perExpert) + groupBytes + 4 * READ_BYTES),
     );

@@ -1,0 +1,165 @@
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
+import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+
+const root = temporaryFolder();
+
+interface Outcome {
+  code: number;
+  stdout: string;
+  stderr: string;
+}
+
+const mobe = (...args: string[]): Promise<Outcome> =>
+  new Promise((resolve) => {
+    execFile(process.execPath, [CLI, ...args], { cwd: root, maxBuffer: 2 ** 26 }, (error, stdout, stderr) =>
+      resolve({ code: error ? Number(error.code) : 0, stdout, stderr }),
+    );
+  });
+
+describe('help', () => {
+  test('of the program names every command and the exit codes', async () => {
+    const { code, stdout } = await mobe('--help');
+    expect(code).toBe(0);
+    for (const word of ['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'Exit codes'])
+      expect(stdout).toContain(word);
+  });
+  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify'])('of %s exists', async (command) => {
+    const { code, stdout } = await mobe(command, '--help');
+    expect(code).toBe(0);
+    expect(stdout).toContain(`mobe ${command}`);
+    expect(stdout).toContain('--json');
+  });
+  test('the version is the package version', async () => {
+    const { version } = JSON.parse(readFileSync(join(CLI, '../../../../package.json'), 'utf8'));
+    expect((await mobe('--version')).stdout.trim()).toBe(version);
+  });
+});
+
+describe('wrong use exits with 2, says why on stderr and nothing on stdout:', () => {
+  test.each<[string[], string]>([
+    [[], 'Usage'],
+    [['squeeze'], 'unknown command'],
+    [['compress', TINY_MODEL], 'out'],
+    [['compress', TINY_MODEL, 'x', '--stepz', '3'], 'unknown option'],
+    [['compress', TINY_MODEL, 'x', '--steps', '0'], 'above 0'],
+    [['compress', TINY_MODEL, 'x', '--bases', '4', '--keep', '0.7'], 'cannot be used with'],
+    [['compress', TINY_MODEL, 'x', '--keep', '76'], 'between 0 and 1'],
+    [['compress', TINY_MODEL, 'x', '--layers', '3-1'], 'range'],
+    [['compress', TINY_MODEL, 'x', '--layers', '9'], '0-3'],
+    [['compress', TINY_MODEL, 'x', '--projections', 'gate_proj,down_proj'], 'down_proj'],
+    [['compress', TINY_MODEL, 'x', '--max-memory', 'plenty'], 'size'],
+    [['compress', TINY_MODEL, 'x', '--max-memory', '100MB'], 'smallest that works'],
+    [['compress', TINY_MODEL, 'x', '--activation', 'relu'], 'silu, tanh'],
+    [['compress', 'nowhere', 'x'], 'no such folder'],
+    [['inspect', 'nowhere'], 'no such folder'],
+    [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
+    [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
+    [['expand', TINY_MODEL, 'x'], 'not a native'],
+  ])('%j', async (args, words) => {
+    const { code, stdout, stderr } = await mobe(...args);
+    expect(stderr).toContain(words);
+    expect(stdout).toBe('');
+    expect(code).toBe(2);
+    expect(existsSync(join(root, 'x'))).toBe(false);
+  });
+});
+
+test('inspect prints a table, or JSON', async () => {
+  const { code, stdout } = await mobe('inspect', TINY_MODEL);
+  expect(code).toBe(0);
+  for (const words of ['Qwen3-MoE', '32 of 64 × 192', 'routed experts: gate_proj', 'BF16', '5.24 M'])
+    expect(stdout).toContain(words);
+  expect(JSON.parse((await mobe('inspect', TINY_MODEL, '--json')).stdout)).toMatchObject({
+    family: 'Qwen3-MoE',
+    expertsPerLayer: 32,
+  });
+});
+
+test('plan prints sizes, memory, disk and time, or JSON', async () => {
+  const { stdout } = await mobe('plan', TINY_MODEL, '--bases', '8');
+  for (const words of ['5.24 M → 3.93 M', 'memory', 'disk', 'time', '8 groups']) expect(stdout).toContain(words);
+  const json = JSON.parse((await mobe('plan', TINY_MODEL, '--bases', '8', '--json')).stdout);
+  expect(json).toMatchObject({ parametersBefore: 5_239_744, parametersAfter: 3_931_072, settings: { bases: 8 } });
+  expect(json.estimatedSeconds).toBeGreaterThan(0);
+});
+
+test('compress, verify and export: JSON on stdout, progress on stderr, exit code 0', async () => {
+  const flags = ['--bases', '8', '--steps', '15', '--layers', '0-1,3'];
+  const { code, stdout, stderr } = await mobe('compress', TINY_MODEL, 'out', ...flags, '--json');
+  expect(code).toBe(0);
+  const report = JSON.parse(stdout);
+  expect(report.groups).toHaveLength(6);
+  expect(Object.keys(report)).toEqual(
+    expect.arrayContaining([
+      'parametersBefore',
+      'parametersAfter',
+      'bytesBefore',
+      'bytesAfter',
+      'peakRssBytes',
+      'seconds',
+    ]),
+  );
+  expect(Object.keys(report.groups[0])).toEqual(
+    expect.arrayContaining(['layer', 'projection', 'group', 'relativeError', 'mse', 'steps', 'seconds']),
+  );
+  for (const words of ['solver', 'checking weights', 'layer 3 up_proj']) expect(stderr).toContain(words);
+
+  const again = await mobe('compress', TINY_MODEL, 'out', ...flags);
+  expect(again.code).toBe(0);
+  expect(again.stdout).toContain('nothing was done');
+  expect((await mobe('compress', TINY_MODEL, 'out', '--bases', '8', '--steps', '16')).code).toBe(2);
+
+  const verified = await mobe('verify', TINY_MODEL, 'out');
+  expect(verified.code).toBe(0);
+  expect(verified.stdout).toContain('out is right');
+
+  const fit = JSON.parse((await mobe('fit', TINY_MODEL, 'factors', ...flags, '--json')).stdout);
+  const errors = (groups: Array<{ relativeError: number }>) => groups.map(({ relativeError }) => relativeError);
+  expect(errors(fit.groups)).toEqual(errors(report.groups));
+  expect(fit.parametersAfter).toBe(report.parametersAfter);
+});
+
+test('a result that is not right makes verify exit with 1 and name it', async () => {
+  await mobe('compress', TINY_MODEL, 'bad', '--steps', '5', '--layers', '0');
+  writeFileSync(join(root, 'bad', 'tokenizer.json'), '{}');
+  const { code, stderr } = await mobe('verify', TINY_MODEL, 'bad');
+  expect(code).toBe(1);
+  expect(stderr).toContain('tokenizer.json');
+});
+
+describe.skipIf(process.platform === 'win32')('interrupted', () => {
+  const started = (out: string): Promise<ChildProcess> =>
+    new Promise((resolve) => {
+      const child = spawn(process.execPath, [CLI, 'compress', TINY_MODEL, out, '--steps', '100000'], { cwd: root });
+      child.stderr.on('data', (text: Buffer) => {
+        if (String(text).includes('converting')) setTimeout(() => resolve(child), 1500);
+      });
+    });
+  const ended = (child: ChildProcess): Promise<number | null> =>
+    new Promise((resolve) => child.on('exit', (code) => resolve(code)));
+
+  test.each(['SIGINT', 'SIGTERM'] as const)(
+    'by %s it stops cleanly, exits with 130 and leaves nothing',
+    async (signal) => {
+      const child = await started(signal);
+      expect(existsSync(join(root, signal))).toBe(true);
+      child.kill(signal);
+      expect(await ended(child)).toBe(130);
+      expect(existsSync(join(root, signal))).toBe(false);
+    },
+  );
+
+  test('killed outright it leaves nothing that looks whole, and the next run starts over', async () => {
+    const child = await started('killed');
+    child.kill('SIGKILL');
+    await ended(child);
+    expect((await mobe('inspect', 'killed')).code).toBe(2);
+    const { code } = await mobe('compress', TINY_MODEL, 'killed', '--steps', '2');
+    expect(code).toBe(0);
+    expect((await mobe('verify', TINY_MODEL, 'killed')).code).toBe(0);
+  });
+});
