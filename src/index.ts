@@ -1,0 +1,63 @@
+/**
+ * mobe-stream as a library: everything the commands do. Nothing here prints; progress goes to the `onProgress` hook, and
+ * every failure a user can cause is a `MobeError`.
+ *
+ * ```ts
+ * import { compress } from 'mobe-stream';
+ * const { groups } = await compress('Qwen3-30B-A3B', 'Qwen3-30B-A3B-MoBE', { keep: 0.76, maxMemory: 12e9 });
+ * ```
+ */
+
+// Stages of the dataflow, to compose differently.
+export { ByteBudget } from '../streams/byte-budget.js';
+// What the commands do.
+export { compress, type RunOptions, type RunResult } from '../streams/compress.js';
+export { type ExpandOptions, expand } from '../streams/expand.js';
+export { type ExportOptions, exportFactors } from '../streams/export.js';
+export { type FactoriseOptions, factorise } from '../streams/factorise.js';
+export { fitFactors } from '../streams/fit.js';
+export { fold } from '../streams/fold.js';
+export { groupExperts } from '../streams/group-experts.js';
+export { compose, merge } from '../streams/highland.js';
+export { normalise } from '../streams/normalise.js';
+export { passThrough } from '../streams/pass-through.js';
+export { plan, type TimedPlan } from '../streams/plan.js';
+export type { Progress, RunHooks, StepProgress } from '../streams/progress.js';
+export { readExperts } from '../streams/read-experts.js';
+export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
+export { type Verification, type VerifiedGroup, verify } from '../streams/verify.js';
+export { ComputeWorker, WorkerPool } from '../streams/worker-pool.js';
+export { writeCheckpoint } from '../streams/write-checkpoint.js';
+export { writeFactors } from '../streams/write-factors.js';
+// Checkpoints as bytes.
+export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
+export { byteLength, type FloatDtype } from './checkpoint/dtype.js';
+export { encodeHeader, parseHeader, parseHeaderLength, type TensorInfo, type TensorSpec } from './checkpoint/header.js';
+export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './checkpoint/layout.js';
+export { type Checkpoint, fingerprint, openCheckpoint, openShard, type Shard } from './checkpoint/open-checkpoint.js';
+export { OutputFolder } from './checkpoint/output-folder.js';
+export { ShardWriter } from './checkpoint/shard-writer.js';
+export { type ByteRange, TensorReader } from './checkpoint/tensor-reader.js';
+// Models and plans.
+export { type CompressionPlan, planCompression } from './conversion/compression.js';
+export { type FactorFile, openFactorFile, openFactorFolder } from './conversion/factor-files.js';
+export type { GroupPlan } from './conversion/groups.js';
+export { type Inspection, inspect, type Tally } from './conversion/inspect.js';
+export type { MemoryPlan } from './conversion/memory.js';
+export type { FittedGroupReport, GroupReport, RunReport, StoredReport } from './conversion/report.js';
+export { type CompressOptions, resolveSettings, type Settings } from './conversion/settings.js';
+// Engines.
+export { createEngine } from './engine/create-engine.js';
+export type { Engine, EngineName, EngineOptions, EngineTensor, Program } from './engine/engine.js';
+export { type Graph, trace } from './engine/graph.js';
+export * as ops from './engine/ops.js';
+export * from './errors.js';
+// The mathematics.
+export { solveAdam } from './factorization/adam.js';
+export { type Baseline, groupedSvd, perExpertSvd } from './factorization/baselines.js';
+export * from './factorization/problem.js';
+export { createReconstruction, type Reconstruction } from './factorization/reconstruct.js';
+export { createRefit, type Refit } from './factorization/refit.js';
+export { solveVarpro } from './factorization/varpro.js';
+export { detectModel } from './models/detect.js';
+export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';
