@@ -11,7 +11,7 @@
 // Stages of the dataflow, to compose differently.
 export { ByteBudget } from '../streams/byte-budget.js';
 // What the commands do.
-export { compress, type RunOptions, type RunResult } from '../streams/compress.js';
+export { compress } from '../streams/compress.js';
 export { type ExpandOptions, expand } from '../streams/expand.js';
 export { type ExportOptions, exportFactors } from '../streams/export.js';
 export { type FactoriseOptions, factorise } from '../streams/factorise.js';
@@ -22,7 +22,7 @@ export { compose, merge } from '../streams/highland.js';
 export { normalise } from '../streams/normalise.js';
 export { passThrough } from '../streams/pass-through.js';
 export { plan, type TimedPlan } from '../streams/plan.js';
-export type { Progress, RunHooks, StepProgress } from '../streams/progress.js';
+export type { Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
 export { readExperts } from '../streams/read-experts.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
 export { type Verification, type VerifiedGroup, verify } from '../streams/verify.js';

@@ -3,9 +3,10 @@ import { basename, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { encodeIndex } from '../src/checkpoint/layout.js';
 import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
-import { OutputFolder } from '../src/checkpoint/output-folder.js';
+import { checkOutside, OutputFolder } from '../src/checkpoint/output-folder.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
-import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import { examineOutput } from '../src/conversion/existing-output.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
@@ -13,48 +14,72 @@ import { InterruptedError } from '../src/errors.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
 import { merge } from './highland.js';
 import { passThrough } from './pass-through.js';
-import type { RunHooks } from './progress.js';
+import type { RunOptions, RunResult } from './progress.js';
 import type { OutputChunk } from './records.js';
 import { writeCheckpoint } from './write-checkpoint.js';
+
+export interface BranchContext {
+  readonly reader: TensorReader;
+  readonly onGroup: (report: GroupReport) => void;
+  /** Aborting it must end the branch soon. */
+  readonly signal: AbortSignal;
+}
 
 export interface Conversion {
   readonly plan: ConversionPlan;
   readonly out: string;
-  /** Files of an earlier result that this one replaces. */
-  readonly replaces: readonly string[];
-  readonly reader: TensorReader;
-  /** The factorised tensors, in any order. Called once the output is reserved; aborting `signal` must end it soon. */
-  readonly expertBranch: (onGroup: (report: GroupReport) => void, signal: AbortSignal) => AsyncIterable<OutputChunk>;
+  /** Folders the output must not lie in. */
+  readonly inputs: readonly string[];
+  /** Done first, once it is clear that there is something to do and room for it; no shard has been created yet. */
+  readonly before?: (reader: TensorReader) => Promise<void>;
+  /** The factorised tensors, in any order. */
+  readonly expertBranch: (context: BranchContext) => AsyncIterable<OutputChunk>;
   /** What changes in the source's config.json. */
   readonly config: ConfigChanges;
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'settings'>;
-  readonly hooks: RunHooks;
+  readonly run: RunOptions;
   /** `performance.now()` when the run began. */
   readonly started: number;
 }
 
-/** Runs a planned conversion to its end, or leaves nothing behind. */
-export async function convert(conversion: Conversion): Promise<StoredReport> {
-  const { plan, out, replaces, reader, expertBranch, hooks } = conversion;
+/** Runs a planned conversion to its end, or leaves nothing behind; or finds that its very result is there already. */
+export async function convert(conversion: Conversion): Promise<RunResult> {
+  const { out, inputs, record, run } = conversion;
+  await checkOutside(out, inputs);
+  const existing = await examineOutput(out, record, run.force ?? false);
+  if ('done' in existing) return { ...existing.done, already: true };
+  const reader = new TensorReader();
+  try {
+    return { ...(await fill(conversion, existing.replaces, reader)), already: false };
+  } catch (error) {
+    throw run.signal?.aborted ? new InterruptedError() : error;
+  } finally {
+    await reader.close();
+  }
+}
+
+async function fill(conversion: Conversion, replaces: readonly string[], reader: TensorReader): Promise<StoredReport> {
+  const { plan, out, before, expertBranch, run } = conversion;
+  const output = await OutputFolder.create(out, { neededBytes: outputBytes(plan), replaces });
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
+  run.signal?.addEventListener('abort', () => stop.abort(), { once: true });
   let sinkError: Error | undefined;
-  hooks.signal?.addEventListener('abort', () => stop.abort(), { once: true });
-  const output = await OutputFolder.create(out, { neededBytes: outputBytes(plan), replaces });
   try {
+    await before?.(reader);
     for (const shard of plan.layout.shards) await output.reserve(shard);
     const groups: GroupReport[] = [];
     const onGroup = (report: GroupReport): void => {
       groups.push(report);
-      hooks.onProgress?.({ kind: 'group', report });
+      run.onProgress?.({ kind: 'group', report });
     };
-    hooks.onProgress?.({ kind: 'phase', phase: 'convert', groups: plan.groups.length, bytes: plan.layout.tensorBytes });
-    const sink = writeCheckpoint(output, (bytes) => hooks.onProgress?.({ kind: 'bytes', bytes }));
-    const branches = [passThrough(plan.copies, reader), expertBranch(onGroup, stop.signal)];
+    run.onProgress?.({ kind: 'phase', phase: 'convert', groups: plan.groups.length, bytes: plan.layout.tensorBytes });
+    const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
     sink.once('error', (error) => {
       sinkError = error; // what ends the pipeline after it is only its echo
       stop.abort();
     });
+    const branches = [passThrough(plan.copies, reader), expertBranch({ reader, onGroup, signal: stop.signal })];
     await pipeline(merge(branches), sink, { signal: stop.signal });
     groups.sort((a, b) => a.layer - b.layer || (a.projection < b.projection ? -1 : 1));
     const report = await writeSmallFiles(conversion, output, groups);
@@ -63,7 +88,7 @@ export async function convert(conversion: Conversion): Promise<StoredReport> {
   } catch (error) {
     stop.abort();
     await output.abandon();
-    throw hooks.signal?.aborted ? new InterruptedError() : (sinkError ?? error);
+    throw sinkError ?? error;
   }
 }
 

@@ -1,16 +1,14 @@
 import type { TensorInfo } from '../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
-import { checkOutside } from '../src/checkpoint/output-folder.js';
-import { TensorReader } from '../src/checkpoint/tensor-reader.js';
-import { examineOutput } from '../src/conversion/existing-output.js';
+import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import type { GroupPlan } from '../src/conversion/groups.js';
 import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { planConversion } from '../src/conversion/plan.js';
 import type { GroupReport } from '../src/conversion/report.js';
 import { type CompressOptions, resolveSettings } from '../src/conversion/settings.js';
 import { denseConfig } from '../src/models/native.js';
-import type { RunOptions, RunResult } from './compress.js';
 import { convert } from './convert.js';
+import type { RunOptions, RunResult } from './progress.js';
 import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
@@ -22,40 +20,24 @@ export async function expand(
   native: string,
   out: string,
   options: ExpandOptions = {},
-  { force = false, ...hooks }: RunOptions = {},
+  run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
   const { shardSize, threads, engine } = resolveSettings(options);
   const source = await openCheckpoint(native);
   const groups = findNativeGroups(source);
-  await checkOutside(out, [source.folder]);
-  const record = {
-    kind: 'expand',
-    sourceFingerprint: await fingerprint(source),
-    settings: { format: 'hf', shardSize },
-  } as const;
-  const existing = await examineOutput(out, record, force);
-  if ('done' in existing) return { ...existing.done, already: true };
   const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));
-  const plan = planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped });
-  const reader = new TensorReader();
-  try {
-    const report = await convert({
-      plan,
-      out,
-      replaces: existing.replaces,
-      reader,
-      expertBranch: (onGroup, signal) =>
-        withWorker({ engine, threads }, signal, (worker) => rebuildAll(source, groups, reader, worker, onGroup)),
-      config: denseConfig(source.config),
-      record,
-      hooks,
-      started,
-    });
-    return { ...report, already: false };
-  } finally {
-    await reader.close();
-  }
+  return convert({
+    plan: planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped }),
+    out,
+    inputs: [source.folder],
+    expertBranch: ({ reader, onGroup, signal }) =>
+      withWorker({ engine, threads }, signal, (worker) => rebuildAll(source, groups, reader, worker, onGroup)),
+    config: denseConfig(source.config),
+    record: { kind: 'expand', sourceFingerprint: await fingerprint(source), settings: { format: 'hf', shardSize } },
+    run,
+    started,
+  });
 }
 
 async function* rebuildAll(

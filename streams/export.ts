@@ -1,9 +1,7 @@
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
 import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
-import { checkOutside } from '../src/checkpoint/output-folder.js';
-import { type ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
+import type { ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { compressedConfig } from '../src/conversion/compression.js';
-import { examineOutput } from '../src/conversion/existing-output.js';
 import { type FactorFile, openFactorFolder } from '../src/conversion/factor-files.js';
 import { groupTensors, planGroups } from '../src/conversion/groups.js';
 import { planConversion } from '../src/conversion/plan.js';
@@ -12,9 +10,9 @@ import { type CompressOptions, type Format, resolveSettings } from '../src/conve
 import { FactorMismatchError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
 import type { MoeModel } from '../src/models/family.js';
-import type { RunOptions, RunResult } from './compress.js';
 import { convert } from './convert.js';
 import { passThrough } from './pass-through.js';
+import type { RunOptions, RunResult } from './progress.js';
 import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
@@ -27,7 +25,7 @@ export async function exportFactors(
   factors: string,
   out: string,
   options: ExportOptions = {},
-  { force = false, ...hooks }: RunOptions = {},
+  run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
   const { format, shardSize, threads, engine } = resolveSettings(options);
@@ -35,36 +33,23 @@ export async function exportFactors(
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
   const files = await openFactorFolder(factors);
-  await checkOutside(out, [source.folder, factors]);
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
   const plan = planConversion({ source, groups: factored.map(({ group }) => group), format, shardBytes: shardSize });
   const { settings: fitted } = (files[0] as FactorFile).metadata;
-  const record = { kind: 'export', sourceFingerprint, settings: { ...fitted, format, shardSize } } as const;
-  const existing = await examineOutput(out, record, force);
-  if ('done' in existing) return { ...existing.done, already: true };
-  const reader = new TensorReader();
-  try {
-    const report = await convert({
-      plan,
-      out,
-      replaces: existing.replaces,
-      reader,
-      expertBranch: (onGroup, signal) =>
-        format === 'mobe'
-          ? copyAll(factored, files, reader, onGroup)
-          : withWorker({ engine, threads }, signal, (worker) => rebuildAll(factored, files, reader, worker, onGroup)),
-      config:
-        format === 'mobe'
-          ? compressedConfig({ ...plan, model: detected }, String(fitted.solver), sourceFingerprint)
-          : {},
-      record,
-      hooks,
-      started,
-    });
-    return { ...report, already: false };
-  } finally {
-    await reader.close();
-  }
+  return convert({
+    plan,
+    out,
+    inputs: [source.folder, factors],
+    expertBranch: ({ reader, onGroup, signal }) =>
+      format === 'mobe'
+        ? copyAll(factored, files, reader, onGroup)
+        : withWorker({ engine, threads }, signal, (worker) => rebuildAll(factored, files, reader, worker, onGroup)),
+    config:
+      format === 'mobe' ? compressedConfig({ ...plan, model: detected }, String(fitted.solver), sourceFingerprint) : {},
+    record: { kind: 'export', sourceFingerprint, settings: { ...fitted, format, shardSize } },
+    run,
+    started,
+  });
 }
 
 /** The group a factor file belongs to. Throws where the file is not of this model. */

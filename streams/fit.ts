@@ -11,9 +11,9 @@ import { type FittedGroupReport, peakRssBytes, REPORT_FILE, type StoredReport } 
 import { type CompressOptions, resultSettings } from '../src/conversion/settings.js';
 import { InterruptedError, OutputNotEmptyError, OutputNotWritableError } from '../src/errors.js';
 import { denseParameters, factorParameters } from '../src/factorization/problem.js';
-import type { RunOptions, RunResult } from './compress.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
 import { withEstimate } from './plan.js';
+import type { RunOptions, RunResult } from './progress.js';
 import { type FactorContext, writeFactors } from './write-factors.js';
 
 /**

@@ -1,5 +1,5 @@
-/** What a run tells while it works. The library prints nothing; whoever started it may listen. */
-import type { GroupReport } from '../src/conversion/report.js';
+/** What a run is given beside its settings, what it tells while it works, and what it returns. The library prints nothing. */
+import type { GroupReport, StoredReport } from '../src/conversion/report.js';
 import type { TimedPlan } from './plan.js';
 
 export interface StepProgress {
@@ -27,4 +27,14 @@ export interface RunHooks {
   readonly onProgress?: (progress: Progress) => void;
   /** Aborting stops the run; what it had not finished is removed. */
   readonly signal?: AbortSignal;
+}
+
+export interface RunOptions extends RunHooks {
+  /** Replace what an earlier run left in the output folder. */
+  readonly force?: boolean;
+}
+
+export interface RunResult extends StoredReport {
+  /** The very result was there already; nothing was done. */
+  readonly already: boolean;
 }

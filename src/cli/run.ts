@@ -1,5 +1,5 @@
 /** What the commands that change something share: progress, interruption, and the table at the end. */
-import type { RunOptions, RunResult } from '../../streams/compress.js';
+import type { RunOptions, RunResult } from '../../streams/progress.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { showProgress } from './progress.js';

@@ -1,6 +1,10 @@
-/** Where the solvers start. */
+/** Where the varpro solver starts. */
+import type { Engine, EngineTensor, Program } from '../engine/engine.js';
+import { trace } from '../engine/graph.js';
+import { add, matmul } from '../engine/ops.js';
+import { splitBatches } from './batches.js';
 
-import type { Problem, Targets } from './problem.js';
+import type { Problem, SolverOptions, Targets } from './problem.js';
 import { createRandom, type Random } from './random.js';
 
 /**
@@ -8,13 +12,7 @@ import { createRandom, type Random } from './random.js';
  * with the experts' own covariance start several times nearer than isotropic noise. Writes P_i W_i for `count` experts
  * from `first` on as (count, r, d).
  */
-export function scrambleRows(
-  problem: Problem,
-  targets: Targets,
-  first: number,
-  count: number,
-  seed: number,
-): Float32Array {
+function scrambleRows(problem: Problem, targets: Targets, first: number, count: number, seed: number): Float32Array {
   const { rows, cols, rank } = problem;
   const scrambled = new Float32Array(count * rank * cols);
   const weights = new Float32Array(rows * cols);
@@ -47,4 +45,36 @@ function permutation(size: number, random: Random): Uint32Array {
 /** Normal numbers of the given standard deviation. */
 export function normals(count: number, deviation: number, random: Random): Float32Array {
   return Float32Array.from({ length: count }, () => deviation * random.normal());
+}
+
+/** B_j = Σ_i c_ji · P_i W_i as (m, r·d); `shares` is c, (m, n). */
+export async function startingBases(
+  engine: Engine,
+  problem: Problem,
+  targets: Targets,
+  { batchExperts, seed }: SolverOptions,
+  shares: Float32Array,
+): Promise<EngineTensor> {
+  const { experts: n, bases: m, rank: r, cols: d } = problem;
+  let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
+  const programs = new Map<number, Program>();
+  for (const { first, count } of splitBatches(n, batchExperts)) {
+    let program = programs.get(count);
+    if (!program) {
+      const graph = trace({ B: [m, r * d], shares: [m, count], Y: [count, r * d] }, (it) => ({
+        B: add(it.B, matmul(it.shares, it.Y)),
+      }));
+      program = await engine.compile(graph);
+      programs.set(count, program);
+    }
+    const part = new Float32Array(m * count);
+    for (let j = 0; j < m; j++) part.set(shares.subarray(j * n + first, j * n + first + count), j * count);
+    const scrambled = engine.tensor(scrambleRows(problem, targets, first, count, seed), [count, r * d]);
+    const { B } = await program.run({ B: bases, shares: engine.tensor(part, [m, count]), Y: scrambled });
+    scrambled.dispose();
+    bases.dispose();
+    bases = B as EngineTensor;
+  }
+  for (const program of programs.values()) await program.dispose();
+  return bases;
 }

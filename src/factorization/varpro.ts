@@ -9,32 +9,22 @@
  * Newton–Schulz iteration. docs/solver.md has the measurements behind the constants.
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
-import { trace } from '../engine/graph.js';
-import { add, div, matmul, mul, reshape, sqrt, square, sub, sum, total, type Value } from '../engine/ops.js';
 import { DivergedError } from '../errors.js';
-import { activate, derivative } from './activation.js';
 import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
-import { normals, scrambleRows } from './initialise.js';
-import { coldStart, gram, sharpen } from './inverse.js';
+import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
+import { normals, startingBases } from './initialise.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
 import { createRandom } from './random.js';
+import { traceFreshInverse, traceGradient, traceSharpenInverse, traceUpdate } from './varpro-programs.js';
 
-/** Newton–Schulz steps that carry G⁻¹ from one solver step to the next. */
-const TRACKING_STEPS = 2;
 /** Above this ‖I − GX‖ after tracking, the inverse is computed afresh. */
 const TRACKING_LIMIT = 0.5;
-/** Newton–Schulz steps of a fresh inverse, and how often they may be repeated. */
-const FRESH_STEPS = 12;
+/** How often a fresh inverse is sharpened before it is taken as it is. */
 const FRESH_ROUNDS = 4;
-
-/** Muon's quintic, by its authors' coefficients; three rounds suffice here. */
-const MUON_ROUNDS = 3;
-const MUON_COEFFICIENTS = [3.4445, -4.775, 2.0315] as const;
 
 const FIRST_MOMENTUM = 0.8;
 const COEFFICIENT_RATE = 0.12;
 const COEFFICIENT_MOMENTUM_LIMIT = 0.95;
-const COEFFICIENT_VARIANCE_DECAY = 0.999;
 
 /** A step whose loss is above this multiple of the best so far is undone and taken again at half the size. */
 const UNDO_FACTOR = 1.5;
@@ -70,11 +60,9 @@ interface Batch extends BatchRange, Programs {
 }
 
 /** What one step moves, and its moments. */
-interface State {
+interface State extends Coefficients {
   readonly bases: EngineTensor;
   readonly momentum: EngineTensor;
-  readonly coefficients: Float32Array;
-  readonly moments: { readonly mean: Float32Array; readonly variance: Float32Array };
 }
 
 class VarproSolver {
@@ -281,129 +269,4 @@ class VarproSolver {
 function disposeState(state: State): void {
   state.bases.dispose();
   state.momentum.dispose();
-}
-
-/** f(α·B): (count, r, d), from α (count, m) and B (m, r·d). Also returns the argument of f. */
-function mixBases(problem: Problem, B: Value, alpha: Value): { S: Value; F: Value } {
-  const S = reshape(matmul(alpha, B), [alpha.shape[0] as number, problem.rank, problem.cols]);
-  return { S, F: activate(problem.activation, S) };
-}
-
-function traceGradient(problem: Problem, count: number) {
-  const { rows: p, cols: d, bases: m, rank: r, experts: n } = problem;
-  const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d] };
-  return trace(shapes, ({ B, alpha, X: X0, W, dB0 }) => {
-    const { S, F } = mixBases(problem, B, alpha);
-    const { X, residual } = sharpen(gram(F), X0, TRACKING_STEPS);
-    const A = matmul(matmul(W, F, { transposeB: true }), X);
-    const R = sub(matmul(A, F), W);
-    const scaled = mul(matmul(A, R, { transposeA: true }), 2 / (n * p * d));
-    const D = reshape(mul(scaled, derivative(problem.activation, S, F)), [count, r * d]);
-    return {
-      X,
-      residual,
-      squared: total(square(R)),
-      dB: add(dB0, matmul(alpha, D, { transposeA: true })),
-      dAlpha: matmul(D, B, { transposeB: true }),
-    };
-  });
-}
-
-function traceFreshInverse(problem: Problem, count: number) {
-  const { cols: d, bases: m, rank: r } = problem;
-  return trace({ B: [m, r * d], alpha: [count, m] }, ({ B, alpha }) => {
-    const G = gram(mixBases(problem, B, alpha).F);
-    return sharpen(G, coldStart(G), FRESH_STEPS);
-  });
-}
-
-function traceSharpenInverse(problem: Problem, count: number) {
-  const { cols: d, bases: m, rank: r } = problem;
-  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r] }, ({ B, alpha, X }) =>
-    sharpen(gram(mixBases(problem, B, alpha).F), X, FRESH_STEPS),
-  );
-}
-
-/** Muon (Jordan et al. 2024) with Nesterov momentum: each basis moves by the orthogonalised direction. */
-function traceUpdate({ bases: m, rank: r, cols: d }: Problem) {
-  const flat = [m, r * d];
-  return trace({ B: flat, M: flat, dB: flat, momentum: [1], step: [1] }, ({ B, M: M0, dB, momentum, step }) => {
-    const fresh = mul(dB, sub(1, momentum));
-    const M = add(mul(M0, momentum), fresh);
-    const direction = orthogonalise(reshape(add(mul(M, momentum), fresh), [m, r, d]));
-    return { M, B: sub(B, mul(reshape(direction, flat), step)) };
-  });
-}
-
-/** Newton–Schulz towards the nearest (semi-)orthogonal matrix of each (r, d) slice. */
-function orthogonalise(matrices: Value): Value {
-  const [linear, cubic, quintic] = MUON_COEFFICIENTS;
-  const [, rank, cols] = matrices.shape as [number, number, number];
-  let Y = div(matrices, add(sqrt(sum(square(matrices), [1, 2])), 1e-30));
-  for (let round = 0; round < MUON_ROUNDS; round++) {
-    // The smaller Gram matrix, from whichever side it is.
-    const wide = rank <= cols;
-    const Q = wide ? matmul(Y, Y, { transposeB: true }) : matmul(Y, Y, { transposeA: true });
-    const P = add(mul(Q, cubic), mul(matmul(Q, Q), quintic));
-    Y = add(mul(Y, linear), wide ? matmul(P, Y) : matmul(Y, P));
-  }
-  return Y;
-}
-
-async function startingBases(
-  engine: Engine,
-  problem: Problem,
-  targets: Targets,
-  { batchExperts, seed }: SolverOptions,
-  shares: Float32Array,
-): Promise<EngineTensor> {
-  const { experts: n, bases: m, rank: r, cols: d } = problem;
-  let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
-  const programs = new Map<number, Program>();
-  for (const { first, count } of splitBatches(n, batchExperts)) {
-    let program = programs.get(count);
-    if (!program) {
-      const graph = trace({ B: [m, r * d], shares: [m, count], Y: [count, r * d] }, (it) => ({
-        B: add(it.B, matmul(it.shares, it.Y)),
-      }));
-      program = await engine.compile(graph);
-      programs.set(count, program);
-    }
-    const part = new Float32Array(m * count);
-    for (let j = 0; j < m; j++) part.set(shares.subarray(j * n + first, j * n + first + count), j * count);
-    const scrambled = engine.tensor(scrambleRows(problem, targets, first, count, seed), [count, r * d]);
-    const { B } = await program.run({ B: bases, shares: engine.tensor(part, [m, count]), Y: scrambled });
-    scrambled.dispose();
-    bases.dispose();
-    bases = B as EngineTensor;
-  }
-  for (const program of programs.values()) await program.dispose();
-  return bases;
-}
-
-interface CoefficientStep {
-  rate: number;
-  momentum: number;
-  meanCorrection: number;
-  varianceCorrection: number;
-}
-
-/** Adam on α. It has n·m entries: too few to be worth a program. */
-function moveCoefficients(
-  { coefficients, moments }: State,
-  gradient: Float32Array,
-  { rate, momentum, meanCorrection, varianceCorrection }: CoefficientStep,
-): Pick<State, 'coefficients' | 'moments'> {
-  const next = new Float32Array(coefficients.length);
-  const mean = new Float32Array(coefficients.length);
-  const variance = new Float32Array(coefficients.length);
-  for (let i = 0; i < next.length; i++) {
-    const g = gradient[i] as number;
-    mean[i] = momentum * (moments.mean[i] as number) + (1 - momentum) * g;
-    variance[i] =
-      COEFFICIENT_VARIANCE_DECAY * (moments.variance[i] as number) + (1 - COEFFICIENT_VARIANCE_DECAY) * g * g;
-    const scale = Math.sqrt((variance[i] as number) * varianceCorrection) + 1e-30;
-    next[i] = (coefficients[i] as number) - (rate * (mean[i] as number) * meanCorrection) / scale;
-  }
-  return { coefficients: next, moments: { mean, variance } };
 }
