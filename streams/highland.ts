@@ -1,3 +1,4 @@
+/// <reference types="highland" preserve="true" />
 /**
  * Highland composes, node:stream owns the lifecycle. Highland alone leaves a failing pipeline hanging and its source
  * open; inside an async generator every end, good or bad, destroys both ends.

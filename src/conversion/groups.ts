@@ -4,7 +4,7 @@ import type { TensorInfo, TensorSpec } from '../checkpoint/header.js';
 import { NotSmallerError, OptionError, UnsupportedDtypeError } from '../errors.js';
 import { denseParameters, factorParameters, type Problem } from '../factorization/problem.js';
 import { type ExpertLayer, type FactorisedProjection, type MoeModel, PROJECTIONS } from '../models/family.js';
-import { basesName, coefficientsName, expertName } from '../models/native.js';
+import { basesName, coefficientsName } from '../models/native.js';
 import { DTYPE_NAMES, type Format, type Settings } from './settings.js';
 
 /** The experts of one layer and projection. */
@@ -23,7 +23,7 @@ export interface GroupPlan {
   readonly names: GroupNames;
 }
 
-/** The tensors a group is written as. */
+/** The tensors a group is written as; an expert's A has the name its dense weights had. */
 export interface GroupNames {
   readonly bases: string;
   readonly coefficients: string;
@@ -90,7 +90,7 @@ function planGroup(layer: ExpertLayer, projection: FactorisedProjection, bases: 
     names: {
       bases: basesName(layer.prefix, projection),
       coefficients: coefficientsName(layer.prefix, projection),
-      experts: experts.map((_, expert) => expertName(layer, expert, projection)),
+      experts: experts.map(({ name }) => name),
     },
   };
 }
