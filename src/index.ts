@@ -22,7 +22,7 @@ export { compose, merge } from '../streams/highland.js';
 export { normalise } from '../streams/normalise.js';
 export { passThrough } from '../streams/pass-through.js';
 export { plan, type TimedPlan } from '../streams/plan.js';
-export type { Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
+export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
 export { readExperts } from '../streams/read-experts.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
 export { type Verification, type VerifiedGroup, verify } from '../streams/verify.js';

@@ -6,7 +6,7 @@ import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
 import { ByteBudget } from './byte-budget.js';
 import type { Written } from './compute.js';
-import { factorise } from './factorise.js';
+import { type FactoriseOptions, factorise } from './factorise.js';
 import { groupExperts } from './group-experts.js';
 import { normalise, type Sigmas } from './normalise.js';
 import type { RunHooks } from './progress.js';
@@ -56,11 +56,11 @@ export async function* fitGroups(options: FitOptions): AsyncGenerator<Factorizat
   const budget = new ByteBudget(memory.groupBytes);
   const pool = new WorkerPool(memory.workers, { engine: settings.engine, threads: memory.threadsPerWorker }, signal);
   const source = Readable.from(readExperts(groups, reader, budget), { objectMode: true, highWaterMark: 1 });
-  const onStep: Parameters<typeof factorise>[1]['onStep'] = (progress) =>
-    hooks.onProgress?.({ kind: 'step', ...progress });
+  const onStep: FactoriseOptions['onStep'] = (progress) => hooks.onProgress?.({ kind: 'step', ...progress });
+  const onFold: FactoriseOptions['onFold'] = (progress) => hooks.onProgress?.({ kind: 'fold', ...progress });
   try {
     const normalised = normalise(groupExperts(source), sigmas);
-    yield* factorise(normalised, { pool, budget, settings, memory, written, onStep });
+    yield* factorise(normalised, { pool, budget, settings, memory, written, onStep, onFold });
   } finally {
     source.destroy();
     await pool.close();

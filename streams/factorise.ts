@@ -3,9 +3,9 @@ import { groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
 import type { ByteBudget } from './byte-budget.js';
-import type { Written } from './compute.js';
+import type { FoldedExpert, Written } from './compute.js';
 import { compose } from './highland.js';
-import type { StepProgress } from './progress.js';
+import type { FoldProgress, StepProgress } from './progress.js';
 import type { Factorization, NormalisedGroup } from './records.js';
 import type { WorkerPool } from './worker-pool.js';
 
@@ -16,6 +16,7 @@ export interface FactoriseOptions {
   readonly memory: MemoryPlan;
   readonly written: Written;
   readonly onStep: (progress: StepProgress) => void;
+  readonly onFold: (progress: FoldProgress) => void;
 }
 
 /** Fits as many groups side by side as there are workers; they leave in the order in which they came. */
@@ -64,7 +65,11 @@ async function factoriseGroup(
       transfer: experts.map(({ buffer }) => buffer),
     },
   );
-  return { group, sigma, ...fitted, expert: (expert) => worker.call('fold', [expert, written]), release };
+  const fold = (expert: number): Promise<FoldedExpert> => {
+    options.onFold({ layer, projection, expert, experts: group.experts.length });
+    return worker.call('fold', [expert, written]);
+  };
+  return { group, sigma, ...fitted, expert: fold, release };
 }
 
 /** Every group has random numbers of its own, whichever others are converted with it. */

@@ -11,6 +11,13 @@ export interface StepProgress {
   readonly loss: number;
 }
 
+export interface FoldProgress {
+  readonly layer: number;
+  readonly projection: string;
+  readonly expert: number;
+  readonly experts: number;
+}
+
 export type Progress =
   /** What is about to be done. */
   | { kind: 'plan'; plan: TimedPlan }
@@ -21,6 +28,8 @@ export type Progress =
   /** Bytes written, or compared, so far. */
   | { kind: 'bytes'; bytes: number }
   | ({ kind: 'step' } & StepProgress)
+  /** A fitted group is being written, expert by expert. */
+  | ({ kind: 'fold' } & FoldProgress)
   | { kind: 'group'; report: GroupReport };
 
 export interface RunHooks {

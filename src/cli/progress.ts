@@ -1,6 +1,6 @@
 /** Shows a run's progress on stderr: a bar on a terminal, now and then a plain line elsewhere. */
 import cliProgress from 'cli-progress';
-import type { Progress, RunHooks, StepProgress } from '../../streams/progress.js';
+import type { FoldProgress, Progress, RunHooks, StepProgress } from '../../streams/progress.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
@@ -82,7 +82,7 @@ class Tracker {
   private bytes = 0;
   private groups = 0;
   /** Running fits, by layer and projection. */
-  private readonly running = new Map<string, StepProgress>();
+  private readonly running = new Map<string, StepProgress | FoldProgress>();
   private stepped = false;
 
   update(progress: Progress): void {
@@ -100,6 +100,7 @@ class Tracker {
       case 'checked':
         this.groups = progress.groups;
         break;
+      case 'fold':
       case 'step':
         this.stepped = true;
         this.running.set(`${progress.layer} ${progress.projection}`, progress);
@@ -118,7 +119,7 @@ class Tracker {
     const { phase, groups, bytes } = this.phase;
     if (phase === 'check') return groups ? this.groups / groups : 1;
     if (!this.stepped) return bytes ? this.bytes / bytes : 1;
-    const partial = [...this.running.values()].reduce((sum, { step, steps }) => sum + step / steps, 0);
+    const partial = [...this.running.values()].reduce((sum, it) => sum + ('step' in it ? it.step / it.steps : 1), 0);
     return groups ? Math.min(1, (this.groups + partial) / groups) : 1;
   }
 
@@ -129,9 +130,10 @@ class Tracker {
     if (this.phase.phase === 'check') return `group ${this.groups} of ${this.phase.groups}`;
     if (!this.stepped)
       return [`${formatBytes(this.bytes)} of ${formatBytes(this.phase.bytes)}`, left].filter(Boolean).join(', ');
-    const fits = [...this.running.values()].map(
-      ({ layer, projection, step, steps, loss }) =>
-        `layer ${layer} ${projection} step ${step}/${steps} loss ${loss.toFixed(4)}`,
+    const fits = [...this.running.values()].map((it) =>
+      'step' in it
+        ? `layer ${it.layer} ${it.projection} step ${it.step}/${it.steps} loss ${it.loss.toFixed(4)}`
+        : `layer ${it.layer} ${it.projection} writing expert ${it.expert + 1}/${it.experts}`,
     );
     return [`group ${this.groups} of ${this.phase.groups}`, left, ...fits].filter(Boolean).join(', ');
   }

@@ -15,11 +15,15 @@ const WORKER_BYTES = 110 * MIB;
 /** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
 const TENSOR_BYTES = 1200;
 
+/** Buffers come and go; at times a step holds a little more than is counted. */
+const OVERHEAD = 1.15;
 /**
- * What is counted, times this, is above every measured peak: the C allocator keeps much of what a step frees, in pieces
- * (with MALLOC_MMAP_THRESHOLD_=131072 in the environment it keeps little, and 1.2 would do).
+ * The C allocator keeps much of what is freed in pieces below its 32 MiB mapping threshold. Measured peaks stay below this
+ * share of what is counted, and below this much a worker, since larger buffers go back at once. (With
+ * MALLOC_MMAP_THRESHOLD_=131072 in the environment it keeps almost nothing.)
  */
-const OVERHEAD = 1.7;
+const FRAGMENTED_SHARE = 0.55;
+const FRAGMENTED_BYTES = 256 * MIB;
 
 /** A step's working set without a wish for more: large enough for full GEMM speed, the same on every machine. */
 const BATCH_BYTES = 128 * MIB;
@@ -86,17 +90,16 @@ function arrange(
   const perExpert = most(({ problem }) => batchBytesPerExpert(problem));
   const groupBytes = most(sourceBytes) * (workers + prefetch);
   const state = most(({ problem }) => stateBytes(problem, holdTargets, settings));
-  const expected = (batch: number): number =>
-    Math.ceil(
-      BASE_BYTES +
-        tensors * TENSOR_BYTES +
-        workers * WORKER_BYTES +
-        OVERHEAD * (workers * (state + batch * perExpert) + groupBytes + 4 * READ_BYTES),
-    );
-  const room = (settings.maxMemory - expected(0)) / (OVERHEAD * workers * perExpert);
-  const wanted = settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert));
-  const least = Math.min(wanted, leastBatch, experts);
-  const batchExperts = Math.max(1, Math.min(experts, wanted, Math.max(least, Math.floor(room) || 0)));
+  const expected = (batch: number): number => {
+    const solver = state + batch * perExpert;
+    const counted = workers * solver + groupBytes + 4 * READ_BYTES;
+    const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
+    return Math.ceil(BASE_BYTES + tensors * TENSOR_BYTES + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
+  };
+  const wanted = Math.min(experts, settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)));
+  const least = Math.min(wanted, leastBatch);
+  let batchExperts = Math.max(1, wanted);
+  while (batchExperts > least && expected(batchExperts) > settings.maxMemory) batchExperts--;
   return {
     workers,
     threadsPerWorker: Math.max(1, Math.floor(settings.threads / workers)),
