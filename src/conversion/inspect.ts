@@ -42,10 +42,10 @@ const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
   ['MoBE bases and coefficients', /\.mlp\.[BW]_(gate|up)$/],
   ['shared experts', /shared_expert/],
   ['router', /\.(gate|router)\./],
+  ['norms', /norm/],
   ['attention', /attn|attention/],
   ['dense feed-forward', /\.mlp\./],
   ['embeddings and head', /embed|lm_head|wte/],
-  ['norms', /norm/],
 ];
 
 /** What is in a checkpoint. Reads headers only; throws an `InputError` where the folder is damaged. */

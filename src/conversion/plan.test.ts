@@ -188,6 +188,11 @@ describe('inspect', () => {
       expertShape: [64, 192],
       expertLayers: [0, 1, 2, 3],
     });
+    expect(inspection.kinds).toMatchObject({
+      norms: { tensors: 17 },
+      attention: { tensors: 16 },
+      router: { tensors: 4 },
+    });
     expect(inspection.kinds['routed experts: up_proj']).toMatchObject({ tensors: 128, parameters: 4 * 32 * 64 * 192 });
   });
   test('a sound folder without experts is described, with the obstacle', async () => {
