@@ -394,7 +394,7 @@ export class VerificationError extends RunError {
 
 export class InterruptedError extends RunError {
   constructor() {
-    super('Interrupted. Nothing was put under its final name; run the same command to start again.');
+    super('Interrupted. Nothing unfinished was put under its final name; the same command can be run again.');
   }
 }
 

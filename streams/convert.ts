@@ -63,7 +63,7 @@ async function fill(conversion: Conversion, replaces: readonly string[], reader:
   const output = await OutputFolder.create(out, { neededBytes: outputBytes(plan), replaces });
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
-  run.signal?.addEventListener('abort', () => stop.abort(), { once: true });
+  const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   let sinkError: Error | undefined;
   try {
     await before?.(reader);
@@ -79,8 +79,8 @@ async function fill(conversion: Conversion, replaces: readonly string[], reader:
       sinkError = error; // what ends the pipeline after it is only its echo
       stop.abort();
     });
-    const branches = [passThrough(plan.copies, reader), expertBranch({ reader, onGroup, signal: stop.signal })];
-    await pipeline(merge(branches), sink, { signal: stop.signal });
+    const branches = [passThrough(plan.copies, reader), expertBranch({ reader, onGroup, signal })];
+    await pipeline(merge(branches), sink, { signal });
     groups.sort((a, b) => a.layer - b.layer || (a.projection < b.projection ? -1 : 1));
     const report = await writeSmallFiles(conversion, output, groups);
     await output.commit(LOADABLE_LAST);

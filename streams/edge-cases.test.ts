@@ -140,3 +140,9 @@ test('a source that is cut short during the run stops it at once, naming the fil
   expect(performance.now() - started).toBeLessThan(20_000); // the fit beside it would take minutes
   expect(existsSync(at('shrunk'))).toBe(false);
 });
+
+test('an aborted verification says so', async () => {
+  await compress(TINY_MODEL, at('to-verify'), { steps: 2, layers: [0] });
+  const run = verify(TINY_MODEL, at('to-verify'), { signal: AbortSignal.abort() });
+  await expect(run).rejects.toThrow(errors.InterruptedError);
+});

@@ -4,6 +4,7 @@ import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
+import { InterruptedError } from '../src/errors.js';
 import { ByteBudget } from './byte-budget.js';
 import type { Written } from './compute.js';
 import { type FactoriseOptions, factorise } from './factorise.js';
@@ -30,7 +31,7 @@ export async function measureGroups(
     bytes: groups.reduce((sum, group) => sum + sourceBytes(group), 0),
   });
   for await (const { group, sigma } of normalise(groupExperts(readExperts(groups, reader, budget)))) {
-    signal?.throwIfAborted();
+    if (signal?.aborted) throw new InterruptedError();
     sigmas.set(group, sigma);
     budget.release(sourceBytes(group));
     onProgress?.({ kind: 'checked', groups: sigmas.size });

@@ -52,7 +52,7 @@ export async function fitFactors(
       const bytes = missing.reduce((sum, group) => sum + factorBytes(group), 0);
       hooks.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
       const stop = new AbortController();
-      hooks.signal?.addEventListener('abort', () => stop.abort(), { once: true });
+      const signal = AbortSignal.any([stop.signal, ...(hooks.signal ? [hooks.signal] : [])]);
       const sink = writeFactors(folder, context, (report) => {
         reports.push(report);
         hooks.onProgress?.({ kind: 'group', report });
@@ -65,7 +65,7 @@ export async function fitFactors(
         sigmas,
         written: 'factors',
         hooks,
-        signal: stop.signal,
+        signal,
       });
       sink.once('error', () => stop.abort());
       await pipeline(fitted, sink);

@@ -19,7 +19,7 @@ import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { planConversion } from '../src/conversion/plan.js';
 import { type GroupReport, isFitted, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { type CompressOptions, type DTYPE_NAMES, type Format, resolveSettings } from '../src/conversion/settings.js';
-import { NotACheckpointError } from '../src/errors.js';
+import { InterruptedError, NotACheckpointError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
 import type { SquaredError } from './compute.js';
 import type { RunHooks } from './progress.js';
@@ -87,7 +87,7 @@ export async function verify(
     const copyBytes = plan.copies.reduce((sum, { start, end }) => sum + end - start, 0);
     onProgress?.({ kind: 'phase', phase: 'verify', groups: groups.length, bytes: copyBytes + groupBytes });
     for (const tensor of plan.copies) {
-      signal?.throwIfAborted();
+      if (signal?.aborted) throw new InterruptedError();
       const copy = result.tensors.get(tensor.name);
       if (!copy || copy.end - copy.start !== tensor.end - tensor.start) continue; // already a problem
       const difference = await firstDifference(tensor, copy, reader);
@@ -98,7 +98,7 @@ export async function verify(
     }
     let bytes = copiedBytes;
     for (const group of groups) {
-      signal?.throwIfAborted();
+      if (signal?.aborted) throw new InterruptedError();
       if (groupTensors(group, format).some(({ name }) => !result.tensors.has(name))) continue; // already a problem
       const { squaredError, squaredNorm } = await groupError(group, result, format, reader, worker);
       const relativeError = Math.sqrt(squaredError / squaredNorm);
