@@ -3,7 +3,7 @@
  * written, with the error of exactly those bytes.
  */
 import { allFinite, decodeFloats, encodeFloats } from '../src/checkpoint/codec.js';
-import type { FloatDtype } from '../src/checkpoint/dtype.js';
+import { type FloatDtype, floatBytes } from '../src/checkpoint/dtype.js';
 import { createEngine } from '../src/engine/create-engine.js';
 import type { Engine, EngineName } from '../src/engine/engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
@@ -174,7 +174,7 @@ const decodeFactors = ({ dtype, bases, coefficients }: FactorsTask): SharedFacto
 });
 
 function decode(dtype: FloatDtype, bytes: Uint8Array): Float32Array {
-  const values = new Float32Array(bytes.byteLength / (dtype === 'F32' ? 4 : 2));
+  const values = new Float32Array(bytes.byteLength / floatBytes(dtype));
   decodeFloats(dtype, bytes, values);
   return values;
 }

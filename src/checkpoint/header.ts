@@ -7,7 +7,7 @@ import {
   SizeMismatchError,
   TruncatedShardError,
 } from '../errors.js';
-import { byteLength } from './dtype.js';
+import { byteLength, elementCount, type FloatDtype, floatBytes } from './dtype.js';
 import { duplicateKey } from './duplicate-key.js';
 
 /** The limit of the reference implementation (safetensors `MAX_HEADER_SIZE`). */
@@ -111,6 +111,14 @@ export interface TensorSpec {
   readonly shape: readonly number[];
   readonly bytes: number;
 }
+
+/** A tensor of a dtype we compute with. */
+export const floatTensor = (name: string, dtype: FloatDtype, ...shape: number[]): TensorSpec => ({
+  name,
+  dtype,
+  shape,
+  bytes: elementCount(shape) * floatBytes(dtype),
+});
 
 /**
  * The length field and the header, space-padded so that the data begins 8-byte aligned.

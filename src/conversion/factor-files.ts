@@ -2,8 +2,8 @@
 import { readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
-import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
-import type { TensorInfo, TensorSpec } from '../checkpoint/header.js';
+import { isFloatDtype } from '../checkpoint/dtype.js';
+import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { openShard, readMetadata } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
 import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
@@ -48,13 +48,7 @@ export const FACTOR_HEADER_BYTES = 4096;
 /** A (n, p, r), B (m, r, d) and α (n, m). */
 export function factorTensors({ problem, dtype }: Pick<GroupPlan, 'problem' | 'dtype'>): TensorSpec[] {
   const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
-  const spec = (name: string, shape: number[]): TensorSpec => ({
-    name,
-    dtype,
-    shape,
-    bytes: shape.reduce((a, b) => a * b, floatBytes(dtype)),
-  });
-  return [spec('A', [n, p, r]), spec('B', [m, r, d]), spec('alpha', [n, m])];
+  return [floatTensor('A', dtype, n, p, r), floatTensor('B', dtype, m, r, d), floatTensor('alpha', dtype, n, m)];
 }
 
 export interface FactorFile {

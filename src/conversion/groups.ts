@@ -1,6 +1,6 @@
 /** Which experts are factorised together, and how large their factors are. */
 import { type FloatDtype, floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
-import type { TensorInfo, TensorSpec } from '../checkpoint/header.js';
+import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { NotSmallerError, OptionError, UnsupportedDtypeError } from '../errors.js';
 import { denseParameters, factorParameters, type Problem } from '../factorization/problem.js';
 import { type ExpertLayer, type FactorisedProjection, type MoeModel, PROJECTIONS } from '../models/family.js';
@@ -135,17 +135,11 @@ function checkSmaller(problem: Problem): void {
 /** The tensors a group is written as, in the given format. */
 export function groupTensors({ problem, dtype, names, experts }: GroupPlan, format: Format): TensorSpec[] {
   const { rows: p, cols: d, bases: m, rank: r, experts: n } = problem;
-  const spec = (name: string, shape: number[]): TensorSpec => ({
-    name,
-    dtype,
-    shape,
-    bytes: shape.reduce((a, b) => a * b, floatBytes(dtype)),
-  });
-  if (format === 'hf') return experts.map(({ name }) => spec(name, [p, d]));
+  if (format === 'hf') return experts.map(({ name }) => floatTensor(name, dtype, p, d));
   return [
-    spec(names.bases, [m, r, d]),
-    spec(names.coefficients, [n, m]),
-    ...names.experts.map((name) => spec(name, [p, r])),
+    floatTensor(names.bases, dtype, m, r, d),
+    floatTensor(names.coefficients, dtype, n, m),
+    ...names.experts.map((name) => floatTensor(name, dtype, p, r)),
   ];
 }
 
