@@ -126,7 +126,7 @@ export async function solveAdam(
         for (const gradient of [...gradientsA, dB]) gradient.dispose();
         break;
       }
-      options.onStep?.(t, loss);
+      options.onStep?.(t, loss, options.steps);
       for (const [i, batch] of batches.entries())
         batch.A = await step(batch.update, batch.A, gradientsA[i] as EngineTensor, t);
       B = await step(updateB, B, dB, t);

@@ -2,23 +2,38 @@
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
 import { add, matmul } from '../engine/ops.js';
-import { splitBatches } from './batches.js';
-
+import { type BatchRange, splitBatches } from './batches.js';
 import type { Problem, SolverOptions, Targets } from './problem.js';
 import { createRandom, type Random } from './random.js';
+
+/** Bases start this small: f is all but linear there, and bends them as far as pays. */
+export const STARTING_SCALE = 0.25;
+
+/** Input axes are scaled by the quarter power of their energy, and no energy counts for less than this share of the mean. */
+const COLUMN_POWER = 0.25;
+const LEAST_ENERGY = 1e-4;
 
 /**
  * The share of expert i in the starting bases, B_j = Σ_i c_ji · P_i W_i, with P_i a random signed choice of r rows: rows
  * with the experts' own covariance start several times nearer than isotropic noise. Writes P_i W_i for `count` experts
- * from `first` on as (count, r, d).
+ * from `first` on as (count, r, d), and adds their ΣW² by column to `energy`.
  */
-function scrambleRows(problem: Problem, targets: Targets, first: number, count: number, seed: number): Float32Array {
+function scrambleRows(
+  problem: Problem,
+  targets: Targets,
+  { first, count }: BatchRange,
+  seed: number,
+  energy: Float64Array,
+): Float32Array {
   const { rows, cols, rank } = problem;
   const scrambled = new Float32Array(count * rank * cols);
   const weights = new Float32Array(rows * cols);
   for (let e = 0; e < count; e++) {
     const random = createRandom(seed, first + e);
     targets.read(first + e, weights);
+    for (let row = 0; row < weights.length; row += cols) {
+      for (let x = 0; x < cols; x++) energy[x] = (energy[x] as number) + (weights[row + x] as number) ** 2;
+    }
     const order = permutation(rows, random);
     for (let k = 0; k < rank; k++) {
       const from = (order[k] as number) * cols;
@@ -47,18 +62,27 @@ export function normals(count: number, deviation: number, random: Random): Float
   return Float32Array.from({ length: count }, () => deviation * random.normal());
 }
 
-/** B_j = Σ_i c_ji · P_i W_i as (m, r·d); `shares` is c, (m, n). */
+export interface Start {
+  /** B_j ∝ Σ_i c_ji · P_i W_i, (m, r·d). */
+  readonly bases: EngineTensor;
+  /** The scale of each input axis, (1, 1, d). */
+  readonly columns: EngineTensor;
+}
+
+/** One pass over the experts; `shares` is c, (m, n). */
 export async function startingBases(
   engine: Engine,
   problem: Problem,
   targets: Targets,
   { batchExperts, seed }: SolverOptions,
   shares: Float32Array,
-): Promise<EngineTensor> {
+): Promise<Start> {
   const { experts: n, bases: m, rank: r, cols: d } = problem;
   let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
   const programs = new Map<number, Program>();
-  for (const { first, count } of splitBatches(n, batchExperts)) {
+  const energy = new Float64Array(d);
+  for (const range of splitBatches(n, batchExperts)) {
+    const { first, count } = range;
     let program = programs.get(count);
     if (!program) {
       const graph = trace({ B: [m, r * d], shares: [m, count], Y: [count, r * d] }, (it) => ({
@@ -69,12 +93,17 @@ export async function startingBases(
     }
     const part = new Float32Array(m * count);
     for (let j = 0; j < m; j++) part.set(shares.subarray(j * n + first, j * n + first + count), j * count);
-    const scrambled = engine.tensor(scrambleRows(problem, targets, first, count, seed), [count, r * d]);
+    const scrambled = engine.tensor(scrambleRows(problem, targets, range, seed, energy), [count, r * d]);
     const { B } = await program.run({ B: bases, shares: engine.tensor(part, [m, count]), Y: scrambled });
     scrambled.dispose();
     bases.dispose();
     bases = B as EngineTensor;
   }
   for (const program of programs.values()) await program.dispose();
-  return bases;
+  return { bases, columns: engine.tensor(columnScales(energy), [1, 1, d]) };
+}
+
+function columnScales(energy: Float64Array): Float32Array {
+  const mean = energy.reduce((sum, value) => sum + value, 0) / energy.length;
+  return Float32Array.from(energy, (value) => Math.max(value / mean || 0, LEAST_ENERGY) ** COLUMN_POWER);
 }

@@ -10,8 +10,10 @@ export const RIDGE = 1e-6;
 /** G = F·Fᵀ + λ·mean(diag)·I. F: (n, r, d); result (n, r, r). */
 export function gram(F: Value): Value {
   const rank = F.shape.at(-2) as number;
-  const ridge = add(mul(sum(square(F), [1, 2]), RIDGE / rank), 1e-30); // the constant: for F = 0
-  return add(matmul(F, F, { transposeB: true }), mul(identity(rank), ridge));
+  const G = matmul(F, F, { transposeB: true });
+  const diagonal = identity(rank);
+  const ridge = add(mul(sum(mul(G, diagonal), [1, 2]), RIDGE / rank), 1e-30); // the constant: for F = 0
+  return add(G, mul(diagonal, ridge));
 }
 
 /** A start that always converges. */

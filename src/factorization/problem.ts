@@ -41,7 +41,7 @@ export interface Solution extends SharedFactors {
 }
 
 export interface SolverOptions {
-  /** Most steps to take. */
+  /** Most steps to take; varpro takes fewer when the loss has stopped falling. */
   readonly steps: number;
   /** Undefined: the solver's own choice. */
   readonly learningRate: number | undefined;
@@ -52,8 +52,8 @@ export interface SolverOptions {
   readonly seed: number;
   /** Names the group in errors. */
   readonly label: string;
-  /** Called after every step with the loss before its update. */
-  readonly onStep?: (step: number, loss: number) => void;
+  /** Called at every step, with the loss before its update and the number of steps it will be as things stand. */
+  readonly onStep?: (step: number, loss: number, steps: number) => void;
 }
 
 export const SOLVERS = ['varpro', 'adam'] as const;

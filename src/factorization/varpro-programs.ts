@@ -10,8 +10,8 @@ const TRACKING_STEPS = 2;
 /** Newton–Schulz steps of a fresh inverse, before it is looked at. */
 const FRESH_STEPS = 12;
 
-/** Muon's quintic, by its authors' coefficients; three rounds suffice here. */
-const MUON_ROUNDS = 3;
+/** Muon's quintic, by its authors' coefficients; two rounds suffice here. */
+const MUON_ROUNDS = 2;
 const MUON_COEFFICIENTS = [3.4445, -4.775, 2.0315] as const;
 
 /** f(α·B): (count, r, d), from α (count, m) and B (m, r·d). Also returns the argument of f. */
@@ -20,16 +20,16 @@ function mixBases(problem: Problem, B: Value, alpha: Value): { S: Value; F: Valu
   return { S, F: activate(problem.activation, S) };
 }
 
+/** One batch's share of loss and gradients, these without the factor 2/N: neither Muon nor Adam minds it. */
 export function traceGradient(problem: Problem, count: number) {
-  const { rows: p, cols: d, bases: m, rank: r, experts: n } = problem;
+  const { rows: p, cols: d, bases: m, rank: r } = problem;
   const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d] };
   return trace(shapes, ({ B, alpha, X: X0, W, dB0 }) => {
     const { S, F } = mixBases(problem, B, alpha);
     const { X, residual } = sharpen(gram(F), X0, TRACKING_STEPS);
     const A = matmul(matmul(W, F, { transposeB: true }), X);
     const R = sub(matmul(A, F), W);
-    const scaled = mul(matmul(A, R, { transposeA: true }), 2 / (n * p * d));
-    const D = reshape(mul(scaled, derivative(problem.activation, S, F)), [count, r * d]);
+    const D = reshape(mul(matmul(A, R, { transposeA: true }), derivative(problem.activation, S, F)), [count, r * d]);
     return {
       X,
       residual,
@@ -55,14 +55,19 @@ export function traceSharpenInverse(problem: Problem, count: number) {
   );
 }
 
-/** Muon (Jordan et al. 2024) with Nesterov momentum: each basis moves by the orthogonalised direction. */
+/**
+ * Muon (Jordan et al. 2024) with Nesterov momentum: each basis moves by the orthogonalised direction. `columns` (1, 1, d)
+ * scales the axes of the input: B is searched as B′·diag(columns).
+ */
 export function traceUpdate({ bases: m, rank: r, cols: d }: Problem) {
   const flat = [m, r * d];
-  return trace({ B: flat, M: flat, dB: flat, momentum: [1], step: [1] }, ({ B, M: M0, dB, momentum, step }) => {
+  const shapes = { B: flat, M: flat, dB: flat, columns: [1, 1, d], momentum: [1], step: [1] };
+  return trace(shapes, ({ B, M: M0, dB, columns, momentum, step }) => {
     const fresh = mul(dB, sub(1, momentum));
     const M = add(mul(M0, momentum), fresh);
-    const direction = orthogonalise(reshape(add(mul(M, momentum), fresh), [m, r, d]));
-    return { M, B: sub(B, mul(reshape(direction, flat), step)) };
+    const gradient = reshape(add(mul(M, momentum), fresh), [m, r, d]);
+    const direction = mul(orthogonalise(mul(gradient, columns)), mul(columns, step));
+    return { M, B: sub(B, reshape(direction, flat)) };
   });
 }
 

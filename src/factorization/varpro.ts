@@ -12,9 +12,10 @@ import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { DivergedError } from '../errors.js';
 import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
-import { normals, startingBases } from './initialise.js';
+import { normals, STARTING_SCALE, startingBases } from './initialise.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
 import { createRandom } from './random.js';
+import { type Rates, Schedule } from './schedule.js';
 import { traceFreshInverse, traceGradient, traceSharpenInverse, traceUpdate } from './varpro-programs.js';
 
 /** Above this ‖I − GX‖ after tracking, the inverse is computed afresh. */
@@ -22,17 +23,15 @@ const TRACKING_LIMIT = 0.5;
 /** How often a fresh inverse is sharpened before it is taken as it is. */
 const FRESH_ROUNDS = 4;
 
-const FIRST_MOMENTUM = 0.8;
-const COEFFICIENT_RATE = 0.12;
+/** In units of the root mean square of α. */
+const COEFFICIENT_RATE = 0.35;
 const COEFFICIENT_MOMENTUM_LIMIT = 0.95;
+/** α starts as normal numbers of this deviation, over √m. */
+const STARTING_COEFFICIENT = 0.5;
 
 /** A step whose loss is above this multiple of the best so far is undone and taken again at half the size. */
 const UNDO_FACTOR = 1.5;
 const MAX_UNDOS = 12;
-
-/** Long runs want smaller steps and a longer memory: fitted at 100, 400 and 1000 steps. */
-const defaultRate = (steps: number): number => 0.3 * (100 / Math.max(20, steps)) ** 0.55;
-const lastMomentum = (steps: number): number => 1 - 0.03 * (100 / Math.max(20, steps)) ** 0.5;
 
 export async function solveVarpro(
   engine: Engine,
@@ -74,6 +73,8 @@ class VarproSolver {
     private readonly batches: readonly Batch[],
     private readonly update: Program,
     private readonly zero: EngineTensor,
+    /** The scale of each input axis, (1, 1, d). */
+    private readonly columns: EngineTensor,
     private state: State,
   ) {}
 
@@ -95,8 +96,9 @@ class VarproSolver {
       });
     }
     const random = createRandom(options.seed, n);
-    const bases = await startingBases(engine, problem, targets, options, normals(m * n, 1 / Math.sqrt(n), random));
-    const coefficients = normals(n * m, 1 / Math.sqrt(m), random);
+    const shares = normals(m * n, STARTING_SCALE / Math.sqrt(n), random);
+    const { bases, columns } = await startingBases(engine, problem, targets, options, shares);
+    const coefficients = normals(n * m, STARTING_COEFFICIENT / Math.sqrt(m), random);
     const shape = [m, r * d];
     const batches: Batch[] = [];
     for (const { first, count } of sizes) {
@@ -108,27 +110,26 @@ class VarproSolver {
     const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
     const moments = { mean: new Float32Array(n * m), variance: new Float32Array(n * m) };
     const state: State = { bases, momentum: zeros(), coefficients, moments };
-    const solver = new VarproSolver(engine, problem, stacked, options, batches, update, zeros(), state);
+    const solver = new VarproSolver(engine, problem, stacked, options, batches, update, zeros(), columns, state);
     for (const batch of batches) await solver.refreshInverse(batch);
     return solver;
   }
 
   async solve(): Promise<Solution> {
-    const { steps } = this.options;
-    const rate = this.options.learningRate ?? defaultRate(steps);
-    const momentumDecay = Math.log((1 - lastMomentum(steps)) / (1 - FIRST_MOMENTUM));
+    const schedule = new Schedule(this.options.steps, this.options.learningRate);
+    let steps = 0;
     let scale = 1;
     let undos = 0;
     let meanBias = 1;
     let best = Number.POSITIVE_INFINITY;
     let previous: State | undefined;
     let loss = Number.POSITIVE_INFINITY;
-    for (let step = 0; step < steps; ) {
+    while (!schedule.finished) {
       const gradient = await this.gradient();
       // A is optimal for whatever B is, so the loss can only jump where the step or the inverse went wrong.
       if (!(gradient.loss <= UNDO_FACTOR * best)) {
         gradient.bases.dispose();
-        if (!previous || ++undos > MAX_UNDOS) throw new DivergedError(this.options.label, step);
+        if (!previous || ++undos > MAX_UNDOS) throw new DivergedError(this.options.label, steps);
         this.replaceState(previous);
         previous = undefined;
         scale /= 2;
@@ -137,25 +138,26 @@ class VarproSolver {
       }
       loss = gradient.loss;
       best = Math.min(best, loss);
-      this.options.onStep?.(step + 1, loss);
-      const momentum = 1 - (1 - FIRST_MOMENTUM) * Math.exp((momentumDecay * step) / Math.max(1, steps - 1));
-      const decay = scale * (1 - step / steps);
-      const coefficientMomentum = Math.min(momentum, COEFFICIENT_MOMENTUM_LIMIT);
-      meanBias *= coefficientMomentum;
+      steps++;
+      this.options.onStep?.(steps, loss, schedule.expectedSteps);
+      const rates = schedule.rates;
+      const decay = scale * rates.decay;
+      const momentum = Math.min(rates.momentum, COEFFICIENT_MOMENTUM_LIMIT);
+      meanBias *= momentum;
       const next: State = {
-        ...(await this.moveBases(gradient.bases, rate * decay, momentum)),
+        ...(await this.moveBases(gradient.bases, rates, decay)),
         ...moveCoefficients(this.state, gradient.coefficients, {
           rate: COEFFICIENT_RATE * decay,
-          momentum: coefficientMomentum,
+          momentum,
           meanCorrection: 1 / (1 - meanBias),
-          varianceCorrection: 1 / (1 - COEFFICIENT_VARIANCE_DECAY ** (step + 1)),
+          varianceCorrection: 1 / (1 - COEFFICIENT_VARIANCE_DECAY ** steps),
         }),
       };
       gradient.bases.dispose();
       if (previous) disposeState(previous);
       previous = this.state;
       this.state = next;
-      step++;
+      schedule.advance(loss);
     }
     // The last update was never looked at: keep it only if it holds up.
     const final = await this.gradient();
@@ -220,8 +222,8 @@ class VarproSolver {
 
   private async moveBases(
     gradient: EngineTensor,
-    rate: number,
-    momentum: number,
+    { rate, momentum }: Rates,
+    decay: number,
   ): Promise<Pick<State, 'bases' | 'momentum'>> {
     const { rank, cols } = this.problem;
     const scalar = (value: number): EngineTensor => this.engine.tensor(Float32Array.of(value), [1]);
@@ -229,9 +231,10 @@ class VarproSolver {
       B: this.state.bases,
       M: this.state.momentum,
       dB: gradient,
+      columns: this.columns,
       momentum: scalar(momentum),
       // An orthogonal update has entries of 1/√max(r, d); this makes them rate/2, in units of σ.
-      step: scalar(0.5 * rate * Math.sqrt(Math.max(rank, cols))),
+      step: scalar(0.5 * rate * decay * Math.sqrt(Math.max(rank, cols))),
     });
     return { bases: out.B as EngineTensor, momentum: out.M as EngineTensor };
   }
@@ -256,6 +259,7 @@ class VarproSolver {
   async dispose(): Promise<void> {
     disposeState(this.state);
     this.zero.dispose();
+    this.columns.dispose();
     this.targets.dispose();
     const programs = new Set<Program>([this.update]);
     for (const batch of this.batches) {
