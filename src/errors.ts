@@ -323,7 +323,19 @@ export class EngineUnavailableError extends InputError {
     readonly engine: string,
     reason: string,
   ) {
-    super(`Engine ${engine} cannot be used here: ${reason}`);
+    super(`Engine ${engine} cannot be used here: ${reason.replace(/\.$/, '')}.`);
+  }
+}
+
+export class TensorTooLargeError extends InputError {
+  constructor(
+    what: string,
+    readonly bytes: string,
+    readonly device: string,
+    readonly limit: string,
+    remedy: string,
+  ) {
+    super(`${what} are ${bytes}, and one tensor on ${device} can have ${limit}. ${remedy}`);
   }
 }
 
@@ -365,6 +377,18 @@ export class DivergedError extends RunError {
     readonly step: number,
   ) {
     super(`The fit of ${group} did not stay finite at step ${step}. Lower --learning-rate.`);
+  }
+}
+
+export class EngineRunError extends RunError {
+  constructor(
+    readonly engine: string,
+    readonly device: string,
+    readonly reason: string,
+  ) {
+    super(
+      `Engine ${engine} failed on ${device}: ${reason}\nIf the device's memory is full, lower --batch-experts; --engine onnx-cpu needs no device.`,
+    );
   }
 }
 

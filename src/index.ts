@@ -47,8 +47,8 @@ export type { MemoryPlan } from './conversion/memory.js';
 export type { FittedGroupReport, GroupReport, RunReport, StoredReport } from './conversion/report.js';
 export { type CompressOptions, resolveSettings, type Settings } from './conversion/settings.js';
 // Engines.
-export { createEngine } from './engine/create-engine.js';
-export type { Engine, EngineName, EngineOptions, EngineTensor, Program } from './engine/engine.js';
+export { createEngine, ENGINE_NAMES, type EngineName } from './engine/create-engine.js';
+export type { Engine, EngineFacts, EngineOptions, EngineTensor, Program } from './engine/engine.js';
 export { type Graph, trace } from './engine/graph.js';
 export * as ops from './engine/ops.js';
 export * from './errors.js';

@@ -1,7 +1,7 @@
 /** Flags that several commands share, and how their text becomes values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type CompressOptions, DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
-import { ENGINE_NAMES } from '../engine/engine.js';
+import { ENGINE_NAMES } from '../engine/create-engine.js';
 import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { parseBytes } from '../format.js';
 import { FACTORISED } from '../models/family.js';

@@ -1,7 +1,7 @@
 /** Every choice a run can be given, checked once at the edge and complete from there on. */
 import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
-import { ENGINE_NAMES } from '../engine/engine.js';
+import { ENGINE_NAMES } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { FACTORISED } from '../models/family.js';

@@ -19,8 +19,16 @@ const UNARY = { neg: 'Neg', sqrt: 'Sqrt', abs: 'Abs', sigmoid: 'Sigmoid', tanh: 
 const BINARY = { add: 'Add', sub: 'Sub', mul: 'Mul', div: 'Div' } as const;
 const REDUCE = { sum: 'ReduceSum', max: 'ReduceMax' } as const;
 
+/** What a provider's kernels differ in. */
+export interface Dialect {
+  /** Products whose operands are transposed run as one operation; otherwise the transposition is one of its own. */
+  readonly transposingMatmul: boolean;
+}
+
+const EVERYTHING: Dialect = { transposingMatmul: true };
+
 /** A traced graph as the bytes of an ONNX model. */
-export function encodeOnnx(graph: Graph): Uint8Array {
+export function encodeOnnx(graph: Graph, dialect: Dialect = EVERYTHING): Uint8Array {
   const names = new Map<Value, string>();
   const node: OnnxNode[] = [];
   const initializer: object[] = [];
@@ -41,6 +49,17 @@ export function encodeOnnx(graph: Graph): Uint8Array {
       continue;
     }
     const operands = value.operands.map((operand) => names.get(operand) as string);
+    if (operation.kind === 'matmul' && !dialect.transposingMatmul) {
+      const transposed = value.operands.map((operand, i) => {
+        if (!(i === 0 ? operation.transposeA : operation.transposeB)) return operands[i] as string;
+        const output = `${name}t${i}`;
+        const perm = ints('perm', swapLastTwo(operand.shape.length));
+        node.push({ input: [operands[i] as string], output: [output], opType: 'Transpose', attribute: [perm] });
+        return output;
+      });
+      node.push({ input: transposed, output: [name], opType: 'MatMul' });
+      continue;
+    }
     node.push({ output: [name], ...encodeOperation(operation, operands, value.shape, int64Initializer) });
   }
   // An output may be an input or serve two names, so each is an identity node of its own; the runtime elides them.
@@ -102,6 +121,10 @@ function encodeOperation(
 
 const float = (name: string, f: number) => ({ name, f, type: AttributeType.FLOAT });
 const int = (name: string, i: number) => ({ name, i, type: AttributeType.INT });
+const ints = (name: string, values: number[]) => ({ name, ints: values, type: AttributeType.INTS });
+
+/** The axes of a tensor with its last two exchanged. */
+const swapLastTwo = (rank: number): number[] => [...Array(rank - 2).keys(), rank - 1, rank - 2];
 
 const valueInfo = (name: string, shape: readonly number[]) => ({
   name,
