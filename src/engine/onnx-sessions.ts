@@ -6,12 +6,14 @@ import type { EngineFacts, EngineTensor } from './engine.js';
 import type { Graph } from './graph.js';
 import { type Dialect, encodeOnnx } from './onnx-encode.js';
 
+// What goes wrong is thrown; the runtime's own log would only say it before.
+ort.env.logLevel = 'fatal';
+
 /** Idle sessions kept for the next group, which usually has the same shapes and so the same programs. */
 const MAX_IDLE_SESSIONS = 12;
 
 /**
- * For providers of devices: a node that would run on the CPU fails the session, so that none does unnoticed. Their own
- * log repeats what the error says.
+ * For providers of devices: a node that would run on the CPU fails the session, so that none does unnoticed.
  */
 export const DEVICE_OPTIONS: ort.InferenceSession.SessionOptions = {
   extra: { session: { disable_cpu_ep_fallback: '1' } },

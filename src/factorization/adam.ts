@@ -8,7 +8,7 @@ import { trace } from '../engine/graph.js';
 import { add, div, matmul, mul, reshape, softmax, sqrt, square, sub, sum, total } from '../engine/ops.js';
 import { DivergedError } from '../errors.js';
 import { activate, derivative } from './activation.js';
-import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
+import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
 import { truncatedSvd } from './svd.js';
 
@@ -60,7 +60,7 @@ export async function solveAdam(
 
   const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
   const batches: Batch[] = [];
-  for (const { first, count } of splitBatches(n, options.batchExperts)) {
+  for (const { first, count } of solverBatches(engine, problem, options.batchExperts)) {
     batches.push({
       first,
       count,

@@ -2,7 +2,7 @@
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
 import { add, matmul } from '../engine/ops.js';
-import { splitBatches } from './batches.js';
+import { solverBatches } from './batches.js';
 
 import type { Problem, SolverOptions, Targets } from './problem.js';
 import { createRandom, type Random } from './random.js';
@@ -58,7 +58,7 @@ export async function startingBases(
   const { experts: n, bases: m, rank: r, cols: d } = problem;
   let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
   const programs = new Map<number, Program>();
-  for (const { first, count } of splitBatches(n, batchExperts)) {
+  for (const { first, count } of solverBatches(engine, problem, batchExperts)) {
     let program = programs.get(count);
     if (!program) {
       const graph = trace({ B: [m, r * d], shares: [m, count], Y: [count, r * d] }, (it) => ({

@@ -10,7 +10,7 @@
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { DivergedError } from '../errors.js';
-import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
+import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { normals, startingBases } from './initialise.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
@@ -84,7 +84,7 @@ class VarproSolver {
     options: SolverOptions,
   ): Promise<VarproSolver> {
     const { experts: n, bases: m, rank: r, cols: d } = problem;
-    const sizes = splitBatches(n, options.batchExperts);
+    const sizes = solverBatches(engine, problem, options.batchExperts);
     const programs = new Map<number, Programs>();
     for (const { count } of sizes) {
       if (programs.has(count)) continue;
@@ -195,6 +195,7 @@ class VarproSolver {
     for (let attempt = 0; ; attempt++) {
       const alpha = this.batchCoefficients(batch);
       const out = await batch.gradient.run({ B: this.state.bases, alpha, X: batch.inverse, W, dB0: accumulated });
+      alpha.dispose();
       const residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
       if (residual < TRACKING_LIMIT || attempt > 0) {
         batch.inverse.dispose();
@@ -213,9 +214,10 @@ class VarproSolver {
       batch.inverse.dispose();
       batch.inverse = out.X as EngineTensor;
       const residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
-      if (residual < TRACKING_LIMIT || round === FRESH_ROUNDS) return;
+      if (residual < TRACKING_LIMIT || round === FRESH_ROUNDS) break;
       out = await batch.sharpenInverse.run({ B: this.state.bases, alpha, X: batch.inverse });
     }
+    alpha.dispose();
   }
 
   private async moveBases(
