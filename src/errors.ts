@@ -321,7 +321,7 @@ export class FactorMismatchError extends InputError {
 export class EngineUnavailableError extends InputError {
   constructor(
     readonly engine: string,
-    reason: string,
+    readonly reason: string,
   ) {
     super(`Engine ${engine} cannot be used here: ${reason.replace(/\.$/, '')}.`);
   }

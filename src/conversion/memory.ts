@@ -1,6 +1,9 @@
 /** What a run must hold in memory, and how it is arranged to stay within the budget. */
 import { READ_BYTES } from '../checkpoint/tensor-reader.js';
+import { DEFAULT_ENGINE } from '../engine/create-engine.js';
+import type { EngineFacts } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
+import { largestBatch } from '../factorization/batches.js';
 import { denseParameters, type Problem } from '../factorization/problem.js';
 import { formatBytes } from '../format.js';
 import { type GroupPlan, sourceBytes } from './groups.js';
@@ -46,10 +49,20 @@ export interface MemoryPlan {
   readonly expectedBytes: number;
 }
 
-/** Throws `BudgetTooSmallError` naming the smallest budget. */
-export function planMemory(groups: readonly GroupPlan[], settings: Settings, tensors: number): MemoryPlan {
+/**
+ * Throws `BudgetTooSmallError` naming the smallest budget, or `TensorTooLargeError` where the device's limit on tensors
+ * rules a group out. What a device holds is counted as if it were held here: with memory that is shared, it is.
+ */
+export function planMemory(
+  groups: readonly GroupPlan[],
+  settings: Settings,
+  tensors: number,
+  engine: EngineFacts,
+): MemoryPlan {
   const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
-  const workers = small ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
+  // Threads of the CPU can be shared out; other engines are there once.
+  const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
+  const mostExperts = Math.min(...groups.map(({ problem }) => largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
   const arrangements: Arrangement[] = [
     { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH },
@@ -58,7 +71,7 @@ export function planMemory(groups: readonly GroupPlan[], settings: Settings, ten
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
-  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors));
+  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors, mostExperts));
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
@@ -82,6 +95,7 @@ function arrange(
   settings: Settings,
   arrangement: Arrangement,
   tensors: number,
+  mostExperts: number,
 ): MemoryPlan {
   const { workers, holdTargets, prefetch, leastBatch } = arrangement;
   const most = (measure: (group: GroupPlan) => number): number =>
@@ -96,7 +110,11 @@ function arrange(
     const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
     return Math.ceil(BASE_BYTES + tensors * TENSOR_BYTES + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
   };
-  const wanted = Math.min(experts, settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)));
+  const wanted = Math.min(
+    experts,
+    mostExperts,
+    settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)),
+  );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
   while (batchExperts > least && expected(batchExperts) > settings.maxMemory) batchExperts--;

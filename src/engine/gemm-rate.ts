@@ -7,12 +7,46 @@ const LEAST_SECONDS = 0.1;
 /** Elements of the largest operand; beyond this the rate no longer depends on size. */
 const MAX_ELEMENTS = 2 ** 22;
 
+/** A product of (rows × cols) by (cols × rank). */
+export interface ProductShape {
+  readonly rows: number;
+  readonly cols: number;
+  readonly rank: number;
+}
+
+/** Sizes of square products, of which larger ones suit faster devices. */
+const SIZES = [128, 512, 2048];
+/** A larger product is not tried where a batch of it would take longer. */
+const PATIENCE_SECONDS = 1;
+
+/** The best rate of square products, as far as there is time for them. */
+export async function measureAnyRate(engine: Engine): Promise<number> {
+  let best = 0;
+  for (const size of SIZES) {
+    if (best && productOperations(size, size, size) / best > PATIENCE_SECONDS) break;
+    best = Math.max(best, await measureGemmRate(engine, size, size, size));
+  }
+  return best;
+}
+
+/** The rate of products of this shape, or that of small ones where these would take too long. */
+export async function measureRateAt(engine: Engine, { rows, cols, rank }: ProductShape): Promise<number> {
+  const small = await measureGemmRate(engine, Math.min(rows, 128), Math.min(cols, 128), Math.min(rank, 128));
+  const patient = productOperations(rows, cols, rank) / small <= 4 * PATIENCE_SECONDS;
+  return patient ? measureGemmRate(engine, rows, cols, rank) : small;
+}
+
+const batchSize = (p: number, d: number, r: number): number =>
+  Math.max(1, Math.min(32, Math.floor(MAX_ELEMENTS / (Math.max(p, r) * d))));
+
+const productOperations = (p: number, d: number, r: number): number => 2 * batchSize(p, d, r) * p * d * r;
+
 /**
  * Measured rate of (p × d)·(d × r) products, batched, in floating-point operations a second.
  * A product that size keeps the engine as busy as a solver step of the same shapes would.
  */
 export async function measureGemmRate(engine: Engine, p: number, d: number, r: number): Promise<number> {
-  const batch = Math.max(1, Math.min(32, Math.floor(MAX_ELEMENTS / (Math.max(p, r) * d))));
+  const batch = batchSize(p, d, r);
   const program = await engine.compile(
     trace({ W: [batch, p, d], F: [batch, r, d] }, ({ W, F }) => ({ product: matmul(W, F, { transposeB: true }) })),
   );
@@ -33,5 +67,5 @@ export async function measureGemmRate(engine: Engine, p: number, d: number, r: n
   for (; taken < LEAST_SECONDS; taken = await seconds(runs)) runs *= taken < LEAST_SECONDS / 8 ? 8 : 2;
   for (const tensor of [W, F]) tensor.dispose();
   await program.dispose();
-  return (runs * 2 * batch * p * d * r) / taken;
+  return (runs * productOperations(p, d, r)) / taken;
 }

@@ -1,4 +1,4 @@
-import { cpus } from 'node:os';
+import { cpuName } from './cpu-name.js';
 import type { Engine, EngineOptions } from './engine.js';
 import { createHostEngine } from './onnx-host-engine.js';
 
@@ -19,6 +19,3 @@ export function createOnnxCpuEngine({ threads }: EngineOptions): Engine {
     },
   );
 }
-
-/** The processor's model, as the system names it. */
-export const cpuName = (): string => cpus()[0]?.model.trim() || `${process.arch} processor`;

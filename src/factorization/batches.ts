@@ -22,7 +22,7 @@ export function splitBatches(experts: number, size: number): BatchRange[] {
  * `TensorTooLargeError` where the bases, or one expert alone, do not.
  */
 export function largestBatch(problem: Problem, { device, maxTensorBytes }: EngineFacts): number {
-  if (maxTensorBytes === undefined) return problem.experts;
+  if (maxTensorBytes === undefined) return Number.POSITIVE_INFINITY;
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const check = (what: string, bytes: number, remedy: string): void => {
     if (bytes > maxTensorBytes)
