@@ -25,7 +25,7 @@ export { plan, type TimedPlan } from '../streams/plan.js';
 export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
 export { readExperts } from '../streams/read-experts.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
-export { type Verification, type VerifiedGroup, verify } from '../streams/verify.js';
+export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/verify.js';
 export { ComputeWorker, WorkerPool } from '../streams/worker-pool.js';
 export { writeCheckpoint } from '../streams/write-checkpoint.js';
 export { writeFactors } from '../streams/write-factors.js';
@@ -47,10 +47,12 @@ export type { MemoryPlan } from './conversion/memory.js';
 export type { FittedGroupReport, GroupReport, RunReport, StoredReport } from './conversion/report.js';
 export { type CompressOptions, resolveSettings, type Settings } from './conversion/settings.js';
 // Engines.
+export { type ChosenEngine, chooseEngine, type EngineChoice } from './engine/choose-engine.js';
 export { createEngine, ENGINE_NAMES, type EngineName } from './engine/create-engine.js';
 export type { Engine, EngineFacts, EngineOptions, EngineTensor, Program } from './engine/engine.js';
 export { type Graph, trace } from './engine/graph.js';
 export * as ops from './engine/ops.js';
+export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine } from './engine/probe.js';
 export * from './errors.js';
 // The mathematics.
 export { solveAdam } from './factorization/adam.js';

@@ -118,6 +118,8 @@ const CASES: Case[] = [
   product('a long sum', [2, 5000], [5000, 3]),
   product('a long sum, b transposed', [2, 5000], [3, 5000], { transposeB: true }),
   product('two axes, a transposed', [6, 4], [6, 5], { transposeA: true }),
+  product('two axes, b transposed', [4, 6], [5, 6], { transposeB: true }),
+  product('two axes, both transposed', [6, 4], [5, 6], { transposeA: true, transposeB: true }),
   product('batched, a transposed', [3, 6, 4], [3, 6, 5], { transposeA: true }),
   product('batched, b transposed', [3, 4, 6], [3, 5, 6], { transposeB: true }),
   product('batched, both transposed', [3, 6, 4], [3, 5, 6], { transposeA: true, transposeB: true }),

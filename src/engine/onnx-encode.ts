@@ -50,14 +50,7 @@ export function encodeOnnx(graph: Graph, dialect: Dialect = EVERYTHING): Uint8Ar
     }
     const operands = value.operands.map((operand) => names.get(operand) as string);
     if (operation.kind === 'matmul' && !dialect.transposingMatmul) {
-      const transposed = value.operands.map((operand, i) => {
-        if (!(i === 0 ? operation.transposeA : operation.transposeB)) return operands[i] as string;
-        const output = `${name}t${i}`;
-        const perm = ints('perm', swapLastTwo(operand.shape.length));
-        node.push({ input: [operands[i] as string], output: [output], opType: 'Transpose', attribute: [perm] });
-        return output;
-      });
-      node.push({ input: transposed, output: [name], opType: 'MatMul' });
+      node.push(...plainMatmul(operation, value, operands, name));
       continue;
     }
     node.push({ output: [name], ...encodeOperation(operation, operands, value.shape, int64Initializer) });
@@ -82,6 +75,30 @@ export function encodeOnnx(graph: Graph, dialect: Dialect = EVERYTHING): Uint8Ar
     },
   };
   return ModelProto.encode(ModelProto.fromObject(model)).finish();
+}
+
+/** A matrix product from operations that every provider has. */
+function plainMatmul(
+  { transposeA, transposeB }: Extract<Operation, { kind: 'matmul' }>,
+  { operands }: Value,
+  names: readonly string[],
+  output: string,
+): OnnxNode[] {
+  // Long products of two matrices, ⟨D_i, B_j⟩: without a transposed copy of B ten times as fast (32 × 12288 × 8, SwiftShader).
+  if (transposeB && operands.every(({ shape }) => shape.length === 2)) {
+    const attribute = [int('transA', Number(transposeA)), int('transB', 1)];
+    return [{ input: [...names], output: [output], opType: 'Gemm', attribute }];
+  }
+  const nodes: OnnxNode[] = [];
+  const input = operands.map(({ shape }, i) => {
+    const name = names[i] as string;
+    if (!(i === 0 ? transposeA : transposeB)) return name;
+    const transposed = `${output}t${i}`;
+    const attribute = [ints('perm', swapLastTwo(shape.length))];
+    nodes.push({ input: [name], output: [transposed], opType: 'Transpose', attribute });
+    return transposed;
+  });
+  return [...nodes, { input, output: [output], opType: 'MatMul' }];
 }
 
 /** ONNX has one namespace for all values; a program may well return the new state under its input's name. */
