@@ -387,7 +387,7 @@ export class EngineRunError extends RunError {
     readonly reason: string,
   ) {
     super(
-      `Engine ${engine} failed on ${device}: ${reason}\nIf the device's memory is full, lower --batch-experts; --engine onnx-cpu needs no device.`,
+      `Engine ${engine} failed on ${device}: ${reason}\nIf the device's memory is full, lower --batch-experts or use --engine onnx-cpu.`,
     );
   }
 }

@@ -59,8 +59,8 @@ describe('every engine of this machine converts, and the CPU verifies:', async (
   const names = (await availableEngines()).map(({ name }) => name as EngineName);
   test.each(names)('%s', async (engine) => {
     const folder = at('engines', engine);
-    await generateCheckpoint(join(folder, 'model'), { layers: 1, experts: 5, rows: 6, cols: 32 });
-    const options: CompressOptions = { engine, bases: 2, steps: 4, batchExperts: 3, projections: ['up_proj'] };
+    await generateCheckpoint(join(folder, 'model'), { layers: 1, experts: 3, rows: 6, cols: 32 });
+    const options: CompressOptions = { engine, bases: 1, steps: 2, projections: ['up_proj'] };
     const result = await compress(join(folder, 'model'), join(folder, 'mobe'), options);
     expect(result).toMatchObject({ engine: { name: engine }, settings: { engine } });
     expect(result.groups.filter(isFitted)[0]?.relativeError).toBeLessThan(1);
@@ -78,7 +78,7 @@ describe('every engine of this machine converts, and the CPU verifies:', async (
     const weights = (of: string) => readFileSync(join(folder, of, 'model.safetensors'));
     expect(weights('exported').equals(weights('expanded'))).toBe(true);
 
-    for (const out of ['mobe', 'expanded', 'exported'])
+    for (const out of ['mobe', 'exported'])
       expect((await verify(join(folder, 'model'), join(folder, out))).problems).toEqual([]);
     expect((await verify(join(folder, 'model'), join(folder, 'mobe'), { engine })).problems).toEqual([]);
   });
@@ -95,10 +95,11 @@ describe('every engine of this machine converts, and the CPU verifies:', async (
   });
 
   test('what another engine rebuilt says so', async () => {
-    const folder = at('engines', 'auto');
-    await fitFactors(join(folder, 'model'), join(folder, 'factors'), { bases: 1, steps: 3 });
+    const folder = at('engines', 'rebuilt');
+    await generateCheckpoint(join(folder, 'model'), { layers: 1, experts: 2, rows: 4, cols: 32 });
+    await fitFactors(join(folder, 'model'), join(folder, 'factors'), { bases: 1, steps: 1, projections: ['up_proj'] });
     for (const engine of names) {
-      const out = join(folder, `rebuilt ${engine}`);
+      const out = join(folder, engine);
       const { settings } = await exportFactors(join(folder, 'model'), join(folder, 'factors'), out, {
         format: 'hf',
         engine,

@@ -15,6 +15,9 @@ const MIB = 2 ** 20;
 const BASE_BYTES = 120 * MIB;
 const WORKER_BYTES = 110 * MIB;
 
+/** A graphics runtime with its driver; measured with WebGPU on SwiftShader. */
+const DEVICE_BYTES = 400 * MIB;
+
 /** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
 const TENSOR_BYTES = 1200;
 
@@ -62,6 +65,7 @@ export function planMemory(
   const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
   // Threads of the CPU can be shared out; other engines are there once.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
+  const fixedBytes = BASE_BYTES + tensors * TENSOR_BYTES + (engine.name === DEFAULT_ENGINE ? 0 : DEVICE_BYTES);
   const mostExperts = Math.min(...groups.map(({ problem }) => largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
   const arrangements: Arrangement[] = [
@@ -71,7 +75,7 @@ export function planMemory(
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
-  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors, mostExperts));
+  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, fixedBytes, mostExperts));
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
@@ -94,7 +98,7 @@ function arrange(
   groups: readonly GroupPlan[],
   settings: Settings,
   arrangement: Arrangement,
-  tensors: number,
+  fixedBytes: number,
   mostExperts: number,
 ): MemoryPlan {
   const { workers, holdTargets, prefetch, leastBatch } = arrangement;
@@ -108,7 +112,7 @@ function arrange(
     const solver = state + batch * perExpert;
     const counted = workers * solver + groupBytes + 4 * READ_BYTES;
     const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
-    return Math.ceil(BASE_BYTES + tensors * TENSOR_BYTES + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
+    return Math.ceil(fixedBytes + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
   };
   const wanted = Math.min(
     experts,

@@ -4,16 +4,17 @@ import * as ort from 'onnxruntime-node';
 import { describe, expect, test } from 'vitest';
 import { availableEngines } from '../../fixtures/engines.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { EngineRunError } from '../errors.js';
 import { solveAdam } from '../factorization/adam.js';
 import type { Problem, SolverOptions, Targets } from '../factorization/problem.js';
 import { createReconstruction } from '../factorization/reconstruct.js';
 import { createRefit } from '../factorization/refit.js';
 import { solveVarpro } from '../factorization/varpro.js';
-import type { Engine } from './engine.js';
+import type { Engine, EngineTensor } from './engine.js';
 import { type Graph, trace } from './graph.js';
 import { encodeOnnx } from './onnx-encode.js';
 import { WEBGPU_DIALECT, WEBGPU_OPTIONS } from './onnx-webgpu-engine.js';
-import { elements, matmul } from './ops.js';
+import { add, elements, matmul } from './ops.js';
 import { parseAdapter, parseTensorLimit } from './webgpu-device.js';
 
 const engines = await availableEngines();
@@ -97,6 +98,23 @@ describe.skipIf(!webgpu)('on a graphics device', () => {
     const graph = trace({ a: [4, 3], b: [4, 5] }, ({ a, b }) => ({ y: matmul(a, b, { transposeA: true }) }));
     await expect(ort.InferenceSession.create(encodeOnnx(graph), WEBGPU_OPTIONS)).rejects.toThrow('fallback to CPU');
     await (await ort.InferenceSession.create(encodeOnnx(graph, WEBGPU_DIALECT), WEBGPU_OPTIONS)).release();
+  });
+
+  test('a tensor that it cannot hold is told, and it works on', async () => {
+    const engine = webgpu as Engine;
+    const outer = async (size: number): Promise<number | undefined> => {
+      const shapes = { a: [size, 1], b: [1, size] };
+      const program = await engine.compile(trace(shapes, ({ a, b }) => ({ y: add(a, b) })));
+      const ones = (shape: number[]) => engine.tensor(new Float32Array(size).fill(1), shape);
+      const { y } = (await program.run({ a: ones(shapes.a), b: ones(shapes.b) })) as { y: EngineTensor };
+      const [first] = await engine.read(y);
+      y.dispose();
+      return first;
+    };
+    const refused = outer(2 ** 17); // 64 GiB
+    await expect(refused).rejects.toThrow(EngineRunError);
+    await expect(refused).rejects.toThrow(/--batch-experts.*onnx-cpu/);
+    expect(await outer(4)).toBe(2);
   });
 
   test('its limit is known', () => {
