@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { InterruptedError, MobeError } from '../errors.js';
 import { VERSION } from '../version.js';
 import { compressCommand } from './compress.js';
+import { enginesCommand } from './engines.js';
 import { expandCommand } from './expand.js';
 import { exportCommand } from './export.js';
 import { fitCommand } from './fit.js';
@@ -37,6 +38,7 @@ for (const command of [
   exportCommand,
   expandCommand,
   verifyCommand,
+  enginesCommand,
 ]) {
   program.addCommand(command().exitOverride().showHelpAfterError('(--help tells more)'));
 }

@@ -19,6 +19,10 @@ export interface Program {
 
 export interface Engine {
   readonly name: EngineName;
+  /** What it really computes on, not what it was asked to. */
+  readonly kind: 'cpu' | 'gpu';
+  /** That device's name, for people. */
+  readonly device: string;
   compile(graph: Graph): Promise<Program>;
   /** A tensor with this content, row-major. The array may be used in place: do not write to it while the tensor lives. */
   tensor(data: Float32Array, shape: readonly number[]): EngineTensor;
@@ -26,7 +30,7 @@ export interface Engine {
   read(tensor: EngineTensor): Promise<Float32Array>;
 }
 
-export const ENGINE_NAMES = ['onnx-cpu'] as const;
+export const ENGINE_NAMES = ['onnx-cpu', 'tensorflow'] as const;
 export type EngineName = (typeof ENGINE_NAMES)[number];
 
 export interface EngineOptions {

@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import os from 'node:os';
 import * as ort from 'onnxruntime-node';
 import { EngineError } from '../errors.js';
 import type { Engine, EngineOptions, EngineTensor, Program } from './engine.js';
@@ -132,6 +133,8 @@ export function createOnnxCpuEngine(options: EngineOptions): Engine {
   });
   return {
     name: 'onnx-cpu',
+    kind: 'cpu',
+    device: os.cpus()[0]?.model.trim() ?? 'CPU',
     async compile(graph) {
       const model = encodeOnnx(graph);
       const key = createHash('sha256').update(model).digest('hex');

@@ -1,0 +1,88 @@
+/**
+ * TensorFlow's native library by way of `@tensorflow/tfjs-node-gpu`. The package is optional and loaded only when this
+ * engine is asked for; `linkTensorflow` (link-tensorflow.ts) gives it a current TensorFlow.
+ */
+import { execFile } from 'node:child_process';
+import os from 'node:os';
+import util, { promisify } from 'node:util';
+import { EngineUnavailableError } from '../errors.js';
+import type { Engine, EngineOptions } from './engine.js';
+import { createInterpreter, type TensorFlow } from './tensorflow-interpreter.js';
+
+export const TENSORFLOW_PACKAGE = '@tensorflow/tfjs-node-gpu';
+/** `--save-optional` because npm otherwise takes it for the optional peer it is, and installs nothing. */
+export const INSTALL_REMEDY = `Install it with "npm install --no-save --save-optional --ignore-scripts ${TENSORFLOW_PACKAGE}@4"`;
+const LINK_REMEDY = 'run "mobe engines --link-tensorflow <site-packages>/tensorflow"';
+
+/** What the native backend tells beyond TensorFlow.js' own interface. */
+interface NativeTensorFlow extends TensorFlow {
+  enableProdMode(): void;
+  backend(): { readonly isUsingGpuDevice: boolean; readonly binding: { readonly TF_Version: string } };
+}
+
+export async function createTensorflowEngine({ threads }: EngineOptions): Promise<Engine> {
+  setEnvironment(threads);
+  restoreRemovedUtilities();
+  const tf = await load();
+  tf.enableProdMode(); // no checks for NaN after every operation
+  const { isUsingGpuDevice, binding } = tf.backend();
+  const device = isUsingGpuDevice ? await gpuName() : (os.cpus()[0]?.model.trim() ?? 'CPU');
+  return createInterpreter(tf, {
+    name: 'tensorflow',
+    kind: isUsingGpuDevice ? 'gpu' : 'cpu',
+    device: `${device} (TensorFlow ${binding.TF_Version})`,
+  });
+}
+
+/** TensorFlow reads these once, when its library is loaded. What the user has set stays. */
+function setEnvironment(threads: number): void {
+  const defaults = {
+    TF_FORCE_GPU_ALLOW_GROWTH: 'true', // otherwise it takes all of the GPU's memory at once
+    NVIDIA_TF32_OVERRIDE: '0', // f32 products in f32, not in TF32's 10 bits
+    TF_NUM_INTRAOP_THREADS: String(threads),
+    TF_CPP_MIN_LOG_LEVEL: '1', // warnings and worse
+    TF_ENABLE_ONEDNN_OPTS: process.arch === 'x64' ? '1' : '0', // the default, which it remarks on when it is not said
+  };
+  for (const [name, value] of Object.entries(defaults)) process.env[name] ??= value;
+}
+
+/** tfjs-node calls two functions that Node 23 removed from `util`. */
+function restoreRemovedUtilities(): void {
+  const removed = {
+    isNullOrUndefined: (it: unknown): boolean => it === null || it === undefined,
+    isArray: Array.isArray,
+  };
+  for (const [name, replacement] of Object.entries(removed))
+    (util as unknown as Record<string, unknown>)[name] ??= replacement;
+}
+
+async function load(): Promise<NativeTensorFlow> {
+  try {
+    return (await import(TENSORFLOW_PACKAGE)).default;
+  } catch (error) {
+    throw new EngineUnavailableError('tensorflow', unavailable(error as NodeJS.ErrnoException));
+  }
+}
+
+/** Why the package does not load, and what to do. */
+function unavailable({ code, message }: NodeJS.ErrnoException): string {
+  if (code === 'ERR_MODULE_NOT_FOUND' && message.includes(TENSORFLOW_PACKAGE))
+    return `${TENSORFLOW_PACKAGE} is not installed. ${INSTALL_REMEDY}, then ${LINK_REMEDY}.`;
+  if (message.includes('tfjs_binding.node can not be found') || message.includes('native addon module'))
+    return `${TENSORFLOW_PACKAGE} has no native part yet. Link it to a TensorFlow wheel: ${LINK_REMEDY}.`;
+  const [reason] = message.split('\n');
+  return `${reason}. If TensorFlow was moved or updated, link it again: ${LINK_REMEDY}.`;
+}
+
+/** TensorFlow.js does not pass the name on; the driver's own tool knows it. */
+async function gpuName(): Promise<string> {
+  // TensorFlow.js takes the last GPU it sees.
+  const chosen = process.env.CUDA_VISIBLE_DEVICES?.split(',').at(-1);
+  const query = ['--query-gpu=name', '--format=csv,noheader', ...(chosen ? [`--id=${chosen}`] : [])];
+  try {
+    const { stdout } = await promisify(execFile)('nvidia-smi', query);
+    return stdout.trim().split('\n').at(-1) || 'GPU';
+  } catch {
+    return 'GPU';
+  }
+}

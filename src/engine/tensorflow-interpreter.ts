@@ -1,0 +1,202 @@
+/**
+ * Interprets traced graphs with TensorFlow.js operations, one call an operation, on whatever backend the module runs on.
+ * The operations are f32 and row-major in every backend, as the graph's are.
+ */
+import { EngineError } from '../errors.js';
+import type { Engine, EngineTensor, Program } from './engine.js';
+import type { Graph } from './graph.js';
+import { elements, type Operation, type Value } from './ops.js';
+
+/** A TensorFlow.js tensor. Several may share content; each is disposed of by itself. */
+export interface TfTensor {
+  readonly shape: number[];
+  /** Another tensor with the same content; copies nothing. */
+  clone(): TfTensor;
+  data(): Promise<unknown>;
+  dispose(): void;
+}
+
+/** What is used of TensorFlow.js: `@tensorflow/tfjs-core` and all that re-export it have this. */
+export interface TensorFlow {
+  tensor(data: Float32Array, shape: number[]): TfTensor;
+  /** Runs `compute` and disposes of every tensor it made but those it returns; of all when it throws. */
+  tidy(compute: () => Record<string, TfTensor>): Record<string, TfTensor>;
+  neg(x: TfTensor): TfTensor;
+  sqrt(x: TfTensor): TfTensor;
+  abs(x: TfTensor): TfTensor;
+  sigmoid(x: TfTensor): TfTensor;
+  tanh(x: TfTensor): TfTensor;
+  add(a: TfTensor, b: TfTensor): TfTensor;
+  sub(a: TfTensor, b: TfTensor): TfTensor;
+  mul(a: TfTensor, b: TfTensor): TfTensor;
+  div(a: TfTensor, b: TfTensor): TfTensor;
+  matMul(a: TfTensor, b: TfTensor, transposeA: boolean, transposeB: boolean): TfTensor;
+  sum(x: TfTensor, axes: number[], keepDims: boolean): TfTensor;
+  max(x: TfTensor, axes: number[], keepDims: boolean): TfTensor;
+  softmax(x: TfTensor): TfTensor;
+  reshape(x: TfTensor, shape: number[]): TfTensor;
+  broadcastTo(x: TfTensor, shape: number[]): TfTensor;
+}
+
+/** The graph engine on a TensorFlow.js module; `identity` says what that module runs on. */
+export function createInterpreter(tf: TensorFlow, identity: Pick<Engine, 'name' | 'kind' | 'device'>): Engine {
+  return {
+    ...identity,
+    compile: async (graph) => new InterpretedProgram(tf, graph),
+    tensor: (data, shape) => new HeldTensor(tf, tf.tensor(data, [...shape])),
+    read: async (tensor) => (await unwrap(tf, tensor, 'read').data()) as Float32Array,
+  };
+}
+
+class HeldTensor implements EngineTensor {
+  private disposed = false;
+
+  constructor(
+    readonly owner: TensorFlow,
+    private readonly tensor: TfTensor,
+  ) {}
+
+  get shape(): readonly number[] {
+    return this.tensor.shape;
+  }
+
+  get live(): TfTensor {
+    if (this.disposed) throw new EngineError('a tensor was used after it was disposed of');
+    return this.tensor;
+  }
+
+  dispose(): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.tensor.dispose();
+  }
+}
+
+/** Refuses another engine's tensor. */
+function unwrap(tf: TensorFlow, tensor: EngineTensor, name: string): TfTensor {
+  if (tensor instanceof HeldTensor && tensor.owner === tf) return tensor.live;
+  throw new EngineError(`"${name}" is not a tensor of this engine`);
+}
+
+/** One operation, and the values nobody needs after it. */
+interface Instruction {
+  readonly value: Value;
+  readonly operation: Exclude<Operation, { kind: 'input' } | { kind: 'constant' }>;
+  readonly lastUseOf: readonly Value[];
+}
+
+class InterpretedProgram implements Program {
+  private readonly instructions: readonly Instruction[];
+  /** Made once, freed with the program. */
+  private readonly constants = new Map<Value, TfTensor>();
+
+  constructor(
+    private readonly tf: TensorFlow,
+    private readonly graph: Graph,
+  ) {
+    this.instructions = schedule(graph);
+    for (const value of graph.nodes) {
+      if (value.operation.kind === 'constant')
+        this.constants.set(value, tf.tensor(value.operation.data, [...value.shape]));
+    }
+  }
+
+  async run(inputs: Readonly<Record<string, EngineTensor>>): Promise<Record<string, EngineTensor>> {
+    const values = new Map(this.constants);
+    for (const [name, value] of this.graph.inputs) {
+      const tensor = inputs[name];
+      if (!tensor) throw new EngineError(`input "${name}" is missing`);
+      if (String(tensor.shape) !== String(value.shape)) {
+        throw new EngineError(`input "${name}" is [${tensor.shape}], expected [${value.shape}]`);
+      }
+      values.set(value, unwrap(this.tf, tensor, name));
+    }
+    const results = this.tf.tidy(() => {
+      for (const { value, operation, lastUseOf } of this.instructions) {
+        const operands = value.operands.map((operand) => values.get(operand) as TfTensor);
+        values.set(value, execute(this.tf, operation, operands, value.shape));
+        for (const spent of lastUseOf) values.get(spent)?.dispose();
+      }
+      // A clone each: an output may be an input or a constant, or serve two names.
+      return mapRecord(this.graph.outputs, (value) => (values.get(value) as TfTensor).clone());
+    });
+    return mapRecord(Object.entries(results), (tensor) => new HeldTensor(this.tf, tensor));
+  }
+
+  async dispose(): Promise<void> {
+    for (const tensor of this.constants.values()) tensor.dispose();
+    this.constants.clear();
+  }
+}
+
+const mapRecord = <From, To>(entries: Iterable<[string, From]>, map: (from: From) => To): Record<string, To> =>
+  Object.fromEntries(Array.from(entries, ([name, from]) => [name, map(from)]));
+
+/** The graph's operations in order. Inputs, constants and outputs live on; every other value ends with its last reader. */
+function schedule({ nodes, outputs }: Graph): Instruction[] {
+  const kept = new Set(outputs.values());
+  const instructions: Instruction[] = [];
+  for (const value of [...nodes].reverse()) {
+    const { operation } = value;
+    if (operation.kind === 'input' || operation.kind === 'constant') continue;
+    const lastUseOf = new Set<Value>();
+    for (const operand of value.operands) {
+      const { kind } = operand.operation;
+      if (kind === 'input' || kind === 'constant' || kept.has(operand)) continue;
+      kept.add(operand); // seen from the end, the first reader is the last one
+      lastUseOf.add(operand);
+    }
+    instructions.push({ value, operation, lastUseOf: [...lastUseOf] });
+  }
+  return instructions.reverse();
+}
+
+/** @param shape of the result. */
+function execute(
+  tf: TensorFlow,
+  operation: Instruction['operation'],
+  operands: readonly TfTensor[],
+  shape: readonly number[],
+): TfTensor {
+  const [a, b] = operands as [TfTensor, TfTensor];
+  switch (operation.kind) {
+    case 'unary':
+      return operation.op === 'silu' ? silu(tf, a) : tf[operation.op](a);
+    case 'binary':
+      return tf[operation.op](a, b);
+    case 'matmul':
+      return batchMatMul(tf, a, b, operation, shape.slice(0, -2));
+    case 'reduce':
+      return tf[operation.op](a, operation.axes, true);
+    case 'softmax':
+      return tf.softmax(a);
+    case 'reshape':
+      return tf.reshape(a, [...shape]);
+  }
+}
+
+function silu(tf: TensorFlow, x: TfTensor): TfTensor {
+  const gate = tf.sigmoid(x);
+  const product = tf.mul(x, gate);
+  gate.dispose();
+  return product;
+}
+
+/** @param batch the result's leading axes. */
+function batchMatMul(
+  tf: TensorFlow,
+  a: TfTensor,
+  b: TfTensor,
+  { transposeA, transposeB }: { transposeA: boolean; transposeB: boolean },
+  batch: readonly number[],
+): TfTensor {
+  // TensorFlow.js' CPU backend repeats the shorter batch end to end, right only where it is one matrix or all of them.
+  const wide = [a, b].map((operand) => {
+    const own = operand.shape.slice(0, -2);
+    const fits = elements(own) === 1 || elements(own) === elements(batch);
+    return fits ? operand : tf.broadcastTo(operand, [...batch, ...operand.shape.slice(-2)]);
+  }) as [TfTensor, TfTensor];
+  const product = tf.matMul(...wide, transposeA, transposeB);
+  for (const operand of wide) if (operand !== a && operand !== b) operand.dispose();
+  return product;
+}
