@@ -11,6 +11,8 @@ const MIB = 2 ** 20;
 /** Node and this program, and each worker with its compiled programs; measured (bench/memory.ts prints the peaks). */
 const BASE_BYTES = 120 * MIB;
 const WORKER_BYTES = 110 * MIB;
+/** What an engine's own library takes beyond that; measured. */
+const ENGINE_BYTES: Partial<Record<Settings['engine'], number>> = { tensorflow: 350 * MIB };
 
 /** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
 const TENSOR_BYTES = 1200;
@@ -94,7 +96,8 @@ function arrange(
     const solver = state + batch * perExpert;
     const counted = workers * solver + groupBytes + 4 * READ_BYTES;
     const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
-    return Math.ceil(BASE_BYTES + tensors * TENSOR_BYTES + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
+    const base = BASE_BYTES + (ENGINE_BYTES[settings.engine] ?? 0);
+    return Math.ceil(base + tensors * TENSOR_BYTES + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
   };
   const wanted = Math.min(experts, settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)));
   const least = Math.min(wanted, leastBatch);

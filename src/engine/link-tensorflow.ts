@@ -45,17 +45,22 @@ interface Failure extends Error {
 /**
  * Builds the addon against `<site-packages>/tensorflow` and tries it in a process of its own. Can be repeated: the
  * addon there was is replaced only by one that compiled.
+ * @param tfjs the package's folder; by default the one the engine's import finds.
  */
-export async function linkTensorflow(wheel: string, onProgress: (line: string) => void): Promise<LinkedTensorflow> {
+export async function linkTensorflow(
+  wheel: string,
+  onProgress: (line: string) => void,
+  tfjs?: string,
+): Promise<LinkedTensorflow> {
   if (process.platform !== 'linux')
     throw new UnsupportedPlatformError('Linking TensorFlow', process.platform, 'Use --engine onnx-cpu there.');
   const tensorflow = path.resolve(wheel);
   await checkWheel(tensorflow);
-  const tfjs = packageFolder();
+  const folder = tfjs ?? packageFolder();
   const compiler = await findCompiler();
-  const addon = path.join(tfjs, 'lib', `napi-v${NAPI_VERSION}`, 'tfjs_binding.node');
+  const addon = path.join(folder, 'lib', `napi-v${NAPI_VERSION}`, 'tfjs_binding.node');
   onProgress(`compiling ${addon} with ${compiler.join(' ')}`);
-  await compile(compiler, tfjs, tensorflow, addon);
+  await compile(compiler, folder, tensorflow, addon);
   onProgress('loading it in a process of its own');
   return { addon, ...(await tryOut(addon, onProgress)) };
 }
@@ -68,7 +73,6 @@ async function checkWheel(tensorflow: string): Promise<void> {
   }
 }
 
-/** Where the engine's own import finds the package. */
 function packageFolder(): string {
   try {
     return path.dirname(require.resolve(`${TENSORFLOW_PACKAGE}/package.json`));

@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { testEngine } from '../../fixtures/engine-suite.js';
 import { EngineError, GraphError } from '../errors.js';
 import { createEngine } from './create-engine.js';
 import type { Engine } from './engine.js';
@@ -24,6 +25,8 @@ async function run(
   await compiled.dispose();
   return result;
 }
+
+describe('what every engine must do', () => testEngine(engine));
 
 const close = (actual: number[], expected: number[]) => {
   expect(actual).toHaveLength(expected.length);

@@ -22,7 +22,7 @@ interface NativeTensorFlow extends TensorFlow {
 
 export async function createTensorflowEngine({ threads }: EngineOptions): Promise<Engine> {
   setEnvironment(threads);
-  restoreRemovedUtilities();
+  restoreRemovedUtility();
   const tf = await load();
   tf.enableProdMode(); // no checks for NaN after every operation
   const { isUsingGpuDevice, binding } = tf.backend();
@@ -41,19 +41,14 @@ function setEnvironment(threads: number): void {
     NVIDIA_TF32_OVERRIDE: '0', // f32 products in f32, not in TF32's 10 bits
     TF_NUM_INTRAOP_THREADS: String(threads),
     TF_CPP_MIN_LOG_LEVEL: '1', // warnings and worse
-    TF_ENABLE_ONEDNN_OPTS: process.arch === 'x64' ? '1' : '0', // the default, which it remarks on when it is not said
   };
   for (const [name, value] of Object.entries(defaults)) process.env[name] ??= value;
 }
 
-/** tfjs-node calls two functions that Node 23 removed from `util`. */
-function restoreRemovedUtilities(): void {
-  const removed = {
-    isNullOrUndefined: (it: unknown): boolean => it === null || it === undefined,
-    isArray: Array.isArray,
-  };
-  for (const [name, replacement] of Object.entries(removed))
-    (util as unknown as Record<string, unknown>)[name] ??= replacement;
+/** tfjs-node calls a function of `util` that Node 23 removed. */
+function restoreRemovedUtility(): void {
+  const utilities = util as { isNullOrUndefined?: (value: unknown) => boolean };
+  utilities.isNullOrUndefined ??= (value) => value === null || value === undefined;
 }
 
 async function load(): Promise<NativeTensorFlow> {

@@ -19,8 +19,9 @@ export interface TfTensor {
 /** What is used of TensorFlow.js: `@tensorflow/tfjs-core` and all that re-export it have this. */
 export interface TensorFlow {
   tensor(data: Float32Array, shape: number[]): TfTensor;
-  /** Runs `compute` and disposes of every tensor it made but those it returns; of all when it throws. */
-  tidy(compute: () => Record<string, TfTensor>): Record<string, TfTensor>;
+  /** Runs `compute` and disposes of every tensor it made and did not `keep`, also when it throws. */
+  tidy(compute: () => void): void;
+  keep(x: TfTensor): TfTensor;
   neg(x: TfTensor): TfTensor;
   sqrt(x: TfTensor): TfTensor;
   abs(x: TfTensor): TfTensor;
@@ -111,16 +112,22 @@ class InterpretedProgram implements Program {
       }
       values.set(value, unwrap(this.tf, tensor, name));
     }
-    const results = this.tf.tidy(() => {
+    let results: Record<string, EngineTensor> = {};
+    this.tf.tidy(() => {
       for (const { value, operation, lastUseOf } of this.instructions) {
         const operands = value.operands.map((operand) => values.get(operand) as TfTensor);
         values.set(value, execute(this.tf, operation, operands, value.shape));
         for (const spent of lastUseOf) values.get(spent)?.dispose();
       }
       // A clone each: an output may be an input or a constant, or serve two names.
-      return mapRecord(this.graph.outputs, (value) => (values.get(value) as TfTensor).clone());
+      results = Object.fromEntries(
+        Array.from(this.graph.outputs, ([name, value]) => {
+          const result = this.tf.keep((values.get(value) as TfTensor).clone());
+          return [name, new HeldTensor(this.tf, result)];
+        }),
+      );
     });
-    return mapRecord(Object.entries(results), (tensor) => new HeldTensor(this.tf, tensor));
+    return results;
   }
 
   async dispose(): Promise<void> {
@@ -128,9 +135,6 @@ class InterpretedProgram implements Program {
     this.constants.clear();
   }
 }
-
-const mapRecord = <From, To>(entries: Iterable<[string, From]>, map: (from: From) => To): Record<string, To> =>
-  Object.fromEntries(Array.from(entries, ([name, from]) => [name, map(from)]));
 
 /** The graph's operations in order. Inputs, constants and outputs live on; every other value ends with its last reader. */
 function schedule({ nodes, outputs }: Graph): Instruction[] {
