@@ -24,15 +24,18 @@ describe('help', () => {
   test('of the program names every command and the exit codes', async () => {
     const { code, stdout } = await mobe('--help');
     expect(code).toBe(0);
-    for (const word of ['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'Exit codes'])
+    for (const word of ['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines', 'Exit codes'])
       expect(stdout).toContain(word);
   });
-  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify'])('of %s exists', async (command) => {
-    const { code, stdout } = await mobe(command, '--help');
-    expect(code).toBe(0);
-    expect(stdout).toContain(`mobe ${command}`);
-    expect(stdout).toContain('--json');
-  });
+  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines'])(
+    'of %s exists',
+    async (command) => {
+      const { code, stdout } = await mobe(command, '--help');
+      expect(code).toBe(0);
+      expect(stdout).toContain(`mobe ${command}`);
+      expect(stdout).toContain('--json');
+    },
+  );
   test('the version is the package version', async () => {
     const { version } = JSON.parse(readFileSync(join(CLI, '../../../../package.json'), 'utf8'));
     expect((await mobe('--version')).stdout.trim()).toBe(version);
@@ -59,6 +62,7 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
     [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
     [['expand', TINY_MODEL, 'x'], 'not a native'],
+    [['engines', '--link-tensorflow', TINY_MODEL], 'has no libtensorflow_cc.so.2'],
   ])('%j', async (args, words) => {
     const { code, stdout, stderr } = await mobe(...args);
     expect(stderr).toContain(words);

@@ -200,7 +200,5 @@ function batchMatMul(
     const fits = elements(own) === 1 || elements(own) === elements(batch);
     return fits ? operand : tf.broadcastTo(operand, [...batch, ...operand.shape.slice(-2)]);
   }) as [TfTensor, TfTensor];
-  const product = tf.matMul(...wide, transposeA, transposeB);
-  for (const operand of wide) if (operand !== a && operand !== b) operand.dispose();
-  return product;
+  return tf.matMul(...wide, transposeA, transposeB);
 }
