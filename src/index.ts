@@ -50,7 +50,9 @@ export { type CompressOptions, resolveSettings, type Settings } from './conversi
 export { createEngine } from './engine/create-engine.js';
 export type { Engine, EngineName, EngineOptions, EngineTensor, Program } from './engine/engine.js';
 export { type Graph, trace } from './engine/graph.js';
+export { type LinkedTensorflow, linkTensorflow } from './engine/link-tensorflow.js';
 export * as ops from './engine/ops.js';
+export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow-interpreter.js';
 export * from './errors.js';
 // The mathematics.
 export { solveAdam } from './factorization/adam.js';
