@@ -119,6 +119,10 @@ describe('refused before any work:', () => {
 });
 
 describe('memory', () => {
+  test("counts TensorFlow's library", async () => {
+    const [own, tensorflow] = await Promise.all([plan({}), plan({ engine: 'tensorflow' })]);
+    expect(tensorflow.memory.expectedBytes - own.memory.expectedBytes).toBe(350 * 2 ** 20);
+  });
   test('the named smallest budget works, a byte less does not', async () => {
     const message = await plan({ maxMemory: 1 }).catch((error: Error) => error.message);
     const smallest = Number(/(\d+)MiB/.exec(String(message))?.[1]) * 2 ** 20;

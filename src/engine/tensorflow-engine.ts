@@ -3,6 +3,7 @@
  * engine is asked for; `linkTensorflow` (link-tensorflow.ts) gives it a current TensorFlow.
  */
 import { execFile } from 'node:child_process';
+import { createRequire } from 'node:module';
 import os from 'node:os';
 import util, { promisify } from 'node:util';
 import { EngineUnavailableError } from '../errors.js';
@@ -23,7 +24,7 @@ interface NativeTensorFlow extends TensorFlow {
 export async function createTensorflowEngine({ threads }: EngineOptions): Promise<Engine> {
   setEnvironment(threads);
   restoreRemovedUtility();
-  const tf = await load();
+  const tf = load();
   tf.enableProdMode(); // no checks for NaN after every operation
   const { isUsingGpuDevice, binding } = tf.backend();
   const device = isUsingGpuDevice ? await gpuName() : (os.cpus()[0]?.model.trim() ?? 'CPU');
@@ -51,9 +52,9 @@ function restoreRemovedUtility(): void {
   utilities.isNullOrUndefined ??= (value) => value === null || value === undefined;
 }
 
-async function load(): Promise<NativeTensorFlow> {
+function load(): NativeTensorFlow {
   try {
-    return (await import(TENSORFLOW_PACKAGE)).default;
+    return createRequire(import.meta.url)(TENSORFLOW_PACKAGE); // it is CommonJS
   } catch (error) {
     throw new EngineUnavailableError('tensorflow', unavailable(error as NodeJS.ErrnoException));
   }
@@ -61,9 +62,9 @@ async function load(): Promise<NativeTensorFlow> {
 
 /** Why the package does not load, and what to do. */
 function unavailable({ code, message }: NodeJS.ErrnoException): string {
-  if (code === 'ERR_MODULE_NOT_FOUND' && message.includes(TENSORFLOW_PACKAGE))
+  if (code === 'MODULE_NOT_FOUND' && message.startsWith(`Cannot find module '${TENSORFLOW_PACKAGE}'`))
     return `${TENSORFLOW_PACKAGE} is not installed. ${INSTALL_REMEDY}, then ${LINK_REMEDY}.`;
-  if (message.includes('tfjs_binding.node can not be found') || message.includes('native addon module'))
+  if (message.includes('native addon module'))
     return `${TENSORFLOW_PACKAGE} has no native part yet. Link it to a TensorFlow wheel: ${LINK_REMEDY}.`;
   const [reason] = message.split('\n');
   return `${reason}. If TensorFlow was moved or updated, link it again: ${LINK_REMEDY}.`;
