@@ -63,6 +63,7 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
     [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
     [['expand', TINY_MODEL, 'x'], 'not a native'],
+    [['engines', '--link-tensorflow', TINY_MODEL], 'has no libtensorflow_cc.so.2'],
   ])('%j', async (args, words) => {
     const { code, stdout, stderr } = await mobe(...args);
     expect(stderr).toContain(words);
@@ -94,7 +95,13 @@ test('plan prints sizes, memory, disk and time, or JSON', async () => {
 test('engines lists what works and what does not, with a remedy, or JSON', async () => {
   const { code, stdout } = await mobe('engines', '--threads', '1');
   expect(code).toBe(0);
-  for (const words of [/onnx-cpu +CPU .* GFLOP\/s/, 'onnx-webgpu', 'onnx-cuda', '--engine auto would take onnx-'])
+  for (const words of [
+    /onnx-cpu +CPU .* GFLOP\/s/,
+    'onnx-webgpu',
+    'onnx-cuda',
+    'tensorflow',
+    '--engine auto would take ',
+  ])
     expect(stdout).toMatch(words);
   const { engines, auto } = JSON.parse((await mobe('engines', '--threads', '1', '--json')).stdout);
   expect(engines.map(({ name }: { name: string }) => name)).toContain(auto);

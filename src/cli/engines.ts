@@ -2,14 +2,25 @@ import { availableParallelism } from 'node:os';
 import { Command } from 'commander';
 import { fastest } from '../engine/choose-engine.js';
 import { ENGINE_NAMES } from '../engine/create-engine.js';
+import { type LinkedTensorflow, linkTensorflow } from '../engine/link-tensorflow.js';
 import { type BrokenEngine, probeEngine, type WorkingEngine, works } from '../engine/probe.js';
 import { formatBytes } from '../format.js';
 import { json, threads } from './options.js';
 import { formatTable, left, right } from './table.js';
 
+interface Flags {
+  threads?: number;
+  json?: boolean;
+  linkTensorflow?: string;
+}
+
 export function enginesCommand(): Command {
   return new Command('engines')
     .description('list what can run the arithmetic on this machine, and how fast; tries each for a few seconds')
+    .option(
+      '--link-tensorflow <folder>',
+      "instead, build the TensorFlow engine's native part against a Python wheel's TensorFlow: <site-packages>/tensorflow",
+    )
     .addOption(threads())
     .addOption(json())
     .addHelpText(
@@ -18,15 +29,20 @@ export function enginesCommand(): Command {
 A rate is that of plain f32 matrix products, measured. A graphics device that is emulated in software counts as a CPU.
 "--engine auto" measures at the shapes of the model and takes the fastest GPU, where it is faster than onnx-cpu.`,
     )
-    .action(async (flags: { threads?: number; json?: boolean }) => {
+    .action(async (flags: Flags) => {
+      const print = (result: object, text: string): void => {
+        process.stdout.write(`${flags.json ? JSON.stringify(result, null, 2) : text}\n`);
+      };
+      if (flags.linkTensorflow !== undefined) {
+        const linked = await linkTensorflow(flags.linkTensorflow, (line) => process.stderr.write(`${line}\n`));
+        return print(linked, describeLinked(linked));
+      }
       const engines: Array<WorkingEngine | BrokenEngine> = [];
       for (const name of ENGINE_NAMES)
         engines.push(await probeEngine(name, { threads: flags.threads ?? availableParallelism(), rate: 'any' }));
       const auto = fastest(engines.filter(works)).name;
       const listed = engines.map((engine) => ({ works: works(engine), ...engine }));
-      process.stdout.write(
-        `${flags.json ? JSON.stringify({ engines: listed, auto }, null, 2) : describe(engines, auto)}\n`,
-      );
+      print({ engines: listed, auto }, describe(engines, auto));
     });
 }
 
@@ -50,3 +66,11 @@ function describe(engines: ReadonlyArray<WorkingEngine | BrokenEngine>, auto: st
 }
 
 const formatRate = (rate: number): string => (rate < 1e10 ? (rate / 1e9).toFixed(2) : (rate / 1e9).toFixed(0));
+
+function describeLinked({ addon, kind, device }: LinkedTensorflow): string {
+  const verdict =
+    kind === 'gpu'
+      ? `It runs on the GPU: ${device}.`
+      : `It runs on the CPU, not on a GPU: ${device}.\nFor a GPU it needs NVIDIA's driver and a wheel with CUDA: pip install 'tensorflow[and-cuda]'.`;
+  return `${addon} is linked to TensorFlow.\n${verdict}\nUse it with --engine tensorflow.`;
+}

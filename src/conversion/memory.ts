@@ -1,7 +1,7 @@
 /** What a run must hold in memory, and how it is arranged to stay within the budget. */
 import { READ_BYTES } from '../checkpoint/tensor-reader.js';
-import { DEFAULT_ENGINE } from '../engine/create-engine.js';
-import type { EngineFacts } from '../engine/engine.js';
+import type { ChosenEngine } from '../engine/choose-engine.js';
+import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { largestBatch } from '../factorization/batches.js';
 import { denseParameters, type Problem } from '../factorization/problem.js';
@@ -14,9 +14,13 @@ const MIB = 2 ** 20;
 /** Node and this program, and each worker with its compiled programs; measured (bench/memory.ts prints the peaks). */
 const BASE_BYTES = 120 * MIB;
 const WORKER_BYTES = 110 * MIB;
-
-/** A graphics runtime with its driver; measured with WebGPU on SwiftShader. */
-const DEVICE_BYTES = 400 * MIB;
+/** An engine's own library beyond that, with a driver; measured on SwiftShader and on TensorFlow's CPU. */
+const ENGINE_BYTES: Record<EngineName, number> = {
+  'onnx-cpu': 0,
+  'onnx-webgpu': 400 * MIB,
+  'onnx-cuda': 400 * MIB,
+  tensorflow: 350 * MIB,
+};
 
 /** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
 const TENSOR_BYTES = 1200;
@@ -60,12 +64,12 @@ export function planMemory(
   groups: readonly GroupPlan[],
   settings: Settings,
   tensors: number,
-  engine: EngineFacts,
+  engine: ChosenEngine,
 ): MemoryPlan {
   const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
   // Threads of the CPU can be shared out; other engines are there once.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
-  const fixedBytes = BASE_BYTES + tensors * TENSOR_BYTES + (engine.name === DEFAULT_ENGINE ? 0 : DEVICE_BYTES);
+  const fixedBytes = BASE_BYTES + tensors * TENSOR_BYTES + ENGINE_BYTES[engine.name];
   const mostExperts = Math.min(...groups.map(({ problem }) => largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
   const arrangements: Arrangement[] = [

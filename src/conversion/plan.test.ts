@@ -120,6 +120,11 @@ describe('refused before any work:', () => {
 });
 
 describe('memory', () => {
+  test("counts an engine's library", async () => {
+    const { groups, settings, source, engine, memory } = await plan({ threads: 1 });
+    const { expectedBytes } = planMemory(groups, settings, source.tensors.size, { ...engine, name: 'tensorflow' });
+    expect(expectedBytes - memory.expectedBytes).toBe(350 * 2 ** 20);
+  });
   test('the named smallest budget works, a byte less does not', async () => {
     const message = await plan({ maxMemory: 1 }).catch((error: Error) => error.message);
     const smallest = Number(/(\d+)MiB/.exec(String(message))?.[1]) * 2 ** 20;

@@ -1,6 +1,6 @@
 import { EngineUnavailableError } from '../errors.js';
-import { cpuName } from './cpu-name.js';
 import { DEFAULT_ENGINE, ENGINE_NAMES, type EngineName } from './create-engine.js';
+import { cpuName } from './device-name.js';
 import type { EngineFacts } from './engine.js';
 import type { ProductShape } from './gemm-rate.js';
 import { type BrokenEngine, probeEngine, type WorkingEngine, works } from './probe.js';

@@ -6,6 +6,8 @@ const ENGINES = {
   'onnx-cpu': async (options: EngineOptions) => (await import('./onnx-cpu-engine.js')).createOnnxCpuEngine(options),
   'onnx-webgpu': async () => (await import('./onnx-webgpu-engine.js')).createOnnxWebgpuEngine(),
   'onnx-cuda': async (options: EngineOptions) => (await import('./onnx-cuda-engine.js')).createOnnxCudaEngine(options),
+  tensorflow: async (options: EngineOptions) =>
+    (await import('./tensorflow-engine.js')).createTensorflowEngine(options),
 };
 
 export type EngineName = keyof typeof ENGINES;

@@ -1,4 +1,4 @@
-import { cpuName } from './cpu-name.js';
+import { cpuName } from './device-name.js';
 import type { Engine, EngineOptions } from './engine.js';
 import { createHostEngine } from './onnx-host-engine.js';
 

@@ -2,9 +2,8 @@
  * ONNX Runtime's CUDA provider. Its Node binding hands every tensor over in host memory, so each run copies its inputs to
  * the device and its outputs back; `mobe engines` measures the rate with these copies.
  */
-import { execFile } from 'node:child_process';
-import { promisify } from 'node:util';
 import { EngineRunError, EngineUnavailableError } from '../errors.js';
+import { nvidiaName } from './device-name.js';
 import type { Engine, EngineOptions } from './engine.js';
 import { trace } from './graph.js';
 import { createHostEngine } from './onnx-host-engine.js';
@@ -18,7 +17,7 @@ export async function createOnnxCudaEngine({ threads }: EngineOptions): Promise<
   // cuBLAS rounds f32 operands to TF32 on some GPUs unless told not to; engines agree to f32 rounding.
   process.env.NVIDIA_TF32_OVERRIDE ??= '0';
   const engine = createHostEngine(
-    { name: 'onnx-cuda', device: await gpuName(), kind: 'gpu' },
+    { name: 'onnx-cuda', device: await nvidiaName(0), kind: 'gpu' },
     { ...DEVICE_OPTIONS, executionProviders: ['cuda'], intraOpNumThreads: threads, graphOptimizationLevel: 'all' },
   );
   try {
@@ -31,16 +30,4 @@ export async function createOnnxCudaEngine({ threads }: EngineOptions): Promise<
     );
   }
   return engine;
-}
-
-/** CUDA's first device, as the driver's own tool names it. */
-async function gpuName(): Promise<string> {
-  const [first = '0'] = (process.env.CUDA_VISIBLE_DEVICES ?? '0').split(',');
-  try {
-    const query = ['--query-gpu=name', '--format=csv,noheader', '-i', first];
-    const { stdout } = await promisify(execFile)('nvidia-smi', query, { timeout: 10_000 });
-    return stdout.trim();
-  } catch {
-    return 'CUDA device 0';
-  }
 }

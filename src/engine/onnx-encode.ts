@@ -112,9 +112,6 @@ function encodeOperation(
 ): Omit<OnnxNode, 'output'> {
   switch (operation.kind) {
     case 'unary':
-      // QuickGelu is x·sigmoid(alpha·x): with alpha 1, silu in one pass.
-      if (operation.op === 'silu')
-        return { input, opType: 'QuickGelu', domain: MICROSOFT, attribute: [float('alpha', 1)] };
       return { input, opType: UNARY[operation.op] };
     case 'binary':
       return { input, opType: BINARY[operation.op] };
@@ -136,7 +133,6 @@ function encodeOperation(
   }
 }
 
-const float = (name: string, f: number) => ({ name, f, type: AttributeType.FLOAT });
 const int = (name: string, i: number) => ({ name, i, type: AttributeType.INT });
 const ints = (name: string, values: number[]) => ({ name, ints: values, type: AttributeType.INTS });
 

@@ -3,8 +3,9 @@ import * as ort from 'onnxruntime-node';
 import { EngineError } from '../errors.js';
 import type { Engine, EngineFacts, EngineTensor, Program } from './engine.js';
 import type { Graph } from './graph.js';
+import { matchInputs } from './match-inputs.js';
 import { outputName } from './onnx-encode.js';
-import { matchInputs, type Session, Sessions } from './onnx-sessions.js';
+import { type Session, Sessions } from './onnx-sessions.js';
 import { elements } from './ops.js';
 
 /** Result buffers given back by `dispose`, by length: a solver asks for the same sizes thousands of times. */

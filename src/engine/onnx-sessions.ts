@@ -1,8 +1,8 @@
 /** What ONNX Runtime's providers share: compiled sessions kept for reuse, and runs whose failures name the device. */
 import { createHash } from 'node:crypto';
 import * as ort from 'onnxruntime-node';
-import { EngineError, EngineRunError } from '../errors.js';
-import type { EngineFacts, EngineTensor } from './engine.js';
+import { EngineRunError } from '../errors.js';
+import type { EngineFacts } from './engine.js';
 import type { Graph } from './graph.js';
 import { type Dialect, encodeOnnx } from './onnx-encode.js';
 
@@ -77,19 +77,5 @@ export class Sessions {
     } catch (error) {
       throw new EngineRunError(this.facts.name, this.facts.device, (error as Error).message.trim());
     }
-  }
-}
-
-/** The tensors a graph asks for, by name; throws where one is missing or of another shape. */
-export function* matchInputs(
-  graph: Graph,
-  inputs: Readonly<Record<string, EngineTensor>>,
-): Generator<[name: string, tensor: EngineTensor]> {
-  for (const [name, { shape }] of graph.inputs) {
-    const tensor = inputs[name];
-    if (!tensor) throw new EngineError(`input "${name}" is missing`);
-    if (String(tensor.shape) !== String(shape))
-      throw new EngineError(`input "${name}" is [${tensor.shape}], expected [${shape}]`);
-    yield [name, tensor];
   }
 }

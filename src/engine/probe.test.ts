@@ -43,6 +43,11 @@ describe('probing', () => {
     await expect(chooseEngine(name, 1)).rejects.toThrow(EngineUnavailableError);
   });
 
+  test.runIf(broken.includes('tensorflow'))('tensorflow tells how it is linked', async () => {
+    const reason = expect.stringMatching(/npm install .*tfjs-node-gpu|mobe engines --link-tensorflow/);
+    expect(await probeEngine('tensorflow', { threads: 1 })).toMatchObject({ reason });
+  });
+
   test('a runtime that ends its process ends only the probe', async () => {
     sabotage();
     expect(await probeEngine('onnx-cpu', { threads: 1 })).toMatchObject({

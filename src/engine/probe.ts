@@ -1,5 +1,6 @@
 /** Tries an engine in a process of its own: a graphics runtime that fails may end the process it runs in. */
 import { fork } from 'node:child_process';
+import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import type { EngineName } from './create-engine.js';
 import type { EngineFacts } from './engine.js';
@@ -23,20 +24,26 @@ export interface ProbeOptions {
   readonly threads: number;
   /** Measure the rate: for products of this shape, or at whatever size suits the device. */
   readonly rate?: ProductShape | 'any';
+  /** Gets what the engine's runtime says on stderr, by lines. */
+  readonly onLine?: (line: string) => void;
 }
 
 /** What the child is asked, as JSON in its argument. */
-export interface ProbeRequest extends ProbeOptions {
+export interface ProbeRequest extends Omit<ProbeOptions, 'onLine'> {
   readonly name: EngineName;
 }
 
 export const works = (probe: WorkingEngine | BrokenEngine): probe is WorkingEngine => 'device' in probe;
 
-export function probeEngine(name: EngineName, options: ProbeOptions): Promise<WorkingEngine | BrokenEngine> {
+export function probeEngine(
+  name: EngineName,
+  { onLine, ...options }: ProbeOptions,
+): Promise<WorkingEngine | BrokenEngine> {
   const request: ProbeRequest = { name, ...options };
   const child = fork(fileURLToPath(new URL('./probe-child.js', import.meta.url)), [JSON.stringify(request)], {
-    stdio: ['ignore', 'ignore', 'ignore', 'ipc'],
+    stdio: ['ignore', 'ignore', onLine ? 'pipe' : 'ignore', 'ipc'],
   });
+  if (onLine && child.stderr) createInterface(child.stderr).on('line', onLine);
   return new Promise((resolve) => {
     const settle = (probe: WorkingEngine | BrokenEngine): void => {
       clearTimeout(timer);

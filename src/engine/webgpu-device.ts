@@ -5,7 +5,7 @@
 import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { EngineUnavailableError } from '../errors.js';
-import { cpuName } from './cpu-name.js';
+import { cpuName } from './device-name.js';
 import type { EngineFacts } from './engine.js';
 
 const TIMEOUT_MS = 60_000;

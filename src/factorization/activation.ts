@@ -1,8 +1,9 @@
-import { add, mul, sigmoid, silu, square, sub, tanh, type Value } from '../engine/ops.js';
+import { add, mul, sigmoid, square, sub, tanh, type Value } from '../engine/ops.js';
 import type { Activation } from './problem.js';
 
 /** f, elementwise. */
-export const activate = (activation: Activation, x: Value): Value => (activation === 'silu' ? silu(x) : tanh(x));
+export const activate = (activation: Activation, x: Value): Value =>
+  activation === 'silu' ? mul(x, sigmoid(x)) : tanh(x);
 
 /** f′, given x and f(x). */
 export function derivative(activation: Activation, x: Value, fx: Value): Value {
