@@ -15,6 +15,9 @@ interface Solved {
 /** The largest size that is solved by QR iteration. */
 const SMALL = 25;
 
+/** An f64 has no more places to look for a root. */
+const MOST_HALVINGS = 1100;
+
 /** All singular values, largest first, and the right vectors of the first `wanted`. */
 export function bidiagonalSvd(diagonal: Float64Array, superdiagonal: Float64Array, wanted: number): Solved {
   const n = diagonal.length;
@@ -70,6 +73,9 @@ interface Pair {
   value: number;
   z: number;
   vector: Float64Array;
+  /** Where the vector is not zero. */
+  from: number;
+  to: number;
 }
 
 /** lasd1–lasd3: deflate, solve the secular equation, and mix the vectors that are left. */
@@ -80,11 +86,11 @@ function merge(upper: Solved, lower: Solved, alpha: number, beta: number, wanted
   const pairs: Pair[] = [
     ...Array.from(upper.values, (value, i) => {
       const vector = upper.vectors[i] as Float64Array;
-      return { value, z: alpha * (vector[left - 1] as number), vector: place(vector, 0, width) };
+      return { value, z: alpha * (vector[left - 1] as number), vector: place(vector, 0, width), from: 0, to: left };
     }),
     ...Array.from(lower.values, (value, i) => {
       const vector = lower.vectors[i] as Float64Array;
-      return { value, z: beta * (vector[0] as number), vector: place(vector, left, width) };
+      return { value, z: beta * (vector[0] as number), vector: place(vector, left, width), from: left, to: width };
     }),
   ].sort((a, b) => a.value - b.value);
   const largest = Math.max(Math.abs(alpha), Math.abs(beta), pairs.at(-1)?.value as number);
@@ -92,7 +98,7 @@ function merge(upper: Solved, lower: Solved, alpha: number, beta: number, wanted
 
   // The middle row's own direction: the null vector of the upper half, turned into the lower half's if it has one.
   const nullVector = place(upper.vectors[upper.values.length] as Float64Array, 0, width);
-  const first: Pair = { value: 0, z: alpha * (nullVector[left - 1] as number), vector: nullVector };
+  const first = { value: 0, z: alpha * (nullVector[left - 1] as number), vector: nullVector, from: 0, to: width };
   const lowerNull = lower.vectors[lower.values.length];
   const vectorOfNull = lowerNull && place(lowerNull, left, width);
   if (vectorOfNull) {
@@ -125,6 +131,8 @@ function deflate(pairs: readonly Pair[], tolerance: number): { kept: Pair[]; def
       const length = Math.hypot(before.z, pair.z);
       rotate(before.vector, pair.vector, pair.z / length, -before.z / length);
       pair.z = length;
+      pair.from = Math.min(pair.from, before.from);
+      pair.to = Math.max(pair.to, before.to);
       deflated.push(before);
       kept[kept.length - 1] = pair;
     } else {
@@ -168,7 +176,7 @@ function secularRoots(poles: readonly Pair[]): Root[] {
       low = (gaps[i] as number) / 2;
       high = 0;
     }
-    for (;;) {
+    for (let halvings = 0; halvings < MOST_HALVINGS; halvings++) {
       const mid = (low + high) / 2;
       if (mid === low || mid === high || high - low <= 1e-14 * Math.abs(mid)) break;
       if (above(mid)) high = mid;
@@ -186,10 +194,8 @@ function mix(poles: readonly Pair[], { pole, offset }: Root, width: number): Flo
   const weights = poles.map(({ value, z }) => z / ((value - origin) * (value + origin) - offset));
   const length = Math.sqrt(weights.reduce((sum, w) => sum + w * w, 0));
   const mixed = new Float64Array(width);
-  for (const [j, { vector }] of poles.entries()) {
-    const weight = (weights[j] as number) / length;
-    addScaled(mixed, 0, weight, vector, 0, width);
-  }
+  for (const [j, { vector, from, to }] of poles.entries())
+    addScaled(mixed, from, (weights[j] as number) / length, vector, from, to - from);
   return mixed;
 }
 

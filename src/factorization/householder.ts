@@ -19,7 +19,8 @@ export interface Reduced {
 
 /**
  * To upper bidiagonal form, or with `triangular` only to an upper triangle, which then stays in the rows right of the
- * diagonal. Each step passes twice over what is left of the matrix, row by row.
+ * diagonal. One pass over what is left of the matrix a step: a row takes both reflectors, and adds its share of what the
+ * next one needs, g = xᵀ·A for its first column x. With that, vᵀA follows: row k becomes g/β and loses w = row − g/β.
  */
 export function reduce(matrix: Float64Array, rows: number, cols: number, triangular = false): Reduced {
   const diagonal = new Float64Array(cols);
@@ -28,23 +29,32 @@ export function reduce(matrix: Float64Array, rows: number, cols: number, triangu
   const right = new Float64Array(cols);
   const v = new Float64Array(rows);
   const w = new Float64Array(cols);
+  const g = new Float64Array(cols);
+  for (let i = 0; i < rows; i++) {
+    v[i] = matrix[i * cols] as number;
+    addScaled(g, 0, v[i] as number, matrix, i * cols, cols);
+  }
   for (let k = 0; k < cols; k++) {
-    const rest = cols - k - 1;
-    for (let i = k; i < rows; i++) v[i] = matrix[i * cols + k] as number;
-    [diagonal[k], left[k]] = reflector(v, k, rows - k) as [number, number];
+    const [beta, leftTau] = reflector(v, k, rows - k);
+    diagonal[k] = beta;
+    left[k] = leftTau;
     for (let i = k; i < rows; i++) matrix[i * cols + k] = v[i] as number;
-    if (rest === 0) break;
-    w.fill(0);
-    const tau = left[k] as number;
-    for (let i = k; i < rows; i++) addScaled(w, k + 1, tau * (v[i] as number), matrix, i * cols + k + 1, rest);
-    const top = k * cols + k + 1;
-    addScaled(matrix, top, -1, w, k + 1, rest);
-    if (!triangular) [superdiagonal[k], right[k]] = reflector(matrix, top, rest) as [number, number];
+    const from = k + 1;
+    if (from === cols) break;
+    const length = cols - from;
+    const top = k * cols + from;
+    w.set(matrix.subarray(top, top + length), from);
+    if (leftTau !== 0) for (let j = 0; j < length; j++) matrix[top + j] = (g[from + j] as number) / beta;
+    addScaled(w, from, -1, matrix, top, length);
+    if (!triangular) [superdiagonal[k], right[k]] = reflector(matrix, top, length) as [number, number];
     const rightTau = right[k] as number;
-    for (let i = k + 1; i < rows; i++) {
-      const row = i * cols + k + 1;
-      addScaled(matrix, row, -(v[i] as number), w, k + 1, rest);
-      if (rightTau !== 0) addScaled(matrix, row, -rightTau * dot(matrix, row, matrix, top, rest), matrix, top, rest);
+    g.fill(0);
+    for (let i = from; i < rows; i++) {
+      const row = i * cols + from;
+      const product = addScaledDot(matrix, row, -(v[i] as number), w, from, matrix, top, length);
+      const x = (matrix[row] as number) - rightTau * product * (matrix[top] as number);
+      addScaledSum(matrix, row, -rightTau * product, matrix, top, g, from, x, length);
+      v[i] = x;
     }
   }
   return { matrix, rows, cols, diagonal, superdiagonal, left, right };
@@ -80,6 +90,55 @@ function reflector(x: Float64Array, from: number, length: number): [number, numb
 /** y[at…] += s·x[from…] */
 export function addScaled(y: Float64Array, at: number, s: number, x: Float64Array, from: number, length: number): void {
   for (let i = 0; i < length; i++) y[at + i] = (y[at + i] as number) + s * (x[from + i] as number);
+}
+
+/** y += s·x, and the new y's product with z. */
+function addScaledDot(
+  y: Float64Array,
+  at: number,
+  s: number,
+  x: Float64Array,
+  from: number,
+  z: Float64Array,
+  within: number,
+  length: number,
+): number {
+  let s0 = 0;
+  let s1 = 0;
+  let i = 0;
+  for (; i + 1 < length; i += 2) {
+    const a = (y[at + i] as number) + s * (x[from + i] as number);
+    const b = (y[at + i + 1] as number) + s * (x[from + i + 1] as number);
+    y[at + i] = a;
+    y[at + i + 1] = b;
+    s0 += a * (z[within + i] as number);
+    s1 += b * (z[within + i + 1] as number);
+  }
+  if (i < length) {
+    const a = (y[at + i] as number) + s * (x[from + i] as number);
+    y[at + i] = a;
+    s0 += a * (z[within + i] as number);
+  }
+  return s0 + s1;
+}
+
+/** y += s·x, and sum += t·y with the new y. */
+function addScaledSum(
+  y: Float64Array,
+  at: number,
+  s: number,
+  x: Float64Array,
+  from: number,
+  sum: Float64Array,
+  into: number,
+  t: number,
+  length: number,
+): void {
+  for (let i = 0; i < length; i++) {
+    const a = (y[at + i] as number) + s * (x[from + i] as number);
+    y[at + i] = a;
+    sum[into + i] = (sum[into + i] as number) + t * a;
+  }
 }
 
 /** Four sums side by side: one would wait for each addition. */
