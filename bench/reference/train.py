@@ -71,8 +71,8 @@ def fit(target, sigma, options, clock):
     optimizer = torch.optim.Adam(parameters, lr=options.rate)
     batch = options.batch or n
     batches = [torch.arange(i, min(i + batch, n), device=target.device) for i in range(0, n, batch)]
-    curve, best, kept, step = [], float("inf"), None, 0
-    while step < options.steps and not (options.seconds and clock() > options.seconds):
+    curve, best, kept, step, over = [], float("inf"), None, 0, False
+    while not over:
         step += 1
         loss_sum = real_sum = absolute_sum = 0.0
         optimizer.zero_grad()
@@ -89,7 +89,8 @@ def fit(target, sigma, options, clock):
             real_sum += real.item() * len(picked)
             absolute_sum += absolute.item() * len(picked)
         optimizer.step()
-        if step == 1 or step % options.every == 0 or step == options.steps:
+        over = step == options.steps or (options.seconds and clock() > options.seconds)
+        if step == 1 or step % options.every == 0 or over:
             curve.append([step, round(clock(), 4), loss_sum / n])
         # The loss is of the state before this update, what is kept is the state after it.
         if step % KEEP_EVERY == 0 and real_sum < best:
