@@ -58,7 +58,7 @@ export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tens
 export * from './errors.js';
 // The mathematics.
 export { solveAdam } from './factorization/adam.js';
-export { type Baseline, groupedSvd, perExpertSvd } from './factorization/baselines.js';
+export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './factorization/baselines.js';
 export * from './factorization/problem.js';
 export { createReconstruction, type Reconstruction } from './factorization/reconstruct.js';
 export { createRefit, type Refit } from './factorization/refit.js';

@@ -4,7 +4,6 @@ import { testedEngines } from '../../fixtures/engines.js';
 import { type Exact, evaluate } from '../../fixtures/oracle.js';
 import { EngineError, GraphError } from '../errors.js';
 import type { Engine, EngineTensor } from './engine.js';
-import { measureGemmRate } from './gemm-rate.js';
 import { type Graph, trace } from './graph.js';
 import * as ops from './ops.js';
 
@@ -182,7 +181,7 @@ describe.each(engines.map((engine) => [engine.name, engine] as const))('%s', (_,
         const graph = trace(shapes, (it) => ({ y: matmul(it.a, it.b, { transposeA: a, transposeB: b }) }));
         await check(engine, graph, valuesFor(shapes));
       }),
-      { numRuns: 40 },
+      { numRuns: 20 },
     );
   });
 
@@ -277,9 +276,6 @@ describe.each(engines.map((engine) => [engine.name, engine] as const))('%s', (_,
       await expect((await engine.compile(scalar)).run({ x: foreign })).rejects.toThrow(EngineError);
     });
   });
-
-  test('the measured rate is positive', async () =>
-    expect(await measureGemmRate(engine, 32, 32, 32)).toBeGreaterThan(1e5));
 });
 
 test('the CPU is always among them', () => expect(engines.map(({ name }) => name)).toContain('onnx-cpu'));

@@ -71,11 +71,6 @@ describe('the choice', () => {
     ['the default where nothing could be measured', [], 'onnx-cpu'],
   ])('of auto is %s', (_, available, name) => expect(fastest(available).name).toBe(name));
 
-  test('of auto is among those that work here', async () => {
-    const { name, device } = await chooseEngine('auto', 1, { rows: 16, cols: 32, rank: 16 });
-    expect(engines.map((it) => `${it.name} ${it.device}`)).toContain(`${name} ${device}`);
-  });
-
   test('of the default needs no probe', async () => {
     sabotage();
     expect(await chooseEngine('onnx-cpu', 1)).toMatchObject({ name: 'onnx-cpu', kind: 'cpu' });

@@ -79,15 +79,10 @@ describe.each(others.map((engine) => [engine.name, engine] as const))('%s', (nam
     expect(apart).toBeLessThan(AGREEMENT);
   });
 
-  test('targets that are decoded for every step give the same', async () => {
-    const { losses } = await solve(engine, 'varpro', { holdTargets: false, steps: 3 });
-    expect(losses).toEqual((await solve(engine, 'varpro', { steps: 3 })).losses);
-  });
-
-  test('gives the same bits twice', async () => {
-    const bases = async () => (await solve(engine, 'varpro', { steps: 3 })).solution.bases;
-    expect(await bases()).toEqual(await bases());
-  });
+  test('gives the same bits again, also with targets that are decoded for every step', async () =>
+    expect(await solve(engine, 'varpro', { steps: 3, holdTargets: false })).toEqual(
+      await solve(engine, 'varpro', { steps: 3 }),
+    ));
 
   test('refits and rebuilds an expert as the CPU does', async () => {
     const { solution } = reference.varpro as Run;
