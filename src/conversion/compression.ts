@@ -20,8 +20,7 @@ export interface CompressionPlan extends ConversionPlan {
 
 /**
  * Plans the compression of the checkpoint in `folder`. Throws an `InputError` for a damaged checkpoint, an unknown
- * model, options that do not fit it, an engine that does
- * not work here, or a memory budget that is too small.
+ * model, options that do not fit it, an engine that does not work here, or a memory budget that is too small.
  */
 export async function planCompression(folder: string, options: CompressOptions = {}): Promise<CompressionPlan> {
   const given = resolveSettings(options);
