@@ -321,9 +321,53 @@ export class FactorMismatchError extends InputError {
 export class EngineUnavailableError extends InputError {
   constructor(
     readonly engine: string,
+    readonly reason: string,
+  ) {
+    super(`Engine ${engine} cannot be used here: ${reason.replace(/\.$/, '')}.`);
+  }
+}
+
+export class TensorTooLargeError extends InputError {
+  constructor(
+    what: string,
+    readonly bytes: string,
+    readonly device: string,
+    readonly limit: string,
+    remedy: string,
+  ) {
+    super(`${what} are ${bytes}, and one tensor on ${device} can have ${limit}. ${remedy}`);
+  }
+}
+
+export class NotATensorflowWheelError extends InputError {
+  constructor(
+    readonly folder: string,
+    readonly missing: string,
+  ) {
+    super(
+      `${folder} is not a TensorFlow for Python: it has no ${missing}. Give the folder "tensorflow" in the Location that "pip show tensorflow" names; 2.21 is known to work.`,
+    );
+  }
+}
+
+export class UnsupportedPlatformError extends InputError {
+  constructor(
+    readonly feature: string,
+    readonly platform: string,
+    remedy: string,
+  ) {
+    super(`${feature} does not work on ${platform}. ${remedy}`);
+  }
+}
+
+export class CompilerMissingError extends InputError {
+  constructor(
+    readonly compiler: string,
     reason: string,
   ) {
-    super(`Engine ${engine} cannot be used here: ${reason}`);
+    super(
+      `The C++ compiler "${compiler}" cannot be run (${reason}). Install one, e.g. with "apt install g++", or name yours in the environment variable CXX.`,
+    );
   }
 }
 
@@ -365,6 +409,40 @@ export class DivergedError extends RunError {
     readonly step: number,
   ) {
     super(`The fit of ${group} did not stay finite at step ${step}. Lower --learning-rate.`);
+  }
+}
+
+export class EngineRunError extends RunError {
+  constructor(
+    readonly engine: string,
+    readonly device: string,
+    readonly reason: string,
+  ) {
+    super(
+      `Engine ${engine} failed on ${device}: ${reason}\nIf the device's memory is full, lower --batch-experts or use --engine onnx-cpu.`,
+    );
+  }
+}
+
+export class CompilationError extends RunError {
+  constructor(
+    readonly command: string,
+    output: string,
+  ) {
+    super(
+      `The compiler failed:\n${output.trimEnd()}\nThe command was: ${command}\nIt must be a C++17 compiler (name another in CXX) and the wheel must be for this machine's processor.`,
+    );
+  }
+}
+
+export class LinkedTensorflowError extends RunError {
+  constructor(
+    readonly addon: string,
+    reason: string,
+  ) {
+    super(
+      `${addon} was built but does not work: ${reason.trimEnd()}\nTry another TensorFlow wheel: "pip install --force-reinstall tensorflow", then link again.`,
+    );
   }
 }
 

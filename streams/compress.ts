@@ -1,5 +1,6 @@
 import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { compressedConfig, planCompression } from '../src/conversion/compression.js';
+import { engineRecord } from '../src/conversion/report.js';
 import { type CompressOptions, resultSettings } from '../src/conversion/settings.js';
 import { convert } from './convert.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
@@ -20,7 +21,7 @@ export async function compress(
 ): Promise<RunResult> {
   const started = performance.now();
   const plan = await planCompression(model, options);
-  const { source, groups, settings, memory } = plan;
+  const { source, groups, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
   let sigmas: Sigmas = new Map();
   return convert({
@@ -37,7 +38,12 @@ export async function compress(
       for await (const factorization of fitted) yield* fold(factorization, settings.format, onGroup);
     },
     config: settings.format === 'mobe' ? compressedConfig(plan, settings.solver, sourceFingerprint) : {},
-    record: { kind: 'compress', sourceFingerprint, settings: resultSettings(settings) },
+    record: {
+      kind: 'compress',
+      sourceFingerprint,
+      engine: engineRecord(engine),
+      settings: resultSettings(settings),
+    },
     run,
     started,
   });

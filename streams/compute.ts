@@ -4,8 +4,8 @@
  */
 import { allFinite, decodeFloats, encodeFloats } from '../src/checkpoint/codec.js';
 import { type FloatDtype, floatBytes } from '../src/checkpoint/dtype.js';
-import { createEngine } from '../src/engine/create-engine.js';
-import type { Engine, EngineName } from '../src/engine/engine.js';
+import { createEngine, type EngineName } from '../src/engine/create-engine.js';
+import type { Engine } from '../src/engine/engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
 import { OverflowError } from '../src/errors.js';
 import { solveAdam } from '../src/factorization/adam.js';

@@ -36,7 +36,7 @@ export interface Conversion {
   readonly expertBranch: (context: BranchContext) => AsyncIterable<OutputChunk>;
   /** What changes in the source's config.json. */
   readonly config: ConfigChanges;
-  readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'settings'>;
+  readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
   readonly run: RunOptions;
   /** `performance.now()` when the run began. */
   readonly started: number;

@@ -1,14 +1,19 @@
 import { cpSync, existsSync, readdirSync, readFileSync, truncateSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { availableEngines } from '../fixtures/engines.js';
 import { type GeneratedModel, generateCheckpoint } from '../fixtures/generate.js';
 import { TINY_MODEL } from '../fixtures/paths.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
 import { isFitted } from '../src/conversion/report.js';
 import type { CompressOptions } from '../src/conversion/settings.js';
+import type { EngineChoice } from '../src/engine/choose-engine.js';
+import type { EngineName } from '../src/engine/create-engine.js';
 import * as errors from '../src/errors.js';
 import { compress } from './compress.js';
 import { expand } from './expand.js';
+import { exportFactors } from './export.js';
+import { fitFactors } from './fit.js';
 import type { Progress } from './progress.js';
 import { verify } from './verify.js';
 
@@ -47,6 +52,52 @@ describe('every shape converts and verifies, native and hf:', () => {
     expect(shards('expanded')).toEqual(shards('hf'));
     for (const file of shards('hf'))
       expect(readFileSync(join(folder, 'expanded', file)).equals(readFileSync(join(folder, 'hf', file)))).toBe(true);
+  });
+});
+
+describe('every engine of this machine converts, and the CPU verifies:', async () => {
+  const engines = await availableEngines();
+  const names = engines.map(({ name }) => name as EngineName);
+  test.each(names)('%s', async (engine) => {
+    const folder = at('engines', engine);
+    await generateCheckpoint(join(folder, 'model'), { layers: 1, experts: 3, rows: 6, cols: 32 });
+    const options: CompressOptions = { engine, bases: 1, steps: 2, projections: ['up_proj'] };
+    const result = await compress(join(folder, 'model'), join(folder, 'mobe'), options);
+    expect(result).toMatchObject({ engine: { name: engine }, settings: { engine } });
+    expect(result.groups.filter(isFitted)[0]?.relativeError).toBeLessThan(1);
+    expect(readFileSync(join(folder, 'mobe', 'README.md'), 'utf8')).toContain(`"engine": "${engine}"`);
+    const again = await compress(join(folder, 'model'), join(folder, 'mobe'), options);
+    expect(again.already).toBe(true);
+
+    await expand(join(folder, 'mobe'), join(folder, 'expanded'), { engine });
+    for (const by of ['onnx-cpu', engine] as const)
+      expect((await verify(join(folder, 'model'), join(folder, 'mobe'), { engine: by })).problems).toEqual([]);
+    expect((await verify(join(folder, 'model'), join(folder, 'expanded'))).problems).toEqual([]);
+  });
+
+  test('auto is settled on one of them before anything is recorded', async () => {
+    const folder = at('engines', 'auto');
+    await generateCheckpoint(join(folder, 'model'), { layers: 1, experts: 4, rows: 6, cols: 32 });
+    const run = (engine: EngineChoice) =>
+      compress(join(folder, 'model'), join(folder, 'out'), { engine, bases: 1, steps: 3 });
+    const { settings, engine } = await run('auto');
+    expect(engine?.name).toBe(settings.engine);
+    expect(engines).toContainEqual(expect.objectContaining({ ...engine }));
+    expect((await run(settings.engine as EngineName)).already).toBe(true);
+  });
+
+  test('what another engine rebuilt says so', async () => {
+    const folder = at('engines', 'rebuilt');
+    await generateCheckpoint(join(folder, 'model'), { layers: 1, experts: 2, rows: 4, cols: 32 });
+    await fitFactors(join(folder, 'model'), join(folder, 'factors'), { bases: 1, steps: 1, projections: ['up_proj'] });
+    for (const engine of names) {
+      const out = join(folder, engine);
+      const { settings } = await exportFactors(join(folder, 'model'), join(folder, 'factors'), out, {
+        format: 'hf',
+        engine,
+      });
+      expect(settings.rebuiltOn).toBe(engine === 'onnx-cpu' ? undefined : engine);
+    }
   });
 });
 

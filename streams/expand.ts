@@ -4,8 +4,9 @@ import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import type { GroupPlan } from '../src/conversion/groups.js';
 import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { planConversion } from '../src/conversion/plan.js';
-import type { GroupReport } from '../src/conversion/report.js';
+import { engineRecord, type GroupReport } from '../src/conversion/report.js';
 import { type CompressOptions, resolveSettings } from '../src/conversion/settings.js';
+import { chooseEngine } from '../src/engine/choose-engine.js';
 import { denseConfig } from '../src/models/native.js';
 import { convert } from './convert.js';
 import type { RunOptions, RunResult } from './progress.js';
@@ -13,7 +14,7 @@ import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
 
-export type ExpandOptions = Pick<CompressOptions, 'shardSize' | 'threads'>;
+export type ExpandOptions = Pick<CompressOptions, 'engine' | 'shardSize' | 'threads'>;
 
 /** Writes a native MoBE checkpoint as the standard weights it stands for: the very weights `--format hf` writes. */
 export async function expand(
@@ -23,18 +24,26 @@ export async function expand(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  const { shardSize, threads, engine } = resolveSettings(options);
+  const { shardSize, threads, engine: choice } = resolveSettings(options);
   const source = await openCheckpoint(native);
   const groups = findNativeGroups(source);
+  const engine = await chooseEngine(choice, threads, groups[0]?.problem);
   const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));
   return convert({
     plan: planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped }),
     out,
     inputs: [source.folder],
     expertBranch: ({ reader, onGroup, signal }) =>
-      withWorker({ engine, threads }, signal, (worker) => rebuildAll(source, groups, reader, worker, onGroup)),
+      withWorker({ engine: engine.name, threads }, signal, (worker) =>
+        rebuildAll(source, groups, reader, worker, onGroup),
+      ),
     config: denseConfig(source.config),
-    record: { kind: 'expand', sourceFingerprint: await fingerprint(source), settings: { format: 'hf', shardSize } },
+    record: {
+      kind: 'expand',
+      sourceFingerprint: await fingerprint(source),
+      engine: engineRecord(engine),
+      settings: { format: 'hf', engine: engine.name, shardSize },
+    },
     run,
     started,
   });

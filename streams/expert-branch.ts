@@ -3,7 +3,7 @@ import { Readable } from 'node:stream';
 import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
-import type { Settings } from '../src/conversion/settings.js';
+import type { RunSettings } from '../src/conversion/settings.js';
 import { InterruptedError } from '../src/errors.js';
 import { ByteBudget } from './byte-budget.js';
 import type { Written } from './compute.js';
@@ -43,7 +43,7 @@ export interface FitOptions {
   readonly groups: readonly GroupPlan[];
   readonly reader: TensorReader;
   readonly memory: MemoryPlan;
-  readonly settings: Settings;
+  readonly settings: RunSettings;
   readonly sigmas: Sigmas;
   readonly written: Written;
   readonly hooks: RunHooks;

@@ -5,8 +5,9 @@ import { compressedConfig } from '../src/conversion/compression.js';
 import { type FactorFile, openFactorFolder } from '../src/conversion/factor-files.js';
 import { groupTensors, planGroups } from '../src/conversion/groups.js';
 import { planConversion } from '../src/conversion/plan.js';
-import type { FittedGroupReport } from '../src/conversion/report.js';
+import { engineRecord, type FittedGroupReport } from '../src/conversion/report.js';
 import { type CompressOptions, type Format, resolveSettings } from '../src/conversion/settings.js';
+import { chooseEngine } from '../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
 import type { MoeModel } from '../src/models/family.js';
@@ -17,7 +18,7 @@ import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
 
-export type ExportOptions = Pick<CompressOptions, 'format' | 'shardSize' | 'threads'>;
+export type ExportOptions = Pick<CompressOptions, 'format' | 'engine' | 'shardSize' | 'threads'>;
 
 /** Writes the checkpoint that `compress` would have written, from the factor files `fit` left in `factors`. */
 export async function exportFactors(
@@ -28,7 +29,7 @@ export async function exportFactors(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  const { format, shardSize, threads, engine } = resolveSettings(options);
+  const { format, shardSize, threads, engine: choice } = resolveSettings(options);
   const source = await openCheckpoint(model);
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
@@ -36,17 +37,32 @@ export async function exportFactors(
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
   const plan = planConversion({ source, groups: factored.map(({ group }) => group), format, shardBytes: shardSize });
   const { settings: fitted } = (files[0] as FactorFile).metadata;
+  // Native factors are copied; only standard weights are computed.
+  const engine = format === 'hf' ? await chooseEngine(choice, threads, files[0]?.problem) : undefined;
   return convert({
     plan,
     out,
     inputs: [source.folder, factors],
     expertBranch: ({ reader, onGroup, signal }) =>
-      format === 'mobe'
-        ? copyAll(factored, files, reader, onGroup)
-        : withWorker({ engine, threads }, signal, (worker) => rebuildAll(factored, files, reader, worker, onGroup)),
+      engine
+        ? withWorker({ engine: engine.name, threads }, signal, (worker) =>
+            rebuildAll(factored, files, reader, worker, onGroup),
+          )
+        : copyAll(factored, files, reader, onGroup),
     config:
       format === 'mobe' ? compressedConfig({ ...plan, model: detected }, String(fitted.solver), sourceFingerprint) : {},
-    record: { kind: 'export', sourceFingerprint, settings: { ...fitted, format, shardSize } },
+    record: {
+      kind: 'export',
+      sourceFingerprint,
+      ...(engine && { engine: engineRecord(engine) }),
+      // "engine" among the settings is that of the fit.
+      settings: {
+        ...fitted,
+        format,
+        shardSize,
+        ...(engine && engine.name !== fitted.engine && { rebuiltOn: engine.name }),
+      },
+    },
     run,
     started,
   });

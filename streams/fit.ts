@@ -7,7 +7,13 @@ import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { planCompression } from '../src/conversion/compression.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import type { GroupPlan } from '../src/conversion/groups.js';
-import { type FittedGroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import {
+  engineRecord,
+  type FittedGroupReport,
+  peakRssBytes,
+  REPORT_FILE,
+  type StoredReport,
+} from '../src/conversion/report.js';
 import { type CompressOptions, resultSettings } from '../src/conversion/settings.js';
 import { InterruptedError, OutputNotEmptyError, OutputNotWritableError } from '../src/errors.js';
 import { denseParameters, factorParameters } from '../src/factorization/problem.js';
@@ -29,7 +35,7 @@ export async function fitFactors(
   const started = performance.now();
   // Factors have no checkpoint format; "hf" is the one every family can be planned for.
   const plan = await planCompression(model, { ...options, format: 'hf' });
-  const { source, groups, settings, memory } = plan;
+  const { source, groups, settings, memory, engine } = plan;
   await checkOutside(folder, [source.folder]);
   const { format: _, shardSize: __, ...decisive } = resultSettings(settings);
   const context: FactorContext = { sourceFingerprint: await fingerprint(source), settings: decisive };
@@ -79,6 +85,7 @@ export async function fitFactors(
     version: 1,
     kind: 'fit',
     ...context,
+    engine: engineRecord(engine),
     ...sizesAfter(plan.parametersBefore, plan.bytesBefore, groups),
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,

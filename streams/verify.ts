@@ -19,6 +19,7 @@ import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { planConversion } from '../src/conversion/plan.js';
 import { type GroupReport, isFitted, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { type CompressOptions, type DTYPE_NAMES, type Format, resolveSettings } from '../src/conversion/settings.js';
+import { chooseEngine } from '../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
 import type { SquaredError } from './compute.js';
@@ -28,6 +29,8 @@ import { ComputeWorker } from './worker-pool.js';
 
 /** Errors are recomputed in f32; summation order aside they are the same. */
 const ERROR_TOLERANCE = 1e-4;
+
+export interface VerifyOptions extends RunHooks, Pick<CompressOptions, 'engine' | 'threads'> {}
 
 export interface VerifiedGroup {
   readonly layer: number;
@@ -57,9 +60,10 @@ export interface Verification {
 export async function verify(
   source: string,
   out: string,
-  { onProgress, signal }: RunHooks = {},
+  { onProgress, signal, ...options }: VerifyOptions = {},
 ): Promise<Verification> {
   const started = performance.now();
+  const { engine: choice, threads } = resolveSettings(options);
   const original = await openCheckpoint(source);
   const result = await openCheckpoint(out);
   const report = await readReport(out);
@@ -79,7 +83,8 @@ export async function verify(
   const sideFiles = await checkSideFiles(original, result, problems);
 
   const reader = new TensorReader();
-  const worker = new ComputeWorker({ engine: 'onnx-cpu', threads: resolveSettings().threads }, signal);
+  const engine = await chooseEngine(choice, threads, groups[0]?.problem);
+  const worker = new ComputeWorker({ engine: engine.name, threads }, signal);
   const measured: VerifiedGroup[] = [];
   let copiedBytes = 0;
   try {

@@ -1,6 +1,6 @@
 /** Compute workers: engines block their thread, so each lives in one of its own. */
 import { once } from 'node:events';
-import { Worker } from 'node:worker_threads';
+import { SHARE_ENV, Worker } from 'node:worker_threads';
 import * as errors from '../src/errors.js';
 import type { Compute, ComputeOptions } from './compute.js';
 
@@ -45,7 +45,9 @@ export class ComputeWorker {
 
   constructor(options: ComputeOptions, signal?: AbortSignal) {
     const workerData: WorkerData = { options, stop: this.stop };
-    this.worker = new Worker(new URL('./compute-worker.js', import.meta.url), { workerData });
+    // With an environment of its own, what an engine sets there would not reach native code.
+    const script = new URL('./compute-worker.js', import.meta.url);
+    this.worker = new Worker(script, { workerData, env: SHARE_ENV });
     this.worker.on('message', (reply: Reply) => this.receive(reply));
     this.worker.on('error', (error) => this.fail(new errors.WorkerError(error.message)));
     this.worker.on('exit', (code) => {

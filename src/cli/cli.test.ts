@@ -24,15 +24,18 @@ describe('help', () => {
   test('of the program names every command and the exit codes', async () => {
     const { code, stdout } = await mobe('--help');
     expect(code).toBe(0);
-    for (const word of ['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'Exit codes'])
+    for (const word of ['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines', 'Exit codes'])
       expect(stdout).toContain(word);
   });
-  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify'])('of %s exists', async (command) => {
-    const { code, stdout } = await mobe(command, '--help');
-    expect(code).toBe(0);
-    expect(stdout).toContain(`mobe ${command}`);
-    expect(stdout).toContain('--json');
-  });
+  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines'])(
+    'of %s exists',
+    async (command) => {
+      const { code, stdout } = await mobe(command, '--help');
+      expect(code).toBe(0);
+      expect(stdout).toContain(`mobe ${command}`);
+      expect(stdout).toContain('--json');
+    },
+  );
   test('the version is the package version', async () => {
     const { version } = JSON.parse(readFileSync(join(CLI, '../../../../package.json'), 'utf8'));
     expect((await mobe('--version')).stdout.trim()).toBe(version);
@@ -55,10 +58,12 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['compress', TINY_MODEL, 'x', '--max-memory', '100MB'], 'smallest that works'],
     [['compress', TINY_MODEL, 'x', '--activation', 'relu'], 'silu, tanh'],
     [['compress', 'nowhere', 'x'], 'no such folder'],
+    [['compress', TINY_MODEL, 'x', '--engine', 'abacus'], 'auto, onnx-cpu'],
     [['inspect', 'nowhere'], 'no such folder'],
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
     [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
     [['expand', TINY_MODEL, 'x'], 'not a native'],
+    [['engines', '--link-tensorflow', TINY_MODEL], 'has no libtensorflow_cc.so.2'],
   ])('%j', async (args, words) => {
     const { code, stdout, stderr } = await mobe(...args);
     expect(stderr).toContain(words);
@@ -85,6 +90,33 @@ test('plan prints sizes, memory, disk and time, or JSON', async () => {
   const json = JSON.parse((await mobe('plan', TINY_MODEL, '--bases', '8', '--json')).stdout);
   expect(json).toMatchObject({ parametersBefore: 5_239_744, parametersAfter: 3_931_072, settings: { bases: 8 } });
   expect(json.estimatedSeconds).toBeGreaterThan(0);
+});
+
+test('engines lists what works and what does not, with a remedy, or JSON', async () => {
+  const { code, stdout } = await mobe('engines', '--threads', '1');
+  expect(code).toBe(0);
+  for (const words of [
+    /onnx-cpu +CPU .* GFLOP\/s/,
+    'onnx-webgpu',
+    'onnx-cuda',
+    'tensorflow',
+    '--engine auto would take ',
+  ])
+    expect(stdout).toMatch(words);
+  const { engines, auto } = JSON.parse((await mobe('engines', '--threads', '1', '--json')).stdout);
+  expect(engines.map(({ name }: { name: string }) => name)).toContain(auto);
+  expect(engines[0]).toMatchObject({ name: 'onnx-cpu', works: true, kind: 'cpu', device: expect.stringMatching(/\w/) });
+  expect(engines[0].gemmRate).toBeGreaterThan(1e8);
+  for (const { works, name, reason } of engines) {
+    if (works) continue;
+    expect(stdout).toContain(reason);
+    const refused = await mobe('compress', TINY_MODEL, 'x', '--engine', name);
+    expect(refused).toMatchObject({
+      code: 2,
+      stdout: '',
+      stderr: expect.stringContaining(`Engine ${name} cannot be used`),
+    });
+  }
 });
 
 test('compress, verify and export: JSON on stdout, progress on stderr, exit code 0', async () => {

@@ -5,7 +5,7 @@ import { formatTable, left } from './table.js';
 
 /** A plan for people. */
 export function describePlan(planned: TimedPlan): string {
-  const { source, model, groups, memory, settings, layout, diskBytes, estimatedSeconds } = planned;
+  const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter } = planned;
   const [first] = groups;
   const rows = [
@@ -20,6 +20,7 @@ export function describePlan(planned: TimedPlan): string {
   if (first) {
     const { experts: n, rows: p, cols: d, bases: m, rank: r, activation } = first.problem;
     rows.push(
+      ['engine', `${engine.name} on ${engine.device}`],
       [
         'each group',
         `${n} experts of ${p} × ${d} → ${n} A of ${p} × ${r} and ${m} bases of ${r} × ${d}, ${activation}`,

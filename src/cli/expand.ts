@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { expand } from '../../streams/expand.js';
-import { compressOptions, force, json, shardSize, threads } from './options.js';
+import { compressOptions, engine, force, json, shardSize, threads } from './options.js';
 import { runAndPrint } from './run.js';
 
 export function expandCommand(): Command {
@@ -9,6 +9,7 @@ export function expandCommand(): Command {
     .argument('<native>', 'folder of a native MoBE checkpoint')
     .argument('<out>', 'folder to write; must be new or empty')
     .addOption(shardSize())
+    .addOption(engine())
     .addOption(threads())
     .addOption(force())
     .addOption(json())

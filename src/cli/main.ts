@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { InterruptedError, MobeError } from '../errors.js';
 import { VERSION } from '../version.js';
 import { compressCommand } from './compress.js';
+import { enginesCommand } from './engines.js';
 import { expandCommand } from './expand.js';
 import { exportCommand } from './export.js';
 import { fitCommand } from './fit.js';
@@ -22,6 +23,7 @@ Start with
   mobe inspect <model>             what is in a checkpoint
   mobe plan <model>                what a compression would do, and how long it would take
   mobe compress <model> <out>      do it
+  mobe engines                     what can run the arithmetic here, and how fast
 
 Results go to stdout, progress to stderr; --json prints one JSON object instead of a table.
 Exit codes: 0 done, 1 failed while running, 2 wrong use or wrong input, 130 interrupted.`,
@@ -37,6 +39,7 @@ for (const command of [
   exportCommand,
   expandCommand,
   verifyCommand,
+  enginesCommand,
 ]) {
   program.addCommand(command().exitOverride().showHelpAfterError('(--help tells more)'));
 }

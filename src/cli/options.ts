@@ -1,7 +1,8 @@
 /** Flags that several commands share, and how their text becomes values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type CompressOptions, DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
-import { ENGINE_NAMES } from '../engine/engine.js';
+import { ENGINE_CHOICES } from '../engine/choose-engine.js';
+import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { parseBytes } from '../format.js';
 import { FACTORISED } from '../models/family.js';
@@ -18,6 +19,11 @@ export const format = (): Option =>
 
 export const threads = (): Option =>
   new Option('--threads <n>', 'CPU threads (default: all)').argParser(positiveInteger);
+
+export const engine = (): Option =>
+  new Option('--engine <engine>', 'what runs the arithmetic; auto: the fastest that works here (see "mobe engines")')
+    .choices(ENGINE_CHOICES)
+    .default(DEFAULT_ENGINE);
 
 export const shardSize = (): Option =>
   new Option('--shard-size <size>', 'most tensor bytes in one output shard, e.g. 5GB or 2GiB (default: 5GB)').argParser(
@@ -68,7 +74,7 @@ export function addFactorisationOptions(command: Command): Command {
         'experts a batch; bounds the working set of a step (default: by size)',
       ).argParser(positiveInteger),
     )
-    .addOption(new Option('--engine <engine>', 'what runs the arithmetic').choices(ENGINE_NAMES).default('onnx-cpu'))
+    .addOption(engine())
     .addOption(threads())
     .addOption(new Option('--seed <n>', 'of the random start').argParser(wholeNumber).default(0))
     .addOption(

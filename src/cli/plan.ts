@@ -18,11 +18,12 @@ export function planCommand(): Command {
 }
 
 function summary(planned: TimedPlan) {
-  const { model, groups, memory, settings, layout, diskBytes, estimatedSeconds } = planned;
+  const { model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter } = planned;
   return {
     family: model.family.name,
     settings,
+    engine,
     parametersBefore,
     parametersAfter,
     bytesBefore,

@@ -2,7 +2,7 @@ import { Command } from 'commander';
 import { type Verification, verify } from '../../streams/verify.js';
 import { VerificationError } from '../errors.js';
 import { formatBytes, formatSeconds } from '../format.js';
-import { json, MODEL } from './options.js';
+import { compressOptions, engine, json, MODEL, threads } from './options.js';
 import { showProgress } from './progress.js';
 import { formatTable, left, right } from './table.js';
 
@@ -11,10 +11,14 @@ export function verifyCommand(): Command {
     .description('read a result and its source again and compare them')
     .argument(...MODEL)
     .argument('<out>', 'folder that compress, export or expand wrote')
+    .addOption(engine())
+    .addOption(threads())
     .addOption(json())
-    .action(async (model: string, out: string, flags: { json?: boolean }) => {
+    .action(async (model: string, out: string, flags) => {
       const display = showProgress();
-      const result = await verify(model, out, display.hooks).finally(() => display.stop());
+      const result = await verify(model, out, { ...compressOptions(flags), ...display.hooks }).finally(() =>
+        display.stop(),
+      );
       process.stdout.write(`${flags.json ? JSON.stringify(result, null, 2) : describe(out, result)}\n`);
       if (result.problems.length) throw new VerificationError(result.problems);
     });

@@ -1,15 +1,17 @@
 /** A compression, planned: all that `mobe plan` prints and `mobe compress` then does. Reads headers only. */
 import { type Checkpoint, openCheckpoint } from '../checkpoint/open-checkpoint.js';
+import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
 import { type ConfigChanges, nativeConfig } from '../models/native.js';
 import { type GroupPlan, planGroups } from './groups.js';
 import { type MemoryPlan, planMemory } from './memory.js';
 import { type ConversionPlan, outputBytes, planConversion } from './plan.js';
-import { type CompressOptions, resolveSettings, type Settings } from './settings.js';
+import { type CompressOptions, type RunSettings, resolveSettings } from './settings.js';
 
 export interface CompressionPlan extends ConversionPlan {
-  readonly settings: Settings;
+  readonly settings: RunSettings;
+  readonly engine: ChosenEngine;
   readonly model: MoeModel;
   readonly memory: MemoryPlan;
   /** Bytes on disk, headers included. */
@@ -18,19 +20,18 @@ export interface CompressionPlan extends ConversionPlan {
 
 /**
  * Plans the compression of the checkpoint in `folder`. Throws an `InputError` for a damaged checkpoint, an unknown
- * model, options that do not fit it, or a memory budget that is too small.
+ * model, options that do not fit it, an engine that does not work here, or a memory budget that is too small.
  */
 export async function planCompression(folder: string, options: CompressOptions = {}): Promise<CompressionPlan> {
-  const settings = resolveSettings(options);
-  return planFor(await openCheckpoint(folder), settings);
-}
-
-export function planFor(source: Checkpoint, settings: Settings): CompressionPlan {
+  const given = resolveSettings(options);
+  const source = await openCheckpoint(folder);
   const model = detectModel(source);
-  const groups = planGroups(model, settings);
-  const memory = planMemory(groups, settings, source.tensors.size);
+  const groups = planGroups(model, given);
+  const engine = await chooseEngine(given.engine, given.threads, groups[0]?.problem);
+  const settings = { ...given, engine: engine.name };
+  const memory = planMemory(groups, settings, source.tensors.size, engine);
   const plan = planConversion({ source, groups, format: settings.format, shardBytes: settings.shardSize });
-  return { ...plan, settings, model, memory, diskBytes: outputBytes(plan) };
+  return { ...plan, settings, engine, model, memory, diskBytes: outputBytes(plan) };
 }
 
 /** What changes in the `config.json` of a native result. */

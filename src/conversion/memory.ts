@@ -1,6 +1,9 @@
 /** What a run must hold in memory, and how it is arranged to stay within the budget. */
 import { READ_BYTES } from '../checkpoint/tensor-reader.js';
+import type { ChosenEngine } from '../engine/choose-engine.js';
+import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { BudgetTooSmallError } from '../errors.js';
+import { largestBatch } from '../factorization/batches.js';
 import { denseParameters, type Problem } from '../factorization/problem.js';
 import { formatBytes } from '../format.js';
 import { type GroupPlan, sourceBytes } from './groups.js';
@@ -11,6 +14,13 @@ const MIB = 2 ** 20;
 /** Node and this program, and each worker with its compiled programs; measured (bench/memory.ts prints the peaks). */
 const BASE_BYTES = 120 * MIB;
 const WORKER_BYTES = 110 * MIB;
+/** An engine's own library beyond that, with a driver; measured on SwiftShader and on TensorFlow's CPU. */
+const ENGINE_BYTES: Record<EngineName, number> = {
+  'onnx-cpu': 0,
+  'onnx-webgpu': 400 * MIB,
+  'onnx-cuda': 400 * MIB,
+  tensorflow: 350 * MIB,
+};
 
 /** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
 const TENSOR_BYTES = 1200;
@@ -46,10 +56,21 @@ export interface MemoryPlan {
   readonly expectedBytes: number;
 }
 
-/** Throws `BudgetTooSmallError` naming the smallest budget. */
-export function planMemory(groups: readonly GroupPlan[], settings: Settings, tensors: number): MemoryPlan {
+/**
+ * Throws `BudgetTooSmallError` naming the smallest budget, or `TensorTooLargeError` where the device's limit on tensors
+ * rules a group out. What a device holds is counted as if it were held here: with memory that is shared, it is.
+ */
+export function planMemory(
+  groups: readonly GroupPlan[],
+  settings: Settings,
+  tensors: number,
+  engine: ChosenEngine,
+): MemoryPlan {
   const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
-  const workers = small ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
+  // Threads of the CPU can be shared out; other engines are there once.
+  const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
+  const fixedBytes = BASE_BYTES + tensors * TENSOR_BYTES + ENGINE_BYTES[engine.name];
+  const mostExperts = Math.min(...groups.map(({ problem }) => largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
   const arrangements: Arrangement[] = [
     { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH },
@@ -58,7 +79,7 @@ export function planMemory(groups: readonly GroupPlan[], settings: Settings, ten
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
-  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors));
+  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, fixedBytes, mostExperts));
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
@@ -81,7 +102,8 @@ function arrange(
   groups: readonly GroupPlan[],
   settings: Settings,
   arrangement: Arrangement,
-  tensors: number,
+  fixedBytes: number,
+  mostExperts: number,
 ): MemoryPlan {
   const { workers, holdTargets, prefetch, leastBatch } = arrangement;
   const most = (measure: (group: GroupPlan) => number): number =>
@@ -94,9 +116,13 @@ function arrange(
     const solver = state + batch * perExpert;
     const counted = workers * solver + groupBytes + 4 * READ_BYTES;
     const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
-    return Math.ceil(BASE_BYTES + tensors * TENSOR_BYTES + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
+    return Math.ceil(fixedBytes + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
   };
-  const wanted = Math.min(experts, settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)));
+  const wanted = Math.min(
+    experts,
+    mostExperts,
+    settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)),
+  );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
   while (batchExperts > least && expected(batchExperts) > settings.maxMemory) batchExperts--;
@@ -125,5 +151,10 @@ function stateBytes(
   // varpro: B, M, those before them, the gradient, what Muon makes of them, and their spares; G⁻¹ twice.
   if (solver === 'varpro') return 4 * (targets + 14 * bases + 2 * n * r * r);
   // adam: A and B with two moments each, twice over while they are updated.
-  return 4 * (targets + 8 * bases + 7 * n * p * r);
+  const steps = 4 * (targets + 8 * bases + 7 * n * p * r);
+  // Before that, the decomposition of a block of experts in f64: the matrix, its triangle, vectors of the halves and of it.
+  const block = Math.ceil(n / m) * p;
+  const [short, long] = [Math.min(block, d), Math.max(block, d)];
+  const start = 4 * (bases + n * p * r + block * d) + 8 * (block * d + 3 * short * short + r * long);
+  return Math.max(steps, start);
 }

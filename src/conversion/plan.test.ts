@@ -9,6 +9,7 @@ import { planCompression } from './compression.js';
 import { estimateSeconds } from './estimate.js';
 import { formatRanges } from './groups.js';
 import { inspect } from './inspect.js';
+import { planMemory } from './memory.js';
 import { type CompressOptions, resolveSettings } from './settings.js';
 
 const plan = (options: CompressOptions = {}) => planCompression(TINY_MODEL, options);
@@ -119,6 +120,11 @@ describe('refused before any work:', () => {
 });
 
 describe('memory', () => {
+  test("counts an engine's library", async () => {
+    const { groups, settings, source, engine, memory } = await plan({ threads: 1 });
+    const { expectedBytes } = planMemory(groups, settings, source.tensors.size, { ...engine, name: 'tensorflow' });
+    expect(expectedBytes - memory.expectedBytes).toBe(350 * 2 ** 20);
+  });
   test('the named smallest budget works, a byte less does not', async () => {
     const message = await plan({ maxMemory: 1 }).catch((error: Error) => error.message);
     const smallest = Number(/(\d+)MiB/.exec(String(message))?.[1]) * 2 ** 20;
@@ -205,5 +211,32 @@ describe('inspect', () => {
       expertsPerLayer: 0,
       obstacle: expect.stringContaining('no experts'),
     });
+  });
+});
+
+describe('the device of an engine', () => {
+  const device = { name: 'onnx-webgpu', device: 'a small device', kind: 'gpu' } as const;
+  const planned = async (maxTensorBytes: number | undefined, options: CompressOptions = {}) => {
+    const { groups, settings, source } = await plan({ bases: 8, ...options });
+    return planMemory(groups, settings, source.tensors.size, { ...device, maxTensorBytes });
+  };
+  const basesBytes = 4 * 8 * 64 * 192;
+  const expertBytes = 4 * 64 * 192;
+
+  test('limits the experts of a batch', async () => {
+    expect((await planned(undefined)).batchExperts).toBe(32);
+    expect((await planned(20 * expertBytes)).batchExperts).toBe(20);
+    expect((await planned(basesBytes)).batchExperts).toBe(8);
+    expect((await planned(20 * expertBytes, { batchExperts: 5 })).batchExperts).toBe(5);
+  });
+
+  test('must hold the bases', async () => {
+    await expect(planned(basesBytes - 1)).rejects.toThrow(errors.TensorTooLargeError);
+    await expect(planned(basesBytes - 1)).rejects.toThrow('Use fewer --bases');
+  });
+
+  test('is there once, so groups are fitted one at a time', async () => {
+    expect((await planned(undefined, { threads: 4 })).workers).toBe(1);
+    expect((await plan({ bases: 8, threads: 4 })).memory.workers).toBe(4);
   });
 });

@@ -1,4 +1,5 @@
 /** What a run did, as it is printed, returned and stored beside the result. */
+import type { EngineFacts } from '../engine/engine.js';
 import type { FactorisedProjection } from '../models/family.js';
 
 /** The record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
@@ -36,11 +37,17 @@ export interface RunReport {
   readonly groups: readonly GroupReport[];
 }
 
+export type EngineRecord = Pick<EngineFacts, 'name' | 'device' | 'kind'>;
+
+export const engineRecord = ({ name, device, kind }: EngineFacts): EngineRecord => ({ name, device, kind });
+
 /** The record beside a result. */
 export interface StoredReport extends RunReport {
   readonly version: 1;
   readonly kind: 'compress' | 'export' | 'expand' | 'fit';
   readonly sourceFingerprint: string;
+  /** What did the arithmetic, where there was any to do. */
+  readonly engine?: EngineRecord;
   /** What decided the bytes of the result. */
   readonly settings: Readonly<Record<string, unknown>>;
   /** Every file of the result, this record included. */

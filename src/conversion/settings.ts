@@ -1,7 +1,8 @@
 /** Every choice a run can be given, checked once at the edge and complete from there on. */
 import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
-import { ENGINE_NAMES } from '../engine/engine.js';
+import { ENGINE_CHOICES } from '../engine/choose-engine.js';
+import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { FACTORISED } from '../models/family.js';
@@ -43,7 +44,8 @@ const settingsSchema = z
     learningRate: z.number().positive().optional(),
     /** Undefined: as many as keep a step's working set near 128 MiB. */
     batchExperts: positive.optional(),
-    engine: z.enum(ENGINE_NAMES).default('onnx-cpu'),
+    /** `auto`: the fastest that works here. */
+    engine: z.enum(ENGINE_CHOICES).default(DEFAULT_ENGINE),
     threads: positive.max(1024).default(() => availableParallelism()),
     seed: z.number().int().nonnegative().default(0),
     /** Peak resident memory, bytes. */
@@ -68,6 +70,9 @@ export type CompressOptions = z.input<typeof settingsSchema>;
 /** Checked and complete. */
 export type Settings = z.output<typeof settingsSchema>;
 
+/** With the engine that was settled on. */
+export type RunSettings = Settings & { readonly engine: EngineName };
+
 /** Throws `OptionError` naming the option that is wrong. */
 export function resolveSettings(options: CompressOptions = {}): Settings {
   const result = settingsSchema.safeParse(options);
@@ -83,7 +88,7 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
  * What decides the bytes of the result: two runs on the same source that agree in these write the same files.
  * Where the memory goes and how the shards are cut is left out only where it cannot show.
  */
-export function resultSettings(settings: Settings): Record<string, unknown> {
+export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, bases, keep, rank, activation, projections, layers, dtype, solver, steps, learningRate } = settings;
   const { batchExperts, engine, seed, shardSize } = settings;
   const all = { format, bases, keep, rank, activation, projections, layers, dtype, solver, steps, learningRate };

@@ -1,12 +1,26 @@
-import { EngineUnavailableError } from '../errors.js';
-import type { Engine, EngineName, EngineOptions } from './engine.js';
+import { EngineUnavailableError, MobeError } from '../errors.js';
+import type { Engine, EngineOptions } from './engine.js';
 
-/** Starts an engine. Runtimes are loaded only when asked for: reading headers needs none of them. */
+/** Every engine, one line each. Runtimes are loaded only when asked for: reading headers needs none of them. */
+const ENGINES = {
+  'onnx-cpu': async (options: EngineOptions) => (await import('./onnx-cpu-engine.js')).createOnnxCpuEngine(options),
+  'onnx-webgpu': async () => (await import('./onnx-webgpu-engine.js')).createOnnxWebgpuEngine(),
+  'onnx-cuda': async (options: EngineOptions) => (await import('./onnx-cuda-engine.js')).createOnnxCudaEngine(options),
+  tensorflow: async (options: EngineOptions) =>
+    (await import('./tensorflow-engine.js')).createTensorflowEngine(options),
+};
+
+export type EngineName = keyof typeof ENGINES;
+export const ENGINE_NAMES = Object.keys(ENGINES) as [EngineName, ...EngineName[]];
+
+/** The one that is always there. */
+export const DEFAULT_ENGINE: EngineName = 'onnx-cpu';
+
+/** Starts an engine. Throws `EngineUnavailableError` where it cannot run, rather than run on something else. */
 export async function createEngine(name: EngineName, options: EngineOptions): Promise<Engine> {
   try {
-    const { createOnnxCpuEngine } = await import('./onnx-engine.js');
-    return createOnnxCpuEngine(options);
+    return await ENGINES[name](options);
   } catch (error) {
-    throw new EngineUnavailableError(name, (error as Error).message);
+    throw error instanceof MobeError ? error : new EngineUnavailableError(name, (error as Error).message);
   }
 }

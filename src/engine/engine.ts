@@ -17,17 +17,24 @@ export interface Program {
   dispose(): Promise<void>;
 }
 
-export interface Engine {
-  readonly name: EngineName;
+/** What an engine runs on: what is really there, not what was asked for. */
+export interface EngineFacts {
+  readonly name: string;
+  /** The processor's or graphics adapter's own name. */
+  readonly device: string;
+  /** `gpu` is hardware; a graphics device emulated in software is a `cpu`. */
+  readonly kind: 'cpu' | 'gpu';
+  /** Most bytes one tensor can have; undefined where only memory limits it. */
+  readonly maxTensorBytes?: number | undefined;
+}
+
+export interface Engine extends EngineFacts {
   compile(graph: Graph): Promise<Program>;
   /** A tensor with this content, row-major. The array may be used in place: do not write to it while the tensor lives. */
   tensor(data: Float32Array, shape: readonly number[]): EngineTensor;
   /** The content of a tensor, row-major. The array may be the tensor's own memory: read it before disposing of it. */
   read(tensor: EngineTensor): Promise<Float32Array>;
 }
-
-export const ENGINE_NAMES = ['onnx-cpu'] as const;
-export type EngineName = (typeof ENGINE_NAMES)[number];
 
 export interface EngineOptions {
   /** CPU threads of one engine. */

@@ -23,7 +23,12 @@ const schema: protobuf.INamespace = {
     TensorTypeProto: message({ elemType: [1, 'int32'], shape: [2, 'TensorShapeProto'] }),
     TypeProto: message({ tensorType: [1, 'TensorTypeProto'] }),
     ValueInfoProto: message({ name: [1, 'string'], type: [2, 'TypeProto'] }),
-    AttributeProto: message({ name: [1, 'string'], f: [2, 'float'], i: [3, 'int64'], type: [20, 'int32'] }),
+    AttributeProto: message({
+      name: [1, 'string'],
+      i: [3, 'int64'],
+      ints: [8, 'int64', 'repeated'],
+      type: [20, 'int32'],
+    }),
     NodeProto: message({
       input: [1, 'string', 'repeated'],
       output: [2, 'string', 'repeated'],
@@ -52,4 +57,4 @@ export const ModelProto = protobuf.Root.fromJSON(schema).lookupType('ModelProto'
 /** TensorProto.DataType */
 export const ElementType = { FLOAT: 1, INT64: 7 } as const;
 /** AttributeProto.AttributeType */
-export const AttributeType = { FLOAT: 1, INT: 2 } as const;
+export const AttributeType = { INT: 2, INTS: 7 } as const;

@@ -5,7 +5,7 @@
  */
 import { GraphError } from '../errors.js';
 
-export type UnaryOp = 'neg' | 'sqrt' | 'sigmoid' | 'tanh' | 'silu' | 'abs';
+export type UnaryOp = 'neg' | 'sqrt' | 'sigmoid' | 'tanh' | 'abs';
 export type BinaryOp = 'add' | 'sub' | 'mul' | 'div';
 export type ReduceOp = 'sum' | 'max';
 
@@ -62,8 +62,6 @@ export const sqrt = unary('sqrt');
 export const abs = unary('abs');
 export const sigmoid = unary('sigmoid');
 export const tanh = unary('tanh');
-/** x·sigmoid(x), elementwise. */
-export const silu = unary('silu');
 
 const binary =
   (op: BinaryOp) =>
@@ -114,13 +112,13 @@ export function reshape(a: Value, shape: readonly number[]): Value {
 
 export const square = (a: Value): Value => mul(a, a);
 
-/** Sum of all elements, as a scalar. */
+/**
+ * Sum of all elements, as a scalar. Axis by axis: ONNX Runtime adds up in f32 one after the other, and over a million
+ * squares at once that alone made the sum too small by 2e-5.
+ */
 export const total = (a: Value): Value =>
   reshape(
-    sum(
-      a,
-      a.shape.map((_, axis) => axis),
-    ),
+    a.shape.reduceRight((rest, _, axis) => sum(rest, [axis]), a),
     [],
   );
 

@@ -2,7 +2,7 @@
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
 import { add, matmul } from '../engine/ops.js';
-import { type BatchRange, splitBatches } from './batches.js';
+import { type BatchRange, solverBatches } from './batches.js';
 import type { Problem, SolverOptions, Targets } from './problem.js';
 import { createRandom, type Random } from './random.js';
 
@@ -81,7 +81,7 @@ export async function startingBases(
   let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
   const programs = new Map<number, Program>();
   const energy = new Float64Array(d);
-  for (const range of splitBatches(n, batchExperts)) {
+  for (const range of solverBatches(engine, problem, batchExperts)) {
     const { first, count } = range;
     let program = programs.get(count);
     if (!program) {

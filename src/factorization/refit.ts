@@ -4,9 +4,9 @@
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
-import { add, matmul, reshape, square, sub, total } from '../engine/ops.js';
+import { add, identity, matmul, reshape, square, sub, total } from '../engine/ops.js';
 import { activate } from './activation.js';
-import { coldStart, gram, sharpen } from './inverse.js';
+import { gram, restart, sharpen } from './inverse.js';
 import type { Problem, SharedFactors } from './problem.js';
 
 const SHARPEN_STEPS = 10;
@@ -30,11 +30,11 @@ export async function createRefit(
     trace({ B: [m, r * d], alpha: [1, m] }, ({ B, alpha }) => {
       const F = activate(problem.activation, reshape(matmul(alpha, B), [1, r, d]));
       const G = gram(F);
-      return { F, G, ...sharpen(G, coldStart(G), SHARPEN_STEPS) };
+      return { F, G, ...restart(G, identity(r), SHARPEN_STEPS) };
     }),
   );
   const continued = await engine.compile(
-    trace({ G: [1, r, r], X: [1, r, r] }, ({ G, X }) => sharpen(G, X, SHARPEN_STEPS)),
+    trace({ G: [1, r, r], X: [1, r, r] }, ({ G, X }) => ({ ...sharpen(G, X, SHARPEN_STEPS) })),
   );
   const solve = await engine.compile(
     trace({ F: [1, r, d], X: [1, r, r], W: [1, p, d] }, ({ F, X, W }) => {

@@ -3,11 +3,11 @@
  * so slowly that the steps left cannot bring much, the rest of the plan is gone through faster.
  */
 
-const FIRST_MOMENTUM = 0.65;
+const FIRST_MOMENTUM = 0.5;
 const DECAY_POWER = 0.6;
 
 /** Long runs want smaller steps and a longer memory: fitted at 100 to 4000 steps. */
-const defaultRate = (steps: number): number => 0.3 * (100 / Math.max(20, steps)) ** 0.55;
+const defaultRate = (steps: number): number => 0.25 * (100 / Math.max(20, steps)) ** 0.55;
 const lastMomentum = (steps: number): number => 1 - 0.03 * (100 / Math.max(20, steps)) ** 0.5;
 
 /** The rest is hurried when it would lower the loss by less than this share, at the pace of the last window. */

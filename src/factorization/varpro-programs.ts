@@ -1,18 +1,21 @@
 /** The tensor programs of a varpro step; varpro.ts runs them. */
 import { trace } from '../engine/graph.js';
-import { add, div, matmul, mul, reshape, sqrt, square, sub, sum, total, type Value } from '../engine/ops.js';
+import { add, div, identity, matmul, mul, reshape, sqrt, square, sub, sum, total, type Value } from '../engine/ops.js';
 import { activate, derivative } from './activation.js';
-import { coldStart, gram, sharpen } from './inverse.js';
+import { gram, type restart, type sharpen, track } from './inverse.js';
 import type { Problem } from './problem.js';
 
 /** Newton–Schulz steps that carry G⁻¹ from one solver step to the next. */
 const TRACKING_STEPS = 2;
 /** Newton–Schulz steps of a fresh inverse, before it is looked at. */
-const FRESH_STEPS = 12;
+const FRESH_STEPS = 8;
 
 /** Muon's quintic, by its authors' coefficients; two rounds suffice here. */
-const MUON_ROUNDS = 2;
-const MUON_COEFFICIENTS = [3.4445, -4.775, 2.0315] as const;
+const QUINTIC_ROUNDS = 2;
+const QUINTIC = [3.4445, -4.775, 2.0315] as const;
+
+/** What the Gram matrix of the bases' momentum keeps of itself from step to step. */
+export const GRAM_DECAY = 0.9;
 
 /** f(α·B): (count, r, d), from α (count, m) and B (m, r·d). Also returns the argument of f. */
 function mixBases(problem: Problem, B: Value, alpha: Value): { S: Value; F: Value } {
@@ -26,7 +29,7 @@ export function traceGradient(problem: Problem, count: number) {
   const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d] };
   return trace(shapes, ({ B, alpha, X: X0, W, dB0 }) => {
     const { S, F } = mixBases(problem, B, alpha);
-    const { X, residual } = sharpen(gram(F), X0, TRACKING_STEPS);
+    const { X, residual } = track(gram(F), X0, TRACKING_STEPS);
     const A = matmul(matmul(W, F, { transposeB: true }), X);
     const R = sub(matmul(A, F), W);
     const D = reshape(mul(matmul(A, R, { transposeA: true }), derivative(problem.activation, S, F)), [count, r * d]);
@@ -40,48 +43,45 @@ export function traceGradient(problem: Problem, count: number) {
   });
 }
 
-export function traceFreshInverse(problem: Problem, count: number) {
+/** G⁻¹ from far away (`restart`) or going on from there (`sharpen`). */
+export function traceInverse(problem: Problem, count: number, iterate: typeof restart | typeof sharpen) {
   const { cols: d, bases: m, rank: r } = problem;
-  return trace({ B: [m, r * d], alpha: [count, m] }, ({ B, alpha }) => {
-    const G = gram(mixBases(problem, B, alpha).F);
-    return sharpen(G, coldStart(G), FRESH_STEPS);
+  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r] }, ({ B, alpha, X }) => {
+    const { X: inverse, residual } = iterate(gram(mixBases(problem, B, alpha).F), X, FRESH_STEPS);
+    return { X: inverse, residual };
   });
-}
-
-export function traceSharpenInverse(problem: Problem, count: number) {
-  const { cols: d, bases: m, rank: r } = problem;
-  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r] }, ({ B, alpha, X }) =>
-    sharpen(gram(mixBases(problem, B, alpha).F), X, FRESH_STEPS),
-  );
 }
 
 /**
- * Muon (Jordan et al. 2024) with Nesterov momentum: each basis moves by the orthogonalised direction. `columns` (1, 1, d)
- * scales the axes of the input: B is searched as B′·diag(columns).
+ * Moves each basis by Q^(-1/2)·M: M (r, d) is its momentum and Q the recent average of M·Mᵀ. That is Shampoo's left side
+ * (Gupta et al. 2018), by Muon's polynomial in place of the root (Jordan et al. 2024). `columns` (1, 1, d) scales the
+ * axes of the input: B is searched as B′·diag(columns). `correction` is 1 − GRAM_DECAY^t.
  */
 export function traceUpdate({ bases: m, rank: r, cols: d }: Problem) {
   const flat = [m, r * d];
-  const shapes = { B: flat, M: flat, dB: flat, columns: [1, 1, d], momentum: [1], step: [1] };
-  return trace(shapes, ({ B, M: M0, dB, columns, momentum, step }) => {
-    const fresh = mul(dB, sub(1, momentum));
-    const M = add(mul(M0, momentum), fresh);
-    const gradient = reshape(add(mul(M, momentum), fresh), [m, r, d]);
-    const direction = mul(orthogonalise(mul(gradient, columns)), mul(columns, step));
-    return { M, B: sub(B, reshape(direction, flat)) };
+  const scalars = { momentum: [1], step: [1], correction: [1] };
+  const shapes = { B: flat, M: flat, Q: [m, r, r], dB: flat, columns: [1, 1, d], ...scalars };
+  return trace(shapes, ({ B, M: M0, Q: Q0, dB, columns, momentum, step, correction }) => {
+    const M = add(mul(M0, momentum), mul(dB, sub(1, momentum)));
+    const X = mul(reshape(M, [m, r, d]), columns);
+    const Q = add(mul(Q0, GRAM_DECAY), mul(matmul(X, X, { transposeB: true }), 1 - GRAM_DECAY));
+    const traces = add(sum(mul(Q, identity(r)), [1, 2]), 1e-30);
+    const pace = div(step, sqrt(div(traces, correction)));
+    const direction = matmul(mul(inverseRoot(div(Q, traces)), pace), X);
+    return { M, Q, B: sub(B, reshape(mul(direction, columns), flat)) };
   });
 }
 
-/** Newton–Schulz towards the nearest (semi-)orthogonal matrix of each (r, d) slice. */
-function orthogonalise(matrices: Value): Value {
-  const [linear, cubic, quintic] = MUON_COEFFICIENTS;
-  const [, rank, cols] = matrices.shape as [number, number, number];
-  let Y = div(matrices, add(sqrt(sum(square(matrices), [1, 2])), 1e-30));
-  for (let round = 0; round < MUON_ROUNDS; round++) {
-    // The smaller Gram matrix, from whichever side it is.
-    const wide = rank <= cols;
-    const Q = wide ? matmul(Y, Y, { transposeB: true }) : matmul(Y, Y, { transposeA: true });
-    const P = add(mul(Q, cubic), mul(matmul(Q, Q), quintic));
-    Y = add(mul(Y, linear), wide ? matmul(P, Y) : matmul(Y, P));
+/** Roughly Q^(-1/2) for positive semidefinite (m, r, r) of trace 1, its largest values cut off at about 1/√Q = 30. */
+function inverseRoot(start: Value): Value {
+  const [linear, cubic, quintic] = QUINTIC;
+  const one = identity(start.shape.at(-1) as number);
+  let Q = start;
+  let root: Value | undefined;
+  for (let round = 1; ; round++) {
+    const P = add(mul(one, linear), add(mul(Q, cubic), mul(matmul(Q, Q), quintic)));
+    root = root ? matmul(P, root) : P;
+    if (round === QUINTIC_ROUNDS) return root;
+    Q = matmul(matmul(P, P), Q);
   }
-  return Y;
 }

@@ -10,13 +10,14 @@
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { DivergedError } from '../errors.js';
-import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
+import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { normals, STARTING_SCALE, startingBases } from './initialise.js';
+import { restart, sharpen } from './inverse.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
 import { createRandom } from './random.js';
 import { type Rates, Schedule } from './schedule.js';
-import { traceFreshInverse, traceGradient, traceSharpenInverse, traceUpdate } from './varpro-programs.js';
+import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
 
 /** Above this ‖I − GX‖ after tracking, the inverse is computed afresh. */
 const TRACKING_LIMIT = 0.5;
@@ -49,8 +50,8 @@ export async function solveVarpro(
 
 interface Programs {
   readonly gradient: Program;
-  readonly freshInverse: Program;
-  readonly sharpenInverse: Program;
+  readonly restart: Program;
+  readonly sharpen: Program;
 }
 
 interface Batch extends BatchRange, Programs {
@@ -62,6 +63,8 @@ interface Batch extends BatchRange, Programs {
 interface State extends Coefficients {
   readonly bases: EngineTensor;
   readonly momentum: EngineTensor;
+  /** The average of the momentum's Gram matrices, (m, r, r). */
+  readonly gram: EngineTensor;
 }
 
 class VarproSolver {
@@ -85,14 +88,14 @@ class VarproSolver {
     options: SolverOptions,
   ): Promise<VarproSolver> {
     const { experts: n, bases: m, rank: r, cols: d } = problem;
-    const sizes = splitBatches(n, options.batchExperts);
+    const sizes = solverBatches(engine, problem, options.batchExperts);
     const programs = new Map<number, Programs>();
     for (const { count } of sizes) {
       if (programs.has(count)) continue;
       programs.set(count, {
         gradient: await engine.compile(traceGradient(problem, count)),
-        freshInverse: await engine.compile(traceFreshInverse(problem, count)),
-        sharpenInverse: await engine.compile(traceSharpenInverse(problem, count)),
+        restart: await engine.compile(traceInverse(problem, count, restart)),
+        sharpen: await engine.compile(traceInverse(problem, count, sharpen)),
       });
     }
     const random = createRandom(options.seed, n);
@@ -102,16 +105,17 @@ class VarproSolver {
     const shape = [m, r * d];
     const batches: Batch[] = [];
     for (const { first, count } of sizes) {
-      const inverse = engine.tensor(new Float32Array(0), [0]);
+      const inverse = identities(engine, count, r);
       batches.push({ first, count, inverse, ...(programs.get(count) as Programs) });
     }
     const update = await engine.compile(traceUpdate(problem));
     const zeros = (): EngineTensor => engine.tensor(new Float32Array(m * r * d), shape);
     const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
     const moments = { mean: new Float32Array(n * m), variance: new Float32Array(n * m) };
-    const state: State = { bases, momentum: zeros(), coefficients, moments };
+    const gram = engine.tensor(new Float32Array(m * r * r), [m, r, r]);
+    const state: State = { bases, momentum: zeros(), gram, coefficients, moments };
     const solver = new VarproSolver(engine, problem, stacked, options, batches, update, zeros(), columns, state);
-    for (const batch of batches) await solver.refreshInverse(batch);
+    for (const batch of batches) await solver.invert(batch);
     return solver;
   }
 
@@ -133,7 +137,10 @@ class VarproSolver {
         this.replaceState(previous);
         previous = undefined;
         scale /= 2;
-        for (const batch of this.batches) await this.refreshInverse(batch);
+        for (const batch of this.batches) {
+          this.forgetInverse(batch);
+          await this.invert(batch);
+        }
         continue;
       }
       loss = gradient.loss;
@@ -145,7 +152,7 @@ class VarproSolver {
       const momentum = Math.min(rates.momentum, COEFFICIENT_MOMENTUM_LIMIT);
       meanBias *= momentum;
       const next: State = {
-        ...(await this.moveBases(gradient.bases, rates, decay)),
+        ...(await this.moveBases(gradient.bases, rates, decay, steps)),
         ...moveCoefficients(this.state, gradient.coefficients, {
           rate: COEFFICIENT_RATE * decay,
           momentum,
@@ -197,6 +204,7 @@ class VarproSolver {
     for (let attempt = 0; ; attempt++) {
       const alpha = this.batchCoefficients(batch);
       const out = await batch.gradient.run({ B: this.state.bases, alpha, X: batch.inverse, W, dB0: accumulated });
+      alpha.dispose();
       const residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
       if (residual < TRACKING_LIMIT || attempt > 0) {
         batch.inverse.dispose();
@@ -204,39 +212,54 @@ class VarproSolver {
         return out;
       }
       for (const tensor of [out.X, out.dB, out.dAlpha, out.squared]) tensor?.dispose();
-      await this.refreshInverse(batch);
+      await this.restartInverse(batch);
     }
   }
 
-  private async refreshInverse(batch: Batch): Promise<void> {
+  /** G⁻¹ anew: from the last one that was good, or, where that does not help, from the identity. */
+  private async restartInverse(batch: Batch): Promise<void> {
+    if (await this.invert(batch)) return;
+    this.forgetInverse(batch);
+    await this.invert(batch);
+  }
+
+  private async invert(batch: Batch): Promise<boolean> {
     const alpha = this.batchCoefficients(batch);
-    let out = await batch.freshInverse.run({ B: this.state.bases, alpha });
-    for (let round = 1; ; round++) {
+    let residual = Number.POSITIVE_INFINITY;
+    for (let round = 0; round < FRESH_ROUNDS && !(residual < TRACKING_LIMIT); round++) {
+      const program = round === 0 ? batch.restart : batch.sharpen;
+      const out = await program.run({ B: this.state.bases, alpha, X: batch.inverse });
       batch.inverse.dispose();
       batch.inverse = out.X as EngineTensor;
-      const residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
-      if (residual < TRACKING_LIMIT || round === FRESH_ROUNDS) return;
-      out = await batch.sharpenInverse.run({ B: this.state.bases, alpha, X: batch.inverse });
+      residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
     }
+    alpha.dispose();
+    return residual < TRACKING_LIMIT;
+  }
+
+  private forgetInverse(batch: Batch): void {
+    batch.inverse.dispose();
+    batch.inverse = identities(this.engine, batch.count, this.problem.rank);
   }
 
   private async moveBases(
     gradient: EngineTensor,
     { rate, momentum }: Rates,
     decay: number,
-  ): Promise<Pick<State, 'bases' | 'momentum'>> {
+    step: number,
+  ): Promise<Pick<State, 'bases' | 'momentum' | 'gram'>> {
     const { rank, cols } = this.problem;
     const scalar = (value: number): EngineTensor => this.engine.tensor(Float32Array.of(value), [1]);
-    const out = await this.update.run({
-      B: this.state.bases,
-      M: this.state.momentum,
-      dB: gradient,
-      columns: this.columns,
+    const scalars = {
       momentum: scalar(momentum),
       // An orthogonal update has entries of 1/√max(r, d); this makes them rate/2, in units of σ.
       step: scalar(0.5 * rate * decay * Math.sqrt(Math.max(rank, cols))),
-    });
-    return { bases: out.B as EngineTensor, momentum: out.M as EngineTensor };
+      correction: scalar(1 - GRAM_DECAY ** step),
+    };
+    const { bases, momentum: M, gram: Q } = this.state;
+    const out = await this.update.run({ B: bases, M, Q, dB: gradient, columns: this.columns, ...scalars });
+    for (const tensor of Object.values(scalars)) tensor.dispose();
+    return { bases: out.B as EngineTensor, momentum: out.M as EngineTensor, gram: out.Q as EngineTensor };
   }
 
   private batchCoefficients({ first, count }: Batch): EngineTensor {
@@ -264,7 +287,7 @@ class VarproSolver {
     const programs = new Set<Program>([this.update]);
     for (const batch of this.batches) {
       batch.inverse.dispose();
-      for (const program of [batch.gradient, batch.freshInverse, batch.sharpenInverse]) programs.add(program);
+      for (const program of [batch.gradient, batch.restart, batch.sharpen]) programs.add(program);
     }
     for (const program of programs) await program.dispose();
   }
@@ -273,4 +296,12 @@ class VarproSolver {
 function disposeState(state: State): void {
   state.bases.dispose();
   state.momentum.dispose();
+  state.gram.dispose();
+}
+
+/** (count, r, r) */
+function identities(engine: Engine, count: number, rank: number): EngineTensor {
+  const data = new Float32Array(count * rank * rank);
+  for (let i = 0; i < count * rank; i++) data[i * rank + (i % rank)] = 1;
+  return engine.tensor(data, [count, rank, rank]);
 }

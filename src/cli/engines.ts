@@ -1,0 +1,76 @@
+import { availableParallelism } from 'node:os';
+import { Command } from 'commander';
+import { fastest } from '../engine/choose-engine.js';
+import { ENGINE_NAMES } from '../engine/create-engine.js';
+import { type LinkedTensorflow, linkTensorflow } from '../engine/link-tensorflow.js';
+import { type BrokenEngine, probeEngine, type WorkingEngine, works } from '../engine/probe.js';
+import { formatBytes } from '../format.js';
+import { json, threads } from './options.js';
+import { formatTable, left, right } from './table.js';
+
+interface Flags {
+  threads?: number;
+  json?: boolean;
+  linkTensorflow?: string;
+}
+
+export function enginesCommand(): Command {
+  return new Command('engines')
+    .description('list what can run the arithmetic on this machine, and how fast; tries each for a few seconds')
+    .option(
+      '--link-tensorflow <folder>',
+      "instead, build the TensorFlow engine's native part against a Python wheel's TensorFlow: <site-packages>/tensorflow",
+    )
+    .addOption(threads())
+    .addOption(json())
+    .addHelpText(
+      'after',
+      `
+A rate is that of plain f32 matrix products, measured. A graphics device that is emulated in software counts as a CPU.
+"--engine auto" measures at the shapes of the model and takes the fastest GPU, where it is faster than onnx-cpu.`,
+    )
+    .action(async (flags: Flags) => {
+      const print = (result: object, text: string): void => {
+        process.stdout.write(`${flags.json ? JSON.stringify(result, null, 2) : text}\n`);
+      };
+      if (flags.linkTensorflow !== undefined) {
+        const linked = await linkTensorflow(flags.linkTensorflow, (line) => process.stderr.write(`${line}\n`));
+        return print(linked, describeLinked(linked));
+      }
+      const engines: Array<WorkingEngine | BrokenEngine> = [];
+      for (const name of ENGINE_NAMES)
+        engines.push(await probeEngine(name, { threads: flags.threads ?? availableParallelism(), rate: 'any' }));
+      const auto = fastest(engines.filter(works)).name;
+      const listed = engines.map((engine) => ({ works: works(engine), ...engine }));
+      print({ engines: listed, auto }, describe(engines, auto));
+    });
+}
+
+function describe(engines: ReadonlyArray<WorkingEngine | BrokenEngine>, auto: string): string {
+  const table = formatTable(
+    [left('engine'), left('runs on'), left('device'), right('products'), right('largest tensor')],
+    engines.map((engine) =>
+      works(engine)
+        ? [
+            engine.name,
+            engine.kind.toUpperCase(),
+            engine.device,
+            `${formatRate(engine.gemmRate ?? 0)} GFLOP/s`,
+            engine.maxTensorBytes === undefined ? '-' : formatBytes(engine.maxTensorBytes),
+          ]
+        : [engine.name, 'does not work here', '', '', ''],
+    ),
+  );
+  const reasons = engines.flatMap((engine) => (works(engine) ? [] : [`${engine.name}: ${engine.reason}.`]));
+  return [table, ...reasons, `--engine auto would take ${auto}.`].join('\n\n');
+}
+
+const formatRate = (rate: number): string => (rate < 1e10 ? (rate / 1e9).toFixed(2) : (rate / 1e9).toFixed(0));
+
+function describeLinked({ addon, kind, device }: LinkedTensorflow): string {
+  const verdict =
+    kind === 'gpu'
+      ? `It runs on the GPU: ${device}.`
+      : `It runs on the CPU, not on a GPU: ${device}.\nFor a GPU it needs NVIDIA's driver and a wheel with CUDA: pip install 'tensorflow[and-cuda]'.`;
+  return `${addon} is linked to TensorFlow.\n${verdict}\nUse it with --engine tensorflow.`;
+}

@@ -1,0 +1,40 @@
+import { EngineUnavailableError } from '../errors.js';
+import { DEFAULT_ENGINE, ENGINE_NAMES, type EngineName } from './create-engine.js';
+import { cpuName } from './device-name.js';
+import type { EngineFacts } from './engine.js';
+import type { ProductShape } from './gemm-rate.js';
+import { type BrokenEngine, probeEngine, type WorkingEngine, works } from './probe.js';
+
+export const ENGINE_CHOICES = ['auto', ...ENGINE_NAMES] as const;
+export type EngineChoice = (typeof ENGINE_CHOICES)[number];
+
+export interface ChosenEngine extends EngineFacts {
+  readonly name: EngineName;
+}
+
+/**
+ * Settles on an engine before work begins. `auto` measures all of them for products of the given shape. Throws
+ * `EngineUnavailableError` where the one that is named does not work.
+ */
+export async function chooseEngine(choice: EngineChoice, threads: number, shape?: ProductShape): Promise<ChosenEngine> {
+  if (choice === DEFAULT_ENGINE) return { name: choice, device: cpuName(), kind: 'cpu' };
+  if (choice === 'auto') {
+    const probes: Array<WorkingEngine | BrokenEngine> = [];
+    // One after the other: side by side they would slow each other down.
+    for (const name of ENGINE_NAMES) probes.push(await probeEngine(name, { threads, rate: shape ?? 'any' }));
+    return fastest(probes.filter(works));
+  }
+  const probe = await probeEngine(choice, { threads });
+  if (!works(probe)) throw new EngineUnavailableError(choice, probe.reason);
+  return probe;
+}
+
+/** The fastest GPU, where it is faster than the default engine; a GPU in software is none. */
+export function fastest(engines: readonly WorkingEngine[]): ChosenEngine {
+  const rate = ({ gemmRate = 0 }: WorkingEngine): number => gemmRate;
+  const standard = engines.find(({ name }) => name === DEFAULT_ENGINE);
+  const gpus = engines.filter(({ kind }) => kind === 'gpu').sort((a, b) => rate(b) - rate(a));
+  const [best] = gpus;
+  if (best && (!standard || rate(best) > rate(standard))) return best;
+  return standard ?? { name: DEFAULT_ENGINE, device: cpuName(), kind: 'cpu' };
+}

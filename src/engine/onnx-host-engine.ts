@@ -1,0 +1,91 @@
+/** An ONNX Runtime engine whose tensors lie in this process's memory. */
+import * as ort from 'onnxruntime-node';
+import { EngineError } from '../errors.js';
+import type { Engine, EngineFacts, EngineTensor, Program } from './engine.js';
+import type { Graph } from './graph.js';
+import { matchInputs } from './match-inputs.js';
+import { outputName } from './onnx-encode.js';
+import { type Session, Sessions } from './onnx-sessions.js';
+import { elements } from './ops.js';
+
+/** Result buffers given back by `dispose`, by length: a solver asks for the same sizes thousands of times. */
+class BufferPool {
+  private readonly free = new Map<number, Float32Array[]>();
+
+  take(length: number): Float32Array {
+    return this.free.get(length)?.pop() ?? new Float32Array(length);
+  }
+
+  give(buffer: Float32Array): void {
+    const list = this.free.get(buffer.length);
+    if (list) list.push(buffer);
+    else this.free.set(buffer.length, [buffer]);
+  }
+}
+
+class HostTensor implements EngineTensor {
+  private disposed = false;
+
+  constructor(
+    readonly data: Float32Array,
+    readonly shape: readonly number[],
+    /** Undefined for a caller's own array. */
+    private readonly pool?: BufferPool,
+  ) {}
+
+  dispose(): void {
+    if (this.disposed) return;
+    this.disposed = true;
+    this.pool?.give(this.data);
+  }
+
+  get live(): Float32Array {
+    if (this.disposed) throw new EngineError('a tensor was used after it was disposed of');
+    return this.data;
+  }
+}
+
+/** Unwraps a tensor, refusing another engine's. */
+function unwrap(tensor: EngineTensor, name: string): Float32Array {
+  if (tensor instanceof HostTensor) return tensor.live;
+  throw new EngineError(`"${name}" is not a tensor of this engine`);
+}
+
+class HostProgram implements Program {
+  constructor(
+    private readonly session: Session,
+    private readonly graph: Graph,
+    private readonly pool: BufferPool,
+  ) {}
+
+  async run(inputs: Readonly<Record<string, EngineTensor>>): Promise<Record<string, EngineTensor>> {
+    const feeds: Record<string, ort.Tensor> = {};
+    for (const [name, tensor] of matchInputs(this.graph, inputs))
+      feeds[name] = new ort.Tensor('float32', unwrap(tensor, name), tensor.shape);
+    const results: Record<string, EngineTensor> = {};
+    const fetches: Record<string, ort.Tensor> = {};
+    for (const [name, { shape }] of this.graph.outputs) {
+      const buffer = this.pool.take(elements(shape));
+      results[name] = new HostTensor(buffer, shape, this.pool);
+      fetches[outputName(name)] = new ort.Tensor('float32', buffer, shape);
+    }
+    await this.session.run(feeds, fetches);
+    return results;
+  }
+
+  dispose(): Promise<void> {
+    return this.session.release();
+  }
+}
+
+/** `run` blocks its thread: use it in a worker. */
+export function createHostEngine(facts: EngineFacts, options: ort.InferenceSession.SessionOptions): Engine {
+  const pool = new BufferPool();
+  const sessions = new Sessions(facts, options);
+  return {
+    ...facts,
+    compile: async (graph) => new HostProgram(await sessions.open(graph), graph, pool),
+    tensor: (data, shape) => new HostTensor(data, shape),
+    read: async (tensor) => unwrap(tensor, 'read'),
+  };
+}

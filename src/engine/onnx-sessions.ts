@@ -1,0 +1,81 @@
+/** What ONNX Runtime's providers share: compiled sessions kept for reuse, and runs whose failures name the device. */
+import { createHash } from 'node:crypto';
+import * as ort from 'onnxruntime-node';
+import { EngineRunError } from '../errors.js';
+import type { EngineFacts } from './engine.js';
+import type { Graph } from './graph.js';
+import { type Dialect, encodeOnnx } from './onnx-encode.js';
+
+// What goes wrong is thrown; the runtime's own log would only say it before.
+ort.env.logLevel = 'fatal';
+
+/** Idle sessions kept for the next group, which usually has the same shapes and so the same programs. */
+const MAX_IDLE_SESSIONS = 12;
+
+/**
+ * For providers of devices: a node that would run on the CPU fails the session, so that none does unnoticed.
+ */
+export const DEVICE_OPTIONS: ort.InferenceSession.SessionOptions = {
+  extra: { session: { disable_cpu_ep_fallback: '1' } },
+  logSeverityLevel: 4,
+};
+
+export type Feeds = Readonly<Record<string, ort.Tensor>>;
+
+/** A compiled graph, until `release`. */
+export interface Session {
+  run(feeds: Feeds, fetches?: Feeds): Promise<ort.InferenceSession.ReturnType>;
+  release(): Promise<void>;
+}
+
+/** Compiled sessions by the hash of their model. */
+export class Sessions {
+  private readonly idle = new Map<string, ort.InferenceSession[]>();
+  private idleCount = 0;
+
+  constructor(
+    private readonly facts: EngineFacts,
+    private readonly options: ort.InferenceSession.SessionOptions,
+    private readonly dialect?: Dialect,
+  ) {}
+
+  async open(graph: Graph): Promise<Session> {
+    const model = encodeOnnx(graph, this.dialect);
+    const key = createHash('sha256').update(model).digest('hex');
+    const session = await this.told(() => this.take(key, model));
+    return {
+      run: (feeds, fetches) => this.told(() => (fetches ? session.run(feeds, fetches) : session.run(feeds))),
+      release: () => this.give(key, session),
+    };
+  }
+
+  private async take(key: string, model: Uint8Array): Promise<ort.InferenceSession> {
+    const session = this.idle.get(key)?.pop();
+    if (!session) return ort.InferenceSession.create(model, this.options);
+    this.idleCount--;
+    return session;
+  }
+
+  private async give(key: string, session: ort.InferenceSession): Promise<void> {
+    const sessions = this.idle.get(key) ?? [];
+    this.idle.delete(key); // re-inserted: the map is in order of last use
+    this.idle.set(key, [...sessions, session]);
+    if (++this.idleCount <= MAX_IDLE_SESSIONS) return;
+    for (const [oldest, [first, ...rest]] of this.idle) {
+      if (rest.length) this.idle.set(oldest, rest);
+      else this.idle.delete(oldest);
+      if (!first) continue;
+      this.idleCount--;
+      await first.release();
+      return;
+    }
+  }
+
+  private async told<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw new EngineRunError(this.facts.name, this.facts.device, (error as Error).message.trim());
+    }
+  }
+}

@@ -1,0 +1,60 @@
+/** Tries an engine in a process of its own: a graphics runtime that fails may end the process it runs in. */
+import { fork } from 'node:child_process';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import type { EngineName } from './create-engine.js';
+import type { EngineFacts } from './engine.js';
+import type { ProductShape } from './gemm-rate.js';
+
+const TIMEOUT_MS = 120_000;
+
+export interface WorkingEngine extends EngineFacts {
+  readonly name: EngineName;
+  /** Floating-point operations a second of plain matrix products; undefined where it was not asked for. */
+  readonly gemmRate?: number | undefined;
+}
+
+export interface BrokenEngine {
+  readonly name: EngineName;
+  /** Why it does not work, and what to do. */
+  readonly reason: string;
+}
+
+export interface ProbeOptions {
+  readonly threads: number;
+  /** Measure the rate: for products of this shape, or at whatever size suits the device. */
+  readonly rate?: ProductShape | 'any';
+  /** Gets what the engine's runtime says on stderr, by lines. */
+  readonly onLine?: (line: string) => void;
+}
+
+/** What the child is asked, as JSON in its argument. */
+export interface ProbeRequest extends Omit<ProbeOptions, 'onLine'> {
+  readonly name: EngineName;
+}
+
+export const works = (probe: WorkingEngine | BrokenEngine): probe is WorkingEngine => 'device' in probe;
+
+export function probeEngine(
+  name: EngineName,
+  { onLine, ...options }: ProbeOptions,
+): Promise<WorkingEngine | BrokenEngine> {
+  const request: ProbeRequest = { name, ...options };
+  const child = fork(fileURLToPath(new URL('./probe-child.js', import.meta.url)), [JSON.stringify(request)], {
+    stdio: ['ignore', 'ignore', onLine ? 'pipe' : 'ignore', 'ipc'],
+  });
+  if (onLine && child.stderr) createInterface(child.stderr).on('line', onLine);
+  return new Promise((resolve) => {
+    const settle = (probe: WorkingEngine | BrokenEngine): void => {
+      clearTimeout(timer);
+      child.kill('SIGKILL'); // runtimes have been seen to fail while they shut down
+      resolve(probe);
+    };
+    const broken = (what: string): void =>
+      settle({ name, reason: `${what}. Update the device's driver, or use --engine onnx-cpu` });
+    const timer = setTimeout(() => broken(`it did not answer within ${TIMEOUT_MS / 1000} s`), TIMEOUT_MS);
+    child.once('message', (probe) => settle(probe as WorkingEngine | BrokenEngine));
+    child.once('error', (error) => broken(error.message));
+    child.once('exit', (code, signal) => broken(`its runtime ended the process that tried it (${signal ?? code})`));
+  });
+}
