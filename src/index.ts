@@ -54,7 +54,7 @@ export * as ops from './engine/ops.js';
 export * from './errors.js';
 // The mathematics.
 export { solveAdam } from './factorization/adam.js';
-export { type Baseline, groupedSvd, perExpertSvd } from './factorization/baselines.js';
+export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './factorization/baselines.js';
 export * from './factorization/problem.js';
 export { createReconstruction, type Reconstruction } from './factorization/reconstruct.js';
 export { createRefit, type Refit } from './factorization/refit.js';

@@ -125,5 +125,10 @@ function stateBytes(
   // varpro: B, M, those before them, the gradient, what Muon makes of them, and their spares; G⁻¹ twice.
   if (solver === 'varpro') return 4 * (targets + 14 * bases + 2 * n * r * r);
   // adam: A and B with two moments each, twice over while they are updated.
-  return 4 * (targets + 8 * bases + 7 * n * p * r);
+  const steps = 4 * (targets + 8 * bases + 7 * n * p * r);
+  // Before that, the decomposition of a block of experts in f64: the matrix, its triangle, vectors of the halves and of it.
+  const block = Math.ceil(n / m) * p;
+  const [short, long] = [Math.min(block, d), Math.max(block, d)];
+  const start = 4 * (bases + n * p * r + block * d) + 8 * (block * d + 3 * short * short + r * long);
+  return Math.max(steps, start);
 }

@@ -5,10 +5,11 @@
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
-import { add, div, matmul, mul, reshape, softmax, sqrt, square, sub, sum, total } from '../engine/ops.js';
+import { add, div, matmul, mul, reshape, softmax, sqrt, square, sub, sum, type Value } from '../engine/ops.js';
 import { DivergedError } from '../errors.js';
-import { activate, derivative } from './activation.js';
+import { activateWithDerivative } from './activation.js';
 import { type BatchRange, StackedTargets, splitBatches } from './batches.js';
+import { roundToHalf } from './half.js';
 import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
 import { truncatedSvd } from './svd.js';
 
@@ -18,17 +19,19 @@ const BETA2 = 0.999;
 const EPSILON = 1e-8;
 const KEEP_EVERY = 200;
 
-/** A parameter with its two moments. */
-interface Moving {
-  readonly value: EngineTensor;
-  readonly mean: EngineTensor;
-  readonly variance: EngineTensor;
+/** A parameter with its two moments, each moment over its 1 − β: as they are summed. */
+interface Moving<Tensor> {
+  readonly value: Tensor;
+  readonly mean: Tensor;
+  readonly variance: Tensor;
 }
 
+/** The experts that a program steps at once; the last batch of a step also moves the bases they share. */
 interface Batch extends BatchRange {
-  readonly gradient: Program;
-  readonly update: Program;
-  A: Moving;
+  readonly program: Program;
+  readonly isLast: boolean;
+  A: Moving<EngineTensor>;
+  w: Moving<EngineTensor>;
 }
 
 /**
@@ -43,144 +46,168 @@ export async function solveAdam(
 ): Promise<Solution> {
   const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
   const rate = options.learningRate ?? DEFAULT_RATE;
-  const start = startingFactors(problem, targets, sigma);
-  const programs = new Map<string, Program>();
-  const compiled = async (key: string, build: () => Parameters<Engine['compile']>[0]): Promise<Program> => {
-    const known = programs.get(key);
-    if (known) return known;
-    const program = await engine.compile(build());
-    programs.set(key, program);
-    return program;
-  };
-  const moving = (values: Float32Array, shape: number[]): Moving => ({
+  const start = startingFactors(problem, halfPrecision(targets, sigma, 1));
+  const moving = (values: Float32Array, shape: number[]): Moving<EngineTensor> => ({
     value: engine.tensor(values, shape),
     mean: engine.tensor(new Float32Array(values.length), shape),
     variance: engine.tensor(new Float32Array(values.length), shape),
   });
 
-  const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
+  const fitted = halfPrecision(targets, sigma, roundToHalf(Float32Array.of(sigma))[0] as number);
+  const stacked = new StackedTargets(engine, problem, fitted, options.holdTargets);
+  const programs = new Map<string, Program>();
   const batches: Batch[] = [];
   for (const { first, count } of splitBatches(n, options.batchExperts)) {
+    const isLast = first + count === n;
+    const key = `${count} ${isLast}`;
+    const program = programs.get(key) ?? (await engine.compile(traceStep(problem, count, isLast)));
+    programs.set(key, program);
+    const rows = (values: Float32Array, size: number) => values.slice(first * size, (first + count) * size);
     batches.push({
       first,
       count,
-      gradient: await compiled(`gradient ${count}`, () => traceGradient(problem, count)),
-      update: await compiled(`A ${count}`, () => traceAdam([count, p, r])),
-      A: moving(start.A.slice(first * p * r, (first + count) * p * r), [count, p, r]),
+      program,
+      isLast,
+      A: moving(rows(start.A, p * r), [count, p, r]),
+      w: moving(rows(start.logits, m), [count, m]),
     });
   }
-  const updateB = await compiled('B', () => traceAdam([m, r * d]));
-  const updateW = await compiled('w', () => traceAdam([n, m]));
   const zeroB = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
   let B = moving(start.B, [m, r * d]);
-  let w = moving(start.logits, [n, m]);
   let best: { loss: number; bases: Float32Array; logits: Float32Array } | undefined;
 
   const keep = async (loss: number): Promise<void> => {
     if (best && best.loss <= loss) return;
-    best = { loss, bases: (await engine.read(B.value)).slice(), logits: (await engine.read(w.value)).slice() };
-  };
-  const step = async (program: Program, it: Moving, gradient: EngineTensor, t: number): Promise<Moving> => {
-    const scalar = (value: number): EngineTensor => engine.tensor(Float32Array.of(value), [1]);
-    const out = await program.run({
-      ...it,
-      gradient,
-      rate: scalar(rate / (1 - BETA1 ** t)),
-      correction: scalar(1 / (1 - BETA2 ** t)),
-    });
-    disposeMoving(it);
-    gradient.dispose();
-    return out as unknown as Moving;
+    const logits = new Float32Array(n * m);
+    for (const { first, w } of batches) logits.set(await engine.read(w.value), first * m);
+    best = { loss, bases: (await engine.read(B.value)).slice(), logits };
   };
 
   try {
-    for (let t = 1; ; t++) {
-      const logits = (await engine.read(w.value)).slice();
-      const logitGradient = new Float32Array(n * m);
-      const gradientsA: EngineTensor[] = [];
+    for (let t = 1; t <= options.steps; t++) {
+      const scalar = (value: number): EngineTensor => engine.tensor(Float32Array.of(value), [1]);
+      const { scale, epsilon } = stepSize(problem, rate, t);
+      const constants = { scale: scalar(scale), epsilon: scalar(epsilon) };
       let dB = zeroB;
       let squared = 0;
       for (const batch of batches) {
-        const { first, count } = batch;
-        const W = stacked.get(batch);
-        const out = await batch.gradient.run({
-          A: batch.A.value,
-          B: B.value,
-          w: engine.tensor(logits.slice(first * m, (first + count) * m), [count, m]),
-          W,
-          dB0: dB,
-        });
+        const shared = batch.isLast ? { ...named('B', B) } : { B: B.value };
+        const inputs = { ...named('A', batch.A), ...named('w', batch.w), ...shared, W: stacked.get(batch), dB };
+        const out = await batch.program.run({ ...inputs, ...constants });
+        for (const it of [batch.A, batch.w]) dispose(it);
+        batch.A = unnamed('A', out);
+        batch.w = unnamed('w', out);
         if (dB !== zeroB) dB.dispose();
-        dB = out.dB as EngineTensor;
-        gradientsA.push(out.dA as EngineTensor);
-        logitGradient.set(await engine.read(out.dw as EngineTensor), first * m);
-        squared += (await engine.read(out.squared as EngineTensor))[0] as number;
-        out.dw?.dispose();
-        out.squared?.dispose();
+        if (batch.isLast) {
+          dispose(B);
+          B = unnamed('B', out);
+        } else {
+          dB = out.dB as EngineTensor;
+        }
+        const part = out.squared as EngineTensor;
+        for (const expert of await engine.read(part)) squared += expert;
+        part.dispose();
       }
       const loss = squared / (n * p * d);
       if (!Number.isFinite(loss)) throw new DivergedError(options.label, t);
-      const finished = t > options.steps;
-      if (finished || t % KEEP_EVERY === 0) await keep(loss);
-      if (finished) {
-        for (const gradient of [...gradientsA, dB]) gradient.dispose();
-        break;
-      }
+      // As in the reference, the loss is that of the state before this step, and what is kept is the state after it.
+      if (t % KEEP_EVERY === 0 || t === options.steps) await keep(loss);
       options.onStep?.(t, loss, options.steps);
-      for (const [i, batch] of batches.entries())
-        batch.A = await step(batch.update, batch.A, gradientsA[i] as EngineTensor, t);
-      B = await step(updateB, B, dB, t);
-      w = await step(updateW, w, engine.tensor(logitGradient, [n, m]), t);
     }
     const { loss, bases, logits } = best as NonNullable<typeof best>;
     return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss };
   } finally {
-    for (const it of [B, w, ...batches.map(({ A }) => A)]) disposeMoving(it);
+    for (const it of [B, ...batches.flatMap(({ A, w }) => [A, w])]) dispose(it);
     stacked.dispose();
     zeroB.dispose();
     for (const program of programs.values()) await program.dispose();
   }
 }
 
-function disposeMoving({ value, mean, variance }: Moving): void {
+const named = <Tensor>(name: string, { value, mean, variance }: Moving<Tensor>): Record<string, Tensor> => ({
+  [name]: value,
+  [`${name}.mean`]: mean,
+  [`${name}.variance`]: variance,
+});
+
+const unnamed = <Tensor>(name: string, all: Readonly<Record<string, Tensor>>): Moving<Tensor> => ({
+  value: all[name] as Tensor,
+  mean: all[`${name}.mean`] as Tensor,
+  variance: all[`${name}.variance`] as Tensor,
+});
+
+function dispose({ value, mean, variance }: Moving<EngineTensor>): void {
   value.dispose();
   mean.dispose();
   variance.dispose();
 }
 
-function traceGradient(problem: Problem, count: number) {
-  const { rows: p, cols: d, bases: m, rank: r, experts: n } = problem;
-  const shapes = { A: [count, p, r], B: [m, r * d], w: [count, m], W: [count, p, d], dB0: [m, r * d] };
-  return trace(shapes, ({ A, B, w, W, dB0 }) => {
-    const alpha = softmax(w);
+/** A batch's gradients, and Adam with them: on its A and w at once, on B once the last batch has added its share of ∂B. */
+function traceStep(problem: Problem, count: number, isLast: boolean) {
+  const { rows: p, cols: d, bases: m, rank: r } = problem;
+  const moving = (name: string, shape: number[]) =>
+    named(name, { value: shape, mean: shape, variance: shape }) as Record<string, number[]>;
+  const shapes = {
+    ...moving('A', [count, p, r]),
+    ...moving('w', [count, m]),
+    ...(isLast ? moving('B', [m, r * d]) : { B: [m, r * d] }),
+    W: [count, p, d],
+    dB: [m, r * d],
+    scale: [1],
+    epsilon: [1],
+  };
+  return trace(shapes, (it: Record<string, Value>) => {
+    const { A, B, W, dB: before } = it as { A: Value; B: Value; W: Value; dB: Value };
+    const alpha = softmax(it.w as Value);
     const S = reshape(matmul(alpha, B), [count, r, d]);
-    const F = activate(problem.activation, S);
+    const { value: F, derivative } = activateWithDerivative(problem.activation, S);
     const R = sub(matmul(A, F), W);
-    const scaled = mul(R, 2 / (n * p * d));
-    const D = reshape(mul(matmul(A, scaled, { transposeA: true }), derivative(problem.activation, S, F)), [
-      count,
-      r * d,
-    ]);
+    const D = reshape(mul(matmul(A, R, { transposeA: true }), derivative), [count, r * d]);
     const dAlpha = matmul(D, B, { transposeB: true });
+    const dA = matmul(R, F, { transposeB: true });
+    const dB = add(before, matmul(alpha, D, { transposeA: true }));
     // softmax′: α ∘ (dα − ⟨α, dα⟩)
+    const dw = mul(alpha, sub(dAlpha, sum(mul(alpha, dAlpha), [1])));
+    const moved = (name: string, gradient: Value) => named(name, adam(unnamed(name, it), gradient, it));
     return {
-      squared: total(square(R)),
-      dA: matmul(scaled, F, { transposeB: true }),
-      dB: add(dB0, matmul(alpha, D, { transposeA: true })),
-      dw: mul(alpha, sub(dAlpha, sum(mul(alpha, dAlpha), [1]))),
+      ...moved('A', dA),
+      ...moved('w', dw),
+      ...(isLast ? moved('B', dB) : { dB }),
+      squared: sum(square(R), [1, 2]),
     };
   });
 }
 
-/** Adam (Kingma & Ba 2015) as torch.optim.Adam computes it: the bias corrections outside, ε after the root. */
-function traceAdam(shape: number[]) {
-  const shapes = { value: shape, mean: shape, variance: shape, gradient: shape, rate: [1], correction: [1] };
-  return trace(shapes, (it) => {
-    const mean = add(mul(it.mean, BETA1), mul(it.gradient, 1 - BETA1));
-    const variance = add(mul(it.variance, BETA2), mul(square(it.gradient), 1 - BETA2));
-    const scale = add(sqrt(mul(variance, it.correction)), EPSILON);
-    return { value: sub(it.value, mul(it.rate, div(mean, scale))), mean, variance };
-  });
+/**
+ * Adam (Kingma & Ba 2015) as torch.optim.Adam computes it, with the scalars gathered: of the gradients' common factor
+ * 2/N, the moments' 1 − β and the bias corrections, only ε notices.
+ */
+function adam(it: Moving<Value>, gradient: Value, constants: Record<string, Value>): Moving<Value> {
+  const mean = add(mul(it.mean, BETA1), gradient);
+  const variance = add(mul(it.variance, BETA2), square(gradient));
+  const root = add(sqrt(variance), constants.epsilon as Value);
+  return { value: sub(it.value, div(mul(mean, constants.scale as Value), root)), mean, variance };
+}
+
+function stepSize({ experts: n, rows: p, cols: d }: Problem, rate: number, t: number) {
+  // value −= rate · (1−β₁)·mean/(1−β₁ᵗ) · s / (√((1−β₂)·variance/(1−β₂ᵗ)) · s + ε), s = 2/N
+  const root = Math.sqrt((1 - BETA2) / (1 - BETA2 ** t));
+  const factor = 2 / (n * p * d);
+  return { scale: (rate * (1 - BETA1)) / (1 - BETA1 ** t) / root, epsilon: EPSILON / (factor * root) };
+}
+
+/** The experts rounded to fp16, as the reference takes them, divided by `divisor` and rounded again. */
+function halfPrecision(targets: Targets, sigma: number, divisor: number): Targets {
+  return {
+    read(expert, target) {
+      targets.read(expert, target);
+      for (let i = 0; i < target.length; i++) target[i] = (target[i] as number) * sigma;
+      roundToHalf(target);
+      if (divisor === 1) return;
+      for (let i = 0; i < target.length; i++) target[i] = (target[i] as number) / divisor;
+      roundToHalf(target);
+    },
+  };
 }
 
 interface StartingFactors {
@@ -190,7 +217,7 @@ interface StartingFactors {
 }
 
 /** Block j of the experts, stacked: its right singular vectors are B_j, its left ones times S their A. */
-function startingFactors(problem: Problem, targets: Targets, sigma: number): StartingFactors {
+function startingFactors(problem: Problem, weights: Targets): StartingFactors {
   const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
   const A = new Float32Array(n * p * r);
   const B = new Float32Array(m * r * d);
@@ -201,8 +228,7 @@ function startingFactors(problem: Problem, targets: Targets, sigma: number): Sta
     const end = Math.max(first + 1, Math.floor(((j + 1) * n) / m));
     const count = end - first;
     const stacked = new Float32Array(count * p * d);
-    for (let e = 0; e < count; e++) targets.read(first + e, stacked.subarray(e * p * d, (e + 1) * p * d));
-    for (let i = 0; i < stacked.length; i++) stacked[i] = (stacked[i] as number) * sigma;
+    for (let e = 0; e < count; e++) weights.read(first + e, stacked.subarray(e * p * d, (e + 1) * p * d));
     const { left, right } = truncatedSvd(stacked, count * p, d, r);
     A.set(left, first * p * r);
     B.set(right, j * r * d);

@@ -2,7 +2,8 @@
  * What a factorisation must beat: truncated singular value decompositions with no more parameters. Their errors follow
  * from the singular values alone (Eckart–Young), so no factors are formed.
  */
-import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
+import { bidiagonalSvd } from './bidiagonal-svd.js';
+import { addScaled, reduce } from './householder.js';
 
 export interface Baseline {
   readonly rank: number;
@@ -22,8 +23,21 @@ export function perExpertSvd(
 }
 
 /**
- * Consecutive experts stacked into `groups` matrices, each with one right factor: Σ k·(n_g·p + d) parameters. With one
- * group all experts share their rows' space (as MoLAE does); with m groups it is the start of the reference's solver.
+ * All experts in one space, as MoLAE has it (arXiv 2503.23100): W_i ≈ A_i·B, n·p·k + k·d parameters. The best B are the
+ * first right singular vectors of the experts stacked.
+ */
+export function sharedBasisSvd(
+  experts: readonly Float32Array[],
+  rows: number,
+  cols: number,
+  parameters: number,
+): Baseline {
+  return groupedSvd(experts, rows, cols, parameters, 1);
+}
+
+/**
+ * Consecutive experts stacked into `groups` matrices, each with one right factor: Σ k·(n_g·p + d) parameters. With m
+ * groups it is the start of the reference's solver, with others MoLAE's grouped variant.
  */
 export function groupedSvd(
   experts: readonly Float32Array[],
@@ -33,7 +47,7 @@ export function groupedSvd(
   groups: number,
 ): Baseline {
   const perRank = experts.length * rows + groups * cols;
-  const rank = Math.floor(parameters / perRank);
+  const rank = Math.min(Math.floor(parameters / perRank), cols);
   let kept = 0;
   let whole = 0;
   for (let g = 0; g < groups; g++) {
@@ -42,22 +56,22 @@ export function groupedSvd(
       Math.floor(((g + 1) * experts.length) / groups),
     );
     const energies = singularEnergies(members, rows, cols);
-    kept += energies.slice(0, rank).reduce((a, b) => a + b, 0);
+    kept += energies.subarray(0, rank).reduce((a, b) => a + b, 0);
     whole += energies.reduce((a, b) => a + b, 0);
   }
   return { rank, parameters: rank * perRank, relativeError: Math.sqrt(Math.max(0, 1 - kept / whole)) };
 }
 
-/** Squared singular values of the stacked experts, largest first: eigenvalues of the smaller Gram matrix, in f64. */
-function singularEnergies(members: readonly Float32Array[], rows: number, cols: number): number[] {
-  const stacked = new Matrix(members.length * rows, cols);
-  for (const [e, values] of members.entries()) {
-    for (let i = 0; i < rows; i++)
-      for (let j = 0; j < cols; j++) stacked.set(e * rows + i, j, values[i * cols + j] as number);
+/** Squared singular values of the stacked experts, largest first: those of Σ WᵀW, (d, d), in f64. */
+function singularEnergies(members: readonly Float32Array[], rows: number, cols: number): Float64Array {
+  const gram = new Float64Array(cols * cols);
+  const row = new Float64Array(cols);
+  for (const values of members) {
+    for (let i = 0; i < rows; i++) {
+      row.set(values.subarray(i * cols, (i + 1) * cols));
+      for (let j = 0; j < cols; j++) addScaled(gram, j * cols, row[j] as number, row, 0, cols);
+    }
   }
-  const transposed = stacked.transpose();
-  const gram = stacked.rows < cols ? stacked.mmul(transposed) : transposed.mmul(stacked);
-  return new EigenvalueDecomposition(gram, { assumeSymmetric: true }).realEigenvalues
-    .map((value) => Math.max(0, value))
-    .sort((a, b) => b - a);
+  const { diagonal, superdiagonal } = reduce(gram, cols, cols);
+  return bidiagonalSvd(diagonal, superdiagonal, 0).values;
 }

@@ -6,6 +6,7 @@ import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import { TensorReader } from '../checkpoint/tensor-reader.js';
 import { createEngine } from '../engine/create-engine.js';
 import { detectModel } from '../models/detect.js';
+import type { Projection } from '../models/family.js';
 import { solveAdam } from './adam.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from './moments.js';
 import type { Activation, Problem, SolverOptions, Targets } from './problem.js';
@@ -163,39 +164,49 @@ describe('on the trained fixture', () => {
   const reference = JSON.parse(readFileSync(REFERENCE_CURVES, 'utf8'));
   let experts: Float32Array[];
   let sigma: number;
-  beforeAll(async () => {
+  const readGroup = async (layer: number, projection: Projection) => {
     const { layers } = detectModel(await openCheckpoint(TINY_MODEL));
     const reader = new TensorReader();
-    experts = await Promise.all(
-      (layers[1]?.experts.gate_proj ?? []).map(async (tensor) => {
+    const tensors = layers[layer]?.experts[projection] ?? [];
+    const weights = await Promise.all(
+      tensors.map(async (tensor) => {
         const values = new Float32Array(64 * 192);
         decodeFloats('BF16', await reader.readRange(tensor), values);
         return values;
       }),
     );
     await reader.close();
-    sigma = deviation(experts.map(measureMoments).reduce(addMoments, NO_MOMENTS));
+    return { weights, deviation: deviation(weights.map(measureMoments).reduce(addMoments, NO_MOMENTS)) };
+  };
+  beforeAll(async () => {
+    ({ weights: experts, deviation: sigma } = await readGroup(1, 'gate_proj'));
   });
 
-  test.each(['silu', 'tanh'] as const)('adam keeps to the curve of the public reference, %s', async (activation) => {
-    const losses: number[] = [];
-    await solveAdam(
-      engine,
-      problem(activation),
-      targetsOf(experts, sigma),
-      {
-        ...OPTIONS,
-        steps: 200,
-        onStep: (step, loss) => {
-          losses[step] = loss;
-        },
-      },
-      sigma,
-    );
-    for (const [epoch, loss] of reference.curves[`layer1.gate_proj.${activation}`].curve) {
-      if (epoch <= 200) expect(Math.abs((losses[epoch] as number) / loss - 1)).toBeLessThan(0.02);
-    }
-  });
+  // After some hundred steps rounding decides where the curve wiggles: PyTorch's own versions then differ by a percent.
+  test.each([
+    [1, 'gate_proj', 'silu', 800],
+    [1, 'gate_proj', 'tanh', 100],
+    [1, 'up_proj', 'silu', 100],
+    [1, 'up_proj', 'tanh', 100],
+    [3, 'gate_proj', 'tanh', 100],
+  ] as const)(
+    'adam is on the curve of the public reference: layer %i %s, %s, %i steps',
+    async (layer, projection, activation, steps) => {
+      const { weights, deviation } = await readGroup(layer, projection);
+      const losses: number[] = [];
+      const onStep = (step: number, loss: number): void => {
+        losses[step] = loss;
+      };
+      const options = { ...OPTIONS, steps, batchExperts: activation === 'tanh' ? 12 : 32, onStep };
+      await solveAdam(engine, problem(activation), targetsOf(weights, deviation), options, deviation);
+      for (const [epoch, loss] of reference.curves[`layer${layer}.${projection}.${activation}`].curve) {
+        if (epoch > steps) continue;
+        const deviates = Math.abs((losses[epoch] as number) / loss - 1);
+        expect(deviates, `step ${epoch}`).toBeLessThan(epoch <= 100 ? 1e-4 : 0.06);
+      }
+    },
+    60_000,
+  );
 
   test.each(['silu', 'tanh'] as const)('varpro is below the reference at every step count, %s', async (activation) => {
     for (const [epoch, loss] of reference.curves[`layer1.gate_proj.${activation}`].curve) {
