@@ -96,7 +96,10 @@ function arrange(
     const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
     return Math.ceil(BASE_BYTES + tensors * TENSOR_BYTES + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
   };
-  const wanted = Math.min(experts, settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)));
+  const wanted = Math.min(
+    experts,
+    settings.batchExperts ?? Math.min(...groups.map(({ problem }) => usualBatch(problem))),
+  );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
   while (batchExperts > least && expected(batchExperts) > settings.maxMemory) batchExperts--;
@@ -113,6 +116,10 @@ function arrange(
 /** Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products. */
 const batchBytesPerExpert = ({ rows: p, cols: d, rank: r }: Problem): number =>
   4 * (6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r);
+
+/** Experts a batch, where memory is plentiful. */
+export const usualBatch = (problem: Problem): number =>
+  Math.max(1, Math.floor(BATCH_BYTES / batchBytesPerExpert(problem)));
 
 /** Bytes a solver holds from step to step. */
 function stateBytes(
