@@ -33,7 +33,7 @@ import { KINDS, type Kind, type Subject, subjects } from './subjects.js';
 
 const LADDER = [25, 50, 100, 200, 300, 400, 500, 600, 800, 1000, 1200, 1600, 2000, 2400];
 /** Large groups are only timed: a few steps of each, and ours for as long as theirs. */
-const LARGE = { ladder: [3], referenceSteps: 20, share: 1 };
+const LARGE = { ladder: [16], referenceSteps: 100, share: 1 };
 const QUICK = { ladder: [25, 50, 100], referenceSteps: 300, share: 1 };
 const QUICK_GROUPS = ['layer 1 gate_proj', 'shared structure'];
 
@@ -246,6 +246,7 @@ function summary(kind: Kind): string[] {
 
 /** 0.04 → "1/25" */
 function share(value: number): string {
+  if (value > 1) return `×${value.toFixed(1)}`;
   const inverse = 1 / value;
   return `1/${inverse < 10 ? inverse.toFixed(1) : Math.round(inverse)}`;
 }

@@ -52,3 +52,6 @@ export const goalOf = <L extends Level>(levels: readonly L[]): L | undefined =>
   levels.filter(({ at }) => at !== 'last').at(-1);
 
 export const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
+
+export const median = (values: readonly number[]): number =>
+  [...values].sort((a, b) => a - b)[values.length >> 1] as number;

@@ -93,7 +93,7 @@ export function race(subject: Subject, activation: Activation, weights: Weights,
     run(planned);
   }
   const fastest = ours.at(-1) as Run;
-  const long = reference && run(Math.max(1, stepsWithin(limit, fastest)));
+  const long = reference && run(Math.max(2, stepsWithin(limit, fastest)));
   const byPlan = [...ours].sort((a, b) => a.planned - b.planned);
   return {
     subject: subject.name,

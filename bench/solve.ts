@@ -16,6 +16,7 @@ import type { Activation, Problem, Targets } from '../src/factorization/problem.
 import { createReconstruction } from '../src/factorization/reconstruct.js';
 import { createRefit } from '../src/factorization/refit.js';
 import { solveVarpro } from '../src/factorization/varpro.js';
+import { mean, median } from './levels.js';
 import { decodeNpy } from './npy.js';
 
 export interface FitRequest {
@@ -30,7 +31,9 @@ export interface FitOutcome {
   /** Steps done; the request's are the planned ones. */
   readonly steps: number;
   readonly seconds: number;
+  /** The mean; early steps often compute their inverses afresh, and the median is of late ones. */
   readonly stepSeconds: number;
+  readonly medianStepSeconds: number;
   /** Mean squared error of A·f(αB), in units of σ². */
   readonly loss: number;
   readonly peakRssBytes: number;
@@ -78,10 +81,12 @@ for (const [expert, factor] of A.entries()) {
   const rebuilt = await reconstruction.expert(expert, factor);
   for (let i = 0; i < W.length; i++) squared += ((W[i] as number) - (rebuilt[i] as number)) ** 2;
 }
+const stepTimes = ends.slice(1).map((end, i) => end - (ends[i] as number));
 const outcome: FitOutcome = {
   steps: solution.steps,
   seconds,
-  stepSeconds: ((ends.at(-1) as number) - (ends[0] as number)) / Math.max(1, ends.length - 1),
+  stepSeconds: mean(stepTimes),
+  medianStepSeconds: median(stepTimes),
   loss: squared / (experts * W.length),
   peakRssBytes: peak,
 };
