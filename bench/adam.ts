@@ -6,7 +6,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, tmpdir } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { createEngine } from '../src/engine/create-engine.js';
@@ -14,6 +14,8 @@ import { solveAdam } from '../src/factorization/adam.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
 import { ACTIVATIONS, type Activation, type Problem } from '../src/factorization/problem.js';
 import { createRandom } from '../src/factorization/random.js';
+import { machine } from './machine.js';
+import { encodeNpy } from './npy.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const python = process.env.PYTHON ?? 'python3';
@@ -29,7 +31,7 @@ try {
   for (const shape of process.argv.includes('--large') ? [SMALL, LARGE] : [SMALL]) {
     const experts = syntheticExperts(shape);
     const file = join(folder, 'experts.npy');
-    writeFileSync(file, npy(experts, [shape.experts, shape.rows, shape.cols]));
+    writeFileSync(file, encodeNpy(experts, [shape.experts, shape.rows, shape.cols]));
     for (const threads of [1, 2]) {
       for (const activation of ACTIVATIONS) {
         const times = { ours: Number.POSITIVE_INFINITY, torch: Number.POSITIVE_INFINITY };
@@ -49,7 +51,6 @@ try {
   rmSync(folder, { recursive: true, force: true });
 }
 mkdirSync(join(root, 'bench/results'), { recursive: true });
-const machine = { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version };
 writeFileSync(join(root, 'bench/results/adam.json'), `${JSON.stringify({ machine, rows }, null, 2)}\n`);
 
 type Shape = typeof SMALL;
@@ -97,11 +98,4 @@ function syntheticExperts({ experts, rows, cols }: Shape): Float32Array[] {
   return Array.from({ length: experts }, () =>
     Float32Array.from({ length: rows * cols }, () => 0.02 * random.normal()),
   );
-}
-
-/** NumPy's array file, version 1.0. */
-function npy(parts: readonly Float32Array[], shape: readonly number[]): Buffer {
-  const header = `{'descr': '<f4', 'fortran_order': False, 'shape': (${shape.join(', ')}), }`.padEnd(117);
-  const start = Buffer.from(`\x93NUMPY\x01\x00\x76\x00${header}\n`, 'latin1');
-  return Buffer.concat([start, ...parts.map((part) => Buffer.from(part.buffer, part.byteOffset, part.byteLength))]);
 }

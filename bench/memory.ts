@@ -6,11 +6,12 @@
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, tmpdir, totalmem } from 'node:os';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { generateCheckpoint } from '../fixtures/generate.js';
 import { formatBytes, formatSeconds } from '../src/format.js';
+import { machine } from './machine.js';
 
 const BUDGET = '600MB';
 const SHAPE = { experts: 64, rows: 128, cols: 512 };
@@ -48,7 +49,6 @@ for (const gigabytes of sizes.length ? sizes : [4, 8]) {
     rmSync(folder, { recursive: true, force: true });
   }
 }
-const machine = { cpu: cpus()[0]?.model, cores: cpus().length, memoryBytes: totalmem(), node: process.version };
 mkdirSync(join(root, 'bench/results'), { recursive: true });
 writeFileSync(
   join(root, 'bench/results/memory.json'),

@@ -138,6 +138,8 @@ def main():
     if len(experts) // options.groups % options.bases:
         sys.exit("experts must divide evenly among the bases: the reference drops the rest")
     sigma = experts.std()  # over all groups; fp16, and so rounded
+    # The first optimizer loads modules for a second or more: before the clock, as all imports.
+    torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     groups = []
     for target in experts.chunk(options.groups):
         if device.type == "cuda":

@@ -121,7 +121,7 @@ function arrange(
   const wanted = Math.min(
     experts,
     mostExperts,
-    settings.batchExperts ?? Math.max(1, Math.floor(BATCH_BYTES / perExpert)),
+    settings.batchExperts ?? Math.min(...groups.map(({ problem }) => usualBatch(problem))),
   );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
@@ -139,6 +139,10 @@ function arrange(
 /** Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products. */
 const batchBytesPerExpert = ({ rows: p, cols: d, rank: r }: Problem): number =>
   4 * (6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r);
+
+/** Experts a batch, where memory is plentiful. */
+export const usualBatch = (problem: Problem): number =>
+  Math.max(1, Math.floor(BATCH_BYTES / batchBytesPerExpert(problem)));
 
 /** Bytes a solver holds from step to step. */
 function stateBytes(

@@ -1,0 +1,93 @@
+/**
+ * One fit by varpro in a process of its own, so that its peak memory is its own:
+ *
+ *   node solve.js experts.npy '{"bases": 8, "activation": "silu", "steps": 400, "seed": 1, "threads": 1}'
+ *
+ * As in bench/reference/train.py, the clock starts when modules are loaded and the weights are read, and stops with the
+ * last A; the error of what was found is measured after it.
+ */
+import { readFileSync } from 'node:fs';
+import 'onnxruntime-node';
+import { usualBatch } from '../src/conversion/memory.js';
+import { peakRssBytes } from '../src/conversion/report.js';
+import { createEngine } from '../src/engine/create-engine.js';
+import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
+import type { Activation, Problem, Targets } from '../src/factorization/problem.js';
+import { createReconstruction } from '../src/factorization/reconstruct.js';
+import { createRefit } from '../src/factorization/refit.js';
+import { solveVarpro } from '../src/factorization/varpro.js';
+import { mean, median } from './levels.js';
+import { decodeNpy } from './npy.js';
+
+export interface FitRequest {
+  readonly bases: number;
+  readonly activation: Activation;
+  readonly steps: number;
+  readonly seed: number;
+  readonly threads: number;
+}
+
+export interface FitOutcome {
+  /** Steps done; the request's are the planned ones. */
+  readonly steps: number;
+  readonly seconds: number;
+  /** The mean; early steps often compute their inverses afresh, and the median is of late ones. */
+  readonly stepSeconds: number;
+  readonly medianStepSeconds: number;
+  /** Mean squared error of A·f(αB), in units of σ². */
+  readonly loss: number;
+  readonly peakRssBytes: number;
+}
+
+const [file, request] = process.argv.slice(2) as [string, string];
+const { bases, activation, threads, ...options } = JSON.parse(request) as FitRequest;
+const { parts, shape } = decodeNpy(readFileSync(file));
+const [experts, rows, cols] = shape as [number, number, number];
+
+const begun = performance.now();
+const clock = (): number => (performance.now() - begun) / 1000;
+const sigma = deviation(parts.map(measureMoments).reduce(addMoments, NO_MOMENTS));
+const problem: Problem = { experts, rows, cols, bases, rank: Math.min(rows, cols), activation };
+const targets: Targets = {
+  read(expert, target) {
+    const weights = parts[expert] as Float32Array;
+    for (let i = 0; i < target.length; i++) target[i] = (weights[i] as number) / sigma;
+  },
+};
+const engine = await createEngine('onnx-cpu', { threads });
+const ends: number[] = [];
+const solution = await solveVarpro(engine, problem, targets, {
+  ...options,
+  learningRate: undefined,
+  batchExperts: Math.min(experts, usualBatch(problem)),
+  holdTargets: true,
+  label: file,
+  onStep: () => ends.push(clock()),
+});
+const refit = await createRefit(engine, problem, solution);
+const W = new Float32Array(rows * cols);
+const A: Float32Array[] = [];
+for (let expert = 0; expert < experts; expert++) {
+  targets.read(expert, W);
+  A.push(await refit.fit(expert, W));
+}
+const seconds = clock();
+
+const peak = peakRssBytes();
+const reconstruction = await createReconstruction(engine, problem, solution);
+let squared = 0;
+for (const [expert, factor] of A.entries()) {
+  targets.read(expert, W);
+  const rebuilt = await reconstruction.expert(expert, factor);
+  for (let i = 0; i < W.length; i++) squared += ((W[i] as number) - (rebuilt[i] as number)) ** 2;
+}
+const stepTimes = ends.slice(1).map((end, i) => end - (ends[i] as number));
+const outcome: FitOutcome = {
+  steps: solution.steps,
+  seconds,
+  stepSeconds: mean(stepTimes),
+  medianStepSeconds: median(stepTimes),
+  loss: squared / (experts * W.length),
+  peakRssBytes: peak,
+};
+console.log(JSON.stringify(outcome));
