@@ -1,6 +1,7 @@
 /** The worker thread's side of worker-pool.ts: runs one `Compute`, one call at a time. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { InterruptedError } from '../src/errors.js';
+import type { SolverStep } from '../src/factorization/problem.js';
 import { Compute } from './compute.js';
 import type { Close, Reply, Request, WorkerData } from './worker-pool.js';
 
@@ -15,12 +16,12 @@ const compute = Compute.create(options);
 
 async function answer({ id, method, args }: Request): Promise<void> {
   let last = 0;
-  const onStep = (step: number, loss: number): void => {
+  const onStep = (step: SolverStep): void => {
     if (Atomics.load(stop, 0)) throw new InterruptedError();
     const now = performance.now();
     if (now - last < STEP_INTERVAL_MS) return;
     last = now;
-    port?.postMessage({ id, step, loss } satisfies Reply);
+    port?.postMessage({ id, step } satisfies Reply);
   };
   try {
     // biome-ignore lint/suspicious/noExplicitAny: the client types each method's arguments

@@ -82,7 +82,7 @@ export class Compute {
   }
 
   /** Fits a group and keeps it for `fold`. B and α come back rounded to the output dtype. */
-  async fit(task: FitTask, onStep?: (step: number, loss: number) => void): Promise<FitResult> {
+  async fit(task: FitTask, onStep?: SolverOptions['onStep']): Promise<FitResult> {
     await this.release();
     const started = performance.now();
     const { problem, dtype, options, solver, sigma } = task;

@@ -61,7 +61,7 @@ async function factoriseGroup(
       },
     ],
     {
-      onStep: (step, loss) => options.onStep({ layer, projection, step, steps: settings.steps, loss }),
+      onStep: (step) => options.onStep({ layer, projection, ...step }),
       transfer: experts.map(({ buffer }) => buffer),
     },
   );

@@ -1,14 +1,11 @@
 /** What a run is given beside its settings, what it tells while it works, and what it returns. The library prints nothing. */
 import type { GroupReport, StoredReport } from '../src/conversion/report.js';
+import type { SolverStep } from '../src/factorization/problem.js';
 import type { TimedPlan } from './plan.js';
 
-export interface StepProgress {
+export interface StepProgress extends SolverStep {
   readonly layer: number;
   readonly projection: string;
-  readonly step: number;
-  readonly steps: number;
-  /** Mean squared error in units of σ². */
-  readonly loss: number;
 }
 
 export interface FoldProgress {

@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import { SHARE_ENV, Worker } from 'node:worker_threads';
 import * as errors from '../src/errors.js';
+import type { SolverOptions, SolverStep } from '../src/factorization/problem.js';
 import type { Compute, ComputeOptions } from './compute.js';
 
 type Method = 'fit' | 'fold' | 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
@@ -26,13 +27,13 @@ const STOP_PATIENCE_MS = 10_000;
 
 export type Reply =
   | { id: number; value: unknown }
-  | { id: number; step: number; loss: number }
+  | { id: number; step: SolverStep }
   | { id: number; error: { name: string; message: string } };
 
 interface Waiting {
   resolve(value: unknown): void;
   reject(error: Error): void;
-  onStep?: ((step: number, loss: number) => void) | undefined;
+  onStep?: SolverOptions['onStep'] | undefined;
 }
 
 /** One worker, with `Compute`'s methods. Aborting `signal` stops it, and thereby whatever waits for it. */
@@ -61,7 +62,7 @@ export class ComputeWorker {
   call<M extends Method>(
     method: M,
     args: M extends 'fit' ? [Parameters<Compute['fit']>[0]] : Parameters<Compute[M]>,
-    { onStep, transfer = [] }: { onStep?: (step: number, loss: number) => void; transfer?: ArrayBuffer[] } = {},
+    { onStep, transfer = [] }: { onStep?: SolverOptions['onStep']; transfer?: ArrayBuffer[] } = {},
   ): Promise<Awaited<ReturnType<Compute[M]>>> {
     return new Promise((resolve, reject) => {
       if (this.dead) return reject(this.dead);
@@ -75,7 +76,7 @@ export class ComputeWorker {
     const waiting = this.waiting.get(reply.id);
     if (!waiting) return;
     if ('step' in reply) {
-      waiting.onStep?.(reply.step, reply.loss);
+      waiting.onStep?.(reply.step);
       return;
     }
     this.waiting.delete(reply.id);

@@ -1,11 +1,16 @@
 /** Flags that several commands share, and how their text becomes values. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { type CompressOptions, DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
+import { type CompressOptions, DTYPE_NAMES, FORMATS, QUALITIES, QUALITY_NAMES } from '../conversion/settings.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { parseBytes } from '../format.js';
 import { FACTORISED } from '../models/family.js';
+
+/** 150, 600 or 3000 */
+const QUALITY_STEPS = Object.values(QUALITIES)
+  .map(({ varpro }) => varpro)
+  .join(', ');
 
 export const MODEL = ['<model>', 'folder of a Hugging Face checkpoint (config.json and *.safetensors)'] as const;
 
@@ -65,7 +70,14 @@ export function addFactorisationOptions(command: Command): Command {
         .default('varpro'),
     )
     .addOption(
-      new Option('--steps <n>', 'solver steps a group (default: varpro 400, adam 10000)').argParser(positiveInteger),
+      new Option('--quality <quality>', 'the time a fit may take: fast, balanced or best')
+        .choices(QUALITY_NAMES)
+        .default('balanced'),
+    )
+    .addOption(
+      new Option('--steps <n>', `most solver steps a group (default: by quality, ${QUALITY_STEPS})`).argParser(
+        positiveInteger,
+      ),
     )
     .addOption(new Option('--learning-rate <rate>', "(default: the solver's own)").argParser(positiveNumber))
     .addOption(

@@ -165,7 +165,7 @@ test('settings default as documented', () => {
     keep: 0.76,
     activation: 'silu',
     solver: 'varpro',
-    steps: 400,
+    steps: 600,
     seed: 0,
   });
   expect(resolveSettings({ solver: 'adam', bases: 4 })).toMatchObject({ steps: 10_000, bases: 4, keep: undefined });

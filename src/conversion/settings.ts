@@ -4,7 +4,7 @@ import { z } from 'zod';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
-import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
+import { ACTIVATIONS, SOLVERS, type SolverName } from '../factorization/problem.js';
 import { FACTORISED } from '../models/family.js';
 
 export const FORMATS = ['mobe', 'hf'] as const;
@@ -16,7 +16,15 @@ export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } 
 const DEFAULT_SHARD_BYTES = 5e9;
 /** What the paper keeps of Qwen3's experts. */
 const DEFAULT_KEEP = 0.76;
-const DEFAULT_STEPS = { varpro: 400, adam: 10_000 } as const;
+
+/** How much time a fit may take for its result, in most steps a group. adam's are the paper's range. */
+export const QUALITIES = {
+  fast: { varpro: 150, adam: 2000 },
+  balanced: { varpro: 600, adam: 10_000 },
+  best: { varpro: 3000, adam: 50_000 },
+} as const satisfies Record<string, Record<SolverName, number>>;
+export type Quality = keyof typeof QUALITIES;
+export const QUALITY_NAMES = Object.keys(QUALITIES) as [Quality, ...Quality[]];
 
 const positive = z.number().int().positive();
 
@@ -40,6 +48,8 @@ const settingsSchema = z
     /** Of the factors (and of rebuilt weights); undefined: the experts' own. */
     dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
     solver: z.enum(SOLVERS).default('varpro'),
+    quality: z.enum(QUALITY_NAMES).default('balanced'),
+    /** Most steps a group; undefined: what the quality stands for. varpro ends earlier where nothing is left to gain. */
     steps: positive.optional(),
     learningRate: z.number().positive().optional(),
     /** Undefined: as many as keep a step's working set near 128 MiB. */
@@ -60,7 +70,7 @@ const settingsSchema = z
   .transform((settings) => ({
     ...settings,
     keep: settings.bases === undefined ? (settings.keep ?? DEFAULT_KEEP) : undefined,
-    steps: settings.steps ?? DEFAULT_STEPS[settings.solver],
+    steps: settings.steps ?? QUALITIES[settings.quality][settings.solver],
     projections: FACTORISED.filter((projection) => settings.projections.includes(projection)),
   }));
 

@@ -10,7 +10,7 @@ import { DivergedError } from '../errors.js';
 import { activateWithDerivative } from './activation.js';
 import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { roundToHalf } from './half.js';
-import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
+import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
 import { truncatedSvd } from './svd.js';
 
 const DEFAULT_RATE = 0.07;
@@ -45,6 +45,7 @@ export async function solveAdam(
   sigma: number,
 ): Promise<Solution> {
   const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
+  const report = stepReporter(options.onStep);
   const rate = options.learningRate ?? DEFAULT_RATE;
   const start = startingFactors(problem, halfPrecision(targets, sigma, 1));
   const moving = (values: Float32Array, shape: number[]): Moving<EngineTensor> => ({
@@ -113,7 +114,7 @@ export async function solveAdam(
       if (!Number.isFinite(loss)) throw new DivergedError(options.label, t);
       // As in the reference, the loss is that of the state before this step, and what is kept is the state after it.
       if (t % KEEP_EVERY === 0 || t === options.steps) await keep(loss);
-      options.onStep?.(t, loss, options.steps);
+      report({ step: t, steps: options.steps, loss, rate });
     }
     const { loss, bases, logits } = best as NonNullable<typeof best>;
     return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss };

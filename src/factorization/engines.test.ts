@@ -42,7 +42,7 @@ async function solve(engine: Engine, solver: 'varpro' | 'adam', more: Partial<So
     holdTargets: true,
     seed: 1,
     label: 'test group',
-    onStep: (_, loss) => losses.push(loss),
+    onStep: ({ loss }) => losses.push(loss),
     ...more,
   };
   const solution =

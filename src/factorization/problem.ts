@@ -52,8 +52,31 @@ export interface SolverOptions {
   readonly seed: number;
   /** Names the group in errors. */
   readonly label: string;
-  /** Called at every step, with the loss before its update and the number of steps it will be as things stand. */
-  readonly onStep?: (step: number, loss: number, steps: number) => void;
+  /** Called at every step, before its update. */
+  readonly onStep?: (step: SolverStep) => void;
+}
+
+export interface SolverStep {
+  /** Counted from 1. */
+  readonly step: number;
+  /** How many it will be, as things stand. */
+  readonly steps: number;
+  /** Mean squared error in units of σ². */
+  readonly loss: number;
+  /** The learning rate of this step. */
+  readonly rate: number;
+  /** Seconds to the end of the last step, by the pace so far. */
+  readonly secondsLeft: number;
+}
+
+/** Reports steps with the time they take. */
+export function stepReporter(onStep: SolverOptions['onStep']): (step: Omit<SolverStep, 'secondsLeft'>) => void {
+  if (!onStep) return () => {};
+  const began = performance.now();
+  return (it) => {
+    const pace = (performance.now() - began) / 1000 / Math.max(1, it.step - 1);
+    onStep({ ...it, secondsLeft: it.step > 1 ? pace * (it.steps - it.step + 1) : Number.NaN });
+  };
 }
 
 export const SOLVERS = ['varpro', 'adam'] as const;

@@ -3,11 +3,18 @@
  * so slowly that the steps left cannot bring much, the rest of the plan is gone through faster.
  */
 
+import type { Activation } from './problem.js';
+
 const FIRST_MOMENTUM = 0.5;
 const DECAY_POWER = 0.6;
 
-/** Long runs want smaller steps and a longer memory: fitted at 100 to 4000 steps. */
-const defaultRate = (steps: number): number => 0.25 * (100 / Math.max(20, steps)) ** 0.55;
+/**
+ * Long runs want smaller steps and a longer memory: fitted at 100 to 2400 steps. silu's bases stay where it is all but
+ * linear, tanh's spread over its bend, and that is farther to go.
+ */
+const FIRST_RATE: Record<Activation, number> = { silu: 0.15, tanh: 0.25 };
+const defaultRate = (steps: number, activation: Activation): number =>
+  FIRST_RATE[activation] * (100 / Math.max(20, steps)) ** 0.55;
 const lastMomentum = (steps: number): number => 1 - 0.03 * (100 / Math.max(20, steps)) ** 0.5;
 
 /** The rest is hurried when it would lower the loss by less than this share, at the pace of the last window. */
@@ -19,7 +26,7 @@ const LEAST_WINDOW = 20;
 const REST_SHARE = 0.25;
 
 export interface Rates {
-  /** Of the bases: how far an entry moves in a step (root mean square, units of σ), times two. */
+  /** Of the bases: about twice the distance an entry moves in a step (root mean square, units of σ). */
   readonly rate: number;
   /** 1 at the start, 0 at the end. */
   readonly decay: number;
@@ -40,10 +47,11 @@ export class Schedule {
 
   constructor(
     private readonly steps: number,
+    activation: Activation,
     rate?: number,
   ) {
     this.pace = 1 / steps;
-    this.rate = rate ?? defaultRate(steps);
+    this.rate = rate ?? defaultRate(steps, activation);
     this.momentumDecay = Math.log((1 - lastMomentum(steps)) / (1 - FIRST_MOMENTUM));
     this.window = Math.max(LEAST_WINDOW, Math.round(WINDOW_SHARE * steps));
   }

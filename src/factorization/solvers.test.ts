@@ -9,7 +9,7 @@ import { detectModel } from '../models/detect.js';
 import type { Projection } from '../models/family.js';
 import { solveAdam } from './adam.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from './moments.js';
-import type { Activation, Problem, SolverOptions, Targets } from './problem.js';
+import type { Activation, Problem, SolverOptions, SolverStep, Targets } from './problem.js';
 import { createRandom } from './random.js';
 import { createReconstruction } from './reconstruct.js';
 import { createRefit } from './refit.js';
@@ -80,7 +80,7 @@ describe('varpro', () => {
     const losses: number[] = [];
     const solution = await solveVarpro(engine, problem, targets, {
       ...OPTIONS,
-      onStep: (_step, loss) => losses.push(loss),
+      onStep: ({ loss }) => losses.push(loss),
     });
     expect(losses).toHaveLength(60);
     expect(solution.loss).toBeLessThanOrEqual(losses.at(-1) as number);
@@ -101,7 +101,7 @@ describe('varpro', () => {
         ...OPTIONS,
         steps: 5,
         ...options,
-        onStep: (_, loss) => losses.push(loss),
+        onStep: ({ loss }) => losses.push(loss),
       });
       return losses;
     };
@@ -128,7 +128,7 @@ describe('varpro', () => {
     const solution = await solveVarpro(engine, problem, targets, {
       ...OPTIONS,
       learningRate: 1000,
-      onStep: (_, loss) => losses.push(loss),
+      onStep: ({ loss }) => losses.push(loss),
     });
     expect([...solution.bases, ...solution.coefficients].every(Number.isFinite)).toBe(true);
     expect(solution.loss).toBeLessThanOrEqual(losses[0] as number);
@@ -144,7 +144,7 @@ describe('varpro', () => {
         ...OPTIONS,
         steps: 3,
         learningRate,
-        onStep: (_, loss) => losses.push(loss),
+        onStep: ({ loss }) => losses.push(loss),
       });
       return (losses[0] as number) - (losses[1] as number);
     };
@@ -194,7 +194,7 @@ describe('on the trained fixture', () => {
     async (layer, projection, activation, steps) => {
       const { weights, deviation } = await readGroup(layer, projection);
       const losses: number[] = [];
-      const onStep = (step: number, loss: number): void => {
+      const onStep = ({ step, loss }: SolverStep): void => {
         losses[step] = loss;
       };
       const options = { ...OPTIONS, steps, batchExperts: activation === 'tanh' ? 12 : 32, onStep };

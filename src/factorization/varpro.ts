@@ -14,7 +14,7 @@ import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { normals, STARTING_SCALE, startingBases } from './initialise.js';
 import { restart, sharpen } from './inverse.js';
-import type { Problem, Solution, SolverOptions, Targets } from './problem.js';
+import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
 import { createRandom } from './random.js';
 import { type Rates, Schedule } from './schedule.js';
 import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
@@ -120,7 +120,8 @@ class VarproSolver {
   }
 
   async solve(): Promise<Solution> {
-    const schedule = new Schedule(this.options.steps, this.options.learningRate);
+    const schedule = new Schedule(this.options.steps, this.problem.activation, this.options.learningRate);
+    const report = stepReporter(this.options.onStep);
     let steps = 0;
     let scale = 1;
     let undos = 0;
@@ -146,9 +147,9 @@ class VarproSolver {
       loss = gradient.loss;
       best = Math.min(best, loss);
       steps++;
-      this.options.onStep?.(steps, loss, schedule.expectedSteps);
       const rates = schedule.rates;
       const decay = scale * rates.decay;
+      report({ step: steps, steps: schedule.expectedSteps, loss, rate: rates.rate * decay });
       const momentum = Math.min(rates.momentum, COEFFICIENT_MOMENTUM_LIMIT);
       meanBias *= momentum;
       const next: State = {
