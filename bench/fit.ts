@@ -31,7 +31,7 @@ import { plot } from './plot.js';
 import { type Race, type RaceOptions, race, type Weights } from './race.js';
 import { KINDS, type Kind, type Subject, subjects } from './subjects.js';
 
-const LADDER = [25, 50, 100, 200, 300, 400, 500, 600, 800, 1000, 1200, 1600, 2000, 2400];
+const LADDER = [25, 50, 100, 200, 300, 350, 400, 450, 500, 600, 800, 1000, 1200, 1600, 2000, 2400];
 /** Large groups are only timed: a few steps of each, and ours for as long as theirs. */
 const LARGE = { ladder: [16], referenceSteps: 100, share: 1 };
 const QUICK = { ladder: [25, 50, 100], referenceSteps: 300, share: 1 };

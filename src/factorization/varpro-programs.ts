@@ -6,7 +6,7 @@ import { gram, type restart, type sharpen, track } from './inverse.js';
 import type { Problem } from './problem.js';
 
 /** Newton–Schulz steps that carry G⁻¹ from one solver step to the next. */
-const TRACKING_STEPS = 2;
+const TRACKING_STEPS = 3;
 /** Newton–Schulz steps of a fresh inverse, before it is looked at. */
 const FRESH_STEPS = 8;
 

@@ -14,7 +14,14 @@ import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { normals, STARTING_SCALE, startingBases } from './initialise.js';
 import { restart, sharpen } from './inverse.js';
-import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
+import {
+  type Activation,
+  type Problem,
+  type Solution,
+  type SolverOptions,
+  stepReporter,
+  type Targets,
+} from './problem.js';
 import { createRandom } from './random.js';
 import { type Rates, Schedule } from './schedule.js';
 import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
@@ -25,10 +32,10 @@ const TRACKING_LIMIT = 0.5;
 const FRESH_ROUNDS = 4;
 
 /** In units of the root mean square of α. */
-const COEFFICIENT_RATE = 0.35;
+const COEFFICIENT_RATE = 0.3;
 const COEFFICIENT_MOMENTUM_LIMIT = 0.95;
-/** α starts as normal numbers of this deviation, over √m. */
-const STARTING_COEFFICIENT = 0.5;
+/** α starts as normal numbers of this deviation, over √m: the arguments of f about as large as they end. */
+const STARTING_COEFFICIENT: Record<Activation, number> = { silu: 0.2, tanh: 0.5 };
 
 /** A step whose loss is above this multiple of the best so far is undone and taken again at half the size. */
 const UNDO_FACTOR = 1.5;
@@ -101,7 +108,7 @@ class VarproSolver {
     const random = createRandom(options.seed, n);
     const shares = normals(m * n, STARTING_SCALE / Math.sqrt(n), random);
     const { bases, columns } = await startingBases(engine, problem, targets, options, shares);
-    const coefficients = normals(n * m, STARTING_COEFFICIENT / Math.sqrt(m), random);
+    const coefficients = normals(n * m, STARTING_COEFFICIENT[problem.activation] / Math.sqrt(m), random);
     const shape = [m, r * d];
     const batches: Batch[] = [];
     for (const { first, count } of sizes) {
