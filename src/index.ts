@@ -51,10 +51,10 @@ export { type ChosenEngine, chooseEngine, type EngineChoice } from './engine/cho
 export { createEngine, ENGINE_NAMES, type EngineName } from './engine/create-engine.js';
 export type { Engine, EngineFacts, EngineOptions, EngineTensor, Program } from './engine/engine.js';
 export { type Graph, trace } from './engine/graph.js';
-export { type LinkedTensorflow, linkTensorflow } from './engine/link-tensorflow.js';
 export * as ops from './engine/ops.js';
 export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine } from './engine/probe.js';
-export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow-interpreter.js';
+export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
+export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link.js';
 export * from './errors.js';
 // The mathematics.
 export { solveAdam } from './factorization/adam.js';

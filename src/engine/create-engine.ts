@@ -3,11 +3,11 @@ import type { Engine, EngineOptions } from './engine.js';
 
 /** Every engine, one line each. Runtimes are loaded only when asked for: reading headers needs none of them. */
 const ENGINES = {
-  'onnx-cpu': async (options: EngineOptions) => (await import('./onnx-cpu-engine.js')).createOnnxCpuEngine(options),
-  'onnx-webgpu': async () => (await import('./onnx-webgpu-engine.js')).createOnnxWebgpuEngine(),
-  'onnx-cuda': async (options: EngineOptions) => (await import('./onnx-cuda-engine.js')).createOnnxCudaEngine(options),
+  'onnx-cpu': async (options: EngineOptions) => (await import('./onnx/cpu-engine.js')).createOnnxCpuEngine(options),
+  'onnx-webgpu': async () => (await import('./onnx/webgpu-engine.js')).createOnnxWebgpuEngine(),
+  'onnx-cuda': async (options: EngineOptions) => (await import('./onnx/cuda-engine.js')).createOnnxCudaEngine(options),
   tensorflow: async (options: EngineOptions) =>
-    (await import('./tensorflow-engine.js')).createTensorflowEngine(options),
+    (await import('./tensorflow/tensorflow-engine.js')).createTensorflowEngine(options),
 };
 
 export type EngineName = keyof typeof ENGINES;

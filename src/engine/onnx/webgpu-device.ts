@@ -4,9 +4,9 @@
  */
 import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import { EngineUnavailableError } from '../errors.js';
-import { cpuName } from './device-name.js';
-import type { EngineFacts } from './engine.js';
+import { EngineUnavailableError } from '../../errors.js';
+import { cpuName } from '../device-name.js';
+import type { EngineFacts } from '../engine.js';
 
 const TIMEOUT_MS = 60_000;
 /** Elements are numbered by 32-bit words in shaders; also what most drivers allow. */

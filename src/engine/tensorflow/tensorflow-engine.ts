@@ -1,13 +1,13 @@
 /**
  * TensorFlow's native library by way of `@tensorflow/tfjs-node-gpu`. The package is optional and loaded only when this
- * engine is asked for; `linkTensorflow` (link-tensorflow.ts) gives it a current TensorFlow.
+ * engine is asked for; `linkTensorflow` (link.ts) gives it a current TensorFlow.
  */
 import { createRequire } from 'node:module';
 import util from 'node:util';
-import { EngineUnavailableError } from '../errors.js';
-import { cpuName, nvidiaName } from './device-name.js';
-import type { Engine, EngineOptions } from './engine.js';
-import { createInterpreter, type TensorFlow } from './tensorflow-interpreter.js';
+import { EngineUnavailableError } from '../../errors.js';
+import { cpuName, nvidiaName } from '../device-name.js';
+import type { Engine, EngineOptions } from '../engine.js';
+import { createInterpreter, type TensorFlow } from './interpreter.js';
 
 export const TENSORFLOW_PACKAGE = '@tensorflow/tfjs-node-gpu';
 /** `--save-optional` because npm otherwise takes it for the optional peer it is, and installs nothing. */

@@ -1,15 +1,15 @@
 import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
-import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { temporaryFolder } from '../../../fixtures/temporary-folder.js';
 import {
   CompilationError,
   CompilerMissingError,
   LinkedTensorflowError,
   NotATensorflowWheelError,
   UnsupportedPlatformError,
-} from '../errors.js';
-import { linkTensorflow } from './link-tensorflow.js';
+} from '../../errors.js';
+import { linkTensorflow } from './link.js';
 
 const root = temporaryFolder();
 const wheel = join(root, 'site-packages, all', 'tensorflow'); // neither blanks nor commas are special

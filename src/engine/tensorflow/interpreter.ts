@@ -2,11 +2,11 @@
  * Interprets traced graphs with TensorFlow.js operations, one call an operation, on whatever backend the module runs on.
  * The operations are f32 and row-major in every backend, as the graph's are.
  */
-import { EngineError, EngineRunError } from '../errors.js';
-import type { Engine, EngineFacts, EngineTensor, Program } from './engine.js';
-import type { Graph } from './graph.js';
-import { matchInputs } from './match-inputs.js';
-import { elements, type Operation, type Value } from './ops.js';
+import { EngineError, EngineRunError } from '../../errors.js';
+import type { Engine, EngineFacts, EngineTensor, Program } from '../engine.js';
+import type { Graph } from '../graph.js';
+import { matchInputs } from '../match-inputs.js';
+import { elements, type Operation, type Value } from '../ops.js';
 
 /** A TensorFlow.js tensor. Several may share content; each is disposed of by itself. */
 export interface TfTensor {

@@ -1,6 +1,6 @@
-import { cpuName } from './device-name.js';
-import type { Engine, EngineOptions } from './engine.js';
-import { createHostEngine } from './onnx-host-engine.js';
+import { cpuName } from '../device-name.js';
+import type { Engine, EngineOptions } from '../engine.js';
+import { createHostEngine } from './host-engine.js';
 
 /** ONNX Runtime's CPU provider. */
 export function createOnnxCpuEngine({ threads }: EngineOptions): Engine {

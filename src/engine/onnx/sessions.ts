@@ -1,10 +1,10 @@
 /** What ONNX Runtime's providers share: compiled sessions kept for reuse, and runs whose failures name the device. */
 import { createHash } from 'node:crypto';
 import * as ort from 'onnxruntime-node';
-import { EngineRunError } from '../errors.js';
-import type { EngineFacts } from './engine.js';
-import type { Graph } from './graph.js';
-import { type Dialect, encodeOnnx } from './onnx-encode.js';
+import { EngineRunError } from '../../errors.js';
+import type { EngineFacts } from '../engine.js';
+import type { Graph } from '../graph.js';
+import { type Dialect, encodeOnnx } from './encode.js';
 
 // What goes wrong is thrown; the runtime's own log would only say it before.
 ort.env.logLevel = 'fatal';

@@ -1,12 +1,12 @@
 /** An ONNX Runtime engine whose tensors lie in this process's memory. */
 import * as ort from 'onnxruntime-node';
-import { EngineError } from '../errors.js';
-import type { Engine, EngineFacts, EngineTensor, Program } from './engine.js';
-import type { Graph } from './graph.js';
-import { matchInputs } from './match-inputs.js';
-import { outputName } from './onnx-encode.js';
-import { type Session, Sessions } from './onnx-sessions.js';
-import { elements } from './ops.js';
+import { EngineError } from '../../errors.js';
+import type { Engine, EngineFacts, EngineTensor, Program } from '../engine.js';
+import type { Graph } from '../graph.js';
+import { matchInputs } from '../match-inputs.js';
+import { elements } from '../ops.js';
+import { outputName } from './encode.js';
+import { type Session, Sessions } from './sessions.js';
 
 /** Result buffers given back by `dispose`, by length: a solver asks for the same sizes thousands of times. */
 class BufferPool {

@@ -1,11 +1,11 @@
 /** What is its own of this engine; engines.test.ts holds it to what every engine must do. */
 import { describe, expect, test } from 'vitest';
-import { TENSORFLOW_JS, tensorflowJs } from '../../fixtures/engines.js';
-import { EngineRunError } from '../errors.js';
-import type { EngineTensor } from './engine.js';
-import { trace } from './graph.js';
-import * as ops from './ops.js';
-import { createInterpreter, type TensorFlow } from './tensorflow-interpreter.js';
+import { TENSORFLOW_JS, tensorflowJs } from '../../../fixtures/engines.js';
+import { EngineRunError } from '../../errors.js';
+import type { EngineTensor } from '../engine.js';
+import { trace } from '../graph.js';
+import * as ops from '../ops.js';
+import { createInterpreter, type TensorFlow } from './interpreter.js';
 
 const tf = await tensorflowJs();
 const engine = createInterpreter(tf, TENSORFLOW_JS);

@@ -16,9 +16,9 @@ import {
   NotATensorflowWheelError,
   OutputNotWritableError,
   UnsupportedPlatformError,
-} from '../errors.js';
-import type { EngineFacts } from './engine.js';
-import { probeEngine, works } from './probe.js';
+} from '../../errors.js';
+import type { EngineFacts } from '../engine.js';
+import { probeEngine, works } from '../probe.js';
 import { INSTALL_REMEDY, TENSORFLOW_PACKAGE } from './tensorflow-engine.js';
 
 export interface LinkedTensorflow extends Pick<EngineFacts, 'device' | 'kind'> {

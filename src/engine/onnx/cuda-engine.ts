@@ -2,12 +2,12 @@
  * ONNX Runtime's CUDA provider. Its Node binding hands every tensor over in host memory, so each run copies its inputs to
  * the device and its outputs back; `mobe engines` measures the rate with these copies.
  */
-import { EngineRunError, EngineUnavailableError } from '../errors.js';
-import { nvidiaName } from './device-name.js';
-import type { Engine, EngineOptions } from './engine.js';
-import { trace } from './graph.js';
-import { createHostEngine } from './onnx-host-engine.js';
-import { DEVICE_OPTIONS } from './onnx-sessions.js';
+import { EngineRunError, EngineUnavailableError } from '../../errors.js';
+import { nvidiaName } from '../device-name.js';
+import type { Engine, EngineOptions } from '../engine.js';
+import { trace } from '../graph.js';
+import { createHostEngine } from './host-engine.js';
+import { DEVICE_OPTIONS } from './sessions.js';
 
 const REMEDY =
   "It needs Linux x64, an NVIDIA GPU with its driver, CUDA 12, cuDNN 9, and ONNX Runtime's CUDA provider, which the npm package leaves out. " +

@@ -1,6 +1,6 @@
-import type { Graph } from './graph.js';
-import { AttributeType, ElementType, ModelProto } from './onnx-schema.js';
-import type { Operation, Value } from './ops.js';
+import type { Graph } from '../graph.js';
+import type { Operation, Value } from '../ops.js';
+import { AttributeType, ElementType, ModelProto } from './schema.js';
 
 /** Opset 18 is the first where every reduction takes its axes as an input; IR 8 is the one that goes with it. */
 const OPSET = 18;

@@ -4,12 +4,12 @@
  * `getData` ends the process).
  */
 import * as ort from 'onnxruntime-node';
-import { EngineError } from '../errors.js';
-import type { Engine, EngineTensor, Program } from './engine.js';
-import { type Graph, trace } from './graph.js';
-import { matchInputs } from './match-inputs.js';
-import { type Dialect, outputName } from './onnx-encode.js';
-import { DEVICE_OPTIONS, type Session, Sessions } from './onnx-sessions.js';
+import { EngineError } from '../../errors.js';
+import type { Engine, EngineTensor, Program } from '../engine.js';
+import { type Graph, trace } from '../graph.js';
+import { matchInputs } from '../match-inputs.js';
+import { type Dialect, outputName } from './encode.js';
+import { DEVICE_OPTIONS, type Session, Sessions } from './sessions.js';
 import { describeWebgpu } from './webgpu-device.js';
 
 /** The provider has no kernel for products with transposed operands. */

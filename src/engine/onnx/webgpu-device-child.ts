@@ -1,8 +1,8 @@
 /** Runs alone, for webgpu-device.ts: starts the WebGPU provider and tries tensors that are probably too large for it. */
 import * as ort from 'onnxruntime-node';
-import { trace } from './graph.js';
-import { encodeOnnx } from './onnx-encode.js';
-import { add } from './ops.js';
+import { trace } from '../graph.js';
+import { add } from '../ops.js';
+import { encodeOnnx } from './encode.js';
 import { TRIED_BYTES, type WebgpuTrial } from './webgpu-device.js';
 
 ort.env.logLevel = 'info'; // lists the devices that were found
