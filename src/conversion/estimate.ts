@@ -19,9 +19,9 @@ export function stepOperations(
   const mixing = 3 * 2 * n * m * r * d;
   if (solver === 'adam') return 3 * unit + mixing;
   const gram = 2 * n * r * r * d;
-  const inverse = 5 * 2 * n * r ** 3;
-  const muon = 3 * m * (4 * r * r * d + 2 * r ** 3);
-  return 3 * unit + gram + inverse + 2 * n * p * r * r + mixing + muon;
+  const inverse = 7 * 2 * n * r ** 3;
+  const update = m * (4 * r * r * d + 5 * 2 * r ** 3);
+  return 3 * unit + gram + inverse + 2 * n * p * r * r + mixing + update;
 }
 
 /**

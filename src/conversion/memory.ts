@@ -152,8 +152,9 @@ function stateBytes(
 ): number {
   const targets = holdTargets ? n * p * d : 0;
   const bases = m * r * d;
-  // varpro: B, M, those before them, the gradient, what Muon makes of them, and their spares; G⁻¹ twice.
-  if (solver === 'varpro') return 4 * (targets + 14 * bases + 2 * n * r * r);
+  // varpro: B, M, those before them, the gradient, their update, and their spares; the bases' Gram matrices, those before
+  // them, and their root; G⁻¹ twice.
+  if (solver === 'varpro') return 4 * (targets + 14 * bases + 8 * m * r * r + 2 * n * r * r);
   // adam: A and B with two moments each, twice over while they are updated.
   const steps = 4 * (targets + 8 * bases + 7 * n * p * r);
   // Before that, the decomposition of a block of experts in f64: the matrix, its triangle, vectors of the halves and of it.

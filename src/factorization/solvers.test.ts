@@ -121,6 +121,35 @@ describe('varpro', () => {
     expect(await bases(1)).not.toEqual(await bases(2));
   });
 
+  test('ends before its last planned step when nothing is left to gain', async () => {
+    // One basis of one row for experts that share nothing: there is little to find.
+    const problem: Problem = { experts: 4, rows: 6, cols: 30, bases: 1, rank: 1, activation: 'tanh' };
+    const noise = syntheticExperts({ experts: 1, rows: 1, cols: 4 * 180 })[0] as Float32Array;
+    const experts = [0, 1, 2, 3].map((e) => noise.slice(e * 180, (e + 1) * 180));
+    const steps: SolverStep[] = [];
+    const options = { ...OPTIONS, steps: 2000, onStep: (step: SolverStep) => steps.push(step) };
+    const solution = await solveVarpro(engine, problem, targetsOf(experts), options);
+    expect(solution.steps).toBeLessThan(1000);
+    expect(steps.at(-1)?.steps).toBe(solution.steps);
+  });
+
+  test('reports each step with its loss, its rate and the time left', async () => {
+    const problem: Problem = { experts: 4, rows: 8, cols: 24, bases: 2, rank: 8, activation: 'silu' };
+    const steps: SolverStep[] = [];
+    await solveVarpro(engine, problem, targetsOf(syntheticExperts(problem)), {
+      ...OPTIONS,
+      steps: 30,
+      onStep: (step) => steps.push(step),
+    });
+    expect(steps.map(({ step }) => step)).toEqual(Array.from({ length: 30 }, (_, i) => i + 1));
+    for (const { loss, rate, secondsLeft, step } of steps) {
+      expect(loss).toBeGreaterThan(0);
+      expect(rate).toBeGreaterThan(0);
+      if (step > 1) expect(secondsLeft).toBeGreaterThan(0);
+    }
+    expect(steps.at(-1)?.rate).toBeLessThan(steps[0]?.rate as number);
+  });
+
   test('a learning rate far too high is undone until it fits, and never leaves NaN', async () => {
     const problem: Problem = { experts: 8, rows: 12, cols: 40, bases: 3, rank: 12, activation: 'silu' };
     const targets = targetsOf(syntheticExperts(problem));
@@ -208,15 +237,18 @@ describe('on the trained fixture', () => {
     60_000,
   );
 
-  test.each(['silu', 'tanh'] as const)('varpro is below the reference at every step count, %s', async (activation) => {
-    for (const [epoch, loss] of reference.curves[`layer1.gate_proj.${activation}`].curve) {
-      if (epoch !== 100 && epoch !== 200) continue;
-      const solution = await solveVarpro(engine, problem(activation), targetsOf(experts, sigma), {
-        ...OPTIONS,
-        steps: epoch,
-      });
-      expect(solution.loss).toBeLessThan(0.75 * loss);
-    }
+  // At its 10 000th step the reference stands at 0.0435 (silu) and 0.0410 (tanh); the best it ever kept is 0.0426 and 0.0410.
+  test.each([
+    ['silu', 100, 0.55],
+    ['tanh', 100, 0.55],
+    ['silu', 400, 0.0426],
+    ['tanh', 400, 0.041],
+  ] as const)('varpro is far ahead of the reference: %s, %i steps', async (activation, steps, level) => {
+    const { curve } = reference.curves[`layer1.gate_proj.${activation}`] as { curve: [number, number][] };
+    const there = curve.find(([epoch]) => epoch === steps)?.[1] as number;
+    const targets = targetsOf(experts, sigma);
+    const solution = await solveVarpro(engine, problem(activation), targets, { ...OPTIONS, steps });
+    expect(solution.loss).toBeLessThan(steps === 100 ? level * there : level);
   });
 });
 

@@ -23,7 +23,7 @@ function mixBases(problem: Problem, B: Value, alpha: Value): { S: Value; F: Valu
   return { S, F: activate(problem.activation, S) };
 }
 
-/** One batch's share of loss and gradients, these without the factor 2/N: neither Muon nor Adam minds it. */
+/** One batch's share of loss and gradients, these without the factor 2/N: neither way of moving minds it. */
 export function traceGradient(problem: Problem, count: number) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d] };

@@ -5,7 +5,7 @@
  *     F_i = f(Σ_j α_ij B_j)    G_i = F_i F_iᵀ + λI    A_i = W_i F_iᵀ G_i⁻¹    R_i = A_i F_i − W_i
  *     D_i = (2/N)(A_iᵀ R_i) ∘ f′       ∂B_j = Σ_i α_ij D_i       ∂α_ij = ⟨D_i, B_j⟩
  *
- * (the derivative of A drops out: A is at its optimum). B moves by Muon, α by Adam; G⁻¹ is tracked from step to step by
+ * (the derivative of A drops out: A is at its optimum). B moves by a one-sided Shampoo, α by Adam; G⁻¹ is tracked from step to step by
  * Newton–Schulz iteration. docs/solver.md has the measurements behind the constants.
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
