@@ -59,7 +59,7 @@ const ends: number[] = [];
 const solution = await solveVarpro(engine, problem, targets, {
   ...options,
   learningRate: undefined,
-  batchExperts: Math.min(experts, usualBatch(problem)),
+  batchExperts: Math.min(experts, usualBatch(problem, 'cpu')),
   holdTargets: true,
   label: file,
   onStep: () => ends.push(clock()),

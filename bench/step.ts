@@ -41,7 +41,7 @@ const engine = await createEngine(flags.engine as EngineName, { threads });
 const rows = [];
 for (const problem of SHAPES) {
   const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
-  for (const batchExperts of flags.batch?.split(',').map(Number) ?? [Math.min(n, usualBatch(problem))]) {
+  for (const batchExperts of flags.batch?.split(',').map(Number) ?? [Math.min(n, usualBatch(problem, engine.kind))]) {
     const before = await measureGemmRate(engine, p, d, r);
     const seconds = await stepSeconds(problem, Math.min(n, batchExperts));
     const plain = Math.max(before, await measureGemmRate(engine, p, d, r));

@@ -2,6 +2,7 @@
 import { READ_BYTES } from '../checkpoint/tensor-reader.js';
 import type { ChosenEngine } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
+import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { largestBatch } from '../factorization/batches.js';
 import { denseParameters, type Problem } from '../factorization/problem.js';
@@ -35,8 +36,11 @@ const OVERHEAD = 1.15;
 const FRAGMENTED_SHARE = 0.55;
 const FRAGMENTED_BYTES = 256 * MIB;
 
-/** A step's working set without a wish for more: large enough for full GEMM speed, the same on every machine. */
-const BATCH_BYTES = 128 * MIB;
+/**
+ * A step's working set without a wish for more: large enough for full GEMM speed, the same on every machine. A GPU needs more
+ * at once to be kept busy.
+ */
+const BATCH_BYTES: Record<Engine['kind'], number> = { cpu: 128 * MIB, gpu: 2048 * MIB };
 /** Smaller batches than this waste time on the calls themselves; other economies come first. */
 const LEAST_BATCH = 4;
 
@@ -79,7 +83,9 @@ export function planMemory(
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
-  const plans = arrangements.map((arrangement) => arrange(groups, settings, arrangement, fixedBytes, mostExperts));
+  const plans = arrangements.map((arrangement) =>
+    arrange(groups, settings, arrangement, engine, fixedBytes, mostExperts),
+  );
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
@@ -102,6 +108,7 @@ function arrange(
   groups: readonly GroupPlan[],
   settings: Settings,
   arrangement: Arrangement,
+  engine: ChosenEngine,
   fixedBytes: number,
   mostExperts: number,
 ): MemoryPlan {
@@ -121,7 +128,7 @@ function arrange(
   const wanted = Math.min(
     experts,
     mostExperts,
-    settings.batchExperts ?? Math.min(...groups.map(({ problem }) => usualBatch(problem))),
+    settings.batchExperts ?? Math.min(...groups.map(({ problem }) => usualBatch(problem, engine.kind))),
   );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
@@ -141,8 +148,8 @@ const batchBytesPerExpert = ({ rows: p, cols: d, rank: r }: Problem): number =>
   4 * (6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r);
 
 /** Experts a batch, where memory is plentiful. */
-export const usualBatch = (problem: Problem): number =>
-  Math.max(1, Math.floor(BATCH_BYTES / batchBytesPerExpert(problem)));
+export const usualBatch = (problem: Problem, kind: Engine['kind']): number =>
+  Math.max(1, Math.floor(BATCH_BYTES[kind] / batchBytesPerExpert(problem)));
 
 /** Bytes a solver holds from step to step. */
 function stateBytes(
