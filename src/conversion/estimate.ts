@@ -4,7 +4,7 @@ import type { CompressionPlan } from './compression.js';
 import { sourceBytes } from './groups.js';
 
 /** What a solver step reaches of the rate of a plain matrix product of the same shapes; measured, docs/solver.md. */
-const STEP_EFFICIENCY = 0.5;
+const STEP_EFFICIENCY = 0.75;
 /** A cautious disk, bytes a second; conversions that are not compute-bound are bound by it. */
 const DISK_RATE = 300e6;
 /** Solver steps' worth of arithmetic in the final refit and its check, per expert. */
