@@ -128,7 +128,7 @@ describe('the trained fixture at 24 % fewer expert parameters, all defaults', ()
   test('asked for something else in the same folder, it refuses, naming the difference, unless forced', async () => {
     const other = { steps: 3, layers: [0] };
     await expect(compress(TINY_MODEL, at('default'), other)).rejects.toThrow(
-      'steps 400, now 3; layers default, now [0]',
+      'steps 600, now 3; layers default, now [0]',
     );
     cpSync(at('default'), at('forced'), { recursive: true });
     expect((await compress(TINY_MODEL, at('forced'), other, { force: true })).groups).toHaveLength(2);
