@@ -9,7 +9,7 @@ export interface BatchRange {
 }
 
 /** Experts 0 … n−1 in batches of at most `size`, as even as can be. */
-export function splitBatches(experts: number, size: number): BatchRange[] {
+function splitBatches(experts: number, size: number): BatchRange[] {
   const batches = Math.ceil(experts / Math.max(1, size));
   return Array.from({ length: batches }, (_, i) => {
     const first = Math.floor((i * experts) / batches);

@@ -3,11 +3,13 @@ import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
 import { add, matmul } from '../engine/ops.js';
 import { type BatchRange, solverBatches } from './batches.js';
-import type { Problem, SolverOptions, Targets } from './problem.js';
+import type { Activation, Problem, SolverOptions, Targets } from './problem.js';
 import { createRandom, type Random } from './random.js';
 
 /** Bases start this small: f is all but linear there, and bends them as far as pays. */
-export const STARTING_SCALE = 0.25;
+const STARTING_SCALE = 0.25;
+/** α starts as normal numbers of this deviation, over √m: the arguments of f about as large as they end. */
+const STARTING_COEFFICIENT: Record<Activation, number> = { silu: 0.2, tanh: 0.5 };
 
 /** Input axes are scaled by the quarter power of their energy, and no energy counts for less than this share of the mean. */
 const COLUMN_POWER = 0.25;
@@ -58,7 +60,7 @@ function permutation(size: number, random: Random): Uint32Array {
 }
 
 /** Normal numbers of the given standard deviation. */
-export function normals(count: number, deviation: number, random: Random): Float32Array {
+function normals(count: number, deviation: number, random: Random): Float32Array {
   return Float32Array.from({ length: count }, () => deviation * random.normal());
 }
 
@@ -69,15 +71,16 @@ export interface Start {
   readonly columns: EngineTensor;
 }
 
-/** One pass over the experts; `shares` is c, (m, n). */
+/** One pass over the experts. */
 export async function startingBases(
   engine: Engine,
   problem: Problem,
   targets: Targets,
   { batchExperts, seed }: SolverOptions,
-  shares: Float32Array,
+  random: Random,
 ): Promise<Start> {
   const { experts: n, bases: m, rank: r, cols: d } = problem;
+  const shares = normals(m * n, STARTING_SCALE / Math.sqrt(n), random); // c, (m, n)
   let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
   const programs = new Map<number, Program>();
   const energy = new Float64Array(d);
@@ -102,6 +105,10 @@ export async function startingBases(
   for (const program of programs.values()) await program.dispose();
   return { bases, columns: engine.tensor(columnScales(energy), [1, 1, d]) };
 }
+
+/** α, (n, m). */
+export const startingCoefficients = ({ experts: n, bases: m, activation }: Problem, random: Random): Float32Array =>
+  normals(n * m, STARTING_COEFFICIENT[activation] / Math.sqrt(m), random);
 
 function columnScales(energy: Float64Array): Float32Array {
   const mean = energy.reduce((sum, value) => sum + value, 0) / energy.length;

@@ -6,7 +6,7 @@
 import { add, div, identity, matmul, max, mul, sqrt, square, sub, sum, type Value } from '../engine/ops.js';
 
 /** Keeps G positive definite: λ as a share of its mean diagonal. */
-export const RIDGE = 1e-6;
+const RIDGE = 1e-6;
 
 /** G = F·Fᵀ + λ·mean(diag)·I. F: (n, r, d); result (n, r, r). */
 export function gram(F: Value): Value {

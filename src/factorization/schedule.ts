@@ -2,7 +2,6 @@
  * How far a varpro run is, and what that makes of its rates. A run is planned for a number of steps; when the loss falls
  * so slowly that the steps left cannot bring much, the rest of the plan is gone through faster.
  */
-
 import type { Activation } from './problem.js';
 
 const FIRST_MOMENTUM = 0.5;

@@ -46,10 +46,9 @@ export function traceGradient(problem: Problem, count: number) {
 /** G⁻¹ from far away (`restart`) or going on from there (`sharpen`). */
 export function traceInverse(problem: Problem, count: number, iterate: typeof restart | typeof sharpen) {
   const { cols: d, bases: m, rank: r } = problem;
-  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r] }, ({ B, alpha, X }) => {
-    const { X: inverse, residual } = iterate(gram(mixBases(problem, B, alpha).F), X, FRESH_STEPS);
-    return { X: inverse, residual };
-  });
+  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r] }, ({ B, alpha, X }) => ({
+    ...iterate(gram(mixBases(problem, B, alpha).F), X, FRESH_STEPS),
+  }));
 }
 
 /**

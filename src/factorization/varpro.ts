@@ -5,23 +5,16 @@
  *     F_i = f(Σ_j α_ij B_j)    G_i = F_i F_iᵀ + λI    A_i = W_i F_iᵀ G_i⁻¹    R_i = A_i F_i − W_i
  *     D_i = (2/N)(A_iᵀ R_i) ∘ f′       ∂B_j = Σ_i α_ij D_i       ∂α_ij = ⟨D_i, B_j⟩
  *
- * (the derivative of A drops out: A is at its optimum). B moves by a one-sided Shampoo, α by Adam; G⁻¹ is tracked from step to step by
- * Newton–Schulz iteration. docs/solver.md has the measurements behind the constants.
+ * (the derivative of A drops out: A is at its optimum). B moves by a one-sided Shampoo, α by Adam; G⁻¹ is tracked from step
+ * to step by Newton–Schulz iteration. docs/solver.md has the measurements behind the constants.
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { DivergedError } from '../errors.js';
 import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
-import { normals, STARTING_SCALE, startingBases } from './initialise.js';
+import { startingBases, startingCoefficients } from './initialise.js';
 import { restart, sharpen } from './inverse.js';
-import {
-  type Activation,
-  type Problem,
-  type Solution,
-  type SolverOptions,
-  stepReporter,
-  type Targets,
-} from './problem.js';
+import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
 import { createRandom } from './random.js';
 import { type Rates, Schedule } from './schedule.js';
 import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
@@ -34,8 +27,6 @@ const FRESH_ROUNDS = 4;
 /** In units of the root mean square of α. */
 const COEFFICIENT_RATE = 0.3;
 const COEFFICIENT_MOMENTUM_LIMIT = 0.95;
-/** α starts as normal numbers of this deviation, over √m: the arguments of f about as large as they end. */
-const STARTING_COEFFICIENT: Record<Activation, number> = { silu: 0.2, tanh: 0.5 };
 
 /** A step whose loss is above this multiple of the best so far is undone and taken again at half the size. */
 const UNDO_FACTOR = 1.5;
@@ -106,9 +97,8 @@ class VarproSolver {
       });
     }
     const random = createRandom(options.seed, n);
-    const shares = normals(m * n, STARTING_SCALE / Math.sqrt(n), random);
-    const { bases, columns } = await startingBases(engine, problem, targets, options, shares);
-    const coefficients = normals(n * m, STARTING_COEFFICIENT[problem.activation] / Math.sqrt(m), random);
+    const { bases, columns } = await startingBases(engine, problem, targets, options, random);
+    const coefficients = startingCoefficients(problem, random);
     const shape = [m, r * d];
     const batches: Batch[] = [];
     for (const { first, count } of sizes) {
@@ -256,12 +246,11 @@ class VarproSolver {
     decay: number,
     step: number,
   ): Promise<Pick<State, 'bases' | 'momentum' | 'gram'>> {
-    const { rank, cols } = this.problem;
     const scalar = (value: number): EngineTensor => this.engine.tensor(Float32Array.of(value), [1]);
     const scalars = {
       momentum: scalar(momentum),
-      // An orthogonal update has entries of 1/√max(r, d); this makes them rate/2, in units of σ.
-      step: scalar(0.5 * rate * decay * Math.sqrt(Math.max(rank, cols))),
+      // An orthogonal update has entries of 1/√d (r ≤ d); this makes them rate/2, in units of σ.
+      step: scalar(0.5 * rate * decay * Math.sqrt(this.problem.cols)),
       correction: scalar(1 - GRAM_DECAY ** step),
     };
     const { bases, momentum: M, gram: Q } = this.state;
