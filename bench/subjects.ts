@@ -1,8 +1,7 @@
 /** What is raced: the trained fixture's groups, and synthetic ones that nothing was tuned on. */
 import { TINY_MODEL } from '../fixtures/paths.js';
-import { decodeFloats } from '../src/checkpoint/codec.js';
-import type { FloatDtype } from '../src/checkpoint/dtype.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { decodeMatrix, readMatrix } from '../src/checkpoint/stored-matrix.js';
 import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import type { Problem } from '../src/factorization/problem.js';
 import { createRandom, type Random } from '../src/factorization/random.js';
@@ -51,9 +50,9 @@ const trained = (layer: number, projection: 'gate_proj' | 'up_proj'): Subject =>
     try {
       const tensors = layers.find((it) => it.layer === layer)?.experts[projection] ?? [];
       return await Promise.all(
-        tensors.map(async (tensor) => {
+        tensors.map(async (matrix) => {
           const values = new Float32Array(64 * 192);
-          decodeFloats(tensor.dtype as FloatDtype, await reader.readRange(tensor), values);
+          decodeMatrix({ ...matrix, transposed: false }, await readMatrix(reader, matrix), values);
           return values;
         }),
       );

@@ -165,8 +165,42 @@ export class UnsupportedDtypeError extends InputError {
     readonly dtype: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is ${dtype}; experts are decoded from F32, F16 and BF16 only. Convert the checkpoint to bf16 first.`,
+      `Tensor "${tensor}" in ${file} is ${dtype}; weights are decoded from F32, F16, BF16, FP8 with scales, and INT4 of compressed-tensors. Convert the checkpoint to bf16 first.`,
     );
+  }
+}
+
+export class UnsupportedQuantisationError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} is quantised in a way mobe does not decode: ${what}. FP8 with scales of blocks, rows or the whole tensor and symmetric INT4 of compressed-tensors are decoded; convert the checkpoint to bf16 first.`,
+    );
+  }
+}
+
+export class MissingScaleError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    readonly scales: string,
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} is quantised, but its scales "${scales}" are in no shard: without them its values mean nothing. Download the shard that has them.`,
+    );
+  }
+}
+
+export class QuantisedShapeError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    what: string,
+  ) {
+    super(`Quantised tensor "${tensor}" in ${file}: ${what}. Download the checkpoint again.`);
   }
 }
 
@@ -181,6 +215,18 @@ export class UnknownModelError extends InputError {
   }
 }
 
+export class UnsupportedLayoutError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} holds experts in a layout mobe does not know: ${what}. Save the model with one tensor an expert.`,
+    );
+  }
+}
+
 export class MissingExpertError extends InputError {
   constructor(
     readonly tensor: string,
@@ -188,6 +234,20 @@ export class MissingExpertError extends InputError {
   ) {
     super(
       `${folder}: expert tensor "${tensor}" is missing while others of its layer are there. The download is incomplete.`,
+    );
+  }
+}
+
+export class MissingLayerError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly layer: number,
+    expected: boolean,
+  ) {
+    super(
+      expected
+        ? `${file} gives layer ${layer} routed experts, but no shard has them. The download is incomplete, or the config is of another model.`
+        : `${file} makes layer ${layer} a dense one, but the shards hold routed experts for it. Config and weights are of different models.`,
     );
   }
 }
@@ -306,6 +366,14 @@ export class DiskTooSmallError extends InputError {
     readonly free: string,
   ) {
     super(`${folder} has ${free} free; this run writes ${needed}. Free some space or choose another disk.`);
+  }
+}
+
+export class UnevenFactorsError extends InputError {
+  constructor(what: string) {
+    super(
+      `A native checkpoint has the same number of bases and the same projections in all its layers: ${what}. Fit what is missing, or write --format hf.`,
+    );
   }
 }
 

@@ -1,5 +1,6 @@
 import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
-import { compressedConfig, planCompression } from '../src/conversion/compression.js';
+import { planCompression } from '../src/conversion/compression.js';
+import { configChanges } from '../src/conversion/config-changes.js';
 import { engineRecord } from '../src/conversion/report.js';
 import { type CompressOptions, resultSettings } from '../src/conversion/settings.js';
 import { convert } from './convert.js';
@@ -35,9 +36,9 @@ export async function compress(
     async *expertBranch({ reader, onGroup, signal }) {
       const written = settings.format === 'mobe' ? 'factors' : 'weights';
       const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, hooks: run, signal });
-      for await (const factorization of fitted) yield* fold(factorization, settings.format, onGroup);
+      for await (const factorization of fitted) yield* fold(factorization, plan, onGroup);
     },
-    config: settings.format === 'mobe' ? compressedConfig(plan, settings.solver, sourceFingerprint) : {},
+    config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
     record: {
       kind: 'compress',
       sourceFingerprint,

@@ -4,6 +4,7 @@
  */
 import { allFinite, decodeFloats, encodeFloats } from '../src/checkpoint/codec.js';
 import { type FloatDtype, floatBytes } from '../src/checkpoint/dtype.js';
+import { decodeMatrix, type MatrixFormat, transpose } from '../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../src/engine/create-engine.js';
 import type { Engine } from '../src/engine/engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
@@ -16,9 +17,9 @@ import { solveVarpro } from '../src/factorization/varpro.js';
 
 export interface FitTask {
   readonly problem: Problem;
-  readonly sourceDtype: FloatDtype;
+  readonly format: MatrixFormat;
   readonly dtype: FloatDtype;
-  /** The dense weights in expert order, bytes as stored. */
+  /** The dense weights in expert order, as `readMatrix` reads them. */
   readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
   readonly sigma: number;
   readonly solver: SolverName;
@@ -34,6 +35,8 @@ export interface FitResult {
 
 export interface FactorsTask {
   readonly problem: Problem;
+  /** The matrices that were factorised are the transposes of the weights. */
+  readonly transposed: boolean;
   readonly dtype: FloatDtype;
   readonly bases: Uint8Array;
   readonly coefficients: Uint8Array;
@@ -46,9 +49,9 @@ export interface SquaredError {
   readonly squaredNorm: number;
 }
 
-/** One expert's dense weights, bytes as stored. */
+/** One expert's dense weights, as `readMatrix` reads them. */
 export interface StoredWeights {
-  readonly dtype: FloatDtype;
+  readonly format: MatrixFormat;
   readonly bytes: Uint8Array;
 }
 
@@ -59,9 +62,7 @@ export interface FoldedExpert extends SquaredError {
 /** `factors`: A·σ is written; `weights`: the rebuilt Ŵ. */
 export type Written = 'factors' | 'weights';
 
-interface Held {
-  readonly problem: Problem;
-  readonly dtype: FloatDtype;
+interface Held extends Pick<FactorsTask, 'problem' | 'transposed' | 'dtype'> {
   readonly reconstruction: Reconstruction;
   readonly fit?: { task: FitTask; refit: Refit };
 }
@@ -85,7 +86,7 @@ export class Compute {
   async fit(task: FitTask, onStep?: SolverOptions['onStep']): Promise<FitResult> {
     await this.release();
     const started = performance.now();
-    const { problem, dtype, options, solver, sigma } = task;
+    const { problem, dtype, options, solver, sigma, format } = task;
     const targets = decodeTargets(task);
     const solverOptions = onStep ? { ...options, onStep } : options;
     const solution =
@@ -94,8 +95,9 @@ export class Compute {
         : await solveVarpro(this.engine, problem, targets, solverOptions);
     const bases = encode(dtype, solution.bases, `bases of ${options.label}`);
     const coefficients = encode(dtype, solution.coefficients, `coefficients of ${options.label}`);
-    await this.load({ problem, dtype, bases, coefficients });
-    const refit = await createRefit(this.engine, problem, decodeFactors({ problem, dtype, bases, coefficients }));
+    const factors = { problem, dtype, bases, coefficients, transposed: format.transposed };
+    await this.load(factors);
+    const refit = await createRefit(this.engine, problem, decodeFactors(factors));
     this.held = { ...(this.held as Held), fit: { task, refit } };
     return { bases, coefficients, steps: solution.steps, seconds: (performance.now() - started) / 1000 };
   }
@@ -104,46 +106,50 @@ export class Compute {
   async fold(expert: number, written: Written): Promise<FoldedExpert> {
     const { problem, dtype, reconstruction, fit } = this.held as Required<Held>;
     const { task, refit } = fit;
+    const dense = { format: task.format, bytes: task.experts[expert] as Uint8Array };
     const label = `${task.options.label}, expert ${expert}`;
     const target = new Float32Array(problem.rows * problem.cols);
     decodeTargets(task).read(expert, target);
     const A = await refit.fit(expert, target);
     for (let i = 0; i < A.length; i++) A[i] = (A[i] as number) * task.sigma;
     const factor = encode(dtype, A, label);
+    if (written === 'weights') return this.rebuild(expert, factor, label, dense);
     const rebuilt = await reconstruction.expert(expert, decode(dtype, factor));
-    decodeFloats(task.sourceDtype, task.experts[expert] as Uint8Array, target);
-    if (written === 'factors') return { data: factor, ...squaredError(target, rebuilt) };
-    const data = encode(dtype, rebuilt, label);
-    return { data, ...squaredError(target, decode(dtype, data)) };
+    return { data: factor, ...squaredError(decodeDense(dense), rebuilt) };
   }
 
   /** Holds finished factors for `rebuild`. */
   async load(task: FactorsTask): Promise<void> {
     await this.release();
     const reconstruction = await createReconstruction(this.engine, task.problem, decodeFactors(task));
-    this.held = { problem: task.problem, dtype: task.dtype, reconstruction };
+    this.held = { ...task, reconstruction };
   }
 
   /**
-   * Ŵ of one expert of the loaded group in the group's dtype, from its A·σ. With the dense weights it stands for, also
-   * the error of what is returned; without, that is 0 of 0.
+   * Ŵ of one expert of the loaded group in the group's dtype, oriented as weights are stored, from its A·σ. With the dense
+   * weights it stands for, also the error of what is returned; without, that is 0 of 0.
    */
   async rebuild(expert: number, factor: Uint8Array, label: string, dense?: StoredWeights): Promise<FoldedExpert> {
-    const { dtype, reconstruction } = this.held as Held;
-    const data = encode(dtype, await reconstruction.expert(expert, decode(dtype, factor)), label);
-    const weights = dense ? decode(dense.dtype, dense.bytes) : new Float32Array(0);
-    return { data, ...squaredError(weights, decode(dtype, data)) };
+    const { problem, transposed, dtype, reconstruction } = this.held as Held;
+    let rebuilt = await reconstruction.expert(expert, decode(dtype, factor));
+    if (transposed) {
+      const turned = new Float32Array(rebuilt.length);
+      transpose(rebuilt, problem.rows, problem.cols, turned);
+      rebuilt = turned;
+    }
+    const data = encode(dtype, rebuilt, label);
+    return { data, ...squaredError(dense ? decodeAsStored(dense) : new Float32Array(0), decode(dtype, data)) };
   }
 
   /** The error of one expert of the loaded group, from its A·σ and the dense weights it stands for. */
   async compare(expert: number, factor: Uint8Array, dense: StoredWeights): Promise<SquaredError> {
     const { dtype, reconstruction } = this.held as Held;
-    return squaredError(decode(dense.dtype, dense.bytes), await reconstruction.expert(expert, decode(dtype, factor)));
+    return squaredError(decodeDense(dense), await reconstruction.expert(expert, decode(dtype, factor)));
   }
 
   /** The error of rebuilt weights as stored. */
   difference(rebuilt: StoredWeights, dense: StoredWeights): Promise<SquaredError> {
-    return Promise.resolve(squaredError(decode(dense.dtype, dense.bytes), decode(rebuilt.dtype, rebuilt.bytes)));
+    return Promise.resolve(squaredError(decodeAsStored(dense), decodeAsStored(rebuilt)));
   }
 
   /** Floating-point operations a second at the shapes of a problem. */
@@ -158,10 +164,20 @@ export class Compute {
   }
 }
 
-function decodeTargets({ problem, sourceDtype, experts, sigma }: FitTask): Targets {
+/** As it is factorised, transposed where that is so. */
+function decodeDense({ format, bytes }: StoredWeights): Float32Array {
+  const values = new Float32Array(format.rows * format.cols);
+  decodeMatrix(format, bytes, values);
+  return values;
+}
+
+const decodeAsStored = ({ format, bytes }: StoredWeights): Float32Array =>
+  decodeDense({ format: { ...format, transposed: false }, bytes });
+
+function decodeTargets({ problem, format, experts, sigma }: FitTask): Targets {
   return {
     read(expert, target) {
-      decodeFloats(sourceDtype, experts[expert] as Uint8Array, target);
+      decodeMatrix(format, experts[expert] as Uint8Array, target);
       const size = problem.rows * problem.cols;
       for (let i = 0; i < size; i++) target[i] = (target[i] as number) / sigma;
     },

@@ -7,6 +7,7 @@ import { checkOutside, OutputFolder } from '../src/checkpoint/output-folder.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
 import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { examineOutput } from '../src/conversion/existing-output.js';
+import { compareGroups } from '../src/conversion/groups.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
@@ -81,7 +82,7 @@ async function fill(conversion: Conversion, replaces: readonly string[], reader:
     });
     const branches = [passThrough(plan.copies, reader), expertBranch({ reader, onGroup, signal })];
     await pipeline(merge(branches), sink, { signal });
-    groups.sort((a, b) => a.layer - b.layer || (a.projection < b.projection ? -1 : 1));
+    groups.sort(compareGroups);
     const report = await writeSmallFiles(conversion, output, groups);
     await output.commit(LOADABLE_LAST);
     return report;

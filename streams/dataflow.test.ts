@@ -3,8 +3,8 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import _ from 'highland';
 import { describe, expect, test } from 'vitest';
-import type { TensorInfo } from '../src/checkpoint/header.js';
 import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import type { Copy } from '../src/conversion/plan.js';
 import { ByteBudget } from './byte-budget.js';
 import { compose, merge } from './highland.js';
 import { passThrough } from './pass-through.js';
@@ -140,10 +140,10 @@ describe('a byte budget', () => {
 test('passing through cuts large tensors and joins small ones, and loses no byte', async () => {
   const sizes = [5, 3, 20_000_000, 1, 0, 8_388_608, 7];
   let position = 64;
-  const tensors: TensorInfo[] = sizes.map((size, i) => {
+  const copies: Copy[] = sizes.map((size, i) => {
     const start = position;
     position += size + (i === 3 ? 10 : 0); // a gap: the next cannot share a read
-    return { name: `t${i}`, dtype: 'U8', shape: [size], file: 'f', start, end: start + size };
+    return { target: `t${i}`, offset: 0, source: { file: 'f', start, end: start + size } };
   });
   const reads: number[] = [];
   // The byte at position x is x mod 251.
@@ -154,8 +154,8 @@ test('passing through cuts large tensors and joins small ones, and loses no byte
     },
   } as unknown as TensorReader;
   const seen = new Map<string, number>();
-  for await (const { tensor, offset, data } of passThrough(tensors, reader)) {
-    const { start } = tensors.find(({ name }) => name === tensor) as TensorInfo;
+  for await (const { tensor, offset, data } of passThrough(copies, reader)) {
+    const { start } = (copies.find(({ target }) => target === tensor) as Copy).source;
     expect(offset).toBe(seen.get(tensor) ?? 0);
     expect(data[0]).toBe((start + offset) % 251);
     expect(data.at(-1)).toBe((start + offset + data.length - 1) % 251);

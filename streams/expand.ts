@@ -1,9 +1,9 @@
 import type { TensorInfo } from '../src/checkpoint/header.js';
-import { type Checkpoint, fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import type { StoredMatrix } from '../src/checkpoint/stored-matrix.js';
 import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
-import type { GroupPlan } from '../src/conversion/groups.js';
 import { findNativeGroups } from '../src/conversion/native-groups.js';
-import { planConversion } from '../src/conversion/plan.js';
+import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
 import { engineRecord, type GroupReport } from '../src/conversion/report.js';
 import { type CompressOptions, resolveSettings } from '../src/conversion/settings.js';
 import { chooseEngine } from '../src/engine/choose-engine.js';
@@ -29,20 +29,20 @@ export async function expand(
   const groups = findNativeGroups(source);
   const engine = await chooseEngine(choice, threads, groups[0]?.problem);
   const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));
+  // What is quantised in a native checkpoint was meant to stay so.
+  const plan = planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped, keepQuantised: true });
   return convert({
-    plan: planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped }),
+    plan,
     out,
     inputs: [source.folder],
     expertBranch: ({ reader, onGroup, signal }) =>
-      withWorker({ engine: engine.name, threads }, signal, (worker) =>
-        rebuildAll(source, groups, reader, worker, onGroup),
-      ),
+      withWorker({ engine: engine.name, threads }, signal, (worker) => rebuildAll(plan, reader, worker, onGroup)),
     config: denseConfig(source.config),
     record: {
       kind: 'expand',
       sourceFingerprint: await fingerprint(source),
       engine: engineRecord(engine),
-      settings: { format: 'hf', engine: engine.name, shardSize },
+      settings: { format: 'hf', groups: groups[0]?.groups, engine: engine.name, shardSize },
     },
     run,
     started,
@@ -50,22 +50,22 @@ export async function expand(
 }
 
 async function* rebuildAll(
-  source: Checkpoint,
-  groups: readonly GroupPlan[],
+  plan: ConversionPlan,
   reader: TensorReader,
   worker: ComputeWorker,
   onGroup: (report: GroupReport) => void,
 ): AsyncGenerator<OutputChunk> {
+  const { source, groups } = plan;
   for (const group of groups) {
     const { layer, projection, names } = group;
     const factored: FactoredGroup = {
       group,
       bases: source.tensors.get(names.bases) as TensorInfo,
       coefficients: source.tensors.get(names.coefficients) as TensorInfo,
-      factor: (expert) => group.experts[expert] as TensorInfo,
+      factor: (expert) => (group.experts[expert] as StoredMatrix).data,
     };
     const started = performance.now();
-    yield* rebuildWeights(factored, reader, worker);
+    yield* rebuildWeights(factored, plan, reader, worker);
     onGroup({ layer, projection, group: group.group, seconds: (performance.now() - started) / 1000 });
   }
 }

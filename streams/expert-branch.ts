@@ -1,21 +1,25 @@
 /** The branch of the dataflow that factorises: source → group → normalise → factorise → fold σ. */
 import { Readable } from 'node:stream';
 import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
-import { type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
+import { type GroupPlan, groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { RunSettings } from '../src/conversion/settings.js';
 import { InterruptedError } from '../src/errors.js';
+import { addMoments, type Moments, NO_MOMENTS } from '../src/factorization/moments.js';
 import { ByteBudget } from './byte-budget.js';
 import type { Written } from './compute.js';
 import { type FactoriseOptions, factorise } from './factorise.js';
 import { groupExperts } from './group-experts.js';
-import { normalise, type Sigmas } from './normalise.js';
+import { measureGroup, normalise, type Sigmas, sigmaOf } from './normalise.js';
 import type { RunHooks } from './progress.js';
 import { readExperts } from './read-experts.js';
 import type { Factorization } from './records.js';
 import { WorkerPool } from './worker-pool.js';
 
-/** Reads every group once, so that bad weights are found before hours of work, and learns each σ on the way. */
+/**
+ * Reads every group once, so that bad weights are found before hours of work, and learns each σ on the way: that of all the
+ * experts of its layer and projection, as the reference takes it also where they are cut into groups (`train_group.py`).
+ */
 export async function measureGroups(
   groups: readonly GroupPlan[],
   reader: TensorReader,
@@ -23,20 +27,30 @@ export async function measureGroups(
   { onProgress, signal }: RunHooks,
 ): Promise<Sigmas> {
   const budget = new ByteBudget(groupBytes);
-  const sigmas = new Map<GroupPlan, number>();
+  const moments = new Map<GroupPlan, Moments>();
   onProgress?.({
     kind: 'phase',
     phase: 'check',
     groups: groups.length,
     bytes: groups.reduce((sum, group) => sum + sourceBytes(group), 0),
   });
-  for await (const { group, sigma } of normalise(groupExperts(readExperts(groups, reader, budget)))) {
+  for await (const experts of groupExperts(readExperts(groups, reader, budget))) {
     if (signal?.aborted) throw new InterruptedError();
-    sigmas.set(group, sigma);
+    const { group } = experts;
+    const own = await measureGroup(experts);
+    sigmaOf(own, groupLabel(group));
+    moments.set(group, own);
     budget.release(sourceBytes(group));
-    onProgress?.({ kind: 'checked', groups: sigmas.size });
+    onProgress?.({ kind: 'checked', groups: moments.size });
   }
-  return sigmas;
+  return new Map(groups.map((group) => [group, sigmaOf(together(group, moments), groupLabel(group))] as const));
+}
+
+/** The moments of all the groups of a layer and projection that are at hand. */
+function together({ layer, projection }: GroupPlan, moments: ReadonlyMap<GroupPlan, Moments>): Moments {
+  return [...moments]
+    .filter(([other]) => other.layer === layer && other.projection === projection)
+    .reduce((sum, [, own]) => addMoments(sum, own), NO_MOMENTS);
 }
 
 export interface FitOptions {

@@ -1,12 +1,12 @@
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
 import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import type { ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
-import { compressedConfig } from '../src/conversion/compression.js';
+import { configChanges } from '../src/conversion/config-changes.js';
 import { type FactorFile, openFactorFolder } from '../src/conversion/factor-files.js';
-import { groupTensors, planGroups } from '../src/conversion/groups.js';
-import { planConversion } from '../src/conversion/plan.js';
+import { groupLabel, nativeTensors, planGroups } from '../src/conversion/groups.js';
+import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
 import { engineRecord, type FittedGroupReport } from '../src/conversion/report.js';
-import { type CompressOptions, type Format, resolveSettings } from '../src/conversion/settings.js';
+import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../src/conversion/settings.js';
 import { chooseEngine } from '../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
@@ -18,7 +18,7 @@ import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
 
-export type ExportOptions = Pick<CompressOptions, 'format' | 'engine' | 'shardSize' | 'threads'>;
+export type ExportOptions = Pick<CompressOptions, 'format' | 'engine' | 'shardSize' | 'threads' | 'keepQuantized'>;
 
 /** Writes the checkpoint that `compress` would have written, from the factor files `fit` left in `factors`. */
 export async function exportFactors(
@@ -29,14 +29,24 @@ export async function exportFactors(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  const { format, shardSize, threads, engine: choice } = resolveSettings(options);
+  const { format, shardSize, threads, engine: choice, keepQuantized: keepQuantised } = resolveSettings(options);
   const source = await openCheckpoint(model);
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
   const files = await openFactorFolder(factors);
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
-  const plan = planConversion({ source, groups: factored.map(({ group }) => group), format, shardBytes: shardSize });
   const { settings: fitted } = (files[0] as FactorFile).metadata;
+  const groups = factored.map(({ group }) => group);
+  const { layers } = detected;
+  const plan = planConversion({
+    source,
+    groups,
+    layers,
+    format,
+    shardBytes: shardSize,
+    keepQuantised,
+    decodedDtype: decodedDtype(fitted),
+  });
   // Native factors are copied; only standard weights are computed.
   const engine = format === 'hf' ? await chooseEngine(choice, threads, files[0]?.problem) : undefined;
   return convert({
@@ -46,11 +56,10 @@ export async function exportFactors(
     expertBranch: ({ reader, onGroup, signal }) =>
       engine
         ? withWorker({ engine: engine.name, threads }, signal, (worker) =>
-            rebuildAll(factored, files, reader, worker, onGroup),
+            rebuildAll(plan, factored, files, reader, worker, onGroup),
           )
         : copyAll(factored, files, reader, onGroup),
-    config:
-      format === 'mobe' ? compressedConfig({ ...plan, model: detected }, String(fitted.solver), sourceFingerprint) : {},
+    config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
     record: {
       kind: 'export',
       sourceFingerprint,
@@ -60,6 +69,7 @@ export async function exportFactors(
         ...fitted,
         format,
         shardSize,
+        keepQuantized: keepQuantised,
         ...(engine && engine.name !== fitted.engine && { rebuiltOn: engine.name }),
       },
     },
@@ -71,16 +81,24 @@ export async function exportFactors(
 /** The group a factor file belongs to. Throws where the file is not of this model. */
 function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
   const { path, metadata, problem, tensors } = file;
-  const { layer, projection } = metadata.report;
+  const { layer, projection, group: number } = metadata.report;
+  const { groups } = metadata;
   if (metadata.sourceFingerprint !== sourceFingerprint)
     throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
   const { bases, rank, activation } = problem;
-  const [group] = planGroups(
-    model,
-    resolveSettings({ format, bases, rank, activation, layers: [layer], projections: [projection] }),
-  );
+  const options = {
+    format,
+    bases: bases * groups,
+    groups,
+    rank,
+    activation,
+    layers: [layer],
+    projections: [projection],
+  };
+  const group = planGroups(model, resolveSettings(options)).find((it) => it.group === number);
   if (!group || JSON.stringify(group.problem) !== JSON.stringify(problem)) {
-    throw new FactorMismatchError(path, `its shapes do not fit layer ${layer} ${projection}`);
+    const label = groupLabel({ layer, projection, group: number, groups });
+    throw new FactorMismatchError(path, `its shapes do not fit ${label}`);
   }
   const { A, B, alpha } = tensors;
   const size = (A.end - A.start) / problem.experts;
@@ -104,6 +122,7 @@ type OnGroup = (report: FittedGroupReport) => void;
 const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata.report, seconds: 0 });
 
 async function* rebuildAll(
+  plan: ConversionPlan,
   factored: readonly FactoredGroup[],
   files: readonly FactorFile[],
   reader: TensorReader,
@@ -113,7 +132,7 @@ async function* rebuildAll(
   for (const [i, it] of factored.entries()) {
     const { experts, rows, cols } = it.group.problem;
     const started = performance.now();
-    const { squaredError, squaredNorm } = yield* rebuildWeights(it, reader, worker);
+    const { squaredError, squaredNorm } = yield* rebuildWeights(it, plan, reader, worker);
     onGroup({
       ...reportOf(files[i] as FactorFile),
       relativeError: Math.sqrt(squaredError / squaredNorm),
@@ -132,9 +151,12 @@ async function* copyAll(
 ): AsyncGenerator<OutputChunk> {
   for (const [i, { group, bases, coefficients, factor }] of factored.entries()) {
     const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
-    for (const [part, { name, dtype, shape }] of groupTensors(group, 'mobe').entries()) {
-      yield* passThrough([{ ...(ranges[part] as ByteRange), name, dtype, shape }], reader);
-    }
+    const copies = nativeTensors(group).map(({ name }, part) => ({
+      target: name,
+      offset: 0,
+      source: ranges[part] as ByteRange,
+    }));
+    yield* passThrough(copies, reader);
     onGroup(reportOf(files[i] as FactorFile));
   }
 }

@@ -1,7 +1,8 @@
 import _ from 'highland';
-import { groupLabel, sourceBytes } from '../src/conversion/groups.js';
+import { type GroupKey, groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
+import { PROJECTIONS } from '../src/models/family.js';
 import type { ByteBudget } from './byte-budget.js';
 import type { FoldedExpert, Written } from './compute.js';
 import { compose } from './highland.js';
@@ -34,7 +35,7 @@ async function factoriseGroup(
   options: FactoriseOptions,
 ): Promise<Factorization> {
   const { pool, budget, settings, memory, written } = options;
-  const { layer, projection } = group;
+  const { layer, projection, group: part } = group;
   const worker = await pool.acquire();
   const release = (): void => {
     pool.release(worker);
@@ -45,7 +46,7 @@ async function factoriseGroup(
     [
       {
         problem: group.problem,
-        sourceDtype: group.sourceDtype,
+        format: group.format,
         dtype: group.dtype,
         experts,
         sigma,
@@ -55,23 +56,28 @@ async function factoriseGroup(
           learningRate: settings.learningRate,
           batchExperts: memory.batchExperts,
           holdTargets: memory.holdTargets,
-          seed: groupSeed(settings.seed, layer, projection),
+          seed: groupSeed(settings.seed, group),
           label: groupLabel(group),
         },
       },
     ],
     {
-      onStep: (step) => options.onStep({ layer, projection, ...step }),
+      onStep: (step) => options.onStep({ layer, projection, group: part, ...step }),
       transfer: experts.map(({ buffer }) => buffer),
     },
   );
   const fold = (expert: number): Promise<FoldedExpert> => {
-    options.onFold({ layer, projection, expert, experts: group.experts.length });
+    options.onFold({ layer, projection, group: part, expert, experts: group.experts.length });
     return worker.call('fold', [expert, written]);
   };
   return { group, sigma, ...fitted, expert: fold, release };
 }
 
 /** Every group has random numbers of its own, whichever others are converted with it. */
-const groupSeed = (seed: number, layer: number, projection: string): number =>
-  (seed * 1_000_003 + layer * 8 + (projection === 'gate_proj' ? 1 : 2)) % Number.MAX_SAFE_INTEGER;
+function groupSeed(seed: number, { layer, projection, group }: GroupKey): number {
+  const own = layer * 8 + PROJECTIONS.indexOf(projection) + 1 + group * GROUP_STRIDE;
+  return (seed * 1_000_003 + own) % Number.MAX_SAFE_INTEGER;
+}
+
+/** More than any layer's number in the seed. */
+const GROUP_STRIDE = 2 ** 20;

@@ -6,7 +6,7 @@ import { checkDisk, checkOutside, listOutput } from '../src/checkpoint/output-fo
 import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { planCompression } from '../src/conversion/compression.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
-import type { GroupPlan } from '../src/conversion/groups.js';
+import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import {
   engineRecord,
   type FittedGroupReport,
@@ -37,7 +37,7 @@ export async function fitFactors(
   const plan = await planCompression(model, { ...options, format: 'hf' });
   const { source, groups, settings, memory, engine } = plan;
   await checkOutside(folder, [source.folder]);
-  const { format: _, shardSize: __, ...decisive } = resultSettings(settings);
+  const { format: _, shardSize: __, keepQuantized: ___, ...decisive } = resultSettings(settings);
   const context: FactorContext = { sourceFingerprint: await fingerprint(source), settings: decisive };
   const finished = await finishedGroups(folder, groups, context, force);
   const missing = groups.filter((group) => !finished.has(group));
@@ -54,7 +54,11 @@ export async function fitFactors(
     if (hooks.onProgress) hooks.onProgress({ kind: 'plan', plan: await withEstimate(plan) });
     const reader = new TensorReader();
     try {
-      const sigmas = await measureGroups(missing, reader, memory, hooks);
+      // σ is that of all the groups of a layer and projection, also where only some are still to be fitted.
+      const measured = groups.filter((group) =>
+        missing.some(({ layer, projection }) => layer === group.layer && projection === group.projection),
+      );
+      const sigmas = await measureGroups(measured, reader, memory, hooks);
       const bytes = missing.reduce((sum, group) => sum + factorBytes(group), 0);
       hooks.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
       const stop = new AbortController();
@@ -89,7 +93,7 @@ export async function fitFactors(
     ...sizesAfter(plan.parametersBefore, plan.bytesBefore, groups),
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
-    groups: reports.sort((a, b) => a.layer - b.layer || (a.projection < b.projection ? -1 : 1)),
+    groups: reports.sort(compareGroups),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
   if (!already) await writeFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);
@@ -140,7 +144,7 @@ function sizesAfter(parametersBefore: number, bytesBefore: number, groups: reado
   let bytesAfter = bytesBefore;
   for (const group of groups) {
     parametersAfter += factorParameters(group.problem) - denseParameters(group.problem);
-    bytesAfter += factorBytes(group) - group.experts.reduce((sum, { start, end }) => sum + end - start, 0);
+    bytesAfter += factorBytes(group) - sourceBytes(group);
   }
   return { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
 }

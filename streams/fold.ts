@@ -1,16 +1,17 @@
+import { type ConversionPlan, type ExpertPlace, expertPlaces } from '../src/conversion/plan.js';
 import type { FittedGroupReport } from '../src/conversion/report.js';
-import type { Format } from '../src/conversion/settings.js';
 import type { Factorization, OutputChunk } from './records.js';
 
 /** A fitted group as the tensors of a checkpoint, σ folded into A. */
 export async function* fold(
   factorization: Factorization,
-  format: Format,
+  plan: Pick<ConversionPlan, 'format' | 'separate'>,
   onGroup: (report: FittedGroupReport) => void,
 ): AsyncGenerator<OutputChunk> {
   const { group, bases, coefficients } = factorization;
   const { names } = group;
-  if (format === 'mobe') {
+  const places = expertPlaces(group, plan);
+  if (plan.format === 'mobe') {
     yield { tensor: names.bases, offset: 0, data: bases };
     yield { tensor: names.coefficients, offset: 0, data: coefficients };
   }
@@ -18,7 +19,7 @@ export async function* fold(
   for (;;) {
     const { value, done } = await experts.next();
     if (done) return onGroup(value);
-    yield { tensor: names.experts[value.expert] as string, offset: 0, data: value.data };
+    yield { ...(places[value.expert] as ExpertPlace), data: value.data };
   }
 }
 

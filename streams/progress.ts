@@ -1,16 +1,12 @@
 /** What a run is given beside its settings, what it tells while it works, and what it returns. The library prints nothing. */
+import type { GroupKey } from '../src/conversion/groups.js';
 import type { GroupReport, StoredReport } from '../src/conversion/report.js';
 import type { SolverStep } from '../src/factorization/problem.js';
 import type { TimedPlan } from './plan.js';
 
-export interface StepProgress extends SolverStep {
-  readonly layer: number;
-  readonly projection: string;
-}
+export interface StepProgress extends SolverStep, GroupKey {}
 
-export interface FoldProgress {
-  readonly layer: number;
-  readonly projection: string;
+export interface FoldProgress extends GroupKey {
   readonly expert: number;
   readonly experts: number;
 }

@@ -1,5 +1,6 @@
 /** Source: the experts of each group, in the order in which they lie in the shards. */
 import { basename } from 'node:path';
+import { readMatrix } from '../src/checkpoint/stored-matrix.js';
 import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { ByteBudget } from './byte-budget.js';
@@ -13,9 +14,9 @@ export async function* readExperts(
 ): AsyncGenerator<TensorRecord> {
   for (const group of groups) {
     await budget.acquire(sourceBytes(group));
-    const order = group.experts.map((tensor, expert) => ({ tensor, expert }));
-    order.sort((a, b) => compareNames(a.tensor.file, b.tensor.file) || a.tensor.start - b.tensor.start);
-    for (const { tensor, expert } of order) yield { group, expert, data: await reader.readRange(tensor) };
+    const order = group.experts.map((matrix, expert) => ({ matrix, expert, ...matrix.data }));
+    order.sort((a, b) => compareNames(a.file, b.file) || a.start - b.start);
+    for (const { matrix, expert } of order) yield { group, expert, data: await readMatrix(reader, matrix) };
   }
 }
 

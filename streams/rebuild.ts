@@ -1,8 +1,9 @@
 /** The branch of the dataflow that starts from finished factors: a native checkpoint's, or those in factor files. */
 
-import type { TensorInfo } from '../src/checkpoint/header.js';
+import { readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
 import type { ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { type GroupPlan, groupLabel } from '../src/conversion/groups.js';
+import { type ConversionPlan, expertPlaces } from '../src/conversion/plan.js';
 import type { SquaredError } from './compute.js';
 import type { OutputChunk } from './records.js';
 import type { ComputeWorker } from './worker-pool.js';
@@ -15,7 +16,7 @@ export interface FactoredGroup {
   /** A·σ of one expert. */
   readonly factor: (expert: number) => ByteRange;
   /** The dense weights they stand for, where the source is at hand. */
-  readonly dense?: readonly TensorInfo[];
+  readonly dense?: readonly StoredMatrix[];
 }
 
 export async function loadFactors(
@@ -23,15 +24,23 @@ export async function loadFactors(
   reader: TensorReader,
   worker: ComputeWorker,
 ): Promise<void> {
-  const { problem, dtype } = group;
+  const { problem, dtype, format } = group;
+  const { transposed } = format;
   await worker.call('load', [
-    { problem, dtype, bases: await reader.readRange(bases), coefficients: await reader.readRange(coefficients) },
+    {
+      problem,
+      transposed,
+      dtype,
+      bases: await reader.readRange(bases),
+      coefficients: await reader.readRange(coefficients),
+    },
   ]);
 }
 
 /** The dense weights of a group, one expert at a time; returns their error where `dense` is given. */
 export async function* rebuildWeights(
   factored: FactoredGroup,
+  plan: ConversionPlan,
   reader: TensorReader,
   worker: ComputeWorker,
 ): AsyncGenerator<OutputChunk, SquaredError> {
@@ -39,10 +48,10 @@ export async function* rebuildWeights(
   await loadFactors(factored, reader, worker);
   let error = 0;
   let norm = 0;
-  for (const [expert, tensor] of group.names.experts.entries()) {
+  for (const [expert, place] of expertPlaces(group, plan).entries()) {
     const A = await reader.readRange(factor(expert));
     const target = dense?.[expert];
-    const weights = target && { dtype: group.sourceDtype, bytes: await reader.readRange(target) };
+    const weights = target && { format: group.format, bytes: await readMatrix(reader, target) };
     const { data, squaredError, squaredNorm } = await worker.call('rebuild', [
       expert,
       A,
@@ -51,7 +60,7 @@ export async function* rebuildWeights(
     ]);
     error += squaredError;
     norm += squaredNorm;
-    yield { tensor, offset: 0, data };
+    yield { ...place, data };
   }
   return { squaredError: error, squaredNorm: norm };
 }

@@ -2,14 +2,14 @@
 import type { GroupPlan } from '../src/conversion/groups.js';
 import type { FoldedExpert } from './compute.js';
 
-/** One expert's dense weights, bytes as stored. */
+/** One expert's dense weights, as `readMatrix` reads them. */
 export interface TensorRecord {
   readonly group: GroupPlan;
   readonly expert: number;
   readonly data: Uint8Array<ArrayBuffer>;
 }
 
-/** All experts of a group, bytes as stored, in expert order. */
+/** All experts of a group, likewise, in expert order. */
 export interface ExpertGroup {
   readonly group: GroupPlan;
   readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
@@ -17,7 +17,7 @@ export interface ExpertGroup {
 
 /** With the scale that makes its weights of unit variance. */
 export interface NormalisedGroup extends ExpertGroup {
-  /** Standard deviation over all the group's weights. */
+  /** Standard deviation over all the weights of the layer and projection. */
   readonly sigma: number;
 }
 

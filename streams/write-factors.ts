@@ -58,8 +58,9 @@ async function writeFactorFile(
     const metadata = encodeFactorMetadata({
       version: 1,
       activation: group.problem.activation,
+      groups: group.groups,
       ...context,
-      report: { ...reproducible, group: 0 },
+      report: reproducible,
     });
     await writer.rewriteHeader(encodeHeader(tensors, metadata, layout.header.byteLength));
     await writer.finish();

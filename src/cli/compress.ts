@@ -1,6 +1,15 @@
 import { Command } from 'commander';
 import { compress } from '../../streams/compress.js';
-import { addFactorisationOptions, compressOptions, force, format, json, MODEL, shardSize } from './options.js';
+import {
+  addFactorisationOptions,
+  compressOptions,
+  force,
+  format,
+  json,
+  keepQuantized,
+  MODEL,
+  shardSize,
+} from './options.js';
 import { runAndPrint } from './run.js';
 
 export function compressCommand(): Command {
@@ -11,6 +20,7 @@ export function compressCommand(): Command {
     .addOption(format());
   return addFactorisationOptions(command)
     .addOption(shardSize())
+    .addOption(keepQuantized())
     .addOption(force())
     .addOption(json())
     .addHelpText(

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { exportFactors } from '../../streams/export.js';
-import { compressOptions, engine, force, format, json, MODEL, shardSize, threads } from './options.js';
+import { compressOptions, engine, force, format, json, keepQuantized, MODEL, shardSize, threads } from './options.js';
 import { runAndPrint } from './run.js';
 
 export function exportCommand(): Command {
@@ -11,6 +11,7 @@ export function exportCommand(): Command {
     .argument('<out>', 'folder to write; must be new or empty')
     .addOption(format())
     .addOption(shardSize())
+    .addOption(keepQuantized())
     .addOption(engine())
     .addOption(threads())
     .addOption(force())

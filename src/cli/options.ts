@@ -5,7 +5,7 @@ import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { parseBytes } from '../format.js';
-import { FACTORISED } from '../models/family.js';
+import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 /** 150, 600 or 3000 */
 const QUALITY_STEPS = Object.values(QUALITIES)
@@ -21,6 +21,12 @@ export const format = (): Option =>
   new Option('--format <format>', 'mobe: native factors; hf: standard weights rebuilt from them')
     .choices(FORMATS)
     .default('mobe');
+
+export const keepQuantized = (): Option =>
+  new Option(
+    '--keep-quantized',
+    'leave FP8 and INT4 tensors as they are, but for the experts of converted layers (default: all become bf16)',
+  );
 
 export const threads = (): Option =>
   new Option('--threads <n>', 'CPU threads (default: all)').argParser(positiveInteger);
@@ -50,9 +56,14 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(new Option('--rank <r>', "rows of a basis (default: the expert's own rows)").argParser(positiveInteger))
     .addOption(new Option('--activation <f>', 'applied to the mixed bases').choices(ACTIVATIONS).default('silu'))
     .addOption(
-      new Option('--projections <list>', 'which to factorise, comma-separated')
+      new Option('--projections <list>', 'which to factorise, comma-separated; down_proj is a third')
         .argParser(projections)
-        .default([...FACTORISED], FACTORISED.join(',')),
+        .default([...DEFAULT_PROJECTIONS], DEFAULT_PROJECTIONS.join(',')),
+    )
+    .addOption(
+      new Option('--groups <g>', "cut a layer's experts into parts, in order, each with its share of the bases")
+        .argParser(positiveInteger)
+        .default(1),
     )
     .addOption(
       new Option('--layers <list>', 'which to convert, e.g. 0-3,7 (default: all with routed experts)').argParser(
@@ -136,8 +147,8 @@ export function bytes(text: string): number {
 
 function projections(text: string): string[] {
   const names = text.split(',').map((name) => name.trim());
-  const unknown = names.find((name) => !FACTORISED.some((known) => known === name));
-  if (unknown !== undefined) throw new InvalidArgumentError(`"${unknown}" is not one of ${FACTORISED.join(', ')}.`);
+  const unknown = names.find((name) => !PROJECTIONS.some((known) => known === name));
+  if (unknown !== undefined) throw new InvalidArgumentError(`"${unknown}" is not one of ${PROJECTIONS.join(', ')}.`);
   return names;
 }
 

@@ -1,7 +1,7 @@
 import { Command } from 'commander';
 import { plan, type TimedPlan } from '../../streams/plan.js';
 import { describePlan } from './describe-plan.js';
-import { addFactorisationOptions, compressOptions, format, json, MODEL, shardSize } from './options.js';
+import { addFactorisationOptions, compressOptions, format, json, keepQuantized, MODEL, shardSize } from './options.js';
 
 export function planCommand(): Command {
   const command = new Command('plan')
@@ -10,6 +10,7 @@ export function planCommand(): Command {
     .addOption(format());
   return addFactorisationOptions(command)
     .addOption(shardSize())
+    .addOption(keepQuantized())
     .addOption(json())
     .action(async (model: string, flags) => {
       const planned = await plan(model, compressOptions(flags));

@@ -7,26 +7,28 @@ import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/hea
 import { openShard, readMetadata } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
 import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
-import { FACTORISED } from '../models/family.js';
-import type { GroupPlan } from './groups.js';
+import { PROJECTIONS } from '../models/family.js';
+import { compareGroups, type GroupPlan } from './groups.js';
 
-const FILE_NAME = /^layer-\d+\.(gate_proj|up_proj)\.safetensors$/;
+const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
 
-export const factorFileName = ({ layer, projection }: Pick<GroupPlan, 'layer' | 'projection'>): string =>
-  `layer-${String(layer).padStart(3, '0')}.${projection}.safetensors`;
+export const factorFileName = (it: Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>): string =>
+  `layer-${String(it.layer).padStart(3, '0')}.${it.projection}${it.groups === 1 ? '' : `.group-${it.group}`}.safetensors`;
 
 /** Kept as the JSON text of one metadata entry: safetensors metadata holds strings only. */
 const metadataSchema = z.object({
   version: z.literal(1),
   activation: z.enum(ACTIVATIONS),
   sourceFingerprint: z.string(),
+  /** Into how many parts the layer's experts are cut; `report` says which of them this is. */
+  groups: z.number().int().positive(),
   /** What decided these bytes. */
   settings: z.record(z.string(), z.unknown()),
   /** σ is already folded into A. No timings: the same fit writes the same bytes. */
   report: z.object({
     layer: z.number().int(),
-    projection: z.enum(FACTORISED),
-    group: z.literal(0),
+    projection: z.enum(PROJECTIONS),
+    group: z.number().int().nonnegative(),
     relativeError: z.number(),
     mse: z.number(),
     sigma: z.number(),
@@ -45,7 +47,7 @@ export const encodeFactorMetadata = (metadata: FactorMetadata): Record<string, s
 /** Room for the metadata in a header that is written before the errors are known. */
 export const FACTOR_HEADER_BYTES = 4096;
 
-/** A (n, p, r), B (m, r, d) and α (n, m). */
+/** A (n, p, r), B (m, r, d) and α (n, m), for p × d the matrices that are factorised: the transposes of down_proj. */
 export function factorTensors({ problem, dtype }: Pick<GroupPlan, 'problem' | 'dtype'>): TensorSpec[] {
   const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
   return [floatTensor('A', dtype, n, p, r), floatTensor('B', dtype, m, r, d), floatTensor('alpha', dtype, n, m)];
@@ -58,7 +60,7 @@ export interface FactorFile {
   readonly tensors: { readonly A: TensorInfo; readonly B: TensorInfo; readonly alpha: TensorInfo };
 }
 
-/** All factor files of a folder, by layer and projection. */
+/** All factor files of a folder, by layer, projection and group. */
 export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
   const root = resolve(folder);
   const names = await readdir(root).catch(() => {
@@ -68,7 +70,7 @@ export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
   if (files.length === 0)
     throw new NotACheckpointError(root, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
   const opened = await Promise.all(files.map((file) => openFactorFile(join(root, file))));
-  return opened.sort((a, b) => a.metadata.report.layer - b.metadata.report.layer);
+  return opened.sort((a, b) => compareGroups(a.metadata.report, b.metadata.report));
 }
 
 export async function openFactorFile(path: string): Promise<FactorFile> {

@@ -1,25 +1,26 @@
 /** Which experts are factorised together, and how large their factors are. */
-import { type FloatDtype, floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
-import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
-import { NotSmallerError, OptionError, UnsupportedDtypeError } from '../errors.js';
+import type { FloatDtype } from '../checkpoint/dtype.js';
+import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
+import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { NotSmallerError, OptionError } from '../errors.js';
 import { denseParameters, factorParameters, type Problem } from '../factorization/problem.js';
-import { type ExpertLayer, type FactorisedProjection, type MoeModel, PROJECTIONS } from '../models/family.js';
-import { basesName, coefficientsName } from '../models/native.js';
-import { DTYPE_NAMES, type Format, type Settings } from './settings.js';
+import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
+import { basesName, coefficientsName, expertName, type GroupNumber } from '../models/native.js';
+import { decodedDtype, type Settings } from './settings.js';
 
-/** The experts of one layer and projection. */
-export interface GroupPlan {
+/** The experts of one layer and projection, or one of the parts they are cut into. */
+export interface GroupPlan extends GroupNumber {
   readonly layer: number;
-  readonly projection: FactorisedProjection;
-  /** Which part of the layer's experts, where they are split; all of them: 0. */
-  readonly group: number;
+  readonly projection: Projection;
+  /** rows × cols are those of the matrices that are factorised: of the transpose, where `format` says so. */
   readonly problem: Problem;
-  /** The dense weights, in expert order, as stored. */
-  readonly experts: readonly TensorInfo[];
-  /** Of the dense weights. */
-  readonly sourceDtype: FloatDtype;
+  /** The dense weights, in expert order. */
+  readonly experts: readonly StoredMatrix[];
+  /** Of every one of them. */
+  readonly format: MatrixFormat;
   /** Of what is written. */
   readonly dtype: FloatDtype;
+  /** Under which a native checkpoint has it. */
   readonly names: GroupNames;
 }
 
@@ -30,12 +31,19 @@ export interface GroupNames {
   readonly experts: readonly string[];
 }
 
-export const groupLabel = ({ layer, projection }: Pick<GroupPlan, 'layer' | 'projection'>): string =>
-  `layer ${layer} ${projection}`;
+/** What identifies a group within a model. */
+export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group'>;
+
+export const groupLabel = ({ layer, projection, group, groups }: GroupKey & { groups?: number }): string =>
+  `layer ${layer} ${projection}${groups === 1 ? '' : `, group ${group}`}`;
+
+/** In the order of layers, projections, and parts. */
+export const compareGroups = (a: GroupKey, b: GroupKey): number =>
+  a.layer - b.layer || PROJECTIONS.indexOf(a.projection) - PROJECTIONS.indexOf(b.projection) || a.group - b.group;
 
 /** Bytes of a group's dense weights, as stored. */
-export const sourceBytes = ({ problem, sourceDtype }: GroupPlan): number =>
-  denseParameters(problem) * floatBytes(sourceDtype);
+export const sourceBytes = ({ experts, format }: Pick<GroupPlan, 'experts' | 'format'>): number =>
+  experts.length * matrixBytes(format);
 
 /** The layers to convert. Throws `OptionError` for one that has no experts. */
 export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | undefined): ExpertLayer[] {
@@ -54,88 +62,109 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
 /** Groups in the order in which their experts lie in the shards, so that each is complete early. */
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
-  if (settings.format === 'mobe' && !model.family.nativeArchitecture) {
+  if (settings.format === 'mobe' && !model.family.native) {
     throw new OptionError('--format', `no native form is defined for ${model.family.name}. Use --format hf.`);
   }
   const bases = settings.bases ?? basesToKeep(layers, settings);
   const groups = layers.flatMap((layer) =>
-    settings.projections.map((projection) => planGroup(layer, projection, bases, settings)),
+    settings.projections.flatMap((projection) => planProjection(layer, projection, bases, settings)),
   );
-  for (const { problem } of groups) checkSmaller(problem);
+  groups.forEach(checkSmaller);
   const firstByte = ({ experts: [first] }: GroupPlan): string =>
-    `${first?.file}:${String(first?.start).padStart(16, '0')}`;
-  return groups.sort((a, b) => (firstByte(a) < firstByte(b) ? -1 : 1));
+    `${first?.data.file}:${String(first?.data.start).padStart(16, '0')}`;
+  const order = new Map(groups.map((group) => [group, firstByte(group)] as const));
+  return groups.sort((a, b) => ((order.get(a) as string) < (order.get(b) as string) ? -1 : 1));
 }
 
-function planGroup(layer: ExpertLayer, projection: FactorisedProjection, bases: number, settings: Settings): GroupPlan {
-  const experts = layer.experts[projection];
-  const first = experts[0] as TensorInfo;
-  const [rows, cols] = first.shape as [number, number];
-  if (!isFloatDtype(first.dtype)) throw new UnsupportedDtypeError(first.name, first.file, first.dtype);
+/**
+ * The groups of one layer and projection: its experts cut in order, each part with its share of the bases (the reference's
+ * `train_group.py`). `down_proj` is (d, p), taller than wide, so its transpose is factorised: its A is then as small as the others'.
+ */
+function planProjection(layer: ExpertLayer, projection: Projection, bases: number, settings: Settings): GroupPlan[] {
+  const all = layer.experts[projection];
+  const { name, rows: storedRows, cols: storedCols, encoding } = all[0] as StoredMatrix;
+  const { groups, activation } = settings;
+  const transposed = projection === 'down_proj';
+  const [rows, cols] = transposed ? [storedCols, storedRows] : [storedRows, storedCols];
   const rank = settings.rank ?? Math.min(rows, cols);
   if (rank > Math.min(rows, cols)) {
     throw new OptionError(
       '--rank',
-      `${rank} is more than an expert has: ${first.name} is ${rows}×${cols}, so at most ${Math.min(rows, cols)}`,
+      `${rank} is more than an expert has: ${name} is ${storedRows}×${storedCols}, so at most ${Math.min(rows, cols)}`,
     );
   }
-  return {
-    layer: layer.layer,
-    projection,
-    group: 0,
-    problem: { experts: experts.length, rows, cols, bases, rank, activation: settings.activation },
-    experts,
-    sourceDtype: first.dtype,
-    dtype: settings.dtype ? DTYPE_NAMES[settings.dtype] : first.dtype,
-    names: {
-      bases: basesName(layer.prefix, projection),
-      coefficients: coefficientsName(layer.prefix, projection),
-      experts: experts.map(({ name }) => name),
-    },
-  };
+  checkDivisible('experts of a layer', all.length, groups);
+  checkDivisible('bases', bases, groups);
+  const size = all.length / groups;
+  return Array.from({ length: groups }, (_, group) => {
+    const first = group * size;
+    const number = { group, groups };
+    return {
+      layer: layer.layer,
+      projection,
+      ...number,
+      problem: { experts: size, rows, cols, bases: bases / groups, rank, activation },
+      experts: all.slice(first, first + size),
+      format: { rows: storedRows, cols: storedCols, encoding, transposed },
+      dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
+      names: {
+        bases: basesName(layer.prefix, projection, number),
+        coefficients: coefficientsName(layer.prefix, projection, number),
+        experts: Array.from({ length: size }, (_, i) => expertName(layer, first + i, projection)),
+      },
+    };
+  });
+}
+
+function checkDivisible(what: string, count: number, groups: number): void {
+  if (count % groups !== 0)
+    throw new OptionError('--groups', `the ${count} ${what} cannot be cut into ${groups} equal parts`);
 }
 
 /** The largest m with which at most `keep` of the layers' routed-expert parameters remain. */
-function basesToKeep(layers: readonly ExpertLayer[], { keep = 1, projections, rank: wanted }: Settings): number {
+function basesToKeep(
+  layers: readonly ExpertLayer[],
+  { keep = 1, projections, rank: wanted, groups }: Settings,
+): number {
   let total = 0;
   let fixed = 0; // what remains whatever m is
   let perBasis = 0;
   for (const { experts } of layers) {
     for (const projection of PROJECTIONS) {
       const { length: n } = experts[projection];
-      const [p, d] = (experts[projection][0] as TensorInfo).shape as [number, number];
+      const { rows, cols } = experts[projection][0] as StoredMatrix;
+      const [p, d] = projection === 'down_proj' ? [cols, rows] : [rows, cols];
       const r = wanted ?? Math.min(p, d);
       total += n * p * d;
       const factorised = projections.some((it) => it === projection);
       fixed += factorised ? n * p * r : n * p * d;
-      if (factorised) perBasis += r * d + n;
+      if (factorised) perBasis += r * d + n / groups;
     }
   }
-  const bases = Math.floor((keep * total - fixed) / perBasis);
+  const bases = groups * Math.floor((keep * total - fixed) / perBasis / groups);
   if (layers.length && bases < 1) {
-    const least = Math.ceil((1000 * (fixed + perBasis)) / total) / 1000;
+    const least = Math.ceil((1000 * (fixed + groups * perBasis)) / total) / 1000;
     throw new OptionError(
       '--keep',
-      `even one basis keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Lower --rank to go below.`,
+      `even ${groups === 1 ? 'one basis' : 'one basis a group'} keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Lower --rank to go below.`,
     );
   }
   return bases;
 }
 
-function checkSmaller(problem: Problem): void {
+function checkSmaller({ problem, groups }: GroupPlan): void {
   const before = denseParameters(problem);
   const after = factorParameters(problem);
   if (after < before) return;
   const { experts: n, rows: p, cols: d, rank: r } = problem;
   const most = Math.ceil((n * p * (d - r)) / (r * d + n)) - 1;
-  const remedy = most >= 1 ? `Use at most --bases ${most} at rank ${r}.` : `Lower --rank (${r}).`;
+  const remedy = most >= 1 ? `Use at most --bases ${most * groups} at rank ${r}.` : `Lower --rank (${r}).`;
   throw new NotSmallerError(before, after, remedy);
 }
 
-/** The tensors a group is written as, in the given format. */
-export function groupTensors({ problem, dtype, names, experts }: GroupPlan, format: Format): TensorSpec[] {
+/** The tensors a group is stored as in a native checkpoint: B, α, and each expert's A. */
+export function nativeTensors({ problem, dtype, names }: GroupPlan): TensorSpec[] {
   const { rows: p, cols: d, bases: m, rank: r, experts: n } = problem;
-  if (format === 'hf') return experts.map(({ name }) => floatTensor(name, dtype, p, d));
   return [
     floatTensor(names.bases, dtype, m, r, d),
     floatTensor(names.coefficients, dtype, n, m),

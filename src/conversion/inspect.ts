@@ -1,10 +1,15 @@
 import { basename } from 'node:path';
 import { elementCount } from '../checkpoint/dtype.js';
+import { describeEncoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
-import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
+import { type Checkpoint, openCheckpoint } from '../checkpoint/open-checkpoint.js';
+import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { MobeError } from '../errors.js';
-import { detectModel } from '../models/detect.js';
+import { detectModel, languageConfig } from '../models/detect.js';
+import { numberOf } from '../models/family.js';
+import { BASES_NAME } from '../models/native.js';
 import { findNativeGroups } from './native-groups.js';
+import { parametersOf } from './plan.js';
 
 export interface Tally {
   readonly tensors: number;
@@ -25,6 +30,8 @@ export interface Inspection {
   readonly expertsPerLayer: number;
   /** [p, d] of a gate projection. */
   readonly expertShape: readonly number[] | undefined;
+  /** How weights are quantised, and how many are. */
+  readonly quantised: Readonly<Record<string, number>>;
   readonly shards: ReadonlyArray<{ readonly file: string; readonly tensors: number; readonly bytes: number }>;
   readonly total: Tally;
   readonly kinds: Readonly<Record<string, Tally>>;
@@ -35,11 +42,12 @@ export interface Inspection {
 
 /** First match wins. */
 const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
-  ['routed experts: gate_proj', /\.experts\.\d+\.gate_proj\./],
-  ['routed experts: up_proj', /\.experts\.\d+\.up_proj\./],
-  ['routed experts: down_proj', /\.experts\.\d+\.down_proj\./],
+  ['routed experts: gate_proj', /\.experts\.\d+\.(gate_proj|w1)\./],
+  ['routed experts: up_proj', /\.experts\.\d+\.(up_proj|w3)\./],
+  ['routed experts: gate_proj and up_proj', /\.experts\.gate_up_proj$/],
+  ['routed experts: down_proj', /\.experts\.(\d+\.(down_proj|w2)\.|down_proj$)/],
   ['routed experts: other', /\.experts\./],
-  ['MoBE bases and coefficients', /\.mlp\.[BW]_(gate|up)$/],
+  ['MoBE bases and coefficients', /\.mlp\.[BW]_(gate|up|down)(_\d+)?$/],
   ['shared experts', /shared_expert/],
   ['router', /\.(gate|router)\./],
   ['norms', /norm/],
@@ -53,21 +61,22 @@ export async function inspect(folder: string): Promise<Inspection> {
   const checkpoint = await openCheckpoint(folder);
   const { config, shards } = checkpoint;
   const tensors = [...checkpoint.tensors.values()];
-  const native = tensors.some(({ name }) => /\.mlp\.B_(gate|up)/.test(name));
+  const native = tensors.some(({ name }) => BASES_NAME.test(name));
   const experts = describeExperts(() => {
     if (native) {
       const groups = findNativeGroups(checkpoint);
-      const [{ problem }] = groups as [(typeof groups)[number]];
+      const [{ problem, groups: parts }] = groups as [(typeof groups)[number]];
       return {
         family: 'native MoBE',
         layers: [...new Set(groups.map(({ layer }) => layer))],
-        count: problem.experts,
+        count: problem.experts * parts,
         shape: [problem.rows, problem.cols],
       };
     }
     const { family, layers } = detectModel(checkpoint);
     const gate = layers[0]?.experts.gate_proj ?? [];
-    return { family: family.name, layers: layers.map(({ layer }) => layer), count: gate.length, shape: gate[0]?.shape };
+    const shape = gate[0] && [gate[0].rows, gate[0].cols];
+    return { family: family.name, layers: layers.map(({ layer }) => layer), count: gate.length, shape };
   });
   const kindOf = ({ name }: TensorInfo): string => KINDS.find(([, pattern]) => pattern.test(name))?.[0] ?? 'other';
   return {
@@ -76,14 +85,15 @@ export async function inspect(folder: string): Promise<Inspection> {
     family: experts.family,
     architecture: Array.isArray(config.architectures) ? String(config.architectures[0]) : undefined,
     native,
-    hiddenLayers: typeof config.num_hidden_layers === 'number' ? config.num_hidden_layers : undefined,
+    hiddenLayers: numberOf(languageConfig(config), 'num_hidden_layers'),
     expertLayers: experts.layers,
     expertsPerLayer: experts.count,
     expertShape: experts.shape,
     shards: shards.map(({ path, bytes, tensors: held }) => ({ file: basename(path), tensors: held.length, bytes })),
-    total: tally(tensors),
-    kinds: tallyBy(tensors, kindOf),
-    dtypes: tallyBy(tensors, ({ dtype }) => dtype),
+    quantised: countQuantised(checkpoint),
+    total: tally(tensors, checkpoint),
+    kinds: tallyBy(tensors, kindOf, checkpoint),
+    dtypes: tallyBy(tensors, ({ dtype }) => dtype, checkpoint),
     obstacle: experts.obstacle,
   };
 }
@@ -106,13 +116,41 @@ function describeExperts(find: () => Experts): Experts {
   }
 }
 
-const tally = (tensors: readonly TensorInfo[]): Tally => ({
+/** A quantised tensor without its scales stands for as many weights as it has elements. */
+function parameters(tensor: TensorInfo, checkpoint: Checkpoint): number {
+  try {
+    return parametersOf(tensor, checkpoint);
+  } catch {
+    return elementCount(tensor.shape);
+  }
+}
+
+function countQuantised(checkpoint: Checkpoint): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const tensor of checkpoint.tensors.values()) {
+    if (!isQuantised(tensor)) continue;
+    let kind: string;
+    try {
+      kind = describeEncoding(quantisedMatrix(tensor, checkpoint).encoding);
+    } catch (error) {
+      kind = `${tensor.dtype} that cannot be decoded (${(error as Error).name})`;
+    }
+    counts[kind] = (counts[kind] ?? 0) + 1;
+  }
+  return counts;
+}
+
+const tally = (tensors: readonly TensorInfo[], checkpoint: Checkpoint): Tally => ({
   tensors: tensors.length,
-  parameters: tensors.reduce((sum, { shape }) => sum + elementCount(shape), 0),
+  parameters: tensors.reduce((sum, tensor) => sum + parameters(tensor, checkpoint), 0),
   bytes: tensors.reduce((sum, { start, end }) => sum + end - start, 0),
 });
 
-function tallyBy(tensors: readonly TensorInfo[], key: (tensor: TensorInfo) => string): Record<string, Tally> {
+function tallyBy(
+  tensors: readonly TensorInfo[],
+  key: (tensor: TensorInfo) => string,
+  checkpoint: Checkpoint,
+): Record<string, Tally> {
   const groups = new Map<string, TensorInfo[]>();
   for (const tensor of tensors) {
     const name = key(tensor);
@@ -121,6 +159,6 @@ function tallyBy(tensors: readonly TensorInfo[], key: (tensor: TensorInfo) => st
     else groups.set(name, [tensor]);
   }
   return Object.fromEntries(
-    [...groups].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, group]) => [name, tally(group)]),
+    [...groups].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, group]) => [name, tally(group, checkpoint)]),
   );
 }

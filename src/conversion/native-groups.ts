@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { isFloatDtype } from '../checkpoint/dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
+import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import {
   ConfigMismatchError,
   MissingExpertError,
@@ -11,48 +12,65 @@ import {
   UnsupportedDtypeError,
 } from '../errors.js';
 import { ACTIVATIONS, type Activation } from '../factorization/problem.js';
-import type { FactorisedProjection } from '../models/family.js';
-import { BASES_NAME, basesName, coefficientsName, expertName } from '../models/native.js';
+import type { Projection } from '../models/family.js';
+import { BASES_NAME, coefficientsName, expertName } from '../models/native.js';
 import type { GroupPlan } from './groups.js';
+
+/** What the name of a group's bases says of it. */
+interface Named extends Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'> {
+  readonly prefix: string;
+  readonly bases: TensorInfo;
+}
 
 /** The groups, their `experts` being the A tensors. Throws where there are none or a part of one is missing. */
 export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
-  const groups: GroupPlan[] = [];
+  const layers = new Map<string, Array<Omit<Named, 'groups'> & { numbered: boolean }>>();
   for (const bases of checkpoint.tensors.values()) {
     const match = BASES_NAME.exec(bases.name);
-    if (match)
-      groups.push(
-        nativeGroup(
-          checkpoint,
-          bases,
-          match[1] as string,
-          Number(match[2]),
-          `${match[3]}_proj` as FactorisedProjection,
-        ),
-      );
+    if (!match) continue;
+    const [, prefix, layer, short, number] = match as unknown as [string, string, string, string, string | undefined];
+    const named = {
+      prefix,
+      layer: Number(layer),
+      projection: `${short}_proj` as Projection,
+      group: Number(number ?? 0),
+      numbered: number !== undefined,
+      bases,
+    };
+    const key = `${prefix}${short}`;
+    layers.set(key, [...(layers.get(key) ?? []), named]);
   }
-  if (groups.length === 0) {
+  if (layers.size === 0) {
     throw new UnknownModelError(
       checkpoint.folder,
       'It has no tensors like model.layers.0.mlp.B_gate: it is not a native MoBE checkpoint.',
     );
   }
-  return groups;
+  return [...layers.values()].flatMap((parts) => {
+    const groups = parts.some(({ numbered }) => numbered) ? 1 + Math.max(...parts.map(({ group }) => group)) : 1;
+    if (parts.length !== groups) throw incomplete(parts, groups, checkpoint);
+    return parts.map((part) => nativeGroup(checkpoint, { ...part, groups }));
+  });
 }
 
-function nativeGroup(
+function incomplete(
+  parts: ReadonlyArray<{ bases: TensorInfo; group: number }>,
+  groups: number,
   checkpoint: Checkpoint,
-  bases: TensorInfo,
-  prefix: string,
-  layer: number,
-  projection: FactorisedProjection,
-): GroupPlan {
+) {
+  const missing = Array.from({ length: groups }, (_, i) => i).find((i) => !parts.some(({ group }) => group === i));
+  const name = parts[0]?.bases.name ?? '';
+  return new MissingExpertError(name.replace(/\d+$/, String(missing)), checkpoint.folder);
+}
+
+function nativeGroup(checkpoint: Checkpoint, named: Named): GroupPlan {
+  const { prefix, layer, projection, bases, group, groups } = named;
   const tensor = (name: string): TensorInfo => {
     const found = checkpoint.tensors.get(name);
     if (!found) throw new MissingExpertError(name, checkpoint.folder);
     return found;
   };
-  const coefficients = tensor(coefficientsName(prefix, projection));
+  const coefficients = tensor(coefficientsName(prefix, projection, named));
   const [m, r, d] = bases.shape as [number, number, number];
   const [n, columns] = coefficients.shape as [number, number];
   if (bases.shape.length !== 3)
@@ -63,24 +81,31 @@ function nativeGroup(
       coefficients.file,
       `has shape [${coefficients.shape}] for ${m} bases`,
     );
-  const names = Array.from({ length: n }, (_, expert) => expertName({ prefix }, expert, projection));
-  const experts = names.map(tensor);
-  const [p] = (experts[0] as TensorInfo).shape as [number];
-  for (const { name, file, shape, dtype } of experts) {
+  const { dtype } = bases;
+  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(bases.name, bases.file, dtype);
+  const names = Array.from({ length: n }, (_, i) => expertName({ prefix }, group * n + i, projection));
+  const factors = names.map(tensor);
+  const [p] = (factors[0] as TensorInfo).shape as [number];
+  const experts = factors.map(({ name, file, shape, dtype: own, start, end }): StoredMatrix => {
     if (String(shape) !== String([p, r]))
       throw new UnequalExpertError(name, file, `has shape [${shape}], expected [${p},${r}]`);
-    if (dtype !== bases.dtype) throw new UnequalExpertError(name, file, `is ${dtype}, its bases are ${bases.dtype}`);
-  }
-  if (!isFloatDtype(bases.dtype)) throw new UnsupportedDtypeError(bases.name, bases.file, bases.dtype);
+    if (own !== dtype) throw new UnequalExpertError(name, file, `is ${own}, its bases are ${dtype}`);
+    const place = { tensor: name, element: 0 };
+    // The weights it stands for: that is what it is to be replaced by.
+    const [rows, cols] = projection === 'down_proj' ? [d, p] : [p, d];
+    return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
+  });
+  const [rows, cols] = projection === 'down_proj' ? [d, p] : [p, d];
   return {
     layer,
     projection,
-    group: 0,
+    group,
+    groups,
     problem: { experts: n, rows: p, cols: d, bases: m, rank: r, activation: activationOf(checkpoint) },
     experts,
-    sourceDtype: bases.dtype,
-    dtype: bases.dtype,
-    names: { bases: basesName(prefix, projection), coefficients: coefficients.name, experts: names },
+    format: { rows, cols, encoding: { kind: 'float', dtype }, transposed: projection === 'down_proj' },
+    dtype,
+    names: { bases: bases.name, coefficients: coefficients.name, experts: names },
   };
 }
 

@@ -107,15 +107,18 @@ describe('refused before any work:', () => {
     expect((await planCompression(folder, { bases: 1, format: 'hf' })).groups).toHaveLength(2);
   });
 
-  test('experts of a dtype that is not decoded', async () => {
+  test.each([
+    ['I8', errors.UnsupportedDtypeError],
+    ['F8_E4M3', errors.MissingScaleError],
+  ])('experts in %s alone', async (dtype, error) => {
     const folder = join(temporaryFolder(), 'model');
     const alter: Parameters<typeof generateCheckpoint>[1]['alter'] = (tensors) =>
       tensors.map((tensor) =>
-        tensor.name.includes('up_proj') ? { ...tensor, dtype: 'F8_E4M3', bytes: tensor.bytes / 2 } : tensor,
+        tensor.name.includes('3.up_proj') ? { ...tensor, dtype, bytes: tensor.bytes / 2 } : tensor,
       );
     await generateCheckpoint(folder, { layers: 1, experts: 8, rows: 4, cols: 16, alter });
-    await expect(planCompression(folder, { bases: 1 })).rejects.toThrow(errors.UnsupportedDtypeError);
-    expect((await planCompression(folder, { bases: 1, projections: ['gate_proj'] })).groups).toHaveLength(1);
+    await expect(planCompression(folder, { bases: 1 })).rejects.toThrow(error);
+    await expect(planCompression(folder, { bases: 1 })).rejects.toThrow('experts.3.up_proj.weight');
   });
 });
 

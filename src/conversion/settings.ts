@@ -1,11 +1,12 @@
 /** Every choice a run can be given, checked once at the edge and complete from there on. */
 import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
+import type { FloatDtype } from '../checkpoint/dtype.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { ACTIVATIONS, SOLVERS, type SolverName } from '../factorization/problem.js';
-import { FACTORISED } from '../models/family.js';
+import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 export const FORMATS = ['mobe', 'hf'] as const;
 export type Format = (typeof FORMATS)[number];
@@ -40,13 +41,17 @@ const settingsSchema = z
     rank: positive.optional(),
     activation: z.enum(ACTIVATIONS).default('silu'),
     projections: z
-      .array(z.enum(FACTORISED))
+      .array(z.enum(PROJECTIONS))
       .min(1)
-      .default([...FACTORISED]),
+      .default([...DEFAULT_PROJECTIONS]),
+    /** Parts into which a layer's experts are cut, in order, each with its share of the bases. */
+    groups: positive.default(1),
     /** Layers to convert; undefined: all that have routed experts. */
     layers: z.array(z.number().int().nonnegative()).optional(),
     /** Of the factors (and of rebuilt weights); undefined: the experts' own. */
     dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
+    /** Quantised tensors pass through as they are, but for the experts of converted layers; else all are decoded. */
+    keepQuantized: z.boolean().default(false),
     solver: z.enum(SOLVERS).default('varpro'),
     quality: z.enum(QUALITY_NAMES).default('balanced'),
     /** Most steps a group; undefined: what the quality stands for. varpro ends earlier where nothing is left to gain. */
@@ -71,8 +76,12 @@ const settingsSchema = z
     ...settings,
     keep: settings.bases === undefined ? (settings.keep ?? DEFAULT_KEEP) : undefined,
     steps: settings.steps ?? QUALITIES[settings.quality][settings.solver],
-    projections: FACTORISED.filter((projection) => settings.projections.includes(projection)),
+    projections: PROJECTIONS.filter((projection) => settings.projections.includes(projection)),
   }));
+
+/** Of weights that are decoded without being factorised: quantised checkpoints were made from bf16. */
+export const decodedDtype = ({ dtype }: { dtype?: unknown }): FloatDtype =>
+  DTYPE_NAMES[dtype as keyof typeof DTYPE_NAMES] ?? 'BF16';
 
 /** What a caller may give; everything has a default. */
 export type CompressOptions = z.input<typeof settingsSchema>;
@@ -99,8 +108,8 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
  * Where the memory goes and how the shards are cut is left out only where it cannot show.
  */
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
-  const { format, bases, keep, rank, activation, projections, layers, dtype, solver, steps, learningRate } = settings;
-  const { batchExperts, engine, seed, shardSize } = settings;
-  const all = { format, bases, keep, rank, activation, projections, layers, dtype, solver, steps, learningRate };
-  return JSON.parse(JSON.stringify({ ...all, batchExperts, engine, seed, shardSize }));
+  const { format, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
+  const { solver, steps, learningRate, batchExperts, engine, seed, shardSize } = settings;
+  const what = { format, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized };
+  return JSON.parse(JSON.stringify({ ...what, solver, steps, learningRate, batchExperts, engine, seed, shardSize }));
 }

@@ -200,7 +200,7 @@ describe('on the trained fixture', () => {
     const weights = await Promise.all(
       tensors.map(async (tensor) => {
         const values = new Float32Array(64 * 192);
-        decodeFloats('BF16', await reader.readRange(tensor), values);
+        decodeFloats('BF16', await reader.readRange(tensor.data), values);
         return values;
       }),
     );

@@ -1,18 +1,28 @@
-import type { Family } from './family.js';
+import { type Family, followsDenseLayers } from './family.js';
 
-/** DeepSeek-V2 and V3; the layer numbered `num_hidden_layers` is V3's multi-token-prediction module. */
-export const deepseek: Family = {
-  name: 'DeepSeek',
-  modelTypes: ['deepseek_v2', 'deepseek_v3'],
+/** Dense layers first, shared experts; the layer numbered `num_hidden_layers` is V3's multi-token-prediction module. */
+const layout = {
   expertCountKey: 'n_routed_experts',
   rowsKey: 'moe_intermediate_size',
-  nativeArchitecture: 'DeepseekV3MoBEForCausalLM',
-};
+  isMoeLayer: followsDenseLayers,
+} as const;
 
-/** Kimi-K2: DeepSeek-V3's layout under its own `model_type`. */
+const native = {
+  architecture: 'DeepseekV3MoBEForCausalLM',
+  configClass: 'DeepseekV3MoBEConfig',
+  module: 'modeling_deepseek_mobe',
+} as const;
+
+/** DeepSeek-V2, V2-Lite, Coder-V2. */
+export const deepseekV2: Family = { ...layout, name: 'DeepSeek-V2', modelTypes: ['deepseek_v2'] };
+
+/** DeepSeek-V3, R1: FP8 in 128 × 128 blocks. */
+export const deepseekV3: Family = { ...layout, name: 'DeepSeek-V3', modelTypes: ['deepseek_v3'], native };
+
+/** Kimi-K2: DeepSeek-V3's layout under its own `model_type`; K2-Thinking's routed experts are INT4. */
 export const kimiK2: Family = {
-  ...deepseek,
+  ...layout,
   name: 'Kimi-K2',
   modelTypes: ['kimi_k2'],
-  nativeArchitecture: 'KimiK2MoBEForCausalLM',
+  native: { ...native, architecture: 'KimiK2MoBEForCausalLM', configClass: 'KimiK2MoBEConfig' },
 };

@@ -29,14 +29,14 @@ test('a module past the last layer (multi-token prediction) is no layer', async 
 });
 
 test.each([
-  ['deepseek_v3', 'DeepSeek', true],
+  ['deepseek_v3', 'DeepSeek-V3', true],
   ['kimi_k2', 'Kimi-K2', true],
   ['bailing_moe_v2', 'Ling', true],
   ['brand_new_moe', 'brand_new_moe (standard expert names)', false],
 ])('%s', async (modelType, name, native) => {
   const { family } = await detect({ config: { model_type: modelType, num_experts: 12, n_routed_experts: 12 } });
   expect(family.name).toBe(name);
-  expect(family.nativeArchitecture !== undefined).toBe(native);
+  expect(family.native !== undefined).toBe(native);
 });
 
 describe('refused:', () => {

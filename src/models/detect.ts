@@ -1,104 +1,147 @@
 /** Finds a checkpoint's experts from its config and tensor names; the folder's name plays no part. */
 import { join } from 'node:path';
-import type { TensorInfo } from '../checkpoint/header.js';
+import { isDeepStrictEqual } from 'node:util';
+import { describeEncoding } from '../checkpoint/encoding.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
-import { ConfigMismatchError, MissingExpertError, UnequalExpertError, UnknownModelError } from '../errors.js';
+import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import {
+  ConfigMismatchError,
+  MissingExpertError,
+  MissingLayerError,
+  UnequalExpertError,
+  UnknownModelError,
+} from '../errors.js';
 import { bailing } from './bailing.js';
-import { deepseek, kimiK2 } from './deepseek.js';
-import { type ExpertLayer, type Family, type MoeModel, PROJECTIONS, type Projection } from './family.js';
-import { qwen3Moe } from './qwen3-moe.js';
+import { deepseekV2, deepseekV3, kimiK2 } from './deepseek.js';
+import { expertsOf } from './expert-names.js';
+import {
+  type Config,
+  type ExpertLayer,
+  type Family,
+  type MoeModel,
+  numberOf,
+  PROJECTIONS,
+  type Projection,
+} from './family.js';
+import { glm4Moe } from './glm.js';
+import { mixtral } from './mixtral.js';
+import { olmoe } from './olmoe.js';
+import { qwen2Moe, qwen3Moe } from './qwen-moe.js';
 
-const FAMILIES: readonly Family[] = [qwen3Moe, deepseek, kimiK2, bailing];
+const FAMILIES: readonly Family[] = [
+  qwen3Moe,
+  qwen2Moe,
+  deepseekV2,
+  deepseekV3,
+  kimiK2,
+  bailing,
+  glm4Moe,
+  olmoe,
+  mixtral,
+];
 
-/** Any other model whose experts have the standard names: convertible to standard weights. */
-const generic = (modelType: string, config: Readonly<Record<string, unknown>>): Family => ({
+/** Any other model whose experts have known names: convertible to standard weights. */
+const generic = (modelType: string, config: Config): Family => ({
   name: `${modelType} (standard expert names)`,
   modelTypes: [modelType],
   expertCountKey:
     ['num_experts', 'n_routed_experts', 'num_local_experts'].find((key) => key in config) ?? 'num_experts',
   rowsKey: 'moe_intermediate_size',
-  nativeArchitecture: undefined,
 });
 
-const EXPERT_NAME = /^((?:.+\.)?layers\.(\d+)\.mlp\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj)\.weight$/;
+/** A multimodal model's config nests that of its language model, which is the one that has experts. */
+export const languageConfig = (config: Config): Config =>
+  typeof config.text_config === 'object' && config.text_config !== null
+    ? { ...config, ...(config.text_config as Config) }
+    : config;
 
 /** Throws an `InputError` where the experts are incomplete, unequal, or not what the config says. */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
+  const config = languageConfig(checkpoint.config);
   const modelType = String(checkpoint.config.model_type ?? 'unknown');
-  const family =
-    FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, checkpoint.config);
-  const layers = collectLayers(checkpoint);
+  const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config);
+  const layers = collectLayers(checkpoint, config);
   if (layers.length === 0) {
-    const sample = [...checkpoint.tensors.keys()].filter((name) => /expert|mlp|feed_forward/.test(name)).slice(0, 3);
+    const sample = [...checkpoint.tensors.keys()]
+      .filter((name) => /expert|mlp|feed_forward|moe/.test(name))
+      .slice(0, 3);
     throw new UnknownModelError(
       checkpoint.folder,
       `Its model_type is "${modelType}"${sample.length ? `, its tensors are like ${sample.join(', ')}` : ''}; expected names like model.layers.0.mlp.experts.0.gate_proj.weight.`,
     );
   }
-  checkConfig(checkpoint, family, layers);
+  checkConfig(checkpoint, config, family, layers);
   return { family, layers };
 }
 
-type Slots = Record<Projection, Array<TensorInfo | undefined>>;
+type Slots = Record<Projection, Array<StoredMatrix | undefined>>;
 
-function collectLayers(checkpoint: Checkpoint): ExpertLayer[] {
+function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
   const found = new Map<string, { layer: number; slots: Slots }>();
   for (const tensor of checkpoint.tensors.values()) {
-    const match = EXPERT_NAME.exec(tensor.name);
-    if (!match) continue;
-    const [, prefix, layer, expert, projection] = match as unknown as [string, string, string, string, Projection];
-    const entry = found.get(prefix) ?? { layer: Number(layer), slots: { gate_proj: [], up_proj: [], down_proj: [] } };
-    found.set(prefix, entry);
-    entry.slots[projection][Number(expert)] = tensor;
+    for (const { prefix, layer, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
+      const entry = found.get(prefix) ?? { layer, slots: { gate_proj: [], up_proj: [], down_proj: [] } };
+      found.set(prefix, entry);
+      entry.slots[projection][expert] = matrix;
+    }
   }
-  const hidden = checkpoint.config.num_hidden_layers;
+  const hidden = numberOf(config, 'num_hidden_layers');
   return (
     [...found]
       // A multi-token-prediction module has experts too, at an index past the last layer: it passes through untouched.
-      .filter(([, { layer }]) => typeof hidden !== 'number' || layer < hidden)
+      .filter(([, { layer }]) => hidden === undefined || layer < hidden)
       .map(([prefix, { layer, slots }]) => ({ layer, prefix, experts: completeExperts(checkpoint, prefix, slots) }))
       .sort((a, b) => a.layer - b.layer)
   );
 }
 
-function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): Record<Projection, TensorInfo[]> {
+function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): Record<Projection, StoredMatrix[]> {
   const count = Math.max(...PROJECTIONS.map((projection) => slots[projection].length));
-  const complete = (projection: Projection): TensorInfo[] =>
+  const complete = (projection: Projection): StoredMatrix[] =>
     Array.from({ length: count }, (_, expert) => {
-      const tensor = slots[projection][expert];
-      if (!tensor) throw new MissingExpertError(`${prefix}experts.${expert}.${projection}.weight`, checkpoint.folder);
-      checkAlike(tensor, slots[projection][0] as TensorInfo);
-      return tensor;
+      const matrix = slots[projection][expert];
+      if (!matrix) throw new MissingExpertError(`${prefix}experts.${expert}.${projection}.weight`, checkpoint.folder);
+      checkAlike(matrix, slots[projection][0] as StoredMatrix);
+      return matrix;
     });
   return { gate_proj: complete('gate_proj'), up_proj: complete('up_proj'), down_proj: complete('down_proj') };
 }
 
-function checkAlike(tensor: TensorInfo, first: TensorInfo): void {
-  if (tensor.shape.length !== 2)
-    throw new UnequalExpertError(tensor.name, tensor.file, `has shape [${tensor.shape}], not a matrix`);
-  if (String(tensor.shape) !== String(first.shape)) {
+function checkAlike({ name, data, rows, cols, encoding }: StoredMatrix, first: StoredMatrix): void {
+  if (rows !== first.rows || cols !== first.cols)
     throw new UnequalExpertError(
-      tensor.name,
-      tensor.file,
-      `has shape [${tensor.shape}], expert 0 has [${first.shape}]`,
+      name,
+      data.file,
+      `has shape [${rows},${cols}], expert 0 has [${first.rows},${first.cols}]`,
     );
-  }
-  if (tensor.dtype !== first.dtype) {
-    throw new UnequalExpertError(tensor.name, tensor.file, `is ${tensor.dtype}, expert 0 is ${first.dtype}`);
+  if (!isDeepStrictEqual(encoding, first.encoding)) {
+    const [own, other] = [describeEncoding(encoding), describeEncoding(first.encoding)];
+    throw new UnequalExpertError(name, data.file, `is ${own}, expert 0 is ${other}`);
   }
 }
 
-function checkConfig({ folder, config }: Checkpoint, family: Family, layers: readonly ExpertLayer[]): void {
+function checkConfig({ folder }: Checkpoint, config: Config, family: Family, layers: readonly ExpertLayer[]): void {
+  const file = join(folder, CONFIG_FILE);
   const expect = (key: string, found: number): void => {
-    const configured = config[key];
-    if (typeof configured === 'number' && configured !== found) {
-      throw new ConfigMismatchError(join(folder, CONFIG_FILE), key, configured, found);
-    }
+    const configured = numberOf(config, key);
+    if (configured !== undefined && configured !== found) throw new ConfigMismatchError(file, key, configured, found);
   };
   for (const { experts } of layers) {
-    const [rows, cols] = (experts.gate_proj[0] as TensorInfo).shape as [number, number];
+    const [gate, down] = [experts.gate_proj[0], experts.down_proj[0]] as [StoredMatrix, StoredMatrix];
     expect(family.expertCountKey, experts.gate_proj.length);
-    expect(family.rowsKey, rows);
-    expect('hidden_size', cols);
+    expect(family.rowsKey, gate.rows);
+    expect('hidden_size', gate.cols);
+    if (down.rows !== gate.cols || down.cols !== gate.rows)
+      throw new UnequalExpertError(
+        down.name,
+        down.data.file,
+        `has shape [${down.rows},${down.cols}], its gate_proj [${gate.rows},${gate.cols}]`,
+      );
+  }
+  const hidden = numberOf(config, 'num_hidden_layers') ?? 0;
+  const held = new Set(layers.map(({ layer }) => layer));
+  for (let layer = 0; family.isMoeLayer && layer < hidden; layer++) {
+    const expected = family.isMoeLayer(layer, config);
+    if (expected !== held.has(layer)) throw new MissingLayerError(file, layer, expected);
   }
 }

@@ -1,62 +1,71 @@
 /** The native MoBE checkpoint: tensor names and config keys that the reference's modelling files read. */
 import { applyEdits, modify } from 'jsonc-parser';
-import type { ExpertLayer, FactorisedProjection, Family } from './family.js';
+import type { ExpertLayer, NativeForm, Projection } from './family.js';
 
-/** Matches the bases of a layer: prefix, and the short name of the projection. */
-export const BASES_NAME = /^((?:.+\.)?layers\.(\d+)\.mlp\.)B_(gate|up)$/;
+/** Matches the bases of a group: prefix, layer, short name of the projection, index of the group where there are several. */
+export const BASES_NAME = /^((?:.+\.)?layers\.(\d+)\.mlp\.)B_(gate|up|down)(?:_(\d+))?$/;
 
-const SHORT: Record<FactorisedProjection, string> = { gate_proj: 'gate', up_proj: 'up' };
+const SHORT: Record<Projection, string> = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down' };
 
-/** `B_gate`: the layer's bases before the activation, [m, r, d]. */
-export const basesName = (prefix: string, projection: FactorisedProjection): string =>
-  `${prefix}B_${SHORT[projection]}`;
+/** Part of a layer's experts: all of them are group 0 of 1. */
+export interface GroupNumber {
+  readonly group: number;
+  readonly groups: number;
+}
+
+const suffix = ({ group, groups }: GroupNumber): string => (groups === 1 ? '' : `_${group}`);
+
+/** `B_gate`: a group's bases before the activation, [m, r, d]; `B_gate_1` where the layer has several groups. */
+export const basesName = (prefix: string, projection: Projection, number: GroupNumber): string =>
+  `${prefix}B_${SHORT[projection]}${suffix(number)}`;
 
 /** `W_gate`: the coefficients α as they multiply, [n, m]. */
-export const coefficientsName = (prefix: string, projection: FactorisedProjection): string =>
-  `${prefix}W_${SHORT[projection]}`;
+export const coefficientsName = (prefix: string, projection: Projection, number: GroupNumber): string =>
+  `${prefix}W_${SHORT[projection]}${suffix(number)}`;
 
 /** `experts.{j}.gate_proj.weight`: A·σ, [p, r], under the name the dense weight had. */
-export const expertName = (
-  { prefix }: Pick<ExpertLayer, 'prefix'>,
-  expert: number,
-  projection: FactorisedProjection,
-): string => `${prefix}experts.${expert}.${projection}.weight`;
+export const expertName = ({ prefix }: Pick<ExpertLayer, 'prefix'>, expert: number, projection: Projection): string =>
+  `${prefix}experts.${expert}.${projection}.weight`;
 
 /** What is special about a native checkpoint, beside its source's config. */
 export interface NativeSettings {
+  /** Of a layer and projection, over all its groups. */
   bases: number;
+  groups: number;
   rank: number;
   activation: 'silu' | 'tanh';
   layers: readonly number[];
-  projections: readonly FactorisedProjection[];
+  projections: readonly Projection[];
   solver: string;
   sourceFingerprint: string;
 }
 
-/**
- * Entries of `config.json` that change; undefined: to be removed. `num_B` and `activation` are what the reference writes.
- * It forgets the rest: which layers and projections hold factors (all others are as in the source), the rank, and the
- * architecture.
- */
+/** Entries of `config.json` that change, by their dotted path; undefined: to be removed. */
 export type ConfigChanges = Readonly<Record<string, unknown>>;
 
+/**
+ * `num_B` and `activation` are what the reference writes. It forgets the rest: which layers and projections hold factors (all
+ * others are as in the source), the rank, the groups, and how to load it.
+ */
 export function nativeConfig(
   source: Readonly<Record<string, unknown>>,
-  family: Family,
-  { bases, activation, rank, layers, projections, solver, sourceFingerprint }: NativeSettings,
+  { architecture, configClass, module }: NativeForm,
+  { bases, groups, activation, rank, layers, projections, solver, sourceFingerprint }: NativeSettings,
 ): ConfigChanges {
   return {
-    architectures: [family.nativeArchitecture],
+    architectures: [architecture],
+    auto_map: { AutoConfig: `${module}.${configClass}`, AutoModelForCausalLM: `${module}.${architecture}` },
     num_B: bases,
     activation,
     mobe: {
       format_version: 1,
       rank,
-      groups: 1,
+      groups,
       layers,
       projections,
       solver,
       source_architectures: source.architectures ?? null,
+      source_auto_map: source.auto_map ?? null,
       source_fingerprint: sourceFingerprint,
     },
   };
@@ -64,8 +73,14 @@ export function nativeConfig(
 
 /** From a native config back to its source's. */
 export function denseConfig({ mobe }: Readonly<Record<string, unknown>>): ConfigChanges {
-  const { source_architectures: architectures } = (mobe ?? {}) as { source_architectures?: unknown };
-  return { ...(architectures ? { architectures } : {}), num_B: undefined, activation: undefined, mobe: undefined };
+  const { source_architectures: architectures, source_auto_map: autoMap } = (mobe ?? {}) as Record<string, unknown>;
+  return {
+    ...(architectures ? { architectures } : {}),
+    auto_map: autoMap ?? undefined,
+    num_B: undefined,
+    activation: undefined,
+    mobe: undefined,
+  };
 }
 
 /**
@@ -75,7 +90,7 @@ export function denseConfig({ mobe }: Readonly<Record<string, unknown>>): Config
 export function editConfig(text: string, changes: ConfigChanges): string {
   const formattingOptions = { insertSpaces: true, tabSize: 2, eol: '\n' };
   return Object.entries(changes).reduce(
-    (edited, [key, value]) => applyEdits(edited, modify(edited, [key], value, { formattingOptions })),
+    (edited, [path, value]) => applyEdits(edited, modify(edited, path.split('.'), value, { formattingOptions })),
     text,
   );
 }

@@ -1,0 +1,86 @@
+/** A matrix of a checkpoint: where its bytes lie, and how they become numbers. */
+import { QuantisedShapeError } from '../errors.js';
+import { decodeRows, type Encoding, storedBytes } from './encoding.js';
+import type { ByteRange, TensorReader } from './tensor-reader.js';
+
+export interface StoredMatrix {
+  /** What it is called where it stands alone and unquantised, e.g. `model.layers.0.mlp.experts.3.up_proj.weight`. */
+  readonly name: string;
+  /** As stored, row-major. */
+  readonly rows: number;
+  readonly cols: number;
+  readonly encoding: Encoding;
+  readonly data: ByteRange;
+  /** Of a quantised matrix; may lie in another shard. */
+  readonly scales?: ByteRange;
+  /** A stored copy of its shape (compressed-tensors' `weight_shape`), to be compared when the data is read. */
+  readonly declaredShape?: ByteRange;
+  /** Where it belongs in a checkpoint of the source's own layout: a tensor, and the element it begins at. */
+  readonly place: { readonly tensor: string; readonly element: number };
+}
+
+/** What `decodeMatrix` needs to know. */
+export interface MatrixFormat extends Pick<StoredMatrix, 'rows' | 'cols' | 'encoding'> {
+  /** The numbers that are wanted are those of the transpose, (cols, rows). */
+  readonly transposed: boolean;
+}
+
+/** Bytes of a matrix as `readMatrix` returns them. */
+export function matrixBytes({ encoding, rows, cols }: Pick<MatrixFormat, 'rows' | 'cols' | 'encoding'>): number {
+  const { data, scales } = storedBytes(encoding, rows, cols);
+  return data + scales;
+}
+
+/** The data, then the scales: one buffer, in memory of its own. */
+export async function readMatrix(reader: TensorReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
+  const { data, scales } = matrix;
+  const bytes = new Uint8Array(matrixBytes(matrix));
+  const size = data.end - data.start;
+  await reader.read(data.file, data.start, bytes.subarray(0, size));
+  if (scales) await reader.read(scales.file, scales.start, bytes.subarray(size));
+  await checkDeclaredShape(reader, matrix);
+  return bytes;
+}
+
+/** Throws where a shape is stored beside the data and says something else. */
+export async function checkDeclaredShape(
+  reader: TensorReader,
+  { name, rows, cols, declaredShape }: StoredMatrix,
+): Promise<void> {
+  if (!declaredShape) return;
+  const bytes = await reader.readRange(declaredShape);
+  const view = new DataView(bytes.buffer);
+  const size = bytes.byteLength / 2; // two integers, of 4 or 8 bytes
+  const at = (offset: number): number =>
+    size === 8 ? Number(view.getBigInt64(offset, true)) : view.getInt32(offset, true);
+  const declared = [at(0), at(size)];
+  if (declared[0] !== rows || declared[1] !== cols)
+    throw new QuantisedShapeError(
+      name,
+      declaredShape.file,
+      `its shape is stored as [${declared}], its data is [${rows},${cols}]`,
+    );
+}
+
+/** Decodes the bytes of `readMatrix` into `target`, transposed where the format says so. */
+export function decodeMatrix(
+  { encoding, rows, cols, transposed }: MatrixFormat,
+  bytes: Uint8Array,
+  target: Float32Array,
+): void {
+  const size = storedBytes(encoding, rows, cols).data;
+  const values = transposed ? new Float32Array(rows * cols) : target;
+  decodeRows(encoding, cols, { first: 0, count: rows }, bytes.subarray(0, size), bytes.subarray(size), values);
+  if (transposed) transpose(values, rows, cols, target);
+}
+
+/** (rows, cols) → (cols, rows), in tiles that stay in the cache. */
+export function transpose(source: Float32Array, rows: number, cols: number, target: Float32Array): void {
+  const tile = 32;
+  for (let i0 = 0; i0 < rows; i0 += tile) {
+    for (let j0 = 0; j0 < cols; j0 += tile) {
+      const [i1, j1] = [Math.min(rows, i0 + tile), Math.min(cols, j0 + tile)];
+      for (let i = i0; i < i1; i++) for (let j = j0; j < j1; j++) target[j * rows + i] = source[i * cols + j] as number;
+    }
+  }
+}

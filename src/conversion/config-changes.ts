@@ -1,0 +1,91 @@
+/** What a conversion changes in the source's `config.json`. */
+import { QUANTISATION_KEYS, quantisationConfig } from '../checkpoint/quantisation.js';
+import { UnevenFactorsError } from '../errors.js';
+import type { MoeModel } from '../models/family.js';
+import { type ConfigChanges, nativeConfig } from '../models/native.js';
+import { compareGroups, type GroupPlan, groupLabel } from './groups.js';
+import type { ConversionPlan } from './plan.js';
+
+/** Of a dense model's conversion. */
+export function configChanges(
+  plan: ConversionPlan,
+  model: MoeModel,
+  { solver, sourceFingerprint }: { solver: string; sourceFingerprint: string },
+): ConfigChanges {
+  const native = plan.format === 'mobe' && plan.groups.length > 0;
+  return {
+    ...quantisationChanges(plan, model),
+    ...(native && nativeChanges(plan, model, solver, sourceFingerprint)),
+  };
+}
+
+function nativeChanges(
+  { source, groups }: ConversionPlan,
+  { family }: MoeModel,
+  solver: string,
+  sourceFingerprint: string,
+): ConfigChanges {
+  const sorted = [...groups].sort(compareGroups);
+  const [first] = sorted as [GroupPlan];
+  checkUniform(sorted);
+  if (!family.native) return {}; // refused before (planGroups)
+  const { bases, rank, activation } = first.problem;
+  return nativeConfig(source.config, family.native, {
+    bases: bases * first.groups,
+    groups: first.groups,
+    rank,
+    activation,
+    layers: [...new Set(sorted.map(({ layer }) => layer))],
+    projections: [...new Set(sorted.map(({ projection }) => projection))],
+    solver,
+    sourceFingerprint,
+  });
+}
+
+/** A native config has one m, r, f and number of groups for all, and one list of projections for all its layers. */
+function checkUniform(groups: readonly GroupPlan[]): void {
+  const [first] = groups as [GroupPlan];
+  const held = new Set(groups.map(groupLabel));
+  for (const group of groups) {
+    const { bases, rank, activation } = group.problem;
+    const same =
+      bases === first.problem.bases &&
+      rank === first.problem.rank &&
+      activation === first.problem.activation &&
+      group.groups === first.groups;
+    if (!same)
+      throw new UnevenFactorsError(
+        `${groupLabel(group)} has ${bases} bases of rank ${rank} in ${group.groups} group(s) with ${activation}, ${groupLabel(first)} ${first.problem.bases} of ${first.problem.rank} in ${first.groups} with ${first.problem.activation}`,
+      );
+  }
+  for (const { layer } of groups) {
+    for (const { projection } of groups) {
+      for (let group = 0; group < first.groups; group++) {
+        const label = groupLabel({ layer, projection, group, groups: first.groups });
+        if (!held.has(label)) throw new UnevenFactorsError(`${label} is missing`);
+      }
+    }
+  }
+}
+
+/**
+ * When nothing is quantised any more, the entry goes. Else the experts that were decoded are named in it, under the key that the
+ * loaders of its kind read: `ignore` of compressed-tensors, `modules_to_not_convert` of the others.
+ */
+function quantisationChanges({ source, groups, quantised }: ConversionPlan, { layers }: MoeModel): ConfigChanges {
+  const entry = quantisationConfig(source.config) as Record<string, unknown> | undefined;
+  if (!entry) return {};
+  const path = QUANTISATION_KEYS.find((key) => valueAt(source.config, key) === entry) as string;
+  if (quantised.after === 0) return { [path]: undefined };
+  const converted = new Set(groups.map(({ layer }) => layer));
+  const modules = layers.filter(({ layer }) => converted.has(layer)).map(({ prefix }) => `${prefix}experts`);
+  if (modules.length === 0) return {};
+  const [key, added] = entry.config_groups
+    ? ['ignore', modules.map((module) => `re:${module.replaceAll('.', '\\.')}\\..*`)]
+    : ['modules_to_not_convert', modules];
+  const listed = entry[key];
+  return { [`${path}.${key}`]: [...(Array.isArray(listed) ? listed : []), ...added] };
+}
+
+const valueAt = (config: unknown, path: string): unknown =>
+  path.split('.').reduce<unknown>((value, key) => (value as Record<string, unknown> | undefined)?.[key], config);

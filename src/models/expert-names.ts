@@ -1,0 +1,104 @@
+/** The names under which checkpoints keep a layer's experts, whatever family wrote them. */
+import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
+import type { TensorInfo } from '../checkpoint/header.js';
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
+import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
+import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { UnequalExpertError, UnsupportedDtypeError, UnsupportedLayoutError } from '../errors.js';
+import type { Projection } from './family.js';
+
+/** One expert a tensor; Mixtral, MiniMax and others say w1, w3, w2. */
+const SEPARATE =
+  /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight(?:_packed)?$/;
+/** All experts of a layer in one tensor: gate over up (n, 2p, d), and down (n, d, p). */
+const FUSED = /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(gate_up_proj|down_proj)$/;
+
+const PROJECTION: Readonly<Record<string, Projection>> = { w1: 'gate_proj', w3: 'up_proj', w2: 'down_proj' };
+
+/** An expert matrix and the slot it belongs to. */
+export interface FoundExpert {
+  /** Of the layer, e.g. `model.layers.3.mlp.` */
+  readonly prefix: string;
+  readonly layer: number;
+  readonly expert: number;
+  readonly projection: Projection;
+  readonly matrix: StoredMatrix;
+}
+
+/** The expert matrices a tensor holds; none for any other tensor. */
+export function expertsOf(tensor: TensorInfo, checkpoint: Checkpoint): FoundExpert[] {
+  const separate = SEPARATE.exec(tensor.name);
+  if (separate) {
+    const [, prefix, layer, expert, name] = separate as unknown as [string, string, string, string, string];
+    const projection = PROJECTION[name] ?? (name as Projection);
+    const matrix = isQuantised(tensor) ? quantisedMatrix(tensor, checkpoint) : floatMatrix(tensor);
+    return [{ prefix, layer: Number(layer), expert: Number(expert), projection, matrix }];
+  }
+  const fused = FUSED.exec(tensor.name);
+  if (!fused) return [];
+  const [, prefix, layer, name] = fused as unknown as [string, string, string, 'gate_up_proj' | 'down_proj'];
+  const projections: readonly Projection[] = name === 'down_proj' ? ['down_proj'] : ['gate_proj', 'up_proj'];
+  return slices(tensor, projections, prefix, checkpoint).map((it) => ({ prefix, layer: Number(layer), ...it }));
+}
+
+function floatMatrix({ name, file, dtype, shape, start, end }: TensorInfo): StoredMatrix {
+  if (shape.length !== 2) throw new UnequalExpertError(name, file, `has shape [${shape}], not a matrix`);
+  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
+  const [rows, cols] = shape as [number, number];
+  const place = { tensor: name, element: 0 };
+  return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
+}
+
+/** The matrices of a fused tensor, each a range of it, in the order in which they lie. */
+function slices(
+  tensor: TensorInfo,
+  projections: readonly Projection[],
+  prefix: string,
+  checkpoint: Checkpoint,
+): Array<Pick<FoundExpert, 'expert' | 'projection' | 'matrix'>> {
+  const { name, file, dtype, shape, start } = tensor;
+  if (shape.length !== 3) throw new UnequalExpertError(name, file, `has shape [${shape}], not [experts, rows, cols]`);
+  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
+  checkOrientation(tensor, prefix, checkpoint);
+  const [experts, allRows, cols] = shape as [number, number, number];
+  const rows = allRows / projections.length;
+  return Array.from({ length: experts * projections.length }, (_, i) => {
+    const expert = Math.floor(i / projections.length);
+    const projection = projections[i % projections.length] as Projection;
+    const element = i * rows * cols;
+    const matrix: StoredMatrix = {
+      name: `${prefix}experts.${expert}.${projection}.weight`,
+      rows,
+      cols,
+      encoding: { kind: 'float', dtype },
+      data: {
+        file,
+        start: start + element * floatBytes(dtype),
+        end: start + (element + rows * cols) * floatBytes(dtype),
+      },
+      place: { tensor: name, element },
+    };
+    return { expert, projection, matrix };
+  });
+}
+
+/**
+ * Fused exports exist in two orientations. gate_up (n, 2p, d) with down (n, d, p) multiplies from the left, as separate experts
+ * do; (n, d, 2p) with (n, p, d), as Llama 4 and gpt-oss have it, from the right. The two shapes together tell which it is.
+ */
+function checkOrientation({ name, file }: TensorInfo, prefix: string, { tensors }: Checkpoint): void {
+  const gateUp = tensors.get(`${prefix}experts.gate_up_proj`)?.shape;
+  const down = tensors.get(`${prefix}experts.down_proj`)?.shape;
+  if (!gateUp || !down) {
+    const missing = gateUp ? 'down_proj' : 'gate_up_proj';
+    throw new UnsupportedLayoutError(name, file, `there is no ${prefix}experts.${missing} beside it`);
+  }
+  const [, gateUpRows = 0, gateUpCols = 0] = gateUp;
+  const [, downRows = 0, downCols = 0] = down;
+  if (gateUpRows === 2 * downCols && gateUpCols === downRows) return;
+  throw new UnsupportedLayoutError(
+    name,
+    file,
+    `gate_up_proj is [${gateUp}] and down_proj [${down}]; only [n, 2p, d] with [n, d, p] is read`,
+  );
+}

@@ -1,0 +1,55 @@
+/** The parts of a verification that need no tensor data: names, dtypes, shapes, index, config and side files. */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { isDeepStrictEqual } from 'node:util';
+import type { TensorSpec } from '../src/checkpoint/header.js';
+import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../src/checkpoint/open-checkpoint.js';
+import { listSideFiles } from '../src/checkpoint/side-files.js';
+import { type ConfigChanges, editConfig } from '../src/models/native.js';
+
+export function compareSpecs(expected: readonly TensorSpec[], result: Checkpoint, problems: string[]): void {
+  const left = new Set(result.tensors.keys());
+  for (const { name, dtype, shape } of expected) {
+    const tensor = result.tensors.get(name);
+    left.delete(name);
+    if (!tensor) problems.push(`tensor "${name}" is missing`);
+    else if (tensor.dtype !== dtype || String(tensor.shape) !== String(shape)) {
+      problems.push(
+        `tensor "${name}" in ${tensor.file} is ${tensor.dtype} [${tensor.shape}], expected ${dtype} [${shape}]`,
+      );
+    }
+  }
+  for (const name of left) problems.push(`tensor "${name}" should not be there`);
+}
+
+export async function checkIndex(result: Checkpoint, tensorBytes: number, problems: string[]): Promise<void> {
+  if (result.shards.length === 1) return;
+  const { metadata } = await readJsonObject(join(result.folder, INDEX_FILE));
+  const total = (metadata as { total_size?: unknown } | undefined)?.total_size;
+  if (total !== tensorBytes)
+    problems.push(`${INDEX_FILE} says total_size ${String(total)}, the tensors have ${tensorBytes} bytes`);
+}
+
+/** The result's config must be the source's with these changes. */
+export function checkConfig(source: Checkpoint, result: Checkpoint, changes: ConfigChanges, problems: string[]): void {
+  const expected = JSON.parse(editConfig(source.configText, changes)) as Record<string, unknown>;
+  for (const key of new Set([...Object.keys(expected), ...Object.keys(result.config)])) {
+    if (!isDeepStrictEqual(expected[key], result.config[key])) {
+      problems.push(
+        `${CONFIG_FILE}: "${key}" is ${JSON.stringify(result.config[key])}, expected ${JSON.stringify(expected[key])}`,
+      );
+    }
+  }
+}
+
+export async function checkSideFiles(source: Checkpoint, result: Checkpoint, problems: string[]): Promise<number> {
+  let compared = 0;
+  for (const { source: file, target } of await listSideFiles(source.folder)) {
+    const expected = await readFile(join(source.folder, file));
+    const actual = await readFile(join(result.folder, target)).catch(() => undefined);
+    if (!actual) problems.push(`${target} is missing`);
+    else if (!expected.equals(actual)) problems.push(`${target} differs from the source's ${file}`);
+    compared++;
+  }
+  return compared;
+}
