@@ -377,6 +377,17 @@ export class UnevenFactorsError extends InputError {
   }
 }
 
+export class ForeignFactorsError extends InputError {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
+    super(
+      `${file} cannot be imported: ${reason}. Give the model it was trained on and the folder with all files of the training.`,
+    );
+  }
+}
+
 export class FactorMismatchError extends InputError {
   constructor(
     readonly file: string,

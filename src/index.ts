@@ -19,6 +19,7 @@ export { fitFactors } from '../streams/fit.js';
 export { fold } from '../streams/fold.js';
 export { groupExperts } from '../streams/group-experts.js';
 export { compose, merge } from '../streams/highland.js';
+export { type ImportOptions, importFactors } from '../streams/import.js';
 export { normalise } from '../streams/normalise.js';
 export { passThrough } from '../streams/pass-through.js';
 export { plan, type TimedPlan } from '../streams/plan.js';

@@ -1,6 +1,6 @@
 import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { planCompression } from '../src/conversion/compression.js';
-import { configChanges } from '../src/conversion/config-changes.js';
+import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { engineRecord } from '../src/conversion/report.js';
 import { type CompressOptions, resultSettings } from '../src/conversion/settings.js';
 import { convert } from './convert.js';
@@ -31,13 +31,14 @@ export async function compress(
     inputs: [source.folder],
     async before(reader) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan) });
-      sigmas = await measureGroups(groups, reader, memory, run);
+      sigmas = await measureGroups(groups, groups, reader, memory, run);
     },
     async *expertBranch({ reader, onGroup, signal }) {
       const written = settings.format === 'mobe' ? 'factors' : 'weights';
       const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, hooks: run, signal });
       for await (const factorization of fitted) yield* fold(factorization, plan, onGroup);
     },
+    modelling: nativeModelling(plan, plan.model),
     config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
     record: {
       kind: 'compress',

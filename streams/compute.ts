@@ -2,13 +2,12 @@
  * The arithmetic of one group, as it runs in a worker thread: fit B and α, then hand out expert by expert what will be
  * written, with the error of exactly those bytes.
  */
-import { allFinite, decodeFloats, encodeFloats } from '../src/checkpoint/codec.js';
-import { type FloatDtype, floatBytes } from '../src/checkpoint/dtype.js';
+import { encodeFinite, floatsOf } from '../src/checkpoint/codec.js';
+import type { FloatDtype } from '../src/checkpoint/dtype.js';
 import { decodeMatrix, type MatrixFormat, transpose } from '../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../src/engine/create-engine.js';
 import type { Engine } from '../src/engine/engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
-import { OverflowError } from '../src/errors.js';
 import { solveAdam } from '../src/factorization/adam.js';
 import type { Problem, SharedFactors, SolverName, SolverOptions, Targets } from '../src/factorization/problem.js';
 import { createReconstruction, type Reconstruction } from '../src/factorization/reconstruct.js';
@@ -93,8 +92,8 @@ export class Compute {
       solver === 'adam'
         ? await solveAdam(this.engine, problem, targets, solverOptions, sigma)
         : await solveVarpro(this.engine, problem, targets, solverOptions);
-    const bases = encode(dtype, solution.bases, `bases of ${options.label}`);
-    const coefficients = encode(dtype, solution.coefficients, `coefficients of ${options.label}`);
+    const bases = encodeFinite(dtype, solution.bases, `bases of ${options.label}`);
+    const coefficients = encodeFinite(dtype, solution.coefficients, `coefficients of ${options.label}`);
     const factors = { problem, dtype, bases, coefficients, transposed: format.transposed };
     await this.load(factors);
     const refit = await createRefit(this.engine, problem, decodeFactors(factors));
@@ -112,9 +111,9 @@ export class Compute {
     decodeTargets(task).read(expert, target);
     const A = await refit.fit(expert, target);
     for (let i = 0; i < A.length; i++) A[i] = (A[i] as number) * task.sigma;
-    const factor = encode(dtype, A, label);
+    const factor = encodeFinite(dtype, A, label);
     if (written === 'weights') return this.rebuild(expert, factor, label, dense);
-    const rebuilt = await reconstruction.expert(expert, decode(dtype, factor));
+    const rebuilt = await reconstruction.expert(expert, floatsOf(dtype, factor));
     return { data: factor, ...squaredError(decodeDense(dense), rebuilt) };
   }
 
@@ -131,20 +130,20 @@ export class Compute {
    */
   async rebuild(expert: number, factor: Uint8Array, label: string, dense?: StoredWeights): Promise<FoldedExpert> {
     const { problem, transposed, dtype, reconstruction } = this.held as Held;
-    let rebuilt = await reconstruction.expert(expert, decode(dtype, factor));
+    let rebuilt = await reconstruction.expert(expert, floatsOf(dtype, factor));
     if (transposed) {
       const turned = new Float32Array(rebuilt.length);
       transpose(rebuilt, problem.rows, problem.cols, turned);
       rebuilt = turned;
     }
-    const data = encode(dtype, rebuilt, label);
-    return { data, ...squaredError(dense ? decodeAsStored(dense) : new Float32Array(0), decode(dtype, data)) };
+    const data = encodeFinite(dtype, rebuilt, label);
+    return { data, ...squaredError(dense ? decodeAsStored(dense) : new Float32Array(0), floatsOf(dtype, data)) };
   }
 
   /** The error of one expert of the loaded group, from its A·σ and the dense weights it stands for. */
   async compare(expert: number, factor: Uint8Array, dense: StoredWeights): Promise<SquaredError> {
     const { dtype, reconstruction } = this.held as Held;
-    return squaredError(decodeDense(dense), await reconstruction.expert(expert, decode(dtype, factor)));
+    return squaredError(decodeDense(dense), await reconstruction.expert(expert, floatsOf(dtype, factor)));
   }
 
   /** The error of rebuilt weights as stored. */
@@ -185,21 +184,9 @@ function decodeTargets({ problem, format, experts, sigma }: FitTask): Targets {
 }
 
 const decodeFactors = ({ dtype, bases, coefficients }: FactorsTask): SharedFactors => ({
-  bases: decode(dtype, bases),
-  coefficients: decode(dtype, coefficients),
+  bases: floatsOf(dtype, bases),
+  coefficients: floatsOf(dtype, coefficients),
 });
-
-function decode(dtype: FloatDtype, bytes: Uint8Array): Float32Array {
-  const values = new Float32Array(bytes.byteLength / floatBytes(dtype));
-  decodeFloats(dtype, bytes, values);
-  return values;
-}
-
-function encode(dtype: FloatDtype, values: Float32Array, label: string): Uint8Array<ArrayBuffer> {
-  const bytes = encodeFloats(dtype, values);
-  if (!allFinite(dtype, bytes)) throw new OverflowError(label, dtype);
-  return bytes;
-}
 
 /** Summed in f64. */
 export function squaredError(weights: Float32Array, rebuilt: Float32Array): SquaredError {

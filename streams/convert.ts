@@ -12,6 +12,7 @@ import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { InterruptedError } from '../src/errors.js';
+import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
 import { merge } from './highland.js';
 import { passThrough } from './pass-through.js';
@@ -37,6 +38,8 @@ export interface Conversion {
   readonly expertBranch: (context: BranchContext) => AsyncIterable<OutputChunk>;
   /** What changes in the source's config.json. */
   readonly config: ConfigChanges;
+  /** Modelling files of ours: of a native output to be added, of an expansion's source to be left behind. */
+  readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
   readonly run: RunOptions;
   /** `performance.now()` when the run began. */
@@ -98,15 +101,22 @@ async function writeSmallFiles(
   output: OutputFolder,
   groups: readonly GroupReport[],
 ): Promise<StoredReport> {
-  const { plan, config, record, started } = conversion;
+  const { plan, config, modelling, record, started } = conversion;
   const { source, layout, format, parametersBefore, parametersAfter, bytesBefore, bytesAfter } = plan;
   const files = layout.shards.map(({ file }) => file);
   const put = async (file: string, text: string): Promise<void> => {
     await output.writeText(file, text);
     files.push(file);
   };
+  const added = modelling?.add ?? [];
+  const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
   for (const { source: file, target } of await listSideFiles(source.folder)) {
+    if (ours.has(target)) continue;
     await output.copyFile(join(source.folder, file), target);
+    files.push(target);
+  }
+  for (const { source: file, target } of added) {
+    await output.copyFile(file, target);
     files.push(target);
   }
   const index = encodeIndex(layout);

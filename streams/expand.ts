@@ -7,6 +7,8 @@ import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
 import { engineRecord, type GroupReport } from '../src/conversion/report.js';
 import { type CompressOptions, resolveSettings } from '../src/conversion/settings.js';
 import { chooseEngine } from '../src/engine/choose-engine.js';
+import { FAMILIES } from '../src/models/detect.js';
+import { modellingFiles } from '../src/models/modelling-files.js';
 import { denseConfig } from '../src/models/native.js';
 import { convert } from './convert.js';
 import type { RunOptions, RunResult } from './progress.js';
@@ -37,12 +39,13 @@ export async function expand(
     inputs: [source.folder],
     expertBranch: ({ reader, onGroup, signal }) =>
       withWorker({ engine: engine.name, threads }, signal, (worker) => rebuildAll(plan, reader, worker, onGroup)),
+    modelling: { leave: FAMILIES.flatMap(({ native }) => (native ? modellingFiles(native) : [])) },
     config: denseConfig(source.config),
     record: {
       kind: 'expand',
       sourceFingerprint: await fingerprint(source),
       engine: engineRecord(engine),
-      settings: { format: 'hf', groups: groups[0]?.groups, engine: engine.name, shardSize },
+      settings: { format: 'hf', engine: engine.name, shardSize },
     },
     run,
     started,
@@ -57,7 +60,7 @@ async function* rebuildAll(
 ): AsyncGenerator<OutputChunk> {
   const { source, groups } = plan;
   for (const group of groups) {
-    const { layer, projection, names } = group;
+    const { layer, projection, group: part, groups: parts, names } = group;
     const factored: FactoredGroup = {
       group,
       bases: source.tensors.get(names.bases) as TensorInfo,
@@ -66,6 +69,6 @@ async function* rebuildAll(
     };
     const started = performance.now();
     yield* rebuildWeights(factored, plan, reader, worker);
-    onGroup({ layer, projection, group: group.group, seconds: (performance.now() - started) / 1000 });
+    onGroup({ layer, projection, group: part, groups: parts, seconds: (performance.now() - started) / 1000 });
   }
 }

@@ -19,13 +19,18 @@ import { WorkerPool } from './worker-pool.js';
 /**
  * Reads every group once, so that bad weights are found before hours of work, and learns each σ on the way: that of all the
  * experts of its layer and projection, as the reference takes it also where they are cut into groups (`train_group.py`).
+ * @param wanted the groups whose σ is needed; of `all`, those of the same layers and projections are read too
  */
 export async function measureGroups(
-  groups: readonly GroupPlan[],
+  wanted: readonly GroupPlan[],
+  all: readonly GroupPlan[],
   reader: TensorReader,
-  { groupBytes }: MemoryPlan,
+  { groupBytes }: Pick<MemoryPlan, 'groupBytes'>,
   { onProgress, signal }: RunHooks,
 ): Promise<Sigmas> {
+  const part = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
+  const parts = new Set(wanted.map(part));
+  const groups = all.filter((group) => parts.has(part(group)));
   const budget = new ByteBudget(groupBytes);
   const moments = new Map<GroupPlan, Moments>();
   onProgress?.({

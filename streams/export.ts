@@ -1,7 +1,7 @@
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
 import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import type { ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
-import { configChanges } from '../src/conversion/config-changes.js';
+import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { type FactorFile, openFactorFolder } from '../src/conversion/factor-files.js';
 import { groupLabel, nativeTensors, planGroups } from '../src/conversion/groups.js';
 import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
@@ -59,6 +59,7 @@ export async function exportFactors(
             rebuildAll(plan, factored, files, reader, worker, onGroup),
           )
         : copyAll(factored, files, reader, onGroup),
+    modelling: nativeModelling(plan, detected),
     config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
     record: {
       kind: 'export',
@@ -81,8 +82,7 @@ export async function exportFactors(
 /** The group a factor file belongs to. Throws where the file is not of this model. */
 function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
   const { path, metadata, problem, tensors } = file;
-  const { layer, projection, group: number } = metadata.report;
-  const { groups } = metadata;
+  const { layer, projection, group: number, groups } = metadata.report;
   if (metadata.sourceFingerprint !== sourceFingerprint)
     throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
   const { bases, rank, activation } = problem;
@@ -97,8 +97,7 @@ function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceF
   };
   const group = planGroups(model, resolveSettings(options)).find((it) => it.group === number);
   if (!group || JSON.stringify(group.problem) !== JSON.stringify(problem)) {
-    const label = groupLabel({ layer, projection, group: number, groups });
-    throw new FactorMismatchError(path, `its shapes do not fit ${label}`);
+    throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
   }
   const { A, B, alpha } = tensors;
   const size = (A.end - A.start) / problem.experts;

@@ -35,7 +35,8 @@ async function factoriseGroup(
   options: FactoriseOptions,
 ): Promise<Factorization> {
   const { pool, budget, settings, memory, written } = options;
-  const { layer, projection, group: part } = group;
+  const { layer, projection, group: part, groups } = group;
+  const key = { layer, projection, group: part, groups };
   const worker = await pool.acquire();
   const release = (): void => {
     pool.release(worker);
@@ -62,12 +63,12 @@ async function factoriseGroup(
       },
     ],
     {
-      onStep: (step) => options.onStep({ layer, projection, group: part, ...step }),
+      onStep: (step) => options.onStep({ ...key, ...step }),
       transfer: experts.map(({ buffer }) => buffer),
     },
   );
   const fold = (expert: number): Promise<FoldedExpert> => {
-    options.onFold({ layer, projection, group: part, expert, experts: group.experts.length });
+    options.onFold({ ...key, expert, experts: group.experts.length });
     return worker.call('fold', [expert, written]);
   };
   return { group, sigma, ...fitted, expert: fold, release };

@@ -58,6 +58,7 @@ async function* foldedExperts(
     layer: group.layer,
     projection: group.projection,
     group: group.group,
+    groups: group.groups,
     relativeError: Math.sqrt(error / norm),
     mse: error / (n * rows * cols),
     sigma,

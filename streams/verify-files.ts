@@ -5,6 +5,7 @@ import { isDeepStrictEqual } from 'node:util';
 import type { TensorSpec } from '../src/checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../src/checkpoint/open-checkpoint.js';
 import { listSideFiles } from '../src/checkpoint/side-files.js';
+import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
 
 export function compareSpecs(expected: readonly TensorSpec[], result: Checkpoint, problems: string[]): void {
@@ -42,13 +43,22 @@ export function checkConfig(source: Checkpoint, result: Checkpoint, changes: Con
   }
 }
 
-export async function checkSideFiles(source: Checkpoint, result: Checkpoint, problems: string[]): Promise<number> {
+/** The source's side files and the modelling files must be there, byte for byte. Returns how many there are. */
+export async function checkSideFiles(
+  source: Checkpoint,
+  result: Checkpoint,
+  modelling: readonly ModellingFile[],
+  problems: string[],
+): Promise<number> {
   let compared = 0;
-  for (const { source: file, target } of await listSideFiles(source.folder)) {
-    const expected = await readFile(join(source.folder, file));
+  const own = new Set(modelling.map(({ target }) => target));
+  const copied = (await listSideFiles(source.folder)).filter(({ target }) => !own.has(target));
+  const files = [...copied.map((it) => ({ ...it, source: join(source.folder, it.source) })), ...modelling];
+  for (const { source: file, target } of files) {
+    const expected = await readFile(file);
     const actual = await readFile(join(result.folder, target)).catch(() => undefined);
     if (!actual) problems.push(`${target} is missing`);
-    else if (!expected.equals(actual)) problems.push(`${target} differs from the source's ${file}`);
+    else if (!expected.equals(actual)) problems.push(`${target} differs from ${file}`);
     compared++;
   }
   return compared;

@@ -4,7 +4,7 @@ import { type Checkpoint, fingerprint, openCheckpoint } from '../src/checkpoint/
 import { isQuantised, quantisedMatrix } from '../src/checkpoint/quantisation.js';
 import { readMatrix } from '../src/checkpoint/stored-matrix.js';
 import { TensorReader } from '../src/checkpoint/tensor-reader.js';
-import { configChanges } from '../src/conversion/config-changes.js';
+import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import {
   compareGroups,
@@ -27,7 +27,7 @@ import { type CompressOptions, decodedDtype, type Format, resolveSettings } from
 import { chooseEngine } from '../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
-import type { MoeModel, Projection } from '../src/models/family.js';
+import type { MoeModel } from '../src/models/family.js';
 import type { SquaredError } from './compute.js';
 import { passThrough } from './pass-through.js';
 import type { RunHooks } from './progress.js';
@@ -40,10 +40,7 @@ const ERROR_TOLERANCE = 1e-4;
 
 export interface VerifyOptions extends RunHooks, Pick<CompressOptions, 'engine' | 'threads'> {}
 
-export interface VerifiedGroup {
-  readonly layer: number;
-  readonly projection: Projection;
-  readonly group: number;
+export interface VerifiedGroup extends GroupKey {
   /** ‖W − Ŵ‖/‖W‖ as recomputed. */
   readonly relativeError: number;
   /** As in the result's record, where it has one. */
@@ -89,7 +86,7 @@ export async function verify(
   await checkIndex(result, plan.bytesAfter, problems);
   const changes = configChanges(plan, model, { solver: String(report.settings.solver), sourceFingerprint });
   checkConfig(original, result, changes, problems);
-  const sideFiles = await checkSideFiles(original, result, problems);
+  const sideFiles = await checkSideFiles(original, result, nativeModelling(plan, model).add, problems);
 
   const reader = new TensorReader();
   const engine = await chooseEngine(choice, threads, groups[0]?.problem);
@@ -121,9 +118,9 @@ export async function verify(
       if (!needed.every((name) => sound.has(name))) continue; // already a problem
       const { squaredError, squaredNorm } = await groupError(group, plan, result, reader, worker);
       const relativeError = Math.sqrt(squaredError / squaredNorm);
-      const { layer, projection } = group;
+      const { layer, projection, group: part, groups: parts } = group;
       const reported = report.groups.filter(isFitted).find((it) => compareGroups(it, group) === 0)?.relativeError;
-      measured.push({ layer, projection, group: group.group, relativeError, reported });
+      measured.push({ layer, projection, group: part, groups: parts, relativeError, reported });
       if (reported !== undefined && !(Math.abs(relativeError - reported) <= ERROR_TOLERANCE * reported)) {
         problems.push(`${groupLabel(group)}: the relative error is ${relativeError}, ${REPORT_FILE} says ${reported}`);
       }
@@ -175,20 +172,18 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
   if (report.groups.length === 0) return [];
   const dtype = report.settings.dtype as CompressOptions['dtype'];
-  const plan = ({ layer, projection, group }: GroupKey, options: CompressOptions): GroupPlan => {
-    const one = { ...options, ...(dtype && { dtype }), format, layers: [layer], projections: [projection] };
+  const plan = ({ layer, projection, group, groups }: GroupKey, options: CompressOptions): GroupPlan => {
+    const one = { ...options, groups, ...(dtype && { dtype }), format, layers: [layer], projections: [projection] };
     return planGroups(model, resolveSettings(one)).find((it) => it.group === group) as GroupPlan;
   };
   if (format === 'mobe') {
     return findNativeGroups(result).map((native) => {
       const { bases, rank, activation } = native.problem;
-      const { groups } = native;
-      return plan(native, { bases: bases * groups, groups, rank, activation });
+      return plan(native, { bases: bases * native.groups, rank, activation });
     });
   }
   // Only the dense shapes matter here; one basis of rank 1 is always a smaller problem.
-  const groups = Number(report.settings.groups ?? 1);
-  return report.groups.map((group) => plan(group, { bases: groups, groups, rank: 1 }));
+  return report.groups.map((group) => plan(group, { bases: group.groups, rank: 1 }));
 }
 
 /** Compares what is not factorised, chunk by chunk as it was written. */

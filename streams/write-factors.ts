@@ -58,7 +58,6 @@ async function writeFactorFile(
     const metadata = encodeFactorMetadata({
       version: 1,
       activation: group.problem.activation,
-      groups: group.groups,
       ...context,
       report: reproducible,
     });

@@ -1,4 +1,5 @@
 /** Conversion between stored bytes (little-endian) and f32. */
+import { OverflowError } from '../errors.js';
 import { type FloatDtype, floatBytes } from './dtype.js';
 
 /** f16 bit pattern → its f32 bit pattern; built at first use (256 KiB). */
@@ -49,6 +50,20 @@ export function decodeFloats(dtype: FloatDtype, bytes: Uint8Array, target: Float
     const table = halfBits();
     for (let i = 0; i < source.length; i++) bits[i] = table[source[i] as number] as number;
   }
+}
+
+/** The floats that the bytes hold, in memory of their own. */
+export function floatsOf(dtype: FloatDtype, bytes: Uint8Array): Float32Array {
+  const values = new Float32Array(bytes.byteLength / floatBytes(dtype));
+  decodeFloats(dtype, bytes, values);
+  return values;
+}
+
+/** As `encodeFloats`, but throws `OverflowError` naming the tensor where a value is too large for the dtype. */
+export function encodeFinite(dtype: FloatDtype, values: Float32Array, tensor: string): Uint8Array<ArrayBuffer> {
+  const bytes = encodeFloats(dtype, values);
+  if (!allFinite(dtype, bytes)) throw new OverflowError(tensor, dtype);
+  return bytes;
 }
 
 /** Rounds to the nearest value of `dtype`, ties to even; a value too large becomes infinite. */

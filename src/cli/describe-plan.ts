@@ -1,4 +1,5 @@
 import type { TimedPlan } from '../../streams/plan.js';
+import { describeEncoding } from '../checkpoint/encoding.js';
 import { formatRanges } from '../conversion/groups.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatTable, left } from './table.js';
@@ -6,14 +7,14 @@ import { formatTable, left } from './table.js';
 /** A plan for people. */
 export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
-  const { parametersBefore, parametersAfter, bytesBefore, bytesAfter } = planned;
+  const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;
   const [first] = groups;
   const rows = [
     ['source', `${source.folder} (${model.family.name}, ${source.shards.length} shards)`],
     [
       'convert',
       groups.length
-        ? `layers ${formatRanges(groups.map(({ layer }) => layer))}, ${settings.projections.join(' and ')}: ${groups.length} groups`
+        ? `layers ${formatRanges(groups.map(({ layer }) => layer))}, ${settings.projections.join(', ')}: ${groups.length} groups`
         : 'nothing',
     ],
   ];
@@ -30,6 +31,13 @@ export function describePlan(planned: TimedPlan): string {
         `${settings.solver}, ${settings.steps} steps, ${memory.workers} group(s) at a time on ${memory.workers * memory.threadsPerWorker} thread(s), ${memory.batchExperts} experts a batch`,
       ],
     );
+  }
+  if (quantised.before) {
+    const kinds = [...new Set(groups.map(({ format }) => describeEncoding(format.encoding)))].join(', ');
+    rows.push([
+      'quantised',
+      `${quantised.before} tensors (experts: ${kinds}); ${quantised.after ? `${quantised.after} stay so, the others are` : 'all are'} decoded`,
+    ]);
   }
   const share = (after: number, before: number): string => formatPercent(after / before);
   rows.push(

@@ -37,6 +37,7 @@ function describe(inspection: Inspection): string {
       `${hiddenLayers ?? 'unknown'}, with routed experts: ${expertLayers.length ? formatRanges(expertLayers) : 'none'}`,
     ],
     ['experts a layer', expertShape ? `${expertsPerLayer} of ${expertShape.join(' × ')}` : 'none'],
+    ...Object.entries(inspection.quantised).map(([kind, count]) => ['quantised', `${count} tensors: ${kind}`]),
     ['shards', `${shards.length} (${formatBytes(shards.reduce((sum, { bytes }) => sum + bytes, 0))} on disk)`],
     ['tensors', String(total.tensors)],
     ['parameters', formatCount(total.parameters)],

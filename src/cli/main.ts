@@ -7,6 +7,7 @@ import { enginesCommand } from './engines.js';
 import { expandCommand } from './expand.js';
 import { exportCommand } from './export.js';
 import { fitCommand } from './fit.js';
+import { importCommand } from './import.js';
 import { inspectCommand } from './inspect.js';
 import { planCommand } from './plan.js';
 import { verifyCommand } from './verify.js';
@@ -37,6 +38,7 @@ for (const command of [
   compressCommand,
   fitCommand,
   exportCommand,
+  importCommand,
   expandCommand,
   verifyCommand,
   enginesCommand,

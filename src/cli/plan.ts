@@ -1,5 +1,6 @@
 import { Command } from 'commander';
 import { plan, type TimedPlan } from '../../streams/plan.js';
+import { describeEncoding } from '../checkpoint/encoding.js';
 import { describePlan } from './describe-plan.js';
 import { addFactorisationOptions, compressOptions, format, json, keepQuantized, MODEL, shardSize } from './options.js';
 
@@ -20,7 +21,7 @@ export function planCommand(): Command {
 
 function summary(planned: TimedPlan) {
   const { model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
-  const { parametersBefore, parametersAfter, bytesBefore, bytesAfter } = planned;
+  const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;
   return {
     family: model.family.name,
     settings,
@@ -33,10 +34,13 @@ function summary(planned: TimedPlan) {
     diskBytes,
     estimatedSeconds,
     shards: layout.shards.map(({ file, tensors, bytes }) => ({ file, tensors: tensors.length, bytes })),
-    groups: groups.map(({ layer, projection, group, problem, dtype }) => ({
+    quantised,
+    groups: groups.map(({ layer, projection, group, groups: parts, problem, dtype, format }) => ({
       layer,
       projection,
       group,
+      groups: parts,
+      encoding: describeEncoding(format.encoding),
       ...problem,
       dtype,
     })),

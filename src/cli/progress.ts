@@ -1,6 +1,7 @@
 /** Shows a run's progress on stderr: a bar on a terminal, now and then a plain line elsewhere. */
 import cliProgress from 'cli-progress';
 import type { FoldProgress, Progress, RunHooks, StepProgress } from '../../streams/progress.js';
+import { groupLabel } from '../conversion/groups.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
@@ -47,9 +48,8 @@ export function showProgress(): ProgressDisplay {
     const detail = tracker.detail();
     if (bar) bar.update(Math.floor(1000 * tracker.share), { title: tracker.title, detail });
     else if (progress.kind === 'group') {
-      const { layer, projection, seconds } = progress.report;
       const error = isFitted(progress.report) ? ` relative error ${progress.report.relativeError.toFixed(4)},` : '';
-      write(`  layer ${layer} ${projection}:${error} ${formatSeconds(seconds)}; ${detail}`);
+      write(`  ${groupLabel(progress.report)}:${error} ${formatSeconds(progress.report.seconds)}; ${detail}`);
       lastLine = performance.now();
     } else if (performance.now() - lastLine > LINE_INTERVAL_MS) {
       write(`  ${tracker.title}: ${Math.floor(100 * tracker.share)} %, ${detail}`);
@@ -81,7 +81,7 @@ class Tracker {
   private began = performance.now();
   private bytes = 0;
   private groups = 0;
-  /** Running fits, by layer and projection. */
+  /** Running fits. */
   private readonly running = new Map<string, StepProgress | FoldProgress>();
   private stepped = false;
 
@@ -103,11 +103,11 @@ class Tracker {
       case 'fold':
       case 'step':
         this.stepped = true;
-        this.running.set(`${progress.layer} ${progress.projection}`, progress);
+        this.running.set(groupLabel(progress), progress);
         break;
       case 'group':
         this.groups++;
-        this.running.delete(`${progress.report.layer} ${progress.report.projection}`);
+        this.running.delete(groupLabel(progress.report));
     }
   }
 
@@ -132,8 +132,8 @@ class Tracker {
       return [`${formatBytes(this.bytes)} of ${formatBytes(this.phase.bytes)}`, left].filter(Boolean).join(', ');
     const fits = [...this.running.values()].map((it) =>
       'step' in it
-        ? `layer ${it.layer} ${it.projection} step ${it.step}/${it.steps} loss ${it.loss.toFixed(4)}`
-        : `layer ${it.layer} ${it.projection} writing expert ${it.expert + 1}/${it.experts}`,
+        ? `${groupLabel(it)} step ${it.step}/${it.steps} loss ${it.loss.toFixed(4)}`
+        : `${groupLabel(it)} writing expert ${it.expert + 1}/${it.experts}`,
     );
     return [`group ${this.groups} of ${this.phase.groups}`, left, ...fits].filter(Boolean).join(', ');
   }

@@ -62,14 +62,17 @@ function describe(out: string, result: RunResult): string {
 function groupTable({ groups }: RunResult): string {
   const fitted = groups.filter(isFitted);
   if (fitted.length === 0) return '';
+  const cut = fitted.some(({ groups: parts }) => parts > 1);
+  const columns = [left('projection'), ...(cut ? [right('group')] : [])];
   return formatTable(
-    [right('layer'), left('projection'), right('relative error'), right('mse'), right('steps'), right('time')],
-    fitted.map(({ layer, projection, relativeError, mse, steps, seconds }) => [
+    [right('layer'), ...columns, right('relative error'), right('mse'), right('steps'), right('time')],
+    fitted.map(({ layer, projection, group, relativeError, mse, steps, seconds }) => [
       String(layer),
       projection,
+      ...(cut ? [String(group)] : []),
       relativeError.toFixed(4),
       mse.toExponential(2),
-      String(steps),
+      steps ? String(steps) : '-', // imported factors do not say
       formatSeconds(seconds),
     ]),
   );

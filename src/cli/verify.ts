@@ -1,5 +1,6 @@
 import { Command } from 'commander';
 import { type Verification, verify } from '../../streams/verify.js';
+import { groupLabel } from '../conversion/groups.js';
 import { VerificationError } from '../errors.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { compressOptions, engine, json, MODEL, threads } from './options.js';
@@ -29,10 +30,9 @@ function describe(
   { groups, copiedTensors, copiedBytes, sideFiles, problems, seconds }: Verification,
 ): string {
   const table = formatTable(
-    [right('layer'), left('projection'), right('relative error'), right('reported')],
-    groups.map(({ layer, projection, relativeError, reported }) => [
-      String(layer),
-      projection,
+    [left('group'), right('relative error'), right('reported')],
+    groups.map(({ relativeError, reported, ...group }) => [
+      groupLabel(group),
       relativeError.toFixed(6),
       reported?.toFixed(6) ?? '-',
     ]),

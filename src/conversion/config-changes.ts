@@ -2,6 +2,7 @@
 import { QUANTISATION_KEYS, quantisationConfig } from '../checkpoint/quantisation.js';
 import { UnevenFactorsError } from '../errors.js';
 import type { MoeModel } from '../models/family.js';
+import { type ModellingFile, modellingFiles } from '../models/modelling-files.js';
 import { type ConfigChanges, nativeConfig } from '../models/native.js';
 import { compareGroups, type GroupPlan, groupLabel } from './groups.js';
 import type { ConversionPlan } from './plan.js';
@@ -12,12 +13,18 @@ export function configChanges(
   model: MoeModel,
   { solver, sourceFingerprint }: { solver: string; sourceFingerprint: string },
 ): ConfigChanges {
-  const native = plan.format === 'mobe' && plan.groups.length > 0;
   return {
     ...quantisationChanges(plan, model),
-    ...(native && nativeChanges(plan, model, solver, sourceFingerprint)),
+    ...(isNative(plan) && nativeChanges(plan, model, solver, sourceFingerprint)),
   };
 }
+
+/** The modelling files that a native output carries; none for standard weights. */
+export const nativeModelling = (plan: ConversionPlan, { family }: MoeModel): { add: ModellingFile[] } => ({
+  add: isNative(plan) && family.native ? modellingFiles(family.native) : [],
+});
+
+const isNative = ({ format, groups }: ConversionPlan): boolean => format === 'mobe' && groups.length > 0;
 
 function nativeChanges(
   { source, groups }: ConversionPlan,

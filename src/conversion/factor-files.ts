@@ -8,20 +8,18 @@ import { openShard, readMetadata } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
 import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
 import { PROJECTIONS } from '../models/family.js';
-import { compareGroups, type GroupPlan } from './groups.js';
+import { compareGroups, type GroupKey, type GroupPlan } from './groups.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
 
-export const factorFileName = (it: Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>): string =>
-  `layer-${String(it.layer).padStart(3, '0')}.${it.projection}${it.groups === 1 ? '' : `.group-${it.group}`}.safetensors`;
+export const factorFileName = ({ layer, projection, group, groups }: GroupKey): string =>
+  `layer-${String(layer).padStart(3, '0')}.${projection}${groups === 1 ? '' : `.group-${group}`}.safetensors`;
 
 /** Kept as the JSON text of one metadata entry: safetensors metadata holds strings only. */
 const metadataSchema = z.object({
   version: z.literal(1),
   activation: z.enum(ACTIVATIONS),
   sourceFingerprint: z.string(),
-  /** Into how many parts the layer's experts are cut; `report` says which of them this is. */
-  groups: z.number().int().positive(),
   /** What decided these bytes. */
   settings: z.record(z.string(), z.unknown()),
   /** σ is already folded into A. No timings: the same fit writes the same bytes. */
@@ -29,6 +27,7 @@ const metadataSchema = z.object({
     layer: z.number().int(),
     projection: z.enum(PROJECTIONS),
     group: z.number().int().nonnegative(),
+    groups: z.number().int().positive(),
     relativeError: z.number(),
     mse: z.number(),
     sigma: z.number(),

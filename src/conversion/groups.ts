@@ -32,13 +32,13 @@ export interface GroupNames {
 }
 
 /** What identifies a group within a model. */
-export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group'>;
+export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>;
 
-export const groupLabel = ({ layer, projection, group, groups }: GroupKey & { groups?: number }): string =>
-  `layer ${layer} ${projection}${groups === 1 ? '' : `, group ${group}`}`;
+export const groupLabel = ({ layer, projection, group, groups }: GroupKey): string =>
+  `layer ${layer} ${projection}${groups === 1 ? '' : ` group ${group}`}`;
 
 /** In the order of layers, projections, and parts. */
-export const compareGroups = (a: GroupKey, b: GroupKey): number =>
+export const compareGroups = (a: Omit<GroupKey, 'groups'>, b: Omit<GroupKey, 'groups'>): number =>
   a.layer - b.layer || PROJECTIONS.indexOf(a.projection) - PROJECTIONS.indexOf(b.projection) || a.group - b.group;
 
 /** Bytes of a group's dense weights, as stored. */

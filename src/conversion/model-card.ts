@@ -1,4 +1,5 @@
 import { formatBytes, formatCount, formatPercent } from '../format.js';
+import { groupLabel } from './groups.js';
 import { type GroupReport, isFitted } from './report.js';
 import type { Format } from './settings.js';
 
@@ -17,18 +18,16 @@ export interface ModelCard {
 /** README.md of a converted checkpoint. */
 export function modelCard(card: ModelCard): string {
   const { source, format, settings, groups } = card;
+  const projections = [...new Set(groups.map(({ projection }) => projection))].join(', ') || 'no projection';
   const what =
     format === 'mobe'
-      ? 'a native MoBE checkpoint: the gate and up projections of the routed experts are stored as A·f(Σ αB)'
-      : 'standard weights, in which the gate and up projections of the routed experts were replaced by A·f(Σ αB)';
+      ? `a native MoBE checkpoint: of the routed experts, ${projections} are stored as A·f(Σ αB). Load it with \`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\``
+      : `standard weights, in which ${projections} of the routed experts were replaced by A·f(Σ αB)`;
   const rows = groups
     .filter(isFitted)
-    .map(
-      ({ layer, projection, relativeError, steps }) =>
-        `| ${layer} | ${projection} | ${relativeError.toFixed(4)} | ${steps} |`,
-    );
+    .map((report) => `| ${groupLabel(report)} | ${report.relativeError.toFixed(4)} | ${report.steps || 'not known'} |`);
   const errors = rows.length
-    ? `## Relative error ‖W − Ŵ‖/‖W‖ of what is stored\n\n| layer | projection | error | steps |\n|---|---|---|---|\n${rows.join('\n')}\n`
+    ? `## Relative error ‖W − Ŵ‖/‖W‖ of what is stored\n\n| group | error | steps |\n|---|---|---|\n${rows.join('\n')}\n`
     : '';
   return `---
 base_model: ${source}

@@ -1,15 +1,11 @@
 /** What a run did, as it is printed, returned and stored beside the result. */
 import type { EngineFacts } from '../engine/engine.js';
-import type { Projection } from '../models/family.js';
+import type { GroupKey } from './groups.js';
 
 /** The record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
 export { REPORT_FILE } from '../checkpoint/side-files.js';
 
-export interface GroupReport {
-  readonly layer: number;
-  readonly projection: Projection;
-  /** Which part of the layer's experts, where they are cut into several. */
-  readonly group: number;
+export interface GroupReport extends GroupKey {
   readonly seconds: number;
 }
 

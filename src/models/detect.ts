@@ -28,7 +28,7 @@ import { mixtral } from './mixtral.js';
 import { olmoe } from './olmoe.js';
 import { qwen2Moe, qwen3Moe } from './qwen-moe.js';
 
-const FAMILIES: readonly Family[] = [
+export const FAMILIES: readonly Family[] = [
   qwen3Moe,
   qwen2Moe,
   deepseekV2,
