@@ -204,6 +204,40 @@ export class QuantisedShapeError extends InputError {
   }
 }
 
+// ---- files of torch.save -----------------------------------------------------------------------------------------
+
+export class TorchFileError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly reason: string,
+    readonly remedy = 'The file is damaged: copy or download it again.',
+  ) {
+    super(`${file}: ${reason}. ${remedy}`);
+  }
+}
+
+export class PickleNotAllowedError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly what: string,
+  ) {
+    super(
+      `${file}: ${what} is not allowed: only a state dict of plain tensors is read, and nothing in a pickle is executed. If you trust the file, load it with torch and save its state dict alone.`,
+    );
+  }
+}
+
+export class TorchTensorError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly tensor: string,
+    readonly reason: string,
+    readonly remedy = 'The file is damaged: copy or download it again.',
+  ) {
+    super(`${file}: tensor "${tensor}" ${reason}. ${remedy}`);
+  }
+}
+
 // ---- models ------------------------------------------------------------------------------------------------------
 
 export class UnknownModelError extends InputError {

@@ -67,3 +67,5 @@ export { createRefit, type Refit } from './factorization/refit.js';
 export { solveVarpro } from './factorization/varpro.js';
 export { detectModel } from './models/detect.js';
 export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';
+// Files of torch.save as bytes.
+export { openTorchFile } from './torch/open-torch-file.js';
