@@ -28,7 +28,7 @@ export interface Family {
 export interface NativeForm {
   /** `architectures[0]` */
   readonly architecture: string;
-  /** The class of its config, in `modelling`. */
+  /** The class of its config. */
   readonly configClass: string;
   /** The module, among src/models/modeling, that defines both. */
   readonly module: string;
