@@ -1,8 +1,8 @@
 /** What is raced: the trained fixture's groups, and synthetic ones that nothing was tuned on. */
 import { TINY_MODEL } from '../fixtures/paths.js';
+import { LocalFiles } from '../src/checkpoint/files.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { decodeMatrix, readMatrix } from '../src/checkpoint/stored-matrix.js';
-import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import type { Problem } from '../src/factorization/problem.js';
 import { createRandom, type Random } from '../src/factorization/random.js';
 import { detectModel } from '../src/models/detect.js';
@@ -46,7 +46,7 @@ const trained = (layer: number, projection: 'gate_proj' | 'up_proj'): Subject =>
   problem: shape(32, 64, 192, 8),
   async experts() {
     const { layers } = detectModel(await openCheckpoint(TINY_MODEL));
-    const reader = new TensorReader();
+    const reader = new LocalFiles();
     try {
       const tensors = layers.find((it) => it.layer === layer)?.experts[projection] ?? [];
       return await Promise.all(

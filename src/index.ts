@@ -34,12 +34,12 @@ export { writeFactors } from '../streams/write-factors.js';
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';
 export { decodeRows, type Encoding, storedBytes } from './checkpoint/encoding.js';
+export { type ByteRange, type FileEntry, type Files, LocalFiles, type RangeReader } from './checkpoint/files.js';
 export { encodeHeader, parseHeader, parseHeaderLength, type TensorInfo, type TensorSpec } from './checkpoint/header.js';
 export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './checkpoint/layout.js';
 export { type Checkpoint, fingerprint, openCheckpoint, openShard, type Shard } from './checkpoint/open-checkpoint.js';
 export { OutputFolder } from './checkpoint/output-folder.js';
 export { ShardWriter } from './checkpoint/shard-writer.js';
-export { type ByteRange, TensorReader } from './checkpoint/tensor-reader.js';
 // Models and plans.
 export { type CompressionPlan, planCompression } from './conversion/compression.js';
 export { type FactorFile, openFactorFile, openFactorFolder } from './conversion/factor-files.js';

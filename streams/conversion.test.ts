@@ -6,8 +6,8 @@ import { readWithNpmSafetensors } from '../fixtures/npm-safetensors.js';
 import { REFERENCE_CURVES, TINY_MODEL } from '../fixtures/paths.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
 import { decodeFloats } from '../src/checkpoint/codec.js';
+import { LocalFiles } from '../src/checkpoint/files.js';
 import { type Checkpoint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
-import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { isFitted } from '../src/conversion/report.js';
 import type { CompressOptions } from '../src/conversion/settings.js';
 import * as errors from '../src/errors.js';
@@ -28,7 +28,7 @@ const QUICK: CompressOptions = { bases: 8, steps: 20, shardSize: 3e6 };
 async function tensorValues({ tensors }: Checkpoint, name: string): Promise<Float32Array> {
   const tensor = tensors.get(name);
   if (!tensor) throw new RangeError(`no tensor ${name}`);
-  const reader = new TensorReader();
+  const reader = new LocalFiles();
   const values = new Float32Array(tensor.shape.reduce((a, b) => a * b, 1));
   decodeFloats(tensor.dtype as 'BF16', await reader.readRange(tensor), values);
   await reader.close();

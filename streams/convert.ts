@@ -1,11 +1,12 @@
 /** What every conversion shares: an output folder filled from merged branches, then its small files, then the commit. */
-import { basename, join } from 'node:path';
+import { readFile } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { pipeline } from 'node:stream/promises';
+import { type ByteRange, type RangeReader, READ_BYTES } from '../src/checkpoint/files.js';
 import { encodeIndex } from '../src/checkpoint/layout.js';
 import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
 import { checkOutside, OutputFolder } from '../src/checkpoint/output-folder.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
-import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { examineOutput } from '../src/conversion/existing-output.js';
 import { compareGroups } from '../src/conversion/groups.js';
 import { modelCard } from '../src/conversion/model-card.js';
@@ -21,7 +22,7 @@ import type { OutputChunk } from './records.js';
 import { writeCheckpoint } from './write-checkpoint.js';
 
 export interface BranchContext {
-  readonly reader: TensorReader;
+  readonly reader: RangeReader;
   readonly onGroup: (report: GroupReport) => void;
   /** Aborting it must end the branch soon. */
   readonly signal: AbortSignal;
@@ -33,7 +34,7 @@ export interface Conversion {
   /** Folders the output must not lie in. */
   readonly inputs: readonly string[];
   /** Done first, once it is clear that there is something to do and room for it; no shard has been created yet. */
-  readonly before?: (reader: TensorReader) => Promise<void>;
+  readonly before?: (reader: RangeReader) => Promise<void>;
   /** The factorised tensors, in any order. */
   readonly expertBranch: (context: BranchContext) => AsyncIterable<OutputChunk>;
   /** What changes in the source's config.json. */
@@ -52,7 +53,7 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
   await checkOutside(out, inputs);
   const existing = await examineOutput(out, record, run.force ?? false);
   if ('done' in existing) return { ...existing.done, already: true };
-  const reader = new TensorReader();
+  const reader = conversion.plan.source.files;
   try {
     return { ...(await fill(conversion, existing.replaces, reader)), already: false };
   } catch (error) {
@@ -62,7 +63,7 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
   }
 }
 
-async function fill(conversion: Conversion, replaces: readonly string[], reader: TensorReader): Promise<StoredReport> {
+async function fill(conversion: Conversion, replaces: readonly string[], reader: RangeReader): Promise<StoredReport> {
   const { plan, out, before, expertBranch, run } = conversion;
   const output = await OutputFolder.create(out, { neededBytes: outputBytes(plan), replaces });
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
@@ -110,14 +111,13 @@ async function writeSmallFiles(
   };
   const added = modelling?.add ?? [];
   const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
-  for (const { source: file, target } of await listSideFiles(source.folder)) {
+  for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (ours.has(target)) continue;
-    await output.copyFile(join(source.folder, file), target);
+    await output.writeFile(target, wholeFile({ file, start: 0, end: bytes }, source.files));
     files.push(target);
   }
   for (const { source: file, target } of added) {
-    await output.copyFile(file, target);
-    files.push(target);
+    await put(target, await readFile(file, 'utf8'));
   }
   const index = encodeIndex(layout);
   if (index) await put(index.file, index.text);
@@ -138,4 +138,11 @@ async function writeSmallFiles(
   };
   await output.writeText(REPORT_FILE, `${JSON.stringify(report, null, 2)}\n`);
   return report;
+}
+
+/** A file's bytes, some at a time. */
+async function* wholeFile({ file, start, end }: ByteRange, reader: RangeReader): AsyncGenerator<Uint8Array> {
+  for (let from = start; from < end; from += READ_BYTES) {
+    yield reader.readRange({ file, start: from, end: Math.min(end, from + READ_BYTES) });
+  }
 }

@@ -3,7 +3,7 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import _ from 'highland';
 import { describe, expect, test } from 'vitest';
-import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import type { RangeReader } from '../src/checkpoint/files.js';
 import type { Copy } from '../src/conversion/plan.js';
 import { ByteBudget } from './byte-budget.js';
 import { compose, merge } from './highland.js';
@@ -152,7 +152,7 @@ test('passing through cuts large tensors and joins small ones, and loses no byte
       reads.push(end - start);
       return Uint8Array.from({ length: end - start }, (_, i) => (start + i) % 251);
     },
-  } as unknown as TensorReader;
+  } as unknown as RangeReader;
   const seen = new Map<string, number>();
   for await (const { tensor, offset, data } of passThrough(copies, reader)) {
     const { start } = (copies.find(({ target }) => target === tensor) as Copy).source;

@@ -1,7 +1,7 @@
+import type { RangeReader } from '../src/checkpoint/files.js';
 import type { TensorInfo } from '../src/checkpoint/header.js';
 import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../src/checkpoint/stored-matrix.js';
-import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
 import { engineRecord, type GroupReport } from '../src/conversion/report.js';
@@ -54,7 +54,7 @@ export async function expand(
 
 async function* rebuildAll(
   plan: ConversionPlan,
-  reader: TensorReader,
+  reader: RangeReader,
   worker: ComputeWorker,
   onGroup: (report: GroupReport) => void,
 ): AsyncGenerator<OutputChunk> {

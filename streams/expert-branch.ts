@@ -1,6 +1,6 @@
 /** The branch of the dataflow that factorises: source → group → normalise → factorise → fold σ. */
 import { Readable } from 'node:stream';
-import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
+import type { RangeReader } from '../src/checkpoint/files.js';
 import { type GroupPlan, groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { RunSettings } from '../src/conversion/settings.js';
@@ -24,7 +24,7 @@ import { WorkerPool } from './worker-pool.js';
 export async function measureGroups(
   wanted: readonly GroupPlan[],
   all: readonly GroupPlan[],
-  reader: TensorReader,
+  reader: RangeReader,
   { groupBytes }: Pick<MemoryPlan, 'groupBytes'>,
   { onProgress, signal }: RunHooks,
 ): Promise<Sigmas> {
@@ -60,7 +60,7 @@ function together({ layer, projection }: GroupPlan, moments: ReadonlyMap<GroupPl
 
 export interface FitOptions {
   readonly groups: readonly GroupPlan[];
-  readonly reader: TensorReader;
+  readonly reader: RangeReader;
   readonly memory: MemoryPlan;
   readonly settings: RunSettings;
   readonly sigmas: Sigmas;

@@ -1,6 +1,6 @@
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
+import type { ByteRange, RangeReader } from '../src/checkpoint/files.js';
 import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
-import type { ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { type FactorFile, openFactorFolder } from '../src/conversion/factor-files.js';
 import { groupLabel, nativeTensors, planGroups } from '../src/conversion/groups.js';
@@ -124,7 +124,7 @@ async function* rebuildAll(
   plan: ConversionPlan,
   factored: readonly FactoredGroup[],
   files: readonly FactorFile[],
-  reader: TensorReader,
+  reader: RangeReader,
   worker: ComputeWorker,
   onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
@@ -145,7 +145,7 @@ async function* rebuildAll(
 async function* copyAll(
   factored: readonly FactoredGroup[],
   files: readonly FactorFile[],
-  reader: TensorReader,
+  reader: RangeReader,
   onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
   for (const [i, { group, bases, coefficients, factor }] of factored.entries()) {

@@ -2,10 +2,11 @@
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
+import type { RangeReader } from '../src/checkpoint/files.js';
 import { checkDisk, checkOutside, listOutput } from '../src/checkpoint/output-folder.js';
-import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
+import type { ConversionPlan } from '../src/conversion/plan.js';
 import { type FittedGroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { InterruptedError, OutputNotEmptyError, OutputNotWritableError } from '../src/errors.js';
 import { denseParameters, factorParameters } from '../src/factorization/problem.js';
@@ -20,12 +21,12 @@ export interface FactorFolder {
   /** All that it is to hold. */
   readonly groups: readonly GroupPlan[];
   readonly context: FactorContext;
-  readonly source: Pick<StoredReport, 'parametersBefore' | 'bytesBefore'>;
+  readonly plan: Pick<ConversionPlan, 'source' | 'parametersBefore' | 'bytesBefore'>;
   readonly engine: StoredReport['engine'];
   /** Makes the groups that are missing. Aborting `signal` must end it soon. */
   readonly produce: (
     missing: readonly GroupPlan[],
-    reader: TensorReader,
+    reader: RangeReader,
     signal: AbortSignal,
   ) => AsyncIterable<Factorization> | Promise<AsyncIterable<Factorization>>;
   readonly run: RunOptions;
@@ -34,7 +35,7 @@ export interface FactorFolder {
 }
 
 export async function fillFactorFolder(target: FactorFolder): Promise<RunResult> {
-  const { folder, inputs, groups, context, source, engine, started, run } = target;
+  const { folder, inputs, groups, context, plan, engine, started, run } = target;
   await checkOutside(folder, inputs);
   const finished = await finishedGroups(folder, groups, context, run.force ?? false);
   const missing = groups.filter((group) => !finished.has(group));
@@ -46,7 +47,7 @@ export async function fillFactorFolder(target: FactorFolder): Promise<RunResult>
     kind: 'fit',
     ...context,
     ...(engine && { engine }),
-    ...sizesAfter(source, groups),
+    ...sizesAfter(plan, groups),
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
     groups: reports.sort(compareGroups),
@@ -57,7 +58,7 @@ export async function fillFactorFolder(target: FactorFolder): Promise<RunResult>
 }
 
 async function writeGroups(
-  { folder, context, produce, run }: FactorFolder,
+  { folder, context, plan, produce, run }: FactorFolder,
   missing: readonly GroupPlan[],
 ): Promise<FittedGroupReport[]> {
   const bytes = missing.reduce((sum, group) => sum + factorBytes(group), 0);
@@ -66,7 +67,7 @@ async function writeGroups(
     throw new OutputNotWritableError(folder, error.message);
   });
   const reports: FittedGroupReport[] = [];
-  const reader = new TensorReader();
+  const reader = plan.source.files;
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   try {
@@ -125,7 +126,7 @@ async function finishedGroups(
 const factorBytes = (group: GroupPlan): number => factorTensors(group).reduce((sum, { bytes }) => sum + bytes, 0);
 
 /** What a native checkpoint with these factors would hold. */
-function sizesAfter({ parametersBefore, bytesBefore }: FactorFolder['source'], groups: readonly GroupPlan[]) {
+function sizesAfter({ parametersBefore, bytesBefore }: FactorFolder['plan'], groups: readonly GroupPlan[]) {
   let parametersAfter = parametersBefore;
   let bytesAfter = bytesBefore;
   for (const group of groups) {

@@ -27,7 +27,7 @@ export async function fitFactors(
     inputs: [source.folder],
     groups,
     context: { sourceFingerprint: await fingerprint(source), settings: decisive },
-    source: plan,
+    plan,
     engine: engineRecord(engine),
     async produce(missing, reader, signal) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan) });

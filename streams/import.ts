@@ -1,8 +1,8 @@
 import { encodeFinite, floatsOf } from '../src/checkpoint/codec.js';
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
+import { type ByteRange, LocalFiles, type RangeReader } from '../src/checkpoint/files.js';
 import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
-import { type ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { type GroupPlan, groupLabel, planGroups, sourceBytes } from '../src/conversion/groups.js';
 import { planConversion } from '../src/conversion/plan.js';
 import { engineRecord } from '../src/conversion/report.js';
@@ -75,7 +75,7 @@ export async function importFactors(
         ...(options.dtype && { dtype: options.dtype }),
       },
     },
-    source: planConversion({
+    plan: planConversion({
       source,
       groups,
       layers: detected.layers,
@@ -147,7 +147,7 @@ async function findActivation(
   candidates: readonly Imported[],
   options: ConstructorParameters<typeof ComputeWorker>[0],
 ): Promise<Activation> {
-  const reader = new TensorReader();
+  const reader = new LocalFiles();
   const worker = new ComputeWorker(options);
   try {
     const [first] = candidates as [Imported];
@@ -175,7 +175,7 @@ async function findActivation(
 async function* factorizations(
   imported: readonly Imported[],
   sigmas: Sigmas,
-  reader: TensorReader,
+  reader: RangeReader,
   worker: ComputeWorker,
 ): AsyncGenerator<Factorization> {
   for (const it of imported) yield loadFactorization(it, sigmas.get(it.group) as number, reader, worker);
@@ -184,7 +184,7 @@ async function* factorizations(
 async function loadFactorization(
   { file, group }: Imported,
   measured: number,
-  reader: TensorReader,
+  reader: RangeReader,
   worker: ComputeWorker,
 ): Promise<Factorization> {
   const { problem, dtype, format } = group;
@@ -217,7 +217,7 @@ async function loadFactorization(
   };
 }
 
-const readFloats = async (range: ByteRange, dtype: FloatDtype, reader: TensorReader): Promise<Float32Array> =>
+const readFloats = async (range: ByteRange, dtype: FloatDtype, reader: RangeReader): Promise<Float32Array> =>
   floatsOf(dtype, await reader.readRange(range));
 
 /** In f64, row by row, in place. */

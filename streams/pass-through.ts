@@ -2,14 +2,14 @@
 import { allFinite, encodeFloats } from '../src/checkpoint/codec.js';
 import { floatBytes } from '../src/checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../src/checkpoint/encoding.js';
+import { type RangeReader, READ_BYTES } from '../src/checkpoint/files.js';
 import { checkDeclaredShape } from '../src/checkpoint/stored-matrix.js';
-import { READ_BYTES, type TensorReader } from '../src/checkpoint/tensor-reader.js';
 import type { Copy } from '../src/conversion/plan.js';
 import { NonFiniteWeightError, OverflowError } from '../src/errors.js';
 import type { OutputChunk } from './records.js';
 
 /** At most 8 MiB at a time; runs of neighbouring small ranges are read together. */
-export async function* passThrough(copies: readonly Copy[], reader: TensorReader): AsyncGenerator<OutputChunk> {
+export async function* passThrough(copies: readonly Copy[], reader: RangeReader): AsyncGenerator<OutputChunk> {
   for (const run of neighbours(copies)) {
     const [first] = run as [Copy];
     if (first.decode) yield* decoded(first, first.decode, reader);
@@ -17,7 +17,7 @@ export async function* passThrough(copies: readonly Copy[], reader: TensorReader
   }
 }
 
-async function* copied(run: readonly Copy[], reader: TensorReader): AsyncGenerator<OutputChunk> {
+async function* copied(run: readonly Copy[], reader: RangeReader): AsyncGenerator<OutputChunk> {
   const { file, start: first } = (run[0] as Copy).source;
   const { end } = (run.at(-1) as Copy).source;
   for (let start = first; start < end; start += READ_BYTES) {
@@ -38,7 +38,7 @@ async function* copied(run: readonly Copy[], reader: TensorReader): AsyncGenerat
 async function* decoded(
   { target, offset, source }: Copy,
   { matrix, dtype }: NonNullable<Copy['decode']>,
-  reader: TensorReader,
+  reader: RangeReader,
 ): AsyncGenerator<OutputChunk> {
   const { name, encoding, rows, cols } = matrix;
   const { data: rowBytes } = storedBytes(encoding, 1, cols);

@@ -1,7 +1,7 @@
 /** Source: the experts of each group, in the order in which they lie in the shards. */
 import { basename } from 'node:path';
+import type { RangeReader } from '../src/checkpoint/files.js';
 import { readMatrix } from '../src/checkpoint/stored-matrix.js';
-import type { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { ByteBudget } from './byte-budget.js';
 import type { TensorRecord } from './records.js';
@@ -9,7 +9,7 @@ import type { TensorRecord } from './records.js';
 /** Takes a whole group's bytes from the budget before reading its first expert; whoever drops the group returns them. */
 export async function* readExperts(
   groups: readonly GroupPlan[],
-  reader: TensorReader,
+  reader: RangeReader,
   budget: ByteBudget,
 ): AsyncGenerator<TensorRecord> {
   for (const group of groups) {

@@ -1,7 +1,7 @@
 /** The branch of the dataflow that starts from finished factors: a native checkpoint's, or those in factor files. */
 
+import type { ByteRange, RangeReader } from '../src/checkpoint/files.js';
 import { readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
-import type { ByteRange, TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { type GroupPlan, groupLabel } from '../src/conversion/groups.js';
 import { type ConversionPlan, expertPlaces } from '../src/conversion/plan.js';
 import type { SquaredError } from './compute.js';
@@ -21,7 +21,7 @@ export interface FactoredGroup {
 
 export async function loadFactors(
   { group, bases, coefficients }: Pick<FactoredGroup, 'group' | 'bases' | 'coefficients'>,
-  reader: TensorReader,
+  reader: RangeReader,
   worker: ComputeWorker,
 ): Promise<void> {
   const { problem, dtype, format } = group;
@@ -41,7 +41,7 @@ export async function loadFactors(
 export async function* rebuildWeights(
   factored: FactoredGroup,
   plan: ConversionPlan,
-  reader: TensorReader,
+  reader: RangeReader,
   worker: ComputeWorker,
 ): AsyncGenerator<OutputChunk, SquaredError> {
   const { group, factor, dense } = factored;

@@ -1,7 +1,7 @@
 /** The parts of a verification that need no tensor data: names, dtypes, shapes, index, config and side files. */
 import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
+import { type Files, fileIn } from '../src/checkpoint/files.js';
 import type { TensorSpec } from '../src/checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../src/checkpoint/open-checkpoint.js';
 import { listSideFiles } from '../src/checkpoint/side-files.js';
@@ -25,7 +25,7 @@ export function compareSpecs(expected: readonly TensorSpec[], result: Checkpoint
 
 export async function checkIndex(result: Checkpoint, tensorBytes: number, problems: string[]): Promise<void> {
   if (result.shards.length === 1) return;
-  const { metadata } = await readJsonObject(join(result.folder, INDEX_FILE));
+  const { metadata } = await readJsonObject(fileIn(result.folder, INDEX_FILE), result.files);
   const total = (metadata as { total_size?: unknown } | undefined)?.total_size;
   if (total !== tensorBytes)
     problems.push(`${INDEX_FILE} says total_size ${String(total)}, the tensors have ${tensorBytes} bytes`);
@@ -52,14 +52,21 @@ export async function checkSideFiles(
 ): Promise<number> {
   let compared = 0;
   const own = new Set(modelling.map(({ target }) => target));
-  const copied = (await listSideFiles(source.folder)).filter(({ target }) => !own.has(target));
-  const files = [...copied.map((it) => ({ ...it, source: join(source.folder, it.source) })), ...modelling];
-  for (const { source: file, target } of files) {
-    const expected = await readFile(file);
-    const actual = await readFile(join(result.folder, target)).catch(() => undefined);
+  const held = new Map((await result.files.list(result.folder)).map(({ path, bytes }) => [path, bytes] as const));
+  const read = (file: string, bytes: number, files: Files) => files.readRange({ file, start: 0, end: bytes });
+  const compare = (target: string, source: string, expected: Uint8Array, actual: Uint8Array | undefined): void => {
     if (!actual) problems.push(`${target} is missing`);
-    else if (!expected.equals(actual)) problems.push(`${target} differs from ${file}`);
+    else if (Buffer.compare(expected, actual) !== 0) problems.push(`${target} differs from ${source}`);
     compared++;
+  };
+  const actual = async (target: string): Promise<Uint8Array | undefined> => {
+    const bytes = held.get(target);
+    return bytes === undefined ? undefined : read(fileIn(result.folder, target), bytes, result.files);
+  };
+  for (const { source: file, target, bytes } of await listSideFiles(source)) {
+    if (own.has(target)) continue;
+    compare(target, file, await read(file, bytes, source.files), await actual(target));
   }
+  for (const { source: file, target } of modelling) compare(target, file, await readFile(file), await actual(target));
   return compared;
 }

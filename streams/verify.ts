@@ -3,7 +3,6 @@ import type { TensorInfo } from '../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../src/checkpoint/quantisation.js';
 import { readMatrix } from '../src/checkpoint/stored-matrix.js';
-import { TensorReader } from '../src/checkpoint/tensor-reader.js';
 import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import {
@@ -88,7 +87,6 @@ export async function verify(
   checkConfig(original, result, changes, problems);
   const sideFiles = await checkSideFiles(original, result, nativeModelling(plan, model).add, problems);
 
-  const reader = new TensorReader();
   const engine = await chooseEngine(choice, threads, groups[0]?.problem);
   const worker = new ComputeWorker({ engine: engine.name, threads }, signal);
   const measured: VerifiedGroup[] = [];
@@ -103,7 +101,6 @@ export async function verify(
     copiedBytes = await compareCopies(
       plan,
       result,
-      reader,
       { ...(onProgress && { onProgress }), ...(signal && { signal }) },
       problems,
     );
@@ -116,7 +113,7 @@ export async function verify(
         ...(plan.format === 'mobe' ? [names.bases, names.coefficients] : []),
       ];
       if (!needed.every((name) => sound.has(name))) continue; // already a problem
-      const { squaredError, squaredNorm } = await groupError(group, plan, result, reader, worker);
+      const { squaredError, squaredNorm } = await groupError(group, plan, result, worker);
       const relativeError = Math.sqrt(squaredError / squaredNorm);
       const { layer, projection, group: part, groups: parts } = group;
       const reported = report.groups.filter(isFitted).find((it) => compareGroups(it, group) === 0)?.relativeError;
@@ -129,7 +126,8 @@ export async function verify(
     }
   } finally {
     await worker.close();
-    await reader.close();
+    await original.files.close();
+    await result.files.close();
   }
   return {
     problems,
@@ -190,20 +188,19 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
 async function compareCopies(
   plan: ConversionPlan,
   result: Checkpoint,
-  reader: TensorReader,
   { onProgress, signal }: RunHooks,
   problems: string[],
 ): Promise<number> {
   const differing = new Set<string>();
   let bytes = 0;
-  for await (const { tensor, offset, data } of passThrough(plan.copies, reader)) {
+  for await (const { tensor, offset, data } of passThrough(plan.copies, plan.source.files)) {
     if (signal?.aborted) throw new InterruptedError();
     bytes += data.byteLength;
     onProgress?.({ kind: 'bytes', bytes });
     const copy = result.tensors.get(tensor);
     if (!copy || differing.has(tensor) || copy.start + offset + data.byteLength > copy.end) continue; // already a problem
     const start = copy.start + offset;
-    const actual = await reader.readRange({ file: copy.file, start, end: start + data.byteLength });
+    const actual = await result.files.readRange({ file: copy.file, start, end: start + data.byteLength });
     if (Buffer.compare(actual, data) === 0) continue;
     differing.add(tensor);
     const byte = offset + actual.findIndex((value, i) => value !== data[i]);
@@ -216,7 +213,6 @@ async function groupError(
   group: GroupPlan,
   plan: ConversionPlan,
   result: Checkpoint,
-  reader: TensorReader,
   worker: ComputeWorker,
 ): Promise<SquaredError> {
   const { names, experts, format, dtype } = group;
@@ -224,7 +220,7 @@ async function groupError(
   const native = plan.format === 'mobe';
   if (native) {
     const factors = { group, bases: written(names.bases), coefficients: written(names.coefficients) };
-    await loadFactors(factors, reader, worker);
+    await loadFactors(factors, result.files, worker);
   }
   const { rows, cols, rank } = group.problem;
   const bytes = floatBytes(dtype) * rows * (native ? rank : cols);
@@ -232,10 +228,10 @@ async function groupError(
   let error = 0;
   let norm = 0;
   for (const [expert, matrix] of experts.entries()) {
-    const dense = { format, bytes: await readMatrix(reader, matrix) };
+    const dense = { format, bytes: await readMatrix(plan.source.files, matrix) };
     const { tensor, offset } = places[expert] as ExpertPlace;
     const { file, start } = written(tensor);
-    const actual = await reader.readRange({ file, start: start + offset, end: start + offset + bytes });
+    const actual = await result.files.readRange({ file, start: start + offset, end: start + offset + bytes });
     const rebuilt = { format: { ...format, encoding: { kind: 'float', dtype } as const }, bytes: actual };
     const own = await (native
       ? worker.call('compare', [expert, actual, dense])

@@ -1,7 +1,6 @@
 /** Opens a Hugging Face checkpoint folder: config, index and shard headers. No tensor data is read. */
 import { createHash } from 'node:crypto';
-import { open, readdir, readFile } from 'node:fs/promises';
-import { basename, join, resolve } from 'node:path';
+import { basename } from 'node:path';
 import {
   DuplicateKeyError,
   ExtraShardError,
@@ -14,6 +13,7 @@ import {
   UnsafePathError,
 } from '../errors.js';
 import { duplicateKey } from './duplicate-key.js';
+import { type Files, fileIn, LocalFiles, normaliseLocation } from './files.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type TensorInfo } from './header.js';
 
 export const INDEX_FILE = 'model.safetensors.index.json';
@@ -21,7 +21,7 @@ export const SINGLE_FILE = 'model.safetensors';
 export const CONFIG_FILE = 'config.json';
 
 export interface Shard {
-  /** Absolute path. */
+  /** Absolute path, or a URL. */
   readonly path: string;
   readonly bytes: number;
   /** In the order of their data. */
@@ -29,8 +29,10 @@ export interface Shard {
 }
 
 export interface Checkpoint {
-  /** Absolute path. */
+  /** Absolute path, or a URL. */
   readonly folder: string;
+  /** What reads it. */
+  readonly files: Files;
   readonly config: Readonly<Record<string, unknown>>;
   /** `config.json` as it is written. */
   readonly configText: string;
@@ -39,68 +41,74 @@ export interface Checkpoint {
 }
 
 /** Opens and validates a checkpoint. Throws an `InputError` that names what is wrong with which file. */
-export async function openCheckpoint(folder: string): Promise<Checkpoint> {
-  const root = resolve(folder);
-  const names = await listFolder(root);
-  if (!names.includes(CONFIG_FILE)) throw new NotACheckpointError(root, `it has no ${CONFIG_FILE}`);
-  const configText = await readFile(join(root, CONFIG_FILE), 'utf8');
-  const config = parseJsonObject(configText, join(root, CONFIG_FILE));
-  const files = names.filter((name) => name.endsWith('.safetensors')).sort();
-  const shards: Shard[] = [];
-  if (names.includes(INDEX_FILE)) {
-    const placed = await readIndex(join(root, INDEX_FILE));
-    for (const [file, tensors] of placed) {
-      if (!files.includes(file)) throw new MissingShardError(join(root, file), tensors.length);
-    }
-    for (const file of files) {
-      const expected = placed.get(file);
-      if (!expected) throw new ExtraShardError(join(root, file));
-      const shard = await openShard(join(root, file));
-      checkAgainstIndex(shard, expected);
-      shards.push(shard);
-    }
-  } else {
-    if (files.length === 0) throw new NotACheckpointError(root, 'it has no *.safetensors file');
-    if (files.length > 1)
-      throw new NotACheckpointError(root, `it has ${files.length} *.safetensors files but no ${INDEX_FILE}`);
-    shards.push(await openShard(join(root, files[0] as string)));
+export async function openCheckpoint(folder: string, files: Files = new LocalFiles()): Promise<Checkpoint> {
+  const root = normaliseLocation(folder);
+  try {
+    const names = (await files.list(root)).map(({ path }) => path);
+    if (!names.includes(CONFIG_FILE)) throw new NotACheckpointError(root, `it has no ${CONFIG_FILE}`);
+    const configText = await readText(fileIn(root, CONFIG_FILE), files);
+    const config = parseJsonObject(configText, fileIn(root, CONFIG_FILE));
+    const shards = await openShards(root, names, files);
+    const tensors = new Map(shards.flatMap((shard) => shard.tensors.map((tensor) => [tensor.name, tensor] as const)));
+    return { folder: root, files, config, configText, shards, tensors };
+  } finally {
+    await files.close();
   }
-  const tensors = new Map(shards.flatMap((shard) => shard.tensors.map((tensor) => [tensor.name, tensor] as const)));
-  return { folder: root, config, configText, shards, tensors };
+}
+
+async function openShards(root: string, names: readonly string[], files: Files): Promise<Shard[]> {
+  const found = names.filter((name) => /^[^/]+\.safetensors$/.test(name));
+  if (!names.includes(INDEX_FILE)) {
+    if (found.length === 0) throw new NotACheckpointError(root, 'it has no *.safetensors file');
+    if (found.length > 1)
+      throw new NotACheckpointError(root, `it has ${found.length} *.safetensors files but no ${INDEX_FILE}`);
+    return [await openShard(fileIn(root, found[0] as string), files)];
+  }
+  const placed = await readIndex(fileIn(root, INDEX_FILE), files);
+  for (const [file, tensors] of placed) {
+    if (!found.includes(file)) throw new MissingShardError(fileIn(root, file), tensors.length);
+  }
+  const shards: Shard[] = [];
+  for (const file of found) {
+    const expected = placed.get(file);
+    if (!expected) throw new ExtraShardError(fileIn(root, file));
+    const shard = await openShard(fileIn(root, file), files);
+    checkAgainstIndex(shard, expected);
+    shards.push(shard);
+  }
+  return shards;
 }
 
 /** Reads and validates the header of one safetensors file. */
-export async function openShard(path: string): Promise<Shard> {
-  const { json, bytes } = await readHeader(path);
+export async function openShard(path: string, files: Files): Promise<Shard> {
+  const { json, bytes } = await readHeader(path, files);
   return { path, bytes, tensors: parseHeader(json, bytes, path) };
 }
 
 /** The `__metadata__` of a safetensors file; empty where it has none. */
-export async function readMetadata(path: string): Promise<Record<string, string>> {
-  const { json, bytes } = await readHeader(path);
+export async function readMetadata(path: string, files: Files): Promise<Record<string, string>> {
+  const { json, bytes } = await readHeader(path, files);
   parseHeader(json, bytes, path);
   return JSON.parse(new TextDecoder().decode(json)).__metadata__ ?? {};
 }
 
-async function readHeader(path: string): Promise<{ json: Uint8Array; bytes: number }> {
-  const handle = await open(path);
-  try {
-    const { size: bytes } = await handle.stat();
-    const prefix = Buffer.alloc(LENGTH_BYTES);
-    const { bytesRead } = await handle.read(prefix, 0, LENGTH_BYTES, 0);
-    const length = parseHeaderLength(prefix.subarray(0, bytesRead), bytes, path);
-    const json = Buffer.alloc(length);
-    const { bytesRead: headerRead } = await handle.read(json, 0, length, LENGTH_BYTES);
-    if (headerRead !== length) throw new InvalidHeaderError(path, 'the header could not be read whole');
-    return { json, bytes };
-  } finally {
-    await handle.close();
-  }
+async function readHeader(path: string, files: Files): Promise<{ json: Uint8Array; bytes: number }> {
+  const bytes = await files.size(path);
+  const prefix = new Uint8Array(Math.min(LENGTH_BYTES, bytes));
+  await files.read(path, 0, prefix);
+  const json = new Uint8Array(parseHeaderLength(prefix, bytes, path));
+  await files.read(path, LENGTH_BYTES, json);
+  return { json, bytes };
+}
+
+/** A whole text file. */
+async function readText(path: string, files: Files): Promise<string> {
+  return new TextDecoder().decode(await files.readRange({ file: path, start: 0, end: await files.size(path) }));
 }
 
 /** shard file → the tensors the index places in it */
-async function readIndex(path: string): Promise<Map<string, string[]>> {
-  const { weight_map: weightMap } = await readJsonObject(path);
+async function readIndex(path: string, files: Files): Promise<Map<string, string[]>> {
+  const { weight_map: weightMap } = await readJsonObject(path, files);
   if (typeof weightMap !== 'object' || weightMap === null || Array.isArray(weightMap)) {
     throw new InvalidJsonError(path, 'it has no "weight_map" object');
   }
@@ -122,19 +130,9 @@ function checkAgainstIndex(shard: Shard, expected: readonly string[]): void {
   for (const name of held) throw new UnindexedTensorError(name, shard.path);
 }
 
-async function listFolder(root: string): Promise<string[]> {
-  try {
-    return await readdir(root);
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    const reason = code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is a file' : String(code);
-    throw new NotACheckpointError(root, reason);
-  }
-}
-
 /** Reads a JSON object, refusing duplicate keys. */
-export async function readJsonObject(path: string): Promise<Record<string, unknown>> {
-  return parseJsonObject(await readFile(path, 'utf8'), path);
+export async function readJsonObject(path: string, files: Files): Promise<Record<string, unknown>> {
+  return parseJsonObject(await readText(path, files), path);
 }
 
 function parseJsonObject(text: string, path: string): Record<string, unknown> {
@@ -159,23 +157,22 @@ const FINGERPRINT_SAMPLE_BYTES = 4096;
  * and 16 evenly spaced blocks of 4 KiB of each shard's data (fine-tunes of a model differ nowhere in their headers).
  * @returns 64 hexadecimal digits
  */
-export async function fingerprint(checkpoint: Checkpoint): Promise<string> {
-  const hash = createHash('sha256').update(JSON.stringify(checkpoint.config));
-  const block = Buffer.alloc(FINGERPRINT_SAMPLE_BYTES);
-  for (const shard of checkpoint.shards) {
-    hash.update(`${basename(shard.path)} ${shard.bytes}`);
-    for (const { name, dtype, shape, start } of shard.tensors) hash.update(`${name} ${dtype} ${shape} ${start}`);
-    const handle = await open(shard.path);
-    try {
-      const first = shard.tensors[0]?.start ?? shard.bytes;
+export async function fingerprint({ config, shards, files }: Checkpoint): Promise<string> {
+  const hash = createHash('sha256').update(JSON.stringify(config));
+  try {
+    for (const { path, bytes, tensors } of shards) {
+      hash.update(`${basename(path)} ${bytes}`);
+      for (const { name, dtype, shape, start } of tensors) hash.update(`${name} ${dtype} ${shape} ${start}`);
+      const first = tensors[0]?.start ?? bytes;
       for (let i = 0; i < FINGERPRINT_SAMPLES; i++) {
-        const position = first + Math.floor(((shard.bytes - first) * i) / FINGERPRINT_SAMPLES);
-        const { bytesRead } = await handle.read(block, 0, block.byteLength, position);
-        hash.update(block.subarray(0, bytesRead));
+        const start = first + Math.floor(((bytes - first) * i) / FINGERPRINT_SAMPLES);
+        hash.update(
+          await files.readRange({ file: path, start, end: Math.min(bytes, start + FINGERPRINT_SAMPLE_BYTES) }),
+        );
       }
-    } finally {
-      await handle.close();
     }
+  } finally {
+    await files.close();
   }
   return hash.digest('hex');
 }

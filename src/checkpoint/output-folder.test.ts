@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import * as errors from '../errors.js';
+import { LocalFiles } from './files.js';
 import { layoutFile } from './layout.js';
 import { openShard } from './open-checkpoint.js';
 import { checkOutside, OutputFolder, PARTIAL_FOLDER } from './output-folder.js';
@@ -24,7 +25,9 @@ test('chunks in any order make a whole file; nothing has its name before the com
   expect(readdirSync(folder)).toEqual([PARTIAL_FOLDER]);
   await output.commit(['config.json']);
   expect(readdirSync(folder).sort()).toEqual(['config.json', 'model.safetensors']);
-  expect((await openShard(join(folder, 'model.safetensors'))).tensors).toHaveLength(2);
+  const files = new LocalFiles();
+  expect((await openShard(join(folder, 'model.safetensors'), files)).tensors).toHaveLength(2);
+  await files.close();
   expect([...readFileSync(join(folder, 'model.safetensors')).subarray(-6)]).toEqual([1, 2, 3, 4, 5, 6]);
 });
 

@@ -25,6 +25,7 @@ import {
   WriteError,
 } from '../errors.js';
 import { formatBytes } from '../format.js';
+import { isRemote } from './files.js';
 import type { ShardLayout } from './layout.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
 
@@ -33,7 +34,7 @@ export const PARTIAL_FOLDER = '.mobe-partial';
 /** Throws unless `output` lies outside every one of `inputs`, symbolic links resolved. */
 export async function checkOutside(output: string, inputs: readonly string[]): Promise<void> {
   const real = await resolveExisting(output);
-  for (const input of inputs) {
+  for (const input of inputs.filter((it) => !isRemote(it))) {
     const path = relative(await resolveExisting(input), real);
     if (path === '' || (!path.startsWith('..') && !isAbsolute(path))) throw new OutputInsideInputError(output, input);
   }
@@ -117,8 +118,8 @@ export class OutputFolder {
     await this.add(file, (target) => writeFile(target, text));
   }
 
-  async copyFile(source: string, file: string): Promise<void> {
-    await this.add(file, (target) => copyFile(source, target, constants.COPYFILE_FICLONE));
+  async writeFile(file: string, content: AsyncIterable<Uint8Array>): Promise<void> {
+    await this.add(file, (target) => writeFile(target, content));
   }
 
   private async add(file: string, create: (target: string) => Promise<void>): Promise<void> {
@@ -126,7 +127,6 @@ export class OutputFolder {
     try {
       await mkdir(dirname(target), { recursive: true });
       await create(target);
-      await chmod(target, 0o644); // a copy of a read-only file must still be replaceable
       const handle = await open(target, 'r+');
       await handle.sync().finally(() => handle.close());
     } catch (error) {

@@ -1,6 +1,5 @@
-import { readdir, stat } from 'node:fs/promises';
-import { join } from 'node:path';
-import { CONFIG_FILE, INDEX_FILE } from './open-checkpoint.js';
+import { fileIn } from './files.js';
+import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from './open-checkpoint.js';
 
 /** Weights in other formats would describe the uncompressed model. */
 const OTHER_WEIGHTS = /\.(safetensors|bin|pth|pt|ckpt|gguf|onnx|h5|msgpack)$|\.index\.json$/;
@@ -11,10 +10,11 @@ export const CARD_FILE = 'README.md';
 const SOURCE_CARD_FILE = 'README.source.md';
 
 export interface SideFile {
-  /** Relative to the source folder. */
+  /** Path or URL. */
   readonly source: string;
   /** Relative to the output folder. */
   readonly target: string;
+  readonly bytes: number;
 }
 
 /**
@@ -22,21 +22,16 @@ export interface SideFile {
  * licence. Hidden files are left behind (download caches, version control). A source's README is kept under another name,
  * unless it is the card of a result of ours, which a new one replaces.
  */
-export async function listSideFiles(folder: string): Promise<SideFile[]> {
-  const files: string[] = [];
-  const visit = async (below: string): Promise<void> => {
-    for (const name of (await readdir(join(folder, below))).sort()) {
-      const path = below ? `${below}/${name}` : name;
-      if (name.startsWith('.') || path === CONFIG_FILE || path === INDEX_FILE || OTHER_WEIGHTS.test(name)) continue;
-      // Followed: download caches store files as symbolic links to blobs. A dangling one is no file.
-      const entry = await stat(join(folder, path)).catch(() => undefined);
-      if (entry?.isDirectory()) await visit(path);
-      else if (entry?.isFile()) files.push(path);
-    }
-  };
-  await visit('');
-  const ours = files.includes(REPORT_FILE);
-  return files
-    .filter((file) => file !== REPORT_FILE && !(ours && file === CARD_FILE))
-    .map((source) => ({ source, target: source === CARD_FILE ? SOURCE_CARD_FILE : source }));
+export async function listSideFiles({ folder, files }: Pick<Checkpoint, 'folder' | 'files'>): Promise<SideFile[]> {
+  const held = (await files.list(folder)).filter(
+    ({ path }) => path !== CONFIG_FILE && path !== INDEX_FILE && !OTHER_WEIGHTS.test(path),
+  );
+  const ours = held.some(({ path }) => path === REPORT_FILE);
+  return held
+    .filter(({ path }) => path !== REPORT_FILE && !(ours && path === CARD_FILE))
+    .map(({ path, bytes }) => ({
+      source: fileIn(folder, path),
+      target: path === CARD_FILE ? SOURCE_CARD_FILE : path,
+      bytes,
+    }));
 }

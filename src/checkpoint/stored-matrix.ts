@@ -1,7 +1,7 @@
 /** A matrix of a checkpoint: where its bytes lie, and how they become numbers. */
 import { QuantisedShapeError } from '../errors.js';
 import { decodeRows, type Encoding, storedBytes } from './encoding.js';
-import type { ByteRange, TensorReader } from './tensor-reader.js';
+import type { ByteRange, RangeReader } from './files.js';
 
 export interface StoredMatrix {
   /** What it is called where it stands alone and unquantised, e.g. `model.layers.0.mlp.experts.3.up_proj.weight`. */
@@ -32,7 +32,7 @@ export function matrixBytes({ encoding, rows, cols }: Pick<MatrixFormat, 'rows' 
 }
 
 /** The data, then the scales: one buffer, in memory of its own. */
-export async function readMatrix(reader: TensorReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
+export async function readMatrix(reader: RangeReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
   const { data, scales } = matrix;
   const bytes = new Uint8Array(matrixBytes(matrix));
   const size = data.end - data.start;
@@ -44,7 +44,7 @@ export async function readMatrix(reader: TensorReader, matrix: StoredMatrix): Pr
 
 /** Throws where a shape is stored beside the data and says something else. */
 export async function checkDeclaredShape(
-  reader: TensorReader,
+  reader: RangeReader,
   { name, rows, cols, declaredShape }: StoredMatrix,
 ): Promise<void> {
   if (!declaredShape) return;

@@ -53,7 +53,7 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['compress', TINY_MODEL, 'x', '--keep', '76'], 'between 0 and 1'],
     [['compress', TINY_MODEL, 'x', '--layers', '3-1'], 'range'],
     [['compress', TINY_MODEL, 'x', '--layers', '9'], '0-3'],
-    [['compress', TINY_MODEL, 'x', '--projections', 'gate_proj,down_proj'], 'down_proj'],
+    [['compress', TINY_MODEL, 'x', '--projections', 'gate_proj,middle_proj'], 'down_proj'],
     [['compress', TINY_MODEL, 'x', '--max-memory', 'plenty'], 'size'],
     [['compress', TINY_MODEL, 'x', '--max-memory', '100MB'], 'smallest that works'],
     [['compress', TINY_MODEL, 'x', '--activation', 'relu'], 'silu, tanh'],

@@ -3,6 +3,7 @@ import { readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { isFloatDtype } from '../checkpoint/dtype.js';
+import { LocalFiles } from '../checkpoint/files.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { openShard, readMetadata } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
@@ -73,8 +74,17 @@ export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
 }
 
 export async function openFactorFile(path: string): Promise<FactorFile> {
-  const { tensors } = await openShard(path);
-  const metadata = parseMetadata(path, (await readMetadata(path))[METADATA_KEY]);
+  const files = new LocalFiles();
+  try {
+    return await readFactorFile(path, files);
+  } finally {
+    await files.close();
+  }
+}
+
+async function readFactorFile(path: string, files: LocalFiles): Promise<FactorFile> {
+  const { tensors } = await openShard(path, files);
+  const metadata = parseMetadata(path, (await readMetadata(path, files))[METADATA_KEY]);
   const named = (name: string, dimensions: number): TensorInfo => {
     const tensor = tensors.find((it) => it.name === name);
     if (!tensor || tensor.shape.length !== dimensions)

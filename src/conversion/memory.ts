@@ -1,5 +1,5 @@
 /** What a run must hold in memory, and how it is arranged to stay within the budget. */
-import { READ_BYTES } from '../checkpoint/tensor-reader.js';
+import { READ_BYTES } from '../checkpoint/files.js';
 import type { ChosenEngine } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';

@@ -1,11 +1,11 @@
 /** Everything a conversion will write, from headers and flags alone. */
 import { elementCount, type FloatDtype, floatBytes } from '../checkpoint/dtype.js';
+import type { ByteRange } from '../checkpoint/files.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { type Layout, layoutShards } from '../checkpoint/layout.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import type { ByteRange } from '../checkpoint/tensor-reader.js';
 import { expertsOf } from '../models/expert-names.js';
 import type { ExpertLayer } from '../models/family.js';
 import { type GroupPlan, nativeTensors } from './groups.js';

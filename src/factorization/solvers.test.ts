@@ -2,8 +2,8 @@ import { readFileSync } from 'node:fs';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { REFERENCE_CURVES, TINY_MODEL } from '../../fixtures/paths.js';
 import { decodeFloats } from '../checkpoint/codec.js';
+import { LocalFiles } from '../checkpoint/files.js';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
-import { TensorReader } from '../checkpoint/tensor-reader.js';
 import { createEngine } from '../engine/create-engine.js';
 import { detectModel } from '../models/detect.js';
 import type { Projection } from '../models/family.js';
@@ -195,7 +195,7 @@ describe('on the trained fixture', () => {
   let sigma: number;
   const readGroup = async (layer: number, projection: Projection) => {
     const { layers } = detectModel(await openCheckpoint(TINY_MODEL));
-    const reader = new TensorReader();
+    const reader = new LocalFiles();
     const tensors = layers[layer]?.experts[projection] ?? [];
     const weights = await Promise.all(
       tensors.map(async (tensor) => {

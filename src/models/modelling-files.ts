@@ -1,5 +1,6 @@
 /** The modelling files of ours that native checkpoints carry, so that transformers can load them. */
 import { fileURLToPath } from 'node:url';
+import type { SideFile } from '../checkpoint/side-files.js';
 import type { NativeForm } from './family.js';
 
 /** Python is not compiled: it is read from src/, seen from dist/src/models/. */
@@ -8,12 +9,8 @@ const FOLDER = fileURLToPath(new URL('../../../src/models/modeling/', import.met
 /** What all of them import. */
 const SHARED = 'mobe_experts';
 
-export interface ModellingFile {
-  /** Absolute path. */
-  readonly source: string;
-  /** Its name in a checkpoint. */
-  readonly target: string;
-}
+/** A file of ours and its name in a checkpoint. */
+export type ModellingFile = Pick<SideFile, 'source' | 'target'>;
 
 const file = (name: string): ModellingFile => ({ source: `${FOLDER}${name}.py`, target: `${name}.py` });
 
