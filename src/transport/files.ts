@@ -1,0 +1,149 @@
+/** A folder of files on another machine, read by ranges as if it were here. */
+import { z } from 'zod';
+import { ProtocolError, ReadError, RemoteChangedError, SessionLostError } from '../errors.js';
+import type { Channel } from './channel.js';
+import { type ConnectOptions, connect } from './connect.js';
+import { MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES } from './limits.js';
+import { answerRequests, createRequester } from './requests.js';
+import type { TensorPiece } from './tensor-piece.js';
+
+/** Reads ranges of files. Local files, and those of a peer. */
+export interface RangeSource {
+  /** Fills `target` from `file` at `position`. A file that ends early is an error, never a short result. */
+  read(file: string, position: number, target: Uint8Array): Promise<void>;
+}
+
+export interface FileInfo {
+  readonly file: string;
+  readonly bytes: number;
+  /** Milliseconds since 1970: tells a file from one that took its place. */
+  readonly modified: number;
+}
+
+/** What `offerFiles` gives to others, and `connectFiles` gets. */
+export interface FileSource extends RangeSource {
+  list(): Promise<readonly FileInfo[]>;
+}
+
+export const FILE_SERVICE = 'files';
+
+/** Published checkpoints have some 200 files; this is room for 10 000. */
+const MAX_LIST_BYTES = 2 * 1024 * 1024;
+
+const fileInfo = z.strictObject({
+  file: z.string().min(1).max(MAX_NAME_LENGTH),
+  bytes: z.int().nonnegative(),
+  modified: z.number(),
+});
+const range = z.strictObject({
+  file: z.string().min(1).max(MAX_NAME_LENGTH),
+  start: z.int().nonnegative(),
+  end: z.int().nonnegative(),
+});
+
+/** Has the conversation of one peer that reads. Only files that `list` names are given out, whatever path is asked for. */
+export async function offerFiles(channel: Channel, source: FileSource): Promise<void> {
+  const files = new Map((await source.list()).map((info) => [info.file, info]));
+  await answerRequests(channel, {
+    async list(_params, reply) {
+      const json = Buffer.from(JSON.stringify([...files.values()]));
+      await reply.tensors([whole('list', json)]);
+    },
+    async read(params, reply) {
+      const { file, start, end } = range.parse(params);
+      const info = files.get(file);
+      if (!info) throw new ReadError(file, start, 'no such file is offered');
+      if (start >= end || end > info.bytes) throw new ReadError(file, start, `it has ${info.bytes} bytes, not ${end}`);
+      await reply.tensors(readPieces(source, file, start, end));
+    },
+  });
+}
+
+/** A range as a tensor of bytes. Each piece has memory of its own: the channel keeps it until it has arrived. */
+async function* readPieces(source: RangeSource, file: string, start: number, end: number): AsyncGenerator<TensorPiece> {
+  const bytes = end - start;
+  for (let offset = 0; offset < bytes; offset += MAX_PAYLOAD_BYTES) {
+    const data = new Uint8Array(Math.min(MAX_PAYLOAD_BYTES, bytes - offset));
+    await source.read(file, start + offset, data);
+    yield { name: file, dtype: 'U8', shape: [bytes], bytes, offset, data };
+  }
+}
+
+const whole = (name: string, data: Uint8Array): TensorPiece => ({
+  name,
+  dtype: 'U8',
+  shape: [data.byteLength],
+  bytes: data.byteLength,
+  offset: 0,
+  data,
+});
+
+export interface RemoteFiles extends FileSource {
+  close(): Promise<void>;
+}
+
+/**
+ * The files a peer offers. Reads may overlap; a read that the peer's restart interrupts goes on at the byte it had reached.
+ * Throws what `connect` throws; reads throw a `RemoteError` for what the peer cannot read, and a `RemoteChangedError`.
+ */
+export async function connectFiles(url: string, options: Omit<ConnectOptions, 'service'>): Promise<RemoteFiles> {
+  const open = async (): Promise<{ channel: Channel; ask: ReturnType<typeof createRequester> }> => {
+    const channel = await connect(url, { ...options, service: FILE_SERVICE });
+    return { channel, ask: createRequester(channel) };
+  };
+  let session = open();
+  const files = await listFiles(await session);
+  /** One new session, however many reads find that the old one is lost. */
+  const renew = async (lost: typeof session): Promise<void> => {
+    if (session === lost)
+      session = open().then(async (opened) => {
+        if (JSON.stringify(await listFiles(opened)) !== JSON.stringify(files))
+          throw new RemoteChangedError(opened.channel.peer);
+        return opened;
+      });
+    await session;
+  };
+  return {
+    list: () => Promise.resolve(files),
+    async read(file, position, target) {
+      for (let done = 0; done < target.byteLength; ) {
+        const current = session;
+        const { ask, channel } = await current;
+        const start = position + done;
+        try {
+          const params = { file, start, end: position + target.byteLength };
+          await ask('read', params, ({ name, bytes, data }) => {
+            if (name !== file || bytes !== params.end - start)
+              throw new ProtocolError(channel.peer, 'not what was asked');
+            target.set(data, done);
+            done += data.byteLength;
+          });
+          if (done < target.byteLength) throw new ProtocolError(channel.peer, `it sends only a part of ${file}`);
+        } catch (error) {
+          if (!(error instanceof SessionLostError)) throw error;
+          await renew(current);
+        }
+      }
+    },
+    close: async () => (await session).channel.close(),
+  };
+}
+
+async function listFiles({
+  channel,
+  ask,
+}: {
+  channel: Channel;
+  ask: ReturnType<typeof createRequester>;
+}): Promise<FileInfo[]> {
+  const parts: Uint8Array[] = [];
+  await ask('list', null, ({ bytes, data }) => {
+    if (bytes > MAX_LIST_BYTES) throw new ProtocolError(channel.peer, `its list of files has ${bytes} bytes`);
+    parts.push(data);
+  });
+  try {
+    return z.array(fileInfo).parse(JSON.parse(Buffer.concat(parts).toString()));
+  } catch {
+    throw new ProtocolError(channel.peer, 'its list of files is not one');
+  }
+}

@@ -1,0 +1,102 @@
+import { FloodError, InvalidFrameError } from '../errors.js';
+import type { DecodedFrame } from './decode-frame.js';
+import type { Message, NumberedHeader } from './header.js';
+import { FRAME_OVERHEAD_BYTES } from './limits.js';
+
+interface Queued {
+  readonly message: Message;
+  readonly cost: number;
+}
+
+/**
+ * The receiving half of a channel: checks numbers and the credit, and hands messages out one at a time. A message counts
+ * against the credit until the next one is asked for.
+ */
+export class Inbox {
+  private readonly queue = new Map<number, Queued>();
+  private bytes = 0;
+  private next = 0;
+  private finished = 0;
+  private handedOut = false;
+  private end: number | undefined;
+  private failure: Error | undefined;
+  private wake: (() => void) | undefined;
+
+  /**
+   * @param credit bytes the peer may have sent and we not have dealt with
+   * @param onConsumed there is something to acknowledge
+   */
+  constructor(
+    private readonly peer: string,
+    private readonly credit: number,
+    private readonly onConsumed: () => void,
+  ) {}
+
+  /** Messages received so far. */
+  get received(): number {
+    return this.next;
+  }
+
+  /** Messages dealt with so far. */
+  get consumed(): number {
+    return this.finished;
+  }
+
+  put({ payload, bytes }: DecodedFrame, header: NumberedHeader): void {
+    if (this.end !== undefined) throw new InvalidFrameError('it comes after the peer had closed');
+    if (header.seq !== this.next) throw new InvalidFrameError(`it is number ${header.seq}, expected is ${this.next}`);
+    const cost = bytes + FRAME_OVERHEAD_BYTES;
+    if (this.bytes + cost > this.credit) throw new FloodError(this.peer, this.bytes + cost, this.credit);
+    this.bytes += cost;
+    this.queue.set(this.next++, { message: { header, payload }, cost });
+    this.wakeReader();
+  }
+
+  /** The peer says that nothing follows its `sent` messages. */
+  close(sent: number): void {
+    if (sent !== this.next)
+      throw new InvalidFrameError(`the peer closes after ${sent} messages, ${this.next} have arrived`);
+    this.end = sent;
+    this.wakeReader();
+  }
+
+  get closed(): boolean {
+    return this.end !== undefined;
+  }
+
+  async receive(): Promise<Message | undefined> {
+    this.finishPrevious();
+    for (;;) {
+      const queued = this.queue.get(this.finished);
+      if (queued) {
+        this.handedOut = true;
+        return queued.message;
+      }
+      if (this.failure) throw this.failure;
+      if (this.closed) return undefined;
+      await new Promise<void>((resolve) => {
+        this.wake = resolve;
+      });
+    }
+  }
+
+  /** What has arrived is still handed out, then this is thrown. */
+  fail(error: Error): void {
+    this.failure ??= error;
+    this.wakeReader();
+  }
+
+  /** The message handed out last was dealt with. */
+  finishPrevious(): void {
+    if (!this.handedOut) return;
+    this.handedOut = false;
+    this.bytes -= (this.queue.get(this.finished) as Queued).cost;
+    this.queue.delete(this.finished++);
+    this.onConsumed();
+  }
+
+  private wakeReader(): void {
+    this.wake?.();
+    this.wake = undefined;
+  }
+}

@@ -1,0 +1,90 @@
+/** Frames on one WebSocket. A channel outlives its links. */
+import type { Duplex } from 'node:stream';
+import type { ClientOptions, ServerOptions, WebSocket } from 'ws';
+import { InvalidFrameError } from '../errors.js';
+import { type DecodedFrame, decodeFrame } from './decode-frame.js';
+import type { EncodedFrame } from './encode-frame.js';
+import { MAX_FRAGMENTS, MAX_FRAME_BYTES, WRITE_AHEAD_BYTES } from './limits.js';
+
+export interface Link {
+  /** Sends a frame; `flushed` is called once the system has taken it, or never. */
+  write(frame: EncodedFrame, flushed?: () => void): void;
+  /** Given to the socket and not yet taken by the system. */
+  readonly bufferedBytes: number;
+  /** Grows with every byte that arrives, in the middle of frames too: on a slow line one may take minutes. */
+  readonly bytesRead: number;
+  /** Says goodbye and closes. */
+  close(): void;
+  /** Closes at once. */
+  destroy(): void;
+  onFrame: (frame: DecodedFrame) => void;
+  /** The peer sent what is not a frame. */
+  onInvalid: (error: InvalidFrameError) => void;
+  /** Called once. */
+  onClose: (reason: string) => void;
+}
+
+/** For both ends. Compression would cost more than it saves: weights do not compress. */
+export const SOCKET_OPTIONS: Pick<ClientOptions & ServerOptions, 'perMessageDeflate' | 'maxPayload' | 'autoPong'> & {
+  maxFragments: number;
+} = {
+  perMessageDeflate: false,
+  maxPayload: MAX_FRAME_BYTES,
+  maxFragments: MAX_FRAGMENTS,
+  autoPong: false, // answered below, unless the answers pile up
+};
+
+/** A peer that does not close in return within this time is cut off. */
+const CLOSE_TIMEOUT_MS = 2_000;
+
+/** @param socket the connection underneath `ws` */
+export function createLink(ws: WebSocket, socket: Duplex & { readonly bytesRead?: number }): Link {
+  const binary = { binary: true, compress: false };
+  const link: Link = {
+    write({ head, payload }, flushed) {
+      if (ws.readyState !== ws.OPEN) return;
+      const done = (error?: Error | null): void => {
+        if (!error) flushed?.();
+      };
+      // Two fragments of one message: the payload is neither copied behind its header nor, at the other end, apart from it.
+      if (payload.byteLength === 0) return ws.send(head, binary, done);
+      ws.send(head, { ...binary, fin: false });
+      ws.send(payload, { ...binary, fin: true }, done);
+    },
+    get bufferedBytes() {
+      return ws.bufferedAmount;
+    },
+    get bytesRead() {
+      return socket.bytesRead ?? 0;
+    },
+    close() {
+      ws.close(1000);
+      setTimeout(() => ws.terminate(), CLOSE_TIMEOUT_MS).unref();
+    },
+    destroy: () => ws.terminate(),
+    onFrame() {},
+    onInvalid() {},
+    onClose() {},
+  };
+  let reason: string | undefined;
+  ws.binaryType = 'fragments';
+  ws.on('message', (data, isBinary) => {
+    let frame: DecodedFrame;
+    try {
+      frame = decodeFrame(isBinary ? (data as Buffer[]) : []);
+    } catch (error) {
+      return link.onInvalid(error as InvalidFrameError);
+    }
+    link.onFrame(frame);
+  });
+  ws.on('ping', (data) => {
+    if (ws.readyState === ws.OPEN && ws.bufferedAmount < WRITE_AHEAD_BYTES) ws.pong(data);
+  });
+  ws.on('error', (error: NodeJS.ErrnoException) => {
+    reason = error.message;
+    // What `ws` itself refuses (an oversized message, a bad opcode) is as much a breach as a bad header.
+    if (error.code?.startsWith('WS_ERR')) link.onInvalid(new InvalidFrameError(error.message));
+  });
+  ws.on('close', (code) => link.onClose(reason ?? (code === 1006 ? 'it was cut' : `it was closed with code ${code}`)));
+  return link;
+}

@@ -1,0 +1,185 @@
+import { createServer as createHttpServer, type IncomingMessage } from 'node:http';
+import { createServer as createHttpsServer } from 'node:https';
+import type { AddressInfo, Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { WebSocketServer } from 'ws';
+import {
+  InvalidFrameError,
+  ListenError,
+  PeerTimeoutError,
+  ProtocolError,
+  TokenRequiredError,
+  UnauthorisedError,
+  WrongServiceError,
+} from '../errors.js';
+import { Channel, helloError } from './channel.js';
+import { encodeFrame } from './encode-frame.js';
+import type { Hello } from './header.js';
+import {
+  DEFAULT_CREDIT_BYTES,
+  HELLO_TIMEOUT_MS,
+  MAX_SESSIONS,
+  PROTOCOL_VERSION,
+  RESUME_TIMEOUT_MS,
+  SILENCE_TIMEOUT_MS,
+} from './limits.js';
+import { createLink, type Link, SOCKET_OPTIONS } from './link.js';
+import { isLoopback } from './loopback.js';
+import { isAuthorised } from './token.js';
+
+export interface ListenOptions {
+  readonly host: string;
+  /** 0: any free one. */
+  readonly port: number;
+  /** What is offered here. Whoever looks for something else is told so. */
+  readonly service: string;
+  /** Without one, only loopback addresses are listened on. */
+  readonly token?: string | undefined;
+  /** PEM. */
+  readonly tls?: { readonly key: string | Buffer; readonly cert: string | Buffer } | undefined;
+  /** Held at most for each session, each way. */
+  readonly creditBytes?: number;
+  readonly silenceTimeoutMs?: number;
+  readonly resumeTimeoutMs?: number;
+  readonly helloTimeoutMs?: number;
+  /** Someone was turned away, or a conversation ended with an error. Nobody else is affected. */
+  readonly onProblem?: (error: Error) => void;
+}
+
+export interface Listener {
+  readonly url: string;
+  /** Ends every conversation and stops listening. */
+  close(): Promise<void>;
+}
+
+/**
+ * Accepts conversations. `converse` has one with each peer; when it returns the channel is closed, when it throws the
+ * peer is told why. Throws a `TokenRequiredError` or a `ListenError`.
+ */
+export async function listen(options: ListenOptions, converse: (channel: Channel) => Promise<void>): Promise<Listener> {
+  const { host, port, token, tls } = options;
+  if (token === undefined && !isLoopback(host)) throw new TokenRequiredError(host);
+  const sessions = new Map<string, Channel>();
+  const webSockets = new WebSocketServer({ noServer: true, ...SOCKET_OPTIONS });
+  const server = tls ? createHttpsServer(tls) : createHttpServer();
+  server.headersTimeout = options.helloTimeoutMs ?? HELLO_TIMEOUT_MS;
+  server.maxConnections = 2 * MAX_SESSIONS; // a cut session's next connection may come before its last one is noticed
+  server.on('request', (_request, response) => response.writeHead(426, { connection: 'close' }).end());
+  server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+    socket.on('error', () => {}); // until `ws` listens
+    const status = refusal(request, token);
+    if (status !== undefined) {
+      options.onProblem?.(new UnauthorisedError(peerName(request)));
+      socket.end(`HTTP/1.1 ${status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`);
+      return;
+    }
+    webSockets.handleUpgrade(request, socket, head, (ws) =>
+      awaitHello(createLink(ws, request.socket), peerName(request), sessions, options, converse),
+    );
+  });
+  const connections = new Set<Socket>();
+  server.on('connection', (socket: Socket) => {
+    connections.add(socket);
+    socket.once('close', () => connections.delete(socket));
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (error) => reject(new ListenError(`${host}:${port}`, error.message)));
+    server.listen(port, host.replace(/^\[(.*)\]$/, '$1'), resolve);
+  });
+  const { port: bound } = server.address() as AddressInfo;
+  return {
+    url: `${tls ? 'wss' : 'ws'}://${host}:${bound}/`,
+    async close() {
+      for (const channel of sessions.values()) channel.fail(new ListenError(`${host}:${bound}`, 'it was stopped'));
+      const closed = new Promise((resolve) => server.close(resolve));
+      for (const socket of connections) socket.destroySoon();
+      await closed;
+    },
+  };
+}
+
+/** The HTTP status a connection is turned away with. */
+function refusal({ headers }: IncomingMessage, token: string | undefined): string | undefined {
+  // Any web page may open a WebSocket to this machine, and its browser says so. None of ours is a browser.
+  if (headers.origin !== undefined) return '403 Forbidden';
+  if (token !== undefined && !isAuthorised(headers.authorization, token)) return '401 Unauthorized';
+  return undefined;
+}
+
+const peerName = ({ socket }: IncomingMessage): string => `${socket.remoteAddress}:${socket.remotePort}`;
+
+function awaitHello(
+  link: Link,
+  peer: string,
+  sessions: Map<string, Channel>,
+  options: ListenOptions,
+  converse: (channel: Channel) => Promise<void>,
+): void {
+  const { helloTimeoutMs = HELLO_TIMEOUT_MS, onProblem } = options;
+  const refuse = (error: Error, code: string, wanted?: string | number): void => {
+    clearTimeout(timer);
+    link.onFrame = () => {};
+    onProblem?.(error);
+    link.write(
+      encodeFrame({ kind: 'error', code, message: error.message, ...(wanted === undefined ? {} : { wanted }) }),
+    );
+    link.close();
+  };
+  const timer = setTimeout(() => refuse(new PeerTimeoutError(peer, helloTimeoutMs / 1000), 'timeout'), helloTimeoutMs);
+  link.onClose = () => clearTimeout(timer);
+  link.onInvalid = (error) =>
+    error.protocol === undefined
+      ? refuse(helloError(peer, error), 'protocol')
+      : refuse(helloError(peer, error), 'protocol-version', PROTOCOL_VERSION);
+  link.onFrame = ({ header }) => {
+    if (header.kind !== 'hello') return link.onInvalid(new InvalidFrameError(`the first is a ${header.kind} frame`));
+    if (header.service !== options.service)
+      return refuse(new WrongServiceError(peer, header.service, options.service), 'wrong-service', options.service);
+    const known = sessions.get(header.session);
+    if (!known && header.resume) return refuse(new ProtocolError(peer, 'its session is unknown'), 'unknown-session');
+    if (!known && sessions.size >= MAX_SESSIONS) return refuse(new ListenError(peer, 'too many sessions'), 'busy');
+    clearTimeout(timer);
+    const channel = known ?? startSession(header.session, peer, sessions, options, converse);
+    link.write(encodeFrame(answer(header, channel, known !== undefined, options)));
+    channel.attach(link, header);
+  };
+}
+
+const answer = (
+  { session }: Hello,
+  { received }: Channel,
+  resume: boolean,
+  { service, creditBytes = DEFAULT_CREDIT_BYTES }: ListenOptions,
+): Hello => ({ kind: 'hello', protocol: PROTOCOL_VERSION, service, session, resume, received, credit: creditBytes });
+
+function startSession(
+  session: string,
+  peer: string,
+  sessions: Map<string, Channel>,
+  options: ListenOptions,
+  converse: (channel: Channel) => Promise<void>,
+): Channel {
+  const { creditBytes = DEFAULT_CREDIT_BYTES, silenceTimeoutMs = SILENCE_TIMEOUT_MS } = options;
+  let detached: NodeJS.Timeout | undefined;
+  const channel: Channel = new Channel({
+    peer,
+    creditBytes,
+    silenceTimeoutMs,
+    onAttached: () => clearTimeout(detached),
+    onDetached(reason) {
+      detached = setTimeout(() => channel.fail(reason), options.resumeTimeoutMs ?? RESUME_TIMEOUT_MS);
+    },
+    onOver() {
+      clearTimeout(detached);
+      sessions.delete(session);
+    },
+  });
+  sessions.set(session, channel);
+  converse(channel)
+    .then(() => channel.close())
+    .catch((error) => {
+      channel.fail(error);
+      options.onProblem?.(error);
+    });
+  return channel;
+}

@@ -1,0 +1,47 @@
+import { crc32 } from 'node:zlib';
+import { InvalidFrameError } from '../errors.js';
+import type { MessageSink } from './header.js';
+import { MAX_OPEN_TENSORS, MAX_PAYLOAD_BYTES } from './limits.js';
+import type { TensorPiece } from './tensor-piece.js';
+
+interface OpenTensor {
+  readonly tensor: number;
+  sent: number;
+  crc: number;
+}
+
+/**
+ * Sends tensors as their pieces come, each with a checksum over all its bytes. The caller sends what follows, an `end`
+ * usually. Piece data is handed over: it must not change until the sink has done with it.
+ * Throws what the sink throws, and an `InvalidFrameError` where pieces do not add up to their tensor.
+ */
+export async function sendTensors(
+  sink: MessageSink,
+  pieces: AsyncIterable<TensorPiece> | Iterable<TensorPiece>,
+): Promise<void> {
+  const open = new Map<string, OpenTensor>();
+  let next = 0;
+  for await (const { name, dtype, shape, bytes, offset, data } of pieces) {
+    let state = open.get(name);
+    if (!state) {
+      if (open.size >= MAX_OPEN_TENSORS) throw new InvalidFrameError(`more than ${MAX_OPEN_TENSORS} tensors are open`);
+      state = { tensor: next++, sent: 0, crc: 0 };
+      open.set(name, state);
+      await sink.send({ kind: 'tensor', tensor: state.tensor, name, dtype, shape: [...shape], bytes });
+    }
+    if (offset !== state.sent || offset + data.byteLength > bytes)
+      throw new InvalidFrameError(
+        `${data.byteLength} bytes at ${offset} do not continue "${name}" (${state.sent} of ${bytes} sent)`,
+      );
+    for (let start = 0; start < data.byteLength; start += MAX_PAYLOAD_BYTES) {
+      const part = data.subarray(start, start + MAX_PAYLOAD_BYTES);
+      state.crc = crc32(part, state.crc);
+      state.sent += part.byteLength;
+      const last = state.sent === bytes ? { crc32: state.crc } : {};
+      await sink.send({ kind: 'data', tensor: state.tensor, ...last }, part);
+    }
+    if (state.sent === bytes) open.delete(name);
+  }
+  const [unfinished] = open.keys();
+  if (unfinished !== undefined) throw new InvalidFrameError(`tensor "${unfinished}" was not sent to its end`);
+}
