@@ -12,7 +12,7 @@ import {
   writeSparseZip,
   zipOf,
 } from '../../fixtures/torch-zip.js';
-import { TensorReader } from '../checkpoint/tensor-reader.js';
+import { LocalFiles } from '../checkpoint/files.js';
 import { PickleNotAllowedError, TorchFileError, TorchTensorError } from '../errors.js';
 import { openTorchFile, readTensors } from './open-torch-file.js';
 import { MAX_PICKLE_BYTES } from './pickle.js';
@@ -31,7 +31,7 @@ const valid = expected.filter((entry): entry is [string, ExpectedTensor[]] => en
 
 test.each(valid)('%s: tensors are where torch.load finds them', async (name, tensors) => {
   const path = join(TORCH_FILES, name);
-  const reader = new TensorReader();
+  const reader = new LocalFiles();
   const found: ExpectedTensor[] = [];
   for (const tensor of await openTorchFile(path)) {
     expect(tensor.file).toBe(path);
@@ -92,7 +92,7 @@ test('offsets beyond 4 GB are exact, in a file whose storage and directory lie t
   expect(tail?.end).toBe(large?.end);
   expect(tail && tail.end - tail.start).toBe(64);
   expect(small?.start).toBeGreaterThan(2 ** 32);
-  const reader = new TensorReader();
+  const reader = new LocalFiles();
   const data = await reader.readRange(small as NonNullable<typeof small>);
   await reader.close();
   expect(new Float32Array(data.buffer)).toEqual(last);
