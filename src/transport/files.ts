@@ -4,7 +4,7 @@ import { ProtocolError, ReadError, RemoteChangedError, SessionLostError } from '
 import type { Channel } from './channel.js';
 import { type ConnectOptions, connect } from './connect.js';
 import { MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES } from './limits.js';
-import { answerRequests, createRequester } from './requests.js';
+import { answerRequests, createRequester, type Requester } from './requests.js';
 import type { TensorPiece } from './tensor-piece.js';
 
 /** Reads ranges of files. Local files, and those of a peer. */
@@ -44,7 +44,7 @@ const range = z.strictObject({
 /** Has the conversation of one peer that reads. Only files that `list` names are given out, whatever path is asked for. */
 export async function offerFiles(channel: Channel, source: FileSource): Promise<void> {
   const files = new Map((await source.list()).map((info) => [info.file, info]));
-  await answerRequests(channel, {
+  await answerRequests(channel, channel, {
     async list(_params, reply) {
       const json = Buffer.from(JSON.stringify([...files.values()]));
       await reply.tensors([whole('list', json)]);
@@ -87,7 +87,7 @@ export interface RemoteFiles extends FileSource {
  * Throws what `connect` throws; reads throw a `RemoteError` for what the peer cannot read, and a `RemoteChangedError`.
  */
 export async function connectFiles(url: string, options: Omit<ConnectOptions, 'service'>): Promise<RemoteFiles> {
-  const open = async (): Promise<{ channel: Channel; ask: ReturnType<typeof createRequester> }> => {
+  const open = async (): Promise<{ channel: Channel; ask: Requester }> => {
     const channel = await connect(url, { ...options, service: FILE_SERVICE });
     return { channel, ask: createRequester(channel) };
   };
@@ -112,12 +112,13 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
         const start = position + done;
         try {
           const params = { file, start, end: position + target.byteLength };
-          await ask('read', params, ({ name, bytes, data }) => {
+          const onPiece = ({ name, bytes, data }: TensorPiece): void => {
             if (name !== file || bytes !== params.end - start)
               throw new ProtocolError(channel.peer, 'not what was asked');
             target.set(data, done);
             done += data.byteLength;
-          });
+          };
+          await ask('read', params, { onPiece });
           if (done < target.byteLength) throw new ProtocolError(channel.peer, `it sends only a part of ${file}`);
         } catch (error) {
           if (!(error instanceof SessionLostError)) throw error;
@@ -129,17 +130,13 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
   };
 }
 
-async function listFiles({
-  channel,
-  ask,
-}: {
-  channel: Channel;
-  ask: ReturnType<typeof createRequester>;
-}): Promise<FileInfo[]> {
+async function listFiles({ channel, ask }: { channel: Channel; ask: Requester }): Promise<FileInfo[]> {
   const parts: Uint8Array[] = [];
-  await ask('list', null, ({ bytes, data }) => {
-    if (bytes > MAX_LIST_BYTES) throw new ProtocolError(channel.peer, `its list of files has ${bytes} bytes`);
-    parts.push(data);
+  await ask('list', null, {
+    onPiece({ bytes, data }) {
+      if (bytes > MAX_LIST_BYTES) throw new ProtocolError(channel.peer, `its list of files has ${bytes} bytes`);
+      parts.push(data);
+    },
   });
   try {
     return z.array(fileInfo).parse(JSON.parse(Buffer.concat(parts).toString()));

@@ -39,7 +39,14 @@ const control = [
 
 /** Numbered frames: each exactly once and in order, however often the connection is cut. */
 const numbered = [
-  z.strictObject({ kind: z.literal('request'), seq: count, method: name, params: z.unknown() }),
+  z.strictObject({
+    kind: z.literal('request'),
+    seq: count,
+    method: name,
+    params: z.unknown(),
+    /** Tensors come with it, then an `end`, or a `failure` where the side that asks gives up. */
+    uploads: z.literal(true).optional(),
+  }),
   z.strictObject({
     kind: z.literal('tensor'),
     seq: count,

@@ -2,17 +2,20 @@
  * Requests over a channel. They are answered one after the other, in the order they came, so that an answer needs no
  * number; whoever asks may ask again before the last answer is there.
  *
- *     request → tensors and events, then end or failure
+ *     request (→ tensors, then end or failure) → tensors and events, then end or failure
  */
 import { ProtocolError, RemoteError } from '../errors.js';
 import type { Channel } from './channel.js';
+import type { MessageSink, MessageSource } from './header.js';
 import { MAX_MESSAGE_LENGTH } from './limits.js';
 import { receiveTensors } from './receive-tensors.js';
 import { sendTensors } from './send-tensors.js';
 import type { TensorPiece } from './tensor-piece.js';
 
-/** Where a handler puts its answer. */
+/** What comes with a request, and where a handler puts its answer. */
 export interface Reply {
+  /** The tensors that came with the request; none where it has none. What is not read is passed over. */
+  readonly uploads: AsyncGenerator<TensorPiece, unknown>;
   tensors(pieces: AsyncIterable<TensorPiece> | Iterable<TensorPiece>): Promise<void>;
   /** Something to know on the way: progress, say. */
   event(value: unknown): Promise<void>;
@@ -22,38 +25,73 @@ export interface Reply {
 export type Handler = (params: unknown, reply: Reply) => Promise<unknown>;
 
 /** Answers until the peer closes. */
-export async function answerRequests(channel: Channel, handlers: Readonly<Record<string, Handler>>): Promise<void> {
-  const reply: Reply = {
-    tensors: (pieces) => sendTensors(channel, pieces),
-    event: (value) => channel.send({ kind: 'event', value }),
-  };
-  for (let message = await channel.receive(); message; message = await channel.receive()) {
+export async function answerRequests(
+  source: MessageSource,
+  sink: MessageSink,
+  handlers: Readonly<Record<string, Handler>>,
+): Promise<void> {
+  const { peer } = source;
+  for (let message = await source.receive(); message; message = await source.receive()) {
     const { header } = message;
-    if (header.kind !== 'request') throw new ProtocolError(channel.peer, `a ${header.kind} frame comes as a request`);
+    if (header.kind !== 'request') throw new ProtocolError(peer, `a ${header.kind} frame comes as a request`);
     const handler = Object.hasOwn(handlers, header.method) ? handlers[header.method] : undefined;
-    if (!handler) throw new ProtocolError(channel.peer, `it asks for "${header.method}", which is unknown here`);
+    if (!handler) throw new ProtocolError(peer, `it asks for "${header.method}", which is unknown here`);
+    const uploads = header.uploads ? receiveTensors(source) : nothing();
+    const reply: Reply = {
+      uploads,
+      tensors: (pieces) => sendTensors(sink, pieces),
+      event: (value) => sink.send({ kind: 'event', value }),
+    };
+    let failure: Error | undefined;
+    let value: unknown;
     try {
-      await channel.send({ kind: 'end', value: (await handler(header.params, reply)) ?? null });
+      value = await handler(header.params, reply);
     } catch (error) {
-      const { name, message: text } = error as Error;
-      await channel.send({ kind: 'failure', name, message: text.slice(0, MAX_MESSAGE_LENGTH) });
+      failure = error as Error;
     }
+    await passOver(uploads);
+    if (!failure) await sink.send({ kind: 'end', value: value ?? null });
+    else
+      await sink.send({ kind: 'failure', name: failure.name, message: failure.message.slice(0, MAX_MESSAGE_LENGTH) });
+  }
+}
+
+async function* nothing(): AsyncGenerator<TensorPiece, unknown> {
+  yield* [];
+  return undefined;
+}
+
+/** Reads on to the end of what came with a request: the next request comes after it. */
+async function passOver(uploads: AsyncGenerator<TensorPiece, unknown>): Promise<void> {
+  try {
+    while (!(await uploads.next()).done);
+  } catch (error) {
+    if (!(error instanceof RemoteError)) throw error; // the side that asked has given up: that ends it too
   }
 }
 
 /** Takes the pieces of an answer as they come. Must not wait for anything that comes later over the same channel. */
 export type OnPiece = (piece: TensorPiece) => void | Promise<void>;
 
-/** A function that asks. Throws a `RemoteError` when the request failed there, and what ends the channel. */
-export function createRequester(
-  channel: Channel,
-): (method: string, params: unknown, onPiece?: OnPiece, onEvent?: (value: unknown) => void) => Promise<unknown> {
-  let last: Promise<unknown> = Promise.resolve();
-  return (method, params, onPiece, onEvent) => {
-    const sent = channel.send({ kind: 'request', method, params });
-    const before = last.catch(() => {});
+export interface Exchange {
+  readonly onPiece?: OnPiece | undefined;
+  readonly onEvent?: ((value: unknown) => void) | undefined;
+  /** Goes along with the request. */
+  readonly uploads?: AsyncIterable<TensorPiece> | Iterable<TensorPiece>;
+}
+
+export type Requester = (method: string, params: unknown, exchange?: Exchange) => Promise<unknown>;
+
+/** A function that asks. It throws a `RemoteError` when the request failed there, and what ends the channel. */
+export function createRequester(channel: Channel): Requester {
+  let lastSent: Promise<unknown> = Promise.resolve();
+  let lastAnswer: Promise<unknown> = Promise.resolve();
+  return (method, params, { onPiece, onEvent, uploads } = {}) => {
+    const failed = new AbortController();
+    const sent = lastSent.then(() => sendRequest(channel, method, params, uploads, failed.signal));
+    lastSent = sent.catch(() => {});
+    const before = lastAnswer.catch(() => {});
     const answer = (async () => {
-      await sent;
       await before;
       const pieces = receiveTensors(channel, onEvent);
       for (;;) {
@@ -63,11 +101,55 @@ export function createRequester(
         await onPiece(value);
       }
     })();
-    last = answer;
-    answer.catch((error) => {
-      // After anything else the answers that follow could not be told apart.
+    // After anything but a failure there the answers that follow could not be told apart.
+    const settle = (error: Error): never => {
+      failed.abort(error);
       if (!(error instanceof RemoteError)) channel.fail(error);
-    });
-    return answer;
+      throw error;
+    };
+    const both = Promise.all([answer.catch(settle), sent.catch(settle)]).then(([value]) => value);
+    lastAnswer = both;
+    both.catch(() => {});
+    return both;
+  };
+}
+
+/** What goes along is broken off when the request has failed at the other side. */
+async function sendRequest(
+  sink: MessageSink,
+  method: string,
+  params: unknown,
+  uploads: Exchange['uploads'],
+  failed: AbortSignal,
+): Promise<void> {
+  await sink.send({ kind: 'request', method, params, ...(uploads && { uploads: true }) });
+  if (!uploads) return;
+  try {
+    await sendTensors(sink, unlessAborted(uploads, failed));
+  } catch (error) {
+    const { name, message } = error as Error;
+    await sink.send({ kind: 'failure', name, message: message.slice(0, MAX_MESSAGE_LENGTH) });
+    if (failed.aborted) return; // the answer tells
+    throw error;
+  }
+  await sink.send({ kind: 'end', value: null });
+}
+
+async function* unlessAborted(
+  pieces: NonNullable<Exchange['uploads']>,
+  signal: AbortSignal,
+): AsyncGenerator<TensorPiece> {
+  for await (const piece of pieces) {
+    signal.throwIfAborted();
+    yield piece;
+  }
+}
+
+/** The same requests one way, over a byte stream: nobody answers. What fails there ends the stream. */
+export function createTeller(sink: MessageSink): Requester {
+  const never = new AbortController().signal;
+  return async (method, params, { uploads } = {}) => {
+    await sendRequest(sink, method, params, uploads, never);
+    return null;
   };
 }
