@@ -28,7 +28,7 @@ export function parseWabFileName(name: string): WabFileName | undefined {
   };
 }
 
-/** The factor files in a folder, by layer, projection and group. Other files are passed over; none may be left. */
+/** The factor files in a folder, by layer, projection and group. Other files are passed over; the list may be empty. */
 export async function listWabFiles(folder: string): Promise<Array<WabFileName & { readonly path: string }>> {
   const names = await readdir(folder).catch((error: NodeJS.ErrnoException) => {
     const reason = error.code === 'ENOENT' ? 'there is no such folder' : `it cannot be listed (${error.code})`;
