@@ -661,6 +661,25 @@ export class WrongServiceError extends InputError {
   }
 }
 
+export class BusyError extends RunError {
+  constructor(readonly folder: string) {
+    super(`${folder} is being written by another conversion. Wait for it, or receive in another folder.`);
+  }
+}
+
+export class UnlikeWorkersError extends InputError {
+  constructor(
+    readonly first: string,
+    firstEngine: string,
+    readonly other: string,
+    otherEngine: string,
+  ) {
+    super(
+      `${first} runs on ${firstEngine}, ${other} on ${otherEngine}: the result would depend on who fitted what. Start all workers with the same --engine.`,
+    );
+  }
+}
+
 /** Something went wrong between this program and another, or in the other. */
 export abstract class PeerError extends RunError {
   abstract readonly peer: string;
@@ -723,6 +742,18 @@ export class FloodError extends PeerError {
     readonly credit: number,
   ) {
     super(`${peer} has ${held} bytes unanswered with a credit of ${credit}. Use the same mobe on both sides.`);
+  }
+}
+
+/** A group was fitted again after its worker was lost, and came out otherwise. */
+export class UnlikeFitsError extends RunError {
+  constructor(
+    readonly group: string,
+    readonly worker: string,
+  ) {
+    super(
+      `A worker was lost while ${group} was written, and ${worker} computes it otherwise: the machines' processors round differently. Run the command again, with workers that are alike.`,
+    );
   }
 }
 

@@ -1,5 +1,4 @@
 import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
-import { planCompression } from '../src/conversion/compression.js';
 import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { engineRecord } from '../src/conversion/report.js';
 import { type CompressOptions, resultSettings } from '../src/conversion/settings.js';
@@ -7,7 +6,7 @@ import { convert } from './convert.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
 import { fold } from './fold.js';
 import type { Sigmas } from './normalise.js';
-import { withEstimate } from './plan.js';
+import { planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
 
 /**
@@ -21,7 +20,7 @@ export async function compress(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  const plan = await planCompression(model, options);
+  const { planned: plan, remote } = await planRun(model, options, run);
   const { source, groups, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
   let sigmas: Sigmas = new Map();
@@ -30,12 +29,12 @@ export async function compress(
     out,
     inputs: [source.folder],
     async before(reader) {
-      if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan) });
+      if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
       sigmas = await measureGroups(groups, groups, reader, memory, run);
     },
     async *expertBranch({ reader, onGroup, signal }) {
       const written = settings.format === 'mobe' ? 'factors' : 'weights';
-      const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, hooks: run, signal });
+      const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, remote, hooks: run, signal });
       for await (const factorization of fitted) yield* fold(factorization, plan, onGroup);
     },
     modelling: nativeModelling(plan, plan.model),

@@ -5,9 +5,8 @@ import { pipeline } from 'node:stream/promises';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../src/checkpoint/files.js';
 import { encodeIndex } from '../src/checkpoint/layout.js';
 import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
-import { checkOutside, OutputFolder } from '../src/checkpoint/output-folder.js';
+import type { Output } from '../src/checkpoint/output-folder.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
-import { examineOutput } from '../src/conversion/existing-output.js';
 import { compareGroups } from '../src/conversion/groups.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
@@ -16,6 +15,7 @@ import { InterruptedError } from '../src/errors.js';
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
 import { merge } from './highland.js';
+import { openOutput } from './open-output.js';
 import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { OutputChunk } from './records.js';
@@ -50,12 +50,12 @@ export interface Conversion {
 /** Runs a planned conversion to its end, or leaves nothing behind; or finds that its very result is there already. */
 export async function convert(conversion: Conversion): Promise<RunResult> {
   const { out, inputs, record, run } = conversion;
-  await checkOutside(out, inputs);
-  const existing = await examineOutput(out, record, run.force ?? false);
-  if ('done' in existing) return { ...existing.done, already: true };
-  const reader = conversion.plan.source.files;
+  const { plan } = conversion;
+  const reader = plan.source.files;
   try {
-    return { ...(await fill(conversion, existing.replaces, reader)), already: false };
+    const opened = await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs }, run);
+    if ('done' in opened) return { ...opened.done, already: true };
+    return { ...(await fill(conversion, opened.output, reader)), already: false };
   } catch (error) {
     throw run.signal?.aborted ? new InterruptedError() : error;
   } finally {
@@ -63,9 +63,8 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
   }
 }
 
-async function fill(conversion: Conversion, replaces: readonly string[], reader: RangeReader): Promise<StoredReport> {
-  const { plan, out, before, expertBranch, run } = conversion;
-  const output = await OutputFolder.create(out, { neededBytes: outputBytes(plan), replaces });
+async function fill(conversion: Conversion, output: Output, reader: RangeReader): Promise<StoredReport> {
+  const { plan, before, expertBranch, run } = conversion;
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
@@ -99,7 +98,7 @@ async function fill(conversion: Conversion, replaces: readonly string[], reader:
 
 async function writeSmallFiles(
   conversion: Conversion,
-  output: OutputFolder,
+  output: Output,
   groups: readonly GroupReport[],
 ): Promise<StoredReport> {
   const { plan, config, modelling, record, started } = conversion;
@@ -113,7 +112,7 @@ async function writeSmallFiles(
   const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
   for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (ours.has(target)) continue;
-    await output.writeFile(target, wholeFile({ file, start: 0, end: bytes }, source.files));
+    await output.writeFile(target, bytes, wholeFile({ file, start: 0, end: bytes }, source.files));
     files.push(target);
   }
   for (const { source: file, target } of added) {

@@ -1,6 +1,6 @@
 import type { RangeReader } from '../src/checkpoint/files.js';
 import type { TensorInfo } from '../src/checkpoint/header.js';
-import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../src/checkpoint/stored-matrix.js';
 import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
@@ -14,6 +14,7 @@ import { convert } from './convert.js';
 import type { RunOptions, RunResult } from './progress.js';
 import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
+import { openSource } from './remote/remote-files.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
 
 export type ExpandOptions = Pick<CompressOptions, 'engine' | 'shardSize' | 'threads'>;
@@ -27,7 +28,7 @@ export async function expand(
 ): Promise<RunResult> {
   const started = performance.now();
   const { shardSize, threads, engine: choice } = resolveSettings(options);
-  const source = await openCheckpoint(native);
+  const source = await openSource(native, run.peers);
   const groups = findNativeGroups(source);
   const engine = await chooseEngine(choice, threads, groups[0]?.problem);
   const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));

@@ -9,12 +9,13 @@ import { addMoments, type Moments, NO_MOMENTS } from '../src/factorization/momen
 import { ByteBudget } from './byte-budget.js';
 import type { Written } from './compute.js';
 import { type FactoriseOptions, factorise } from './factorise.js';
+import { type Fitter, FitterPool, localFitter } from './fitter.js';
 import { groupExperts } from './group-experts.js';
 import { measureGroup, normalise, type Sigmas, sigmaOf } from './normalise.js';
 import type { RunHooks } from './progress.js';
 import { readExperts } from './read-experts.js';
 import type { Factorization } from './records.js';
-import { WorkerPool } from './worker-pool.js';
+import { connectFitters, type RemoteWorkers } from './remote/remote-fitter.js';
 
 /**
  * Reads every group once, so that bad weights are found before hours of work, and learns each σ on the way: that of all the
@@ -65,6 +66,8 @@ export interface FitOptions {
   readonly settings: RunSettings;
   readonly sigmas: Sigmas;
   readonly written: Written;
+  /** The machines that fit, where it is not this one. */
+  readonly remote: RemoteWorkers | undefined;
   readonly hooks: RunHooks;
   /** Aborting it stops the workers. */
   readonly signal: AbortSignal;
@@ -72,15 +75,20 @@ export interface FitOptions {
 
 /** Fits the groups, reading the next while one is being fitted. Ending it, early or not, stops the workers. */
 export async function* fitGroups(options: FitOptions): AsyncGenerator<Factorization> {
-  const { groups, reader, memory, settings, sigmas, written, hooks, signal } = options;
+  const { groups, reader, memory, settings, sigmas, written, remote, hooks, signal } = options;
   const budget = new ByteBudget(memory.groupBytes);
-  const pool = new WorkerPool(memory.workers, { engine: settings.engine, threads: memory.threadsPerWorker }, signal);
+  const { workers, threadsPerWorker: threads } = memory;
+  const local = (): Fitter => localFitter({ engine: settings.engine, threads }, signal);
+  const pool = remote
+    ? new FitterPool(await connectFitters(remote, workers, threads, hooks.peers ?? {}, signal), local)
+    : new FitterPool(Array.from({ length: workers }, local));
   const source = Readable.from(readExperts(groups, reader, budget), { objectMode: true, highWaterMark: 1 });
   const onStep: FactoriseOptions['onStep'] = (progress) => hooks.onProgress?.({ kind: 'step', ...progress });
   const onFold: FactoriseOptions['onFold'] = (progress) => hooks.onProgress?.({ kind: 'fold', ...progress });
+  const onLost: FactoriseOptions['onLost'] = (worker, reason) => hooks.onProgress?.({ kind: 'lost', worker, reason });
   try {
     const normalised = normalise(groupExperts(source), sigmas);
-    yield* factorise(normalised, { pool, budget, settings, memory, written, onStep, onFold });
+    yield* factorise(normalised, { pool, budget, settings, memory, written, onStep, onFold, onLost });
   } finally {
     source.destroy();
     await pool.close();

@@ -1,6 +1,6 @@
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
 import type { ByteRange, RangeReader } from '../src/checkpoint/files.js';
-import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { type FactorFile, openFactorFolder } from '../src/conversion/factor-files.js';
 import { groupLabel, nativeTensors, planGroups } from '../src/conversion/groups.js';
@@ -16,6 +16,7 @@ import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import { type FactoredGroup, rebuildWeights } from './rebuild.js';
 import type { OutputChunk } from './records.js';
+import { openSource } from './remote/remote-files.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
 
 export type ExportOptions = Pick<CompressOptions, 'format' | 'engine' | 'shardSize' | 'threads' | 'keepQuantized'>;
@@ -30,7 +31,7 @@ export async function exportFactors(
 ): Promise<RunResult> {
   const started = performance.now();
   const { format, shardSize, threads, engine: choice, keepQuantized: keepQuantised } = resolveSettings(options);
-  const source = await openCheckpoint(model);
+  const source = await openSource(model, run.peers);
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
   const files = await openFactorFolder(factors);

@@ -2,22 +2,25 @@ import _ from 'highland';
 import { type GroupKey, groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
+import { PeerError, RemoteError, UnlikeFitsError } from '../src/errors.js';
 import { PROJECTIONS } from '../src/models/family.js';
 import type { ByteBudget } from './byte-budget.js';
-import type { FoldedExpert, Written } from './compute.js';
+import type { FitResult, FitTask, Written } from './compute.js';
+import type { Fitter, FitterPool } from './fitter.js';
 import { compose } from './highland.js';
 import type { FoldProgress, StepProgress } from './progress.js';
 import type { Factorization, NormalisedGroup } from './records.js';
-import type { WorkerPool } from './worker-pool.js';
 
 export interface FactoriseOptions {
-  readonly pool: WorkerPool;
+  readonly pool: FitterPool;
   readonly budget: ByteBudget;
   readonly settings: Settings;
   readonly memory: MemoryPlan;
   readonly written: Written;
   readonly onStep: (progress: StepProgress) => void;
   readonly onFold: (progress: FoldProgress) => void;
+  /** A fitter is gone; what it had is done again by another. */
+  readonly onLost: (fitter: string, reason: Error) => void;
 }
 
 /** Fits as many groups side by side as there are workers; they leave in the order in which they came. */
@@ -37,42 +40,70 @@ async function factoriseGroup(
   const { pool, budget, settings, memory, written } = options;
   const { layer, projection, group: part, groups } = group;
   const key = { layer, projection, group: part, groups };
-  const worker = await pool.acquire();
-  const release = (): void => {
-    pool.release(worker);
-    budget.release(sourceBytes(group));
-  };
-  const fitted = await worker.call(
-    'fit',
-    [
-      {
-        problem: group.problem,
-        format: group.format,
-        dtype: group.dtype,
-        experts,
-        sigma,
-        solver: settings.solver,
-        options: {
-          steps: settings.steps,
-          learningRate: settings.learningRate,
-          batchExperts: memory.batchExperts,
-          holdTargets: memory.holdTargets,
-          seed: groupSeed(settings.seed, group),
-          label: groupLabel(group),
-        },
-      },
-    ],
-    {
-      onStep: (step) => options.onStep({ ...key, ...step }),
-      transfer: experts.map(({ buffer }) => buffer),
+  const task: FitTask = {
+    problem: group.problem,
+    format: group.format,
+    dtype: group.dtype,
+    experts,
+    sigma,
+    solver: settings.solver,
+    options: {
+      steps: settings.steps,
+      learningRate: settings.learningRate,
+      batchExperts: memory.batchExperts,
+      holdTargets: memory.holdTargets,
+      seed: groupSeed(settings.seed, group),
+      label: groupLabel(group),
     },
-  );
-  const fold = (expert: number): Promise<FoldedExpert> => {
-    options.onFold({ ...key, expert, experts: group.experts.length });
-    return worker.call('fold', [expert, written]);
   };
-  return { group, sigma, ...fitted, expert: fold, release };
+  const fit = async (): Promise<{ fitter: Fitter; result: FitResult }> => {
+    for (;;) {
+      const fitter = await pool.acquire();
+      try {
+        return { fitter, result: await fitter.fit(task, (step) => options.onStep({ ...key, ...step })) };
+      } catch (error) {
+        lose(fitter, error as Error);
+      }
+    }
+  };
+  /** Throws again what is no reason to go on with another. */
+  const lose = (fitter: Fitter, error: Error): void => {
+    if (!(error instanceof PeerError) || error instanceof RemoteError) {
+      pool.release(fitter);
+      throw error;
+    }
+    options.onLost(fitter.name, error);
+    pool.lose(fitter, error);
+  };
+  const first = await fit();
+  let { fitter } = first;
+  return {
+    group,
+    sigma,
+    ...first.result,
+    async expert(expert) {
+      options.onFold({ ...key, expert, experts: group.experts.length });
+      for (;;) {
+        try {
+          return await fitter.fold(expert, written);
+        } catch (error) {
+          lose(fitter, error as Error);
+        }
+        const again = await fit();
+        ({ fitter } = again);
+        // What was written so far belongs to the first fit.
+        if (!sameFactors(first.result, again.result)) throw new UnlikeFitsError(groupLabel(group), fitter.name);
+      }
+    },
+    release() {
+      pool.release(fitter);
+      budget.release(sourceBytes(group));
+    },
+  };
 }
+
+const sameFactors = (a: FitResult, b: FitResult): boolean =>
+  Buffer.compare(a.bases, b.bases) === 0 && Buffer.compare(a.coefficients, b.coefficients) === 0;
 
 /** Every group has random numbers of its own, whichever others are converted with it. */
 function groupSeed(seed: number, { layer, projection, group }: GroupKey): number {

@@ -1,10 +1,9 @@
 import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
-import { planCompression } from '../src/conversion/compression.js';
 import { engineRecord } from '../src/conversion/report.js';
 import { type CompressOptions, resultSettings } from '../src/conversion/settings.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
 import { fillFactorFolder } from './factor-folder.js';
-import { withEstimate } from './plan.js';
+import { planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
 
 /**
@@ -19,7 +18,7 @@ export async function fitFactors(
 ): Promise<RunResult> {
   const started = performance.now();
   // Factors have no checkpoint format; "hf" is the one every family can be planned for.
-  const plan = await planCompression(model, { ...options, format: 'hf' });
+  const { planned: plan, remote } = await planRun(model, { ...options, format: 'hf' }, run);
   const { source, groups, settings, memory, engine } = plan;
   const { format: _, shardSize: __, keepQuantized: ___, ...decisive } = resultSettings(settings);
   return fillFactorFolder({
@@ -30,9 +29,19 @@ export async function fitFactors(
     plan,
     engine: engineRecord(engine),
     async produce(missing, reader, signal) {
-      if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan) });
+      if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
       const sigmas = await measureGroups(missing, groups, reader, memory, run);
-      return fitGroups({ groups: missing, reader, memory, settings, sigmas, written: 'factors', hooks: run, signal });
+      return fitGroups({
+        groups: missing,
+        reader,
+        memory,
+        settings,
+        sigmas,
+        written: 'factors',
+        remote,
+        hooks: run,
+        signal,
+      });
     },
     run,
     started,

@@ -1,7 +1,7 @@
 import { encodeFinite, floatsOf } from '../src/checkpoint/codec.js';
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
 import { type ByteRange, LocalFiles, type RangeReader } from '../src/checkpoint/files.js';
-import { fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, groupLabel, planGroups, sourceBytes } from '../src/conversion/groups.js';
 import { planConversion } from '../src/conversion/plan.js';
@@ -19,6 +19,7 @@ import { fillFactorFolder } from './factor-folder.js';
 import type { Sigmas } from './normalise.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { Factorization } from './records.js';
+import { openSource } from './remote/remote-files.js';
 import { ComputeWorker, withWorker } from './worker-pool.js';
 
 export interface ImportOptions extends Pick<CompressOptions, 'dtype' | 'engine' | 'threads'> {
@@ -47,7 +48,7 @@ export async function importFactors(
 ): Promise<RunResult> {
   const started = performance.now();
   const { engine: choice, threads } = resolveSettings(options);
-  const source = await openCheckpoint(model);
+  const source = await openSource(model, run.peers);
   const detected = detectModel(source);
   const files = await openWabFolder(wab);
   const match = (activation: Activation) =>

@@ -3,6 +3,7 @@ import type { GroupKey } from '../src/conversion/groups.js';
 import type { GroupReport, StoredReport } from '../src/conversion/report.js';
 import type { SolverStep } from '../src/factorization/problem.js';
 import type { TimedPlan } from './plan.js';
+import type { PeerOptions } from './remote/peer-options.js';
 
 export interface StepProgress extends SolverStep, GroupKey {}
 
@@ -15,7 +16,7 @@ export type Progress =
   /** What is about to be done. */
   | { kind: 'plan'; plan: TimedPlan }
   /** A part of the run begins; `total` in bytes or groups. */
-  | { kind: 'phase'; phase: 'check' | 'convert' | 'verify'; groups: number; bytes: number }
+  | { kind: 'phase'; phase: 'check' | 'convert' | 'verify' | 'copy'; groups: number; bytes: number }
   /** Groups read and found sound. */
   | { kind: 'checked'; groups: number }
   /** Bytes written, or compared, so far. */
@@ -23,17 +24,23 @@ export type Progress =
   | ({ kind: 'step' } & StepProgress)
   /** A fitted group is being written, expert by expert. */
   | ({ kind: 'fold' } & FoldProgress)
-  | { kind: 'group'; report: GroupReport };
+  | { kind: 'group'; report: GroupReport }
+  /** A worker elsewhere is gone; what it had is done again by another. */
+  | { kind: 'lost'; worker: string; reason: Error };
 
 export interface RunHooks {
   readonly onProgress?: (progress: Progress) => void;
   /** Aborting stops the run; what it had not finished is removed. */
   readonly signal?: AbortSignal;
+  /** How other machines are spoken to, where a location is a URL. */
+  readonly peers?: PeerOptions;
 }
 
 export interface RunOptions extends RunHooks {
   /** Replace what an earlier run left in the output folder. */
   readonly force?: boolean;
+  /** URLs of the machines that fit (`mobe worker`); none: this one does. */
+  readonly workers?: readonly string[];
 }
 
 export interface RunResult extends StoredReport {

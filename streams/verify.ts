@@ -1,6 +1,6 @@
 import { floatBytes, isFloatDtype } from '../src/checkpoint/dtype.js';
 import type { TensorInfo } from '../src/checkpoint/header.js';
-import { type Checkpoint, fingerprint, openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
+import { type Checkpoint, fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../src/checkpoint/quantisation.js';
 import { readMatrix } from '../src/checkpoint/stored-matrix.js';
 import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
@@ -31,6 +31,7 @@ import type { SquaredError } from './compute.js';
 import { passThrough } from './pass-through.js';
 import type { RunHooks } from './progress.js';
 import { loadFactors } from './rebuild.js';
+import { openSource } from './remote/remote-files.js';
 import { checkConfig, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
 import { ComputeWorker } from './worker-pool.js';
 
@@ -64,13 +65,13 @@ export interface Verification {
 export async function verify(
   source: string,
   out: string,
-  { onProgress, signal, ...options }: VerifyOptions = {},
+  { onProgress, signal, peers, ...options }: VerifyOptions = {},
 ): Promise<Verification> {
   const started = performance.now();
   const { engine: choice, threads } = resolveSettings(options);
-  const original = await openCheckpoint(source);
-  const result = await openCheckpoint(out);
-  const report = await readReport(out);
+  const original = await openSource(source, peers);
+  const result = await openSource(out, peers);
+  const report = await readReport(result.folder, result.files);
   if (!report || report.kind === 'fit')
     throw new NotACheckpointError(result.folder, `it has no ${REPORT_FILE}, so what was converted is not known`);
   const problems: string[] = [];

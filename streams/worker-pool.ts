@@ -126,35 +126,3 @@ function revive(error: { name: string; message: string }): Error {
   const { name: _, ...fields } = error;
   return Object.assign(Object.create(known.prototype) as Error, fields);
 }
-
-/** Lends workers; who asks while all are out waits its turn. */
-export class WorkerPool {
-  private readonly workers: ComputeWorker[];
-  private readonly idle: ComputeWorker[];
-  private readonly queue: Array<(worker: ComputeWorker) => void> = [];
-
-  /** Aborting stops the workers, and thereby whatever waits for them. */
-  constructor(size: number, options: ComputeOptions, signal?: AbortSignal) {
-    this.workers = Array.from({ length: size }, () => new ComputeWorker(options, signal));
-    this.idle = [...this.workers];
-  }
-
-  get size(): number {
-    return this.workers.length;
-  }
-
-  acquire(): Promise<ComputeWorker> {
-    const worker = this.idle.pop();
-    return worker ? Promise.resolve(worker) : new Promise((resolve) => this.queue.push(resolve));
-  }
-
-  release(worker: ComputeWorker): void {
-    const next = this.queue.shift();
-    if (next) next(worker);
-    else this.idle.push(worker);
-  }
-
-  async close(): Promise<void> {
-    await Promise.all(this.workers.map((worker) => worker.close()));
-  }
-}

@@ -1,9 +1,9 @@
 /** Sink: every chunk to its place in the reserved shards, in whatever order they come. */
 import { Writable } from 'node:stream';
-import type { OutputFolder } from '../src/checkpoint/output-folder.js';
+import type { Output } from '../src/checkpoint/output-folder.js';
 import type { OutputChunk } from './records.js';
 
-export function writeCheckpoint(output: OutputFolder, onBytes: (bytes: number) => void): Writable {
+export function writeCheckpoint(output: Output, onBytes: (bytes: number) => void): Writable {
   let total = 0;
   return new Writable({
     objectMode: true,

@@ -62,6 +62,24 @@ export async function listOutput(folder: string): Promise<string[] | undefined> 
   }
 }
 
+/** Where a conversion's files go: a folder here, or one on another machine. */
+export interface Output {
+  /** Makes room for a shard at its full size, with its header, ready for writes in any order. */
+  reserve(layout: ShardLayout): Promise<void>;
+  /** Writes part of a reserved tensor, `offset` bytes into it. */
+  write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
+  writeText(file: string, text: string): Promise<void>;
+  /** @param bytes of all the content */
+  writeFile(file: string, bytes: number, content: AsyncIterable<Uint8Array>): Promise<void>;
+  /**
+   * Puts everything under its final name. Throws if any reserved byte was not written.
+   * @param last files without which a loader sees nothing: the old ones go first, the new ones come last.
+   */
+  commit(last: readonly string[]): Promise<void>;
+  /** Gives up: what was written so far is removed; an earlier run's files stay. */
+  abandon(): Promise<void>;
+}
+
 export interface OutputFolderOptions {
   /** Bytes the run will write, checked against the free space before anything is created. */
   neededBytes: number;
@@ -69,7 +87,7 @@ export interface OutputFolderOptions {
   replaces?: readonly string[];
 }
 
-export class OutputFolder {
+export class OutputFolder implements Output {
   private readonly shards: ShardWriter[] = [];
   private readonly holder = new Map<string, ShardWriter>();
   private readonly files = new Set<string>();
@@ -99,7 +117,6 @@ export class OutputFolder {
     return join(this.folder, PARTIAL_FOLDER, file);
   }
 
-  /** Creates a shard at its full size with its header, ready for writes in any order. */
   async reserve(layout: ShardLayout): Promise<void> {
     const shard = await ShardWriter.create(this.partial(layout.file), layout);
     this.files.add(layout.file);
@@ -107,7 +124,6 @@ export class OutputFolder {
     for (const tensor of shard.tensors) this.holder.set(tensor, shard);
   }
 
-  /** Writes part of a reserved tensor, `offset` bytes into it. */
   async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
     const shard = this.holder.get(tensor);
     if (!shard) throw new WriteError(this.folder, `no room is reserved for "${tensor}"`);
@@ -118,7 +134,7 @@ export class OutputFolder {
     await this.add(file, (target) => writeFile(target, text));
   }
 
-  async writeFile(file: string, content: AsyncIterable<Uint8Array>): Promise<void> {
+  async writeFile(file: string, _bytes: number, content: AsyncIterable<Uint8Array>): Promise<void> {
     await this.add(file, (target) => writeFile(target, content));
   }
 
@@ -135,10 +151,6 @@ export class OutputFolder {
     this.files.add(file);
   }
 
-  /**
-   * Puts everything under its final name. Throws if any reserved byte was not written.
-   * @param last files without which a loader sees nothing: the old ones go first, the new ones come last.
-   */
   async commit(last: readonly string[]): Promise<void> {
     for (const shard of this.shards) await shard.finish();
     this.shards.length = 0;
@@ -157,7 +169,6 @@ export class OutputFolder {
     }
   }
 
-  /** Gives up: what was written so far is removed; an earlier run's files stay. */
   async abandon(): Promise<void> {
     for (const shard of this.shards.splice(0)) await shard.abandon();
     await rm(this.partial(), { recursive: true, force: true });

@@ -10,18 +10,22 @@ import {
   MODEL,
   shardSize,
 } from './options.js';
+import { ca, tokenFile, workers } from './peers.js';
 import { runAndPrint } from './run.js';
 
 export function compressCommand(): Command {
   const command = new Command('compress')
     .description('compress a checkpoint into another folder, in one streaming pass')
     .argument(...MODEL)
-    .argument('<out>', 'folder to write; must be new or empty')
+    .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
     .addOption(format());
   return addFactorisationOptions(command)
     .addOption(shardSize())
     .addOption(keepQuantized())
     .addOption(force())
+    .addOption(workers())
+    .addOption(tokenFile())
+    .addOption(ca())
     .addOption(json())
     .addHelpText(
       'after',

@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { exportFactors } from '../../streams/export.js';
 import { compressOptions, engine, force, format, json, keepQuantized, MODEL, shardSize, threads } from './options.js';
+import { ca, tokenFile } from './peers.js';
 import { runAndPrint } from './run.js';
 
 export function exportCommand(): Command {
@@ -8,13 +9,15 @@ export function exportCommand(): Command {
     .description('write a checkpoint from a model and the factor files of "mobe fit"')
     .argument(...MODEL)
     .argument('<factors>', 'folder of the factor files')
-    .argument('<out>', 'folder to write; must be new or empty')
+    .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
     .addOption(format())
     .addOption(shardSize())
     .addOption(keepQuantized())
     .addOption(engine())
     .addOption(threads())
     .addOption(force())
+    .addOption(tokenFile())
+    .addOption(ca())
     .addOption(json())
     .action((model: string, factors: string, out: string, flags) =>
       runAndPrint(out, flags, (run) => exportFactors(model, factors, out, compressOptions(flags), run)),

@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { fitFactors } from '../../streams/fit.js';
 import { addFactorisationOptions, compressOptions, force, json, MODEL } from './options.js';
+import { ca, tokenFile, workers } from './peers.js';
 import { runAndPrint } from './run.js';
 
 export function fitCommand(): Command {
@@ -10,6 +11,9 @@ export function fitCommand(): Command {
     .argument('<factors>', 'folder for the factor files');
   return addFactorisationOptions(command)
     .addOption(force())
+    .addOption(workers())
+    .addOption(tokenFile())
+    .addOption(ca())
     .addOption(json())
     .action((model: string, factors: string, flags) =>
       runAndPrint(factors, flags, (run) => fitFactors(model, factors, compressOptions(flags), run)),

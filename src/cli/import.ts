@@ -3,6 +3,7 @@ import { importFactors } from '../../streams/import.js';
 import { DTYPE_NAMES } from '../conversion/settings.js';
 import { ACTIVATIONS } from '../factorization/problem.js';
 import { compressOptions, engine, force, json, MODEL, threads } from './options.js';
+import { ca, tokenFile } from './peers.js';
 import { runAndPrint } from './run.js';
 
 export function importCommand(): Command {
@@ -24,6 +25,8 @@ export function importCommand(): Command {
     .addOption(engine())
     .addOption(threads())
     .addOption(force())
+    .addOption(tokenFile())
+    .addOption(ca())
     .addOption(json())
     .action((model: string, wab: string, factors: string, flags) =>
       runAndPrint(factors, flags, (run) => importFactors(model, wab, factors, compressOptions(flags), run)),

@@ -1,17 +1,21 @@
 import { Command } from 'commander';
+import { inspect } from '../../streams/inspect.js';
 import { formatRanges } from '../conversion/groups.js';
-import { type Inspection, inspect, type Tally } from '../conversion/inspect.js';
+import type { Inspection, Tally } from '../conversion/inspect.js';
 import { formatBytes, formatCount, formatPercent } from '../format.js';
 import { json, MODEL } from './options.js';
+import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { formatTable, left, right } from './table.js';
 
 export function inspectCommand(): Command {
   return new Command('inspect')
     .description('show what is in a checkpoint; reads headers only')
     .argument(...MODEL)
+    .addOption(tokenFile())
+    .addOption(ca())
     .addOption(json())
-    .action(async (model: string, flags: { json?: boolean }) => {
-      const inspection = await inspect(model);
+    .action(async (model: string, flags: PeerFlags & { json?: boolean }) => {
+      const inspection = await inspect(model, await peerOptions(flags));
       process.stdout.write(`${flags.json ? JSON.stringify(inspection, null, 2) : describe(inspection)}\n`);
     });
 }

@@ -10,7 +10,11 @@ import { fitCommand } from './fit.js';
 import { importCommand } from './import.js';
 import { inspectCommand } from './inspect.js';
 import { planCommand } from './plan.js';
+import { receiveCommand } from './receive.js';
+import { serveCommand } from './serve.js';
+import { streamCommand } from './stream.js';
 import { verifyCommand } from './verify.js';
+import { workerCommand } from './worker.js';
 
 const program = new Command('mobe')
   .description(
@@ -42,6 +46,10 @@ for (const command of [
   expandCommand,
   verifyCommand,
   enginesCommand,
+  serveCommand,
+  workerCommand,
+  receiveCommand,
+  streamCommand,
 ]) {
   program.addCommand(command().exitOverride().showHelpAfterError('(--help tells more)'));
 }

@@ -12,7 +12,10 @@ const QUALITY_STEPS = Object.values(QUALITIES)
   .map(({ varpro }) => varpro)
   .join(', ');
 
-export const MODEL = ['<model>', 'folder of a Hugging Face checkpoint (config.json and *.safetensors)'] as const;
+export const MODEL = [
+  '<model>',
+  'folder of a Hugging Face checkpoint (config.json and *.safetensors), or ws://host:port/ of "mobe serve"',
+] as const;
 
 export const json = (): Option => new Option('--json', 'print one JSON object to stdout');
 export const force = (): Option => new Option('--force', 'replace what an earlier run left in the output folder');
@@ -110,7 +113,7 @@ export function addFactorisationOptions(command: Command): Command {
 
 /** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
-  const { json: _, force: __, ...options } = flags;
+  const { json: _, force: __, tokenFile: ___, ca: ____, workers: _____, ...options } = flags;
   return options as CompressOptions;
 }
 

@@ -3,6 +3,7 @@ import { plan, type TimedPlan } from '../../streams/plan.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
 import { describePlan } from './describe-plan.js';
 import { addFactorisationOptions, compressOptions, format, json, keepQuantized, MODEL, shardSize } from './options.js';
+import { ca, peerOptions, tokenFile, workers } from './peers.js';
 
 export function planCommand(): Command {
   const command = new Command('plan')
@@ -12,9 +13,13 @@ export function planCommand(): Command {
   return addFactorisationOptions(command)
     .addOption(shardSize())
     .addOption(keepQuantized())
+    .addOption(workers())
+    .addOption(tokenFile())
+    .addOption(ca())
     .addOption(json())
     .action(async (model: string, flags) => {
-      const planned = await plan(model, compressOptions(flags));
+      const peers = await peerOptions(flags);
+      const planned = await plan(model, compressOptions(flags), { peers, workers: flags.workers });
       process.stdout.write(`${flags.json ? JSON.stringify(summary(planned), null, 2) : describePlan(planned)}\n`);
     });
 }

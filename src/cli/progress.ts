@@ -11,7 +11,7 @@ const LINE_INTERVAL_MS = 10_000;
 
 type Phase = Extract<Progress, { kind: 'phase' }>;
 
-const TITLES = { check: 'checking weights', convert: 'converting', verify: 'comparing' } as const;
+const TITLES = { check: 'checking weights', convert: 'converting', verify: 'comparing', copy: 'copying' } as const;
 
 export interface ProgressDisplay {
   readonly hooks: RunHooks;
@@ -36,6 +36,10 @@ export function showProgress(): ProgressDisplay {
   const onProgress = (progress: Progress): void => {
     if (progress.kind === 'plan') {
       write(`${describePlan(progress.plan)}\n`);
+      return;
+    }
+    if (progress.kind === 'lost') {
+      write(`${progress.reason.message} What ${progress.worker} was doing is done again.`);
       return;
     }
     tracker.update(progress);

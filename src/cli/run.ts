@@ -1,11 +1,15 @@
 /** What the commands that change something share: progress, interruption, and the table at the end. */
+
 import type { RunOptions, RunResult } from '../../streams/progress.js';
+import { PIPE } from '../../streams/remote/remote-output.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { type PeerFlags, peerOptions } from './peers.js';
 import { showProgress } from './progress.js';
 import { formatTable, left, right } from './table.js';
 
-export interface RunFlags {
+export interface RunFlags extends PeerFlags {
+  readonly workers?: readonly string[];
   readonly json?: boolean;
   readonly force?: boolean;
 }
@@ -19,11 +23,13 @@ export async function runAndPrint(
   const display = showProgress();
   let result: RunResult;
   try {
-    result = await run({ ...display.hooks, force: flags.force ?? false });
+    const peers = await peerOptions(flags);
+    result = await run({ ...display.hooks, force: flags.force ?? false, workers: flags.workers ?? [], peers });
   } finally {
     display.stop();
   }
-  process.stdout.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : `${describe(out, result)}\n`);
+  const stream = out === PIPE ? process.stderr : process.stdout; // the result itself goes there
+  stream.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : `${describe(out, result)}\n`);
 }
 
 function describe(out: string, result: RunResult): string {

@@ -4,6 +4,7 @@ import { groupLabel } from '../conversion/groups.js';
 import { VerificationError } from '../errors.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { compressOptions, engine, json, MODEL, threads } from './options.js';
+import { ca, peerOptions, tokenFile } from './peers.js';
 import { showProgress } from './progress.js';
 import { formatTable, left, right } from './table.js';
 
@@ -14,10 +15,13 @@ export function verifyCommand(): Command {
     .argument('<out>', 'folder that compress, export or expand wrote')
     .addOption(engine())
     .addOption(threads())
+    .addOption(tokenFile())
+    .addOption(ca())
     .addOption(json())
     .action(async (model: string, out: string, flags) => {
       const display = showProgress();
-      const result = await verify(model, out, { ...compressOptions(flags), ...display.hooks }).finally(() =>
+      const peers = await peerOptions(flags);
+      const result = await verify(model, out, { ...compressOptions(flags), ...display.hooks, peers }).finally(() =>
         display.stop(),
       );
       process.stdout.write(`${flags.json ? JSON.stringify(result, null, 2) : describe(out, result)}\n`);

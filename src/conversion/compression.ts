@@ -1,10 +1,10 @@
 /** A compression, planned: all that `mobe plan` prints and `mobe compress` then does. Reads headers only. */
-import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
 import { planGroups } from './groups.js';
-import { type MemoryPlan, planMemory } from './memory.js';
+import { type MemoryPlan, planMemory, type RemoteFitters } from './memory.js';
 import { type ConversionPlan, outputBytes, planConversion } from './plan.js';
 import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
 
@@ -18,17 +18,21 @@ export interface CompressionPlan extends ConversionPlan {
 }
 
 /**
- * Plans the compression of the checkpoint in `folder`. Throws an `InputError` for a damaged checkpoint, an unknown
- * model, options that do not fit it, an engine that does not work here, or a memory budget that is too small.
+ * Plans the compression of a checkpoint. Throws an `InputError` for an unknown model, options that do not fit it, an engine that
+ * does not work here, or a memory budget that is too small.
+ * @param fitters what fits the groups, where it is not this machine
  */
-export async function planCompression(folder: string, options: CompressOptions = {}): Promise<CompressionPlan> {
+export async function planCompression(
+  source: Checkpoint,
+  options: CompressOptions = {},
+  fitters?: RemoteFitters,
+): Promise<CompressionPlan> {
   const given = resolveSettings(options);
-  const source = await openCheckpoint(folder);
   const model = detectModel(source);
   const groups = planGroups(model, given);
-  const engine = await chooseEngine(given.engine, given.threads, groups[0]?.problem);
+  const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, groups[0]?.problem));
   const settings = { ...given, engine: engine.name };
-  const memory = planMemory(groups, settings, source.tensors.size, engine);
+  const memory = planMemory(groups, settings, source.tensors.size, engine, fitters);
   const { format, shardSize: shardBytes, keepQuantized: keepQuantised } = settings;
   const plan = planConversion({
     source,

@@ -1,23 +1,27 @@
 /** What to do with an output folder that already holds something. */
-import { access, readFile } from 'node:fs/promises';
+import { access } from 'node:fs/promises';
 import { join } from 'node:path';
-import { CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
+import { type Files, fileIn, LocalFiles } from '../checkpoint/files.js';
+import { CONFIG_FILE, INDEX_FILE, readJsonObject } from '../checkpoint/open-checkpoint.js';
 import { listOutput } from '../checkpoint/output-folder.js';
 import { OutputNotEmptyError } from '../errors.js';
 import { REPORT_FILE, type StoredReport } from './report.js';
 
 /** The record in a folder, or undefined where there is none that can be read. */
-export async function readReport(folder: string): Promise<StoredReport | undefined> {
+export async function readReport(folder: string, files: Files = new LocalFiles()): Promise<StoredReport | undefined> {
   try {
-    const report = JSON.parse(await readFile(join(folder, REPORT_FILE), 'utf8')) as StoredReport;
+    const report = (await readJsonObject(fileIn(folder, REPORT_FILE), files)) as unknown as StoredReport;
     return report.version === 1 && Array.isArray(report.files) && Array.isArray(report.groups) ? report : undefined;
   } catch {
     return undefined;
+  } finally {
+    await files.close();
   }
 }
 
 export interface WantedOutput {
-  kind: StoredReport['kind'];
+  /** `copy`: a checkpoint as it is, without a record. */
+  kind: StoredReport['kind'] | 'copy';
   sourceFingerprint: string;
   settings: Readonly<Record<string, unknown>>;
 }

@@ -2,7 +2,7 @@ import { basename } from 'node:path';
 import { elementCount } from '../checkpoint/dtype.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
-import { type Checkpoint, openCheckpoint } from '../checkpoint/open-checkpoint.js';
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { MobeError } from '../errors.js';
 import { detectModel, languageConfig } from '../models/detect.js';
@@ -56,9 +56,8 @@ const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
   ['embeddings and head', /embed|lm_head|wte/],
 ];
 
-/** What is in a checkpoint. Reads headers only; throws an `InputError` where the folder is damaged. */
-export async function inspect(folder: string): Promise<Inspection> {
-  const checkpoint = await openCheckpoint(folder);
+/** What is in a checkpoint, by its headers. */
+export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
   const { config, shards } = checkpoint;
   const tensors = [...checkpoint.tensors.values()];
   const native = tensors.some(({ name }) => BASES_NAME.test(name));

@@ -5,8 +5,9 @@ import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { largestBatch } from '../factorization/batches.js';
-import { denseParameters, type Problem } from '../factorization/problem.js';
+import { denseParameters, type Problem, type SolverName } from '../factorization/problem.js';
 import { formatBytes } from '../format.js';
+import { DEFAULT_CREDIT_BYTES } from '../transport/limits.js';
 import { type GroupPlan, sourceBytes } from './groups.js';
 import type { Settings } from './settings.js';
 
@@ -60,6 +61,17 @@ export interface MemoryPlan {
   readonly expectedBytes: number;
 }
 
+/** What other machines fit with. */
+export interface RemoteFitters {
+  /** Of all of them. */
+  readonly engine: ChosenEngine;
+  /** CPU threads of each machine. */
+  readonly threads: readonly number[];
+}
+
+/** What the connection to one of them holds at most, both ways. */
+const CONNECTION_BYTES = 2 * DEFAULT_CREDIT_BYTES;
+
 /**
  * Throws `BudgetTooSmallError` naming the smallest budget, or `TensorTooLargeError` where the device's limit on tensors
  * rules a group out. What a device holds is counted as if it were held here: with memory that is shared, it is.
@@ -69,10 +81,12 @@ export function planMemory(
   settings: Settings,
   tensors: number,
   engine: ChosenEngine,
+  remote?: RemoteFitters,
 ): MemoryPlan {
   const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
   // Threads of the CPU can be shared out; other engines are there once.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
+  if (remote) return planRemote(groups, settings, BASE_BYTES + tensors * TENSOR_BYTES, remote, small);
   const fixedBytes = BASE_BYTES + tensors * TENSOR_BYTES + ENGINE_BYTES[engine.name];
   const mostExperts = Math.min(...groups.map(({ problem }) => largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
@@ -83,15 +97,65 @@ export function planMemory(
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
-  const plans = arrangements.map((arrangement) =>
-    arrange(groups, settings, arrangement, engine, fixedBytes, mostExperts),
+  return firstThatFits(
+    arrangements.map((arrangement) => arrange(groups, settings, arrangement, engine, fixedBytes, mostExperts)),
+    settings,
   );
+}
+
+function firstThatFits(plans: readonly MemoryPlan[], settings: Settings): MemoryPlan {
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
     throw new BudgetTooSmallError(formatBytes(settings.maxMemory), `${Math.ceil(smallest / MIB)}MiB`);
   }
   return fitting;
+}
+
+/**
+ * Where other machines fit, this one holds a group for each of them, and one read ahead, while it is under way. They are as many
+ * as fit the budget. What a fit itself takes is theirs to bound (streams/remote/worker.ts).
+ */
+function planRemote(
+  groups: readonly GroupPlan[],
+  settings: Settings,
+  fixedBytes: number,
+  { engine, threads }: RemoteFitters,
+  small: boolean,
+): MemoryPlan {
+  const threadsPerWorker = small && engine.name === DEFAULT_ENGINE ? 1 : settings.threads;
+  const sessions = threads.reduce((sum, count) => sum + Math.max(1, Math.floor(count / threadsPerWorker)), 0);
+  const largest = groups.reduce((top, group) => Math.max(top, sourceBytes(group)), 0);
+  const batches = groups.map(({ problem }) =>
+    Math.min(problem.experts, largestBatch(problem, engine), settings.batchExperts ?? usualBatch(problem, engine.kind)),
+  );
+  const plan = (workers: number, prefetch: number): MemoryPlan => {
+    const groupBytes = largest * (workers + prefetch);
+    const counted = groupBytes + workers * CONNECTION_BYTES + 4 * READ_BYTES;
+    return {
+      workers,
+      threadsPerWorker,
+      batchExperts: Math.max(1, Math.min(...batches)),
+      holdTargets: true,
+      groupBytes,
+      expectedBytes: Math.ceil(fixedBytes + OVERHEAD * counted),
+    };
+  };
+  const most = Math.max(1, Math.min(sessions, groups.length));
+  const plans = Array.from({ length: most }, (_, i) => plan(most - i, 1));
+  return firstThatFits([...plans, plan(1, 0)], settings);
+}
+
+/** Bytes that fitting one group takes, beside the process itself: what a worker compares with its own budget. */
+export function fitBytes(
+  problem: Problem,
+  stored: number,
+  { batchExperts, holdTargets, solver }: { batchExperts: number; holdTargets: boolean; solver: SolverName },
+): number {
+  const counted = stored + stateBytes(problem, holdTargets, solver) + batchExperts * batchBytesPerExpert(problem);
+  return Math.ceil(
+    BASE_BYTES + WORKER_BYTES + OVERHEAD * counted + Math.min(FRAGMENTED_SHARE * counted, FRAGMENTED_BYTES),
+  );
 }
 
 interface Arrangement {
@@ -118,7 +182,7 @@ function arrange(
   const experts = most(({ problem }) => problem.experts);
   const perExpert = most(({ problem }) => batchBytesPerExpert(problem));
   const groupBytes = most(sourceBytes) * (workers + prefetch);
-  const state = most(({ problem }) => stateBytes(problem, holdTargets, settings));
+  const state = most(({ problem }) => stateBytes(problem, holdTargets, settings.solver));
   const expected = (batch: number): number => {
     const solver = state + batch * perExpert;
     const counted = workers * solver + groupBytes + 4 * READ_BYTES;
@@ -155,7 +219,7 @@ export const usualBatch = (problem: Problem, kind: Engine['kind']): number =>
 function stateBytes(
   { experts: n, rows: p, cols: d, bases: m, rank: r }: Problem,
   holdTargets: boolean,
-  { solver }: Settings,
+  solver: SolverName,
 ): number {
   const targets = holdTargets ? n * p * d : 0;
   const bases = m * r * d;

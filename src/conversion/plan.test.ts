@@ -3,16 +3,17 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import * as errors from '../errors.js';
 import { factorParameters } from '../factorization/problem.js';
 import { planCompression } from './compression.js';
 import { estimateSeconds } from './estimate.js';
 import { formatRanges } from './groups.js';
-import { inspect } from './inspect.js';
+import { inspectCheckpoint } from './inspect.js';
 import { planMemory } from './memory.js';
 import { type CompressOptions, resolveSettings } from './settings.js';
 
-const plan = (options: CompressOptions = {}) => planCompression(TINY_MODEL, options);
+const plan = async (options: CompressOptions = {}) => planCompression(await openCheckpoint(TINY_MODEL), options);
 
 describe('native output of the fixture with 8 bases', () => {
   test('has the names and shapes the reference reads, and the parameters they add up to', async () => {
@@ -103,8 +104,8 @@ describe('refused before any work:', () => {
   test('native format for a family without one', async () => {
     const folder = join(temporaryFolder(), 'model');
     await generateCheckpoint(folder, { layers: 1, experts: 8, rows: 4, cols: 16, config: { model_type: 'brand_new' } });
-    await expect(planCompression(folder, { bases: 1 })).rejects.toThrow('--format hf');
-    expect((await planCompression(folder, { bases: 1, format: 'hf' })).groups).toHaveLength(2);
+    await expect(planCompression(await openCheckpoint(folder), { bases: 1 })).rejects.toThrow('--format hf');
+    expect((await planCompression(await openCheckpoint(folder), { bases: 1, format: 'hf' })).groups).toHaveLength(2);
   });
 
   test.each([
@@ -117,8 +118,10 @@ describe('refused before any work:', () => {
         tensor.name.includes('3.up_proj') ? { ...tensor, dtype, bytes: tensor.bytes / 2 } : tensor,
       );
     await generateCheckpoint(folder, { layers: 1, experts: 8, rows: 4, cols: 16, alter });
-    await expect(planCompression(folder, { bases: 1 })).rejects.toThrow(error);
-    await expect(planCompression(folder, { bases: 1 })).rejects.toThrow('experts.3.up_proj.weight');
+    await expect(planCompression(await openCheckpoint(folder), { bases: 1 })).rejects.toThrow(error);
+    await expect(planCompression(await openCheckpoint(folder), { bases: 1 })).rejects.toThrow(
+      'experts.3.up_proj.weight',
+    );
   });
 });
 
@@ -150,7 +153,8 @@ describe('memory', () => {
     const expected = [];
     for (const layers of [2, 20]) {
       await generateCheckpoint(join(folder, `${layers}`), { layers, experts: 8, rows: 4, cols: 16 });
-      expected.push((await planCompression(join(folder, `${layers}`), { bases: 1, threads: 1 })).memory.expectedBytes);
+      const source = await openCheckpoint(join(folder, `${layers}`));
+      expected.push((await planCompression(source, { bases: 1, threads: 1 })).memory.expectedBytes);
     }
     const [small, large] = expected as [number, number];
     expect(large - small).toBe(18 * (3 * 8 + 7) * 1200);
@@ -181,9 +185,9 @@ test.each([
 ])('formatRanges(%j)', (numbers, expected) => expect(formatRanges(numbers)).toBe(expected));
 
 describe('inspect', () => {
-  let inspection: Awaited<ReturnType<typeof inspect>>;
+  let inspection: Awaited<ReturnType<typeof inspectCheckpoint>>;
   beforeAll(async () => {
-    inspection = await inspect(TINY_MODEL);
+    inspection = inspectCheckpoint(await openCheckpoint(TINY_MODEL));
   });
   test('counts by kind and dtype add up to the whole', () => {
     for (const tallies of [inspection.kinds, inspection.dtypes]) {
@@ -209,7 +213,7 @@ describe('inspect', () => {
     const alter = (tensors: Parameters<NonNullable<Parameters<typeof generateCheckpoint>[1]['alter']>>[0]) =>
       tensors.filter(({ name }) => !name.includes('experts'));
     await generateCheckpoint(folder, { layers: 1, experts: 1, rows: 4, cols: 8, alter });
-    expect(await inspect(folder)).toMatchObject({
+    expect(inspectCheckpoint(await openCheckpoint(folder))).toMatchObject({
       family: undefined,
       expertsPerLayer: 0,
       obstacle: expect.stringContaining('no experts'),

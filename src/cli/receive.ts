@@ -1,0 +1,45 @@
+import { Command } from 'commander';
+import { type ReceiveHooks, receive, receivePipe } from '../../streams/remote/receive.js';
+import { PIPE } from '../../streams/remote/remote-output.js';
+import { OptionError } from '../errors.js';
+import { formatBytes } from '../format.js';
+import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+
+/** As often as on a pipe's other end. */
+const LINE_INTERVAL_MS = 10_000;
+
+export function receiveCommand(): Command {
+  return new Command('receive')
+    .description('keep the result of one conversion that runs on another machine, or comes through a pipe')
+    .argument('<out>', 'folder to write; must be new or empty')
+    .argument('[pipe]', `"${PIPE}": read from standard input, what "mobe stream" or a conversion to "${PIPE}" writes`)
+    .addOption(listenAt().makeOptionMandatory(false))
+    .addOption(tokenFile())
+    .addOption(tlsCert())
+    .addOption(tlsKey())
+    .addHelpText(
+      'after',
+      `
+Examples
+  mobe receive out --listen 0.0.0.0:7002 --token-file token         then, elsewhere: mobe compress model ws://here:7002/
+  ssh there mobe stream model | mobe receive copy -`,
+    )
+    .action(async (out: string, pipe: string | undefined, flags) => {
+      const hooks: ReceiveHooks = { ...logHooks, onBytes: bytesLogger() };
+      if (pipe === PIPE) return receivePipe(out, process.stdin, hooks);
+      if (pipe !== undefined) throw new OptionError(pipe, `expected "${PIPE}" for standard input`);
+      if (!flags.listen)
+        throw new OptionError('--listen', `give an address to listen on, or "${PIPE}" to read standard input`);
+      const receiver = await receive(out, await listenOptions(flags), hooks);
+      await runService(receiver, `${out} is ready to be written`, receiver.done);
+    });
+}
+
+function bytesLogger(): (bytes: number) => void {
+  let last = performance.now();
+  return (bytes) => {
+    if (performance.now() - last < LINE_INTERVAL_MS) return;
+    last = performance.now();
+    process.stderr.write(`  ${formatBytes(bytes)} written\n`);
+  };
+}

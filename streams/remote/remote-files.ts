@@ -1,0 +1,60 @@
+/** The files of a checkpoint that another machine serves (serve.ts), as if they were in a folder here. */
+import { type ByteRange, type FileEntry, type Files, isRemote, LocalFiles } from '../../src/checkpoint/files.js';
+import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { ReadError, RemoteChangedError } from '../../src/errors.js';
+import { connectFiles, type FileInfo, type RemoteFiles } from '../../src/transport/files.js';
+import type { PeerOptions } from './peer-options.js';
+
+/** Opens a checkpoint: a folder of this machine, or `ws://host:port/`. */
+export const openSource = (location: string, peers: PeerOptions = {}): Promise<Checkpoint> =>
+  openCheckpoint(location, isRemote(location) ? remoteFiles(location, peers) : new LocalFiles());
+
+/**
+ * Connects at the first use, and again after `close`. Files elsewhere than at `url` are read here, so that one reader serves a run
+ * that needs both.
+ */
+export function remoteFiles(url: string, peers: PeerOptions): Files {
+  const local = new LocalFiles();
+  let connection: Promise<RemoteFiles> | undefined;
+  let known: readonly FileInfo[] | undefined;
+  const open = async (): Promise<RemoteFiles> => {
+    const remote = await connectFiles(url, peers);
+    const held = await remote.list();
+    if (known && JSON.stringify(known) !== JSON.stringify(held)) throw new RemoteChangedError(url);
+    known = held;
+    return remote;
+  };
+  const connected = (): Promise<RemoteFiles> => {
+    connection ??= open();
+    return connection;
+  };
+  const relative = (file: string): string => file.slice(file.indexOf('/', file.indexOf('//') + 2) + 1);
+  const files: Files = {
+    async list(folder): Promise<FileEntry[]> {
+      if (!isRemote(folder)) return local.list(folder);
+      const held = await (await connected()).list();
+      return held.map(({ file, bytes }) => ({ path: file, bytes })).sort((a, b) => (a.path < b.path ? -1 : 1));
+    },
+    async size(file) {
+      if (!isRemote(file)) return local.size(file);
+      const info = (await (await connected()).list()).find((it) => it.file === relative(file));
+      if (!info) throw new ReadError(file, 0, 'it is not served');
+      return info.bytes;
+    },
+    async read(file, position, target) {
+      if (!isRemote(file)) return local.read(file, position, target);
+      await (await connected()).read(relative(file), position, target);
+    },
+    async readRange({ file, start, end }: ByteRange) {
+      const bytes = new Uint8Array(end - start);
+      await files.read(file, start, bytes);
+      return bytes;
+    },
+    async close() {
+      const open = connection;
+      connection = undefined;
+      await Promise.all([local.close(), open?.then((remote) => remote.close()).catch(() => {})]);
+    },
+  };
+  return files;
+}

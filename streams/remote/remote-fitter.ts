@@ -1,0 +1,169 @@
+/** Workers elsewhere (worker.ts) as fitters of this run. */
+import { floatBytes } from '../../src/checkpoint/dtype.js';
+import type { RemoteFitters } from '../../src/conversion/memory.js';
+import type { ChosenEngine } from '../../src/engine/choose-engine.js';
+import * as errors from '../../src/errors.js';
+import { ProtocolError, RemoteError, UnlikeWorkersError } from '../../src/errors.js';
+import type { Problem } from '../../src/factorization/problem.js';
+import type { Channel } from '../../src/transport/channel.js';
+import { connect } from '../../src/transport/connect.js';
+import { createRequester } from '../../src/transport/requests.js';
+import type { TensorPiece } from '../../src/transport/tensor-piece.js';
+import type { FitTask, FoldedExpert, Written } from '../compute.js';
+import type { Fitter } from '../fitter.js';
+import { collector, wholePiece } from './collect.js';
+import type { PeerOptions } from './peer-options.js';
+import {
+  fitResult,
+  foldResult,
+  rateResult,
+  stepEvent,
+  WORKER_SERVICE,
+  type WorkerFacts,
+  workerFacts,
+} from './worker-protocol.js';
+
+/** A worker whose machine is gone is given up after this long: another can do its group meanwhile. */
+const RESUME_TIMEOUT_MS = 20_000;
+const SILENCE_TIMEOUT_MS = 15_000;
+
+export interface RemoteWorkers extends RemoteFitters {
+  readonly urls: readonly string[];
+}
+
+/**
+ * Asks workers what they are. Throws where one cannot be reached, and an `UnlikeWorkersError` where they run on different engines:
+ * which bytes come out would depend on who fitted what.
+ */
+export async function askWorkers(urls: readonly string[], peers: PeerOptions): Promise<RemoteWorkers> {
+  const facts = await Promise.all(urls.map((url) => askWorker(url, peers)));
+  const [first] = facts as [WorkerFacts];
+  const other = facts.findIndex(({ name }) => name !== first.name);
+  if (other >= 0)
+    throw new UnlikeWorkersError(urls[0] as string, first.name, urls[other] as string, facts[other]?.name ?? '');
+  const limits = facts.flatMap(({ maxTensorBytes }) => maxTensorBytes ?? []);
+  const devices = [...new Set(facts.map(({ device }) => device))].join(', ');
+  const { name, kind } = first;
+  const engine: ChosenEngine = {
+    name,
+    kind,
+    device: devices,
+    ...(limits.length && { maxTensorBytes: Math.min(...limits) }),
+  };
+  return { engine, threads: facts.map(({ threads }) => threads), urls };
+}
+
+/** Floating-point operations a second of one session, at the shapes of a problem. */
+export async function askRate(
+  { urls }: RemoteWorkers,
+  { rows, cols, rank }: Problem,
+  threads: number,
+  peers: PeerOptions,
+): Promise<number> {
+  const channel = await connect(urls[0] as string, { ...peers, service: WORKER_SERVICE });
+  try {
+    const ask = createRequester(channel);
+    await ask('open', { threads });
+    return rateResult.parse(await ask('rate', { rows, cols, rank }));
+  } finally {
+    await channel.close();
+  }
+}
+
+async function askWorker(url: string, peers: PeerOptions): Promise<WorkerFacts> {
+  const channel = await connect(url, { ...peers, service: WORKER_SERVICE });
+  try {
+    return workerFacts.parse(await createRequester(channel)('facts', null));
+  } finally {
+    await channel.close();
+  }
+}
+
+/** As many sessions as asked for, shared out by the workers' threads. */
+export async function connectFitters(
+  { urls, threads }: RemoteWorkers,
+  sessions: number,
+  threadsPerSession: number,
+  peers: PeerOptions,
+  signal: AbortSignal,
+): Promise<Fitter[]> {
+  const shares = threads.map((count) => Math.max(1, Math.floor(count / threadsPerSession)));
+  const places: string[] = [];
+  for (let round = 0; places.length < sessions && round < Math.max(...shares); round++) {
+    for (const [i, url] of urls.entries())
+      if (round < (shares[i] as number) && places.length < sessions) places.push(url);
+  }
+  return Promise.all(places.map((url) => connectFitter(url, threadsPerSession, peers, signal)));
+}
+
+async function connectFitter(url: string, threads: number, peers: PeerOptions, signal: AbortSignal): Promise<Fitter> {
+  const channel = await connect(url, {
+    ...peers,
+    service: WORKER_SERVICE,
+    silenceTimeoutMs: SILENCE_TIMEOUT_MS,
+    resumeTimeoutMs: RESUME_TIMEOUT_MS,
+  });
+  signal.addEventListener('abort', () => channel.fail(new errors.InterruptedError()), { once: true });
+  const ask = createRequester(channel);
+  await ask('open', { threads });
+  let task: FitTask | undefined;
+  return {
+    name: url,
+    async fit(given, onStep) {
+      task = given;
+      const { experts, options, ...rest } = given;
+      const { learningRate, ...others } = options;
+      const params = { ...rest, options: { ...others, ...(learningRate !== undefined && { learningRate }) } };
+      const { bases: m, rank: r, cols: d, experts: n } = given.problem;
+      const size = floatBytes(given.dtype);
+      const factors = collector(
+        channel.peer,
+        new Map([
+          ['bases', m * r * d * size],
+          ['coefficients', n * m * size],
+        ]),
+      );
+      const value = await revived(
+        ask('fit', params, {
+          uploads: experts.map((data, expert) => wholePiece(String(expert), data)),
+          onPiece: factors.put,
+          onEvent: (event) => onStep(stepEvent.parse(event)),
+        }),
+      );
+      const { steps, seconds } = checked(channel, () => fitResult.parse(value));
+      const get = factors.finish();
+      return { bases: get('bases'), coefficients: get('coefficients'), steps, seconds };
+    },
+    async fold(expert, written): Promise<FoldedExpert> {
+      const { problem, dtype } = task as FitTask;
+      const { rows: p, cols: d, rank: r } = problem;
+      const bytes = p * (written === 'factors' ? r : d) * floatBytes(dtype);
+      const parts = collector(channel.peer, new Map([['data', bytes]]));
+      const value = await revived(
+        ask('fold', { expert, written } satisfies { expert: number; written: Written }, { onPiece: parts.put }),
+      );
+      return { data: parts.finish()('data'), ...checked(channel, () => foldResult.parse(value)) };
+    },
+    close: () => channel.close(),
+  };
+}
+
+function checked<T>(channel: Channel, parse: () => T): T {
+  try {
+    return parse();
+  } catch (error) {
+    throw new ProtocolError(channel.peer, `its answer is not one: ${(error as Error).message}`);
+  }
+}
+
+/** What failed there as the class it was there, where it is one of ours: a fit that diverges diverges everywhere. */
+async function revived<T>(answer: Promise<T>): Promise<T> {
+  try {
+    return await answer;
+  } catch (error) {
+    if (!(error instanceof RemoteError)) throw error;
+    const known = (errors as unknown as Record<string, { prototype: Error } | undefined>)[error.remoteName];
+    if (!known) throw error;
+    throw Object.assign(Object.create(known.prototype) as Error, { message: `${error.peer}: ${error.remoteMessage}` });
+  }
+}

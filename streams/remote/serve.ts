@@ -1,0 +1,34 @@
+import { stat } from 'node:fs/promises';
+import { fileIn, LocalFiles } from '../../src/checkpoint/files.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { FILE_SERVICE, type FileInfo, offerFiles } from '../../src/transport/files.js';
+import { type Listener, listen } from '../../src/transport/listen.js';
+import type { ListenAt, ServiceHooks } from './peer-options.js';
+
+/**
+ * Offers the checkpoint in a folder to other machines: its files, by ranges, and no others. Throws an `InputError` where the
+ * folder is damaged or cannot be listened for.
+ */
+export async function serve(folder: string, at: ListenAt, hooks: ServiceHooks = {}): Promise<Listener> {
+  const { folder: root } = await openCheckpoint(folder); // better found out now than by whoever connects
+  return listen({ ...at, service: FILE_SERVICE, ...hooks }, async (channel) => {
+    hooks.onLog?.(`${channel.peer} reads ${root}`);
+    const files = new LocalFiles();
+    const held = await files.list(root);
+    const list = await Promise.all(
+      held.map(async ({ path, bytes }): Promise<FileInfo> => {
+        const { mtimeMs } = await stat(fileIn(root, path));
+        return { file: path, bytes, modified: mtimeMs };
+      }),
+    );
+    try {
+      await offerFiles(channel, {
+        list: () => Promise.resolve(list),
+        read: (file, position, target) => files.read(fileIn(root, file), position, target),
+      });
+    } finally {
+      await files.close();
+      hooks.onLog?.(`${channel.peer} is done`);
+    }
+  });
+}
