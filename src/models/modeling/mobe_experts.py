@@ -141,7 +141,7 @@ class MoBEBlock(nn.Module):
 
 
 class MoBEPreTrained:
-    """Goes before a transformers class in a model's bases; keeps what that class assumes about its experts from applying."""
+    """Goes before a transformers class in a model's bases and overrides what that assumes about its experts."""
 
     # Which experts run depends on the tokens.
     _can_compile_fullgraph = False

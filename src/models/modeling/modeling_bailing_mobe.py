@@ -156,7 +156,7 @@ class BailingDecoderLayer(GradientCheckpointingLayer):
 
 
 class NormalisedHead(nn.Linear):
-    """An output layer whose weight (vocabulary, d) has columns of length 1 (`norm_head`), stored as they were trained."""
+    """An output layer (vocabulary, d) with columns scaled to length 1 (`norm_head`), stored as they were trained."""
 
     def forward(self, x):
         # The length of a column divides the feature instead: a copy of the weight would be large.
@@ -166,7 +166,8 @@ class NormalisedHead(nn.Linear):
 class BailingPreTrained(MoBEPreTrained):
     config_class = BailingMoBEConfig
     _no_split_modules = ["BailingDecoderLayer"]
-    _keep_in_fp32_modules_strict = ["expert_bias"]
+    # GLM's name its own router.
+    _keep_in_fp32_modules_strict = None
     _input_embed_layer = "word_embeddings"
     _can_record_outputs = record_router_logits(
         {
@@ -206,6 +207,8 @@ class BailingMoBEForCausalLM(BailingPreTrained, Glm4MoeForCausalLM):
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self.ignore_prediction_layers(config)
         self.post_init()
+        # Not sooner: transformers 4 refuses names of buffers when it initialises a model, not when it loads one.
+        self._keep_in_fp32_modules_strict = {"expert_bias"}
 
 
 class BailingV2MoBEForCausalLM(BailingMoBEForCausalLM):

@@ -24,9 +24,7 @@ class Qwen3MoBEModel(MoBEPreTrained, Qwen3MoeModel):
             self,
             config,
             config.num_experts,
-            lambda: Router(
-                config, config.num_experts, score="softmax", float32=False, normalise=config.norm_topk_prob
-            ),
+            lambda: Router(config, config.num_experts, score="softmax", float32=False, normalise=config.norm_topk_prob),
         )
         self.post_init()
 
