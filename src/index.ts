@@ -32,6 +32,7 @@ export { writeFactors } from '../streams/write-factors.js';
 // Checkpoints as bytes.
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';
+export { decodeRows, type Encoding, storedBytes } from './checkpoint/encoding.js';
 export { encodeHeader, parseHeader, parseHeaderLength, type TensorInfo, type TensorSpec } from './checkpoint/header.js';
 export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './checkpoint/layout.js';
 export { type Checkpoint, fingerprint, openCheckpoint, openShard, type Shard } from './checkpoint/open-checkpoint.js';

@@ -1,7 +1,7 @@
 /**
  * The inner loops of decoding: a table, a product and a store for each element. JavaScript multiplies in f64, where the
- * product of two f32 is exact, so storing it rounds once, as an f32 product does. Eight elements a turn run more than twice
- * as fast as one: V8 reads the arrays' addresses and lengths again at each turn, and does not unroll by itself.
+ * product of two f32 is exact, so storing it rounds once, as an f32 product does. Eight elements a turn take about half
+ * the time of one: V8 does not unroll loops of JavaScript.
  */
 
 /** `count` 8-bit codes from `data[from]` on, times `scale`, into `target[to]` on. */
@@ -52,18 +52,18 @@ export function multiplyNibbles(
   if (start % 2 === 1) target[to + start] = (UPPER[data[d - 1] as number] as number) * scale;
   let t = to + start + (start % 2);
   for (const last = to + end - 8; t <= last; t += 8, d += 4) {
-    const a = data[d] as number;
-    const b = data[d + 1] as number;
-    const c = data[d + 2] as number;
-    const e = data[d + 3] as number;
-    target[t] = (LOWER[a] as number) * scale;
-    target[t + 1] = (UPPER[a] as number) * scale;
-    target[t + 2] = (LOWER[b] as number) * scale;
-    target[t + 3] = (UPPER[b] as number) * scale;
-    target[t + 4] = (LOWER[c] as number) * scale;
-    target[t + 5] = (UPPER[c] as number) * scale;
-    target[t + 6] = (LOWER[e] as number) * scale;
-    target[t + 7] = (UPPER[e] as number) * scale;
+    const pair0 = data[d] as number;
+    const pair1 = data[d + 1] as number;
+    const pair2 = data[d + 2] as number;
+    const pair3 = data[d + 3] as number;
+    target[t] = (LOWER[pair0] as number) * scale;
+    target[t + 1] = (UPPER[pair0] as number) * scale;
+    target[t + 2] = (LOWER[pair1] as number) * scale;
+    target[t + 3] = (UPPER[pair1] as number) * scale;
+    target[t + 4] = (LOWER[pair2] as number) * scale;
+    target[t + 5] = (UPPER[pair2] as number) * scale;
+    target[t + 6] = (LOWER[pair3] as number) * scale;
+    target[t + 7] = (UPPER[pair3] as number) * scale;
   }
   for (; t + 2 <= to + end; t += 2, d++) {
     target[t] = (LOWER[data[d] as number] as number) * scale;
