@@ -30,8 +30,9 @@ const QUICK: CompressOptions = { bases: 3, steps: 4, ...OUTPUT };
 /** Dimensions of which 128 is no divisor, in blocks of 128. */
 const WIDE = { sizes: { layers: 2, experts: 6, rows: 130, cols: 300 }, block: [128, 128] } as const;
 
-const ROWS: ReadonlyArray<[label: string, family: FamilyName, options: FamilyOptions]> = [
-  ...FAMILY_NAMES.map((family) => [family, family, {}] as [string, FamilyName, FamilyOptions]),
+type Row = [label: string, family: FamilyName, options: FamilyOptions];
+
+const LAYOUTS: readonly Row[] = [
   ['qwen3_moe in f16', 'qwen3_moe', { dtype: 'F16' }],
   ['deepseek_v3 in f32', 'deepseek_v3', { dtype: 'F32' }],
   ['qwen3_moe, fused', 'qwen3_moe', { fused: true }],
@@ -47,6 +48,11 @@ const ROWS: ReadonlyArray<[label: string, family: FamilyName, options: FamilyOpt
   ['bailing_moe_v2 in FP8 with a scale a tensor', 'bailing_moe_v2', { quantised: 'fp8-tensor' }],
   ['kimi_k2 in INT4', 'kimi_k2', { quantised: 'int4' }],
   ['multimodal in INT4', 'multimodal', { quantised: 'int4' }],
+];
+
+const ROWS: readonly Row[] = [
+  ...FAMILY_NAMES.map((family): Row => [family, family, {}]),
+  ...LAYOUTS.map(([label, family, options]): Row => [label, family, { sizes: { ...TINY, layers: 2 }, ...options }]),
 ];
 
 const PROJECTION: Readonly<Record<string, Projection>> = {
