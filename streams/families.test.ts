@@ -62,11 +62,12 @@ const PROJECTION: Readonly<Record<string, Projection>> = {
   w3: 'up_proj',
 };
 
-/** The group that an expert's weight is factorised with: none for down_proj and for layers past the last. */
+/** The group that an expert's weight is factorised with: none for down_proj and for prediction modules. */
 function groupOf({ kind, name }: KnownWeight, { sizes }: GeneratedFamily): string | undefined {
   const [, layer, own] = /layers\.(\d+)\..*\.(\w+)\.weight$/.exec(name) ?? [];
   const projection = PROJECTION[own ?? ''];
-  return kind === 'expert' && projection && Number(layer) < sizes.layers ? `${layer} ${projection}` : undefined;
+  const predictor = name.startsWith('mtp.') || Number(layer) >= sizes.layers;
+  return kind === 'expert' && projection && !predictor ? `${layer} ${projection}` : undefined;
 }
 
 describe.each(ROWS)('%s', (label, family, options) => {

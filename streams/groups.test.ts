@@ -3,10 +3,11 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles, differingWeights, relativeError, weightOf } from '../fixtures/compare-weights.js';
 import { readFloats, roundToBfloat16 } from '../fixtures/dequantise.js';
-import { type GeneratedFamily, generateFamily, TINY } from '../fixtures/generate-family.js';
+import { type FamilyOptions, type GeneratedFamily, generateFamily, TINY } from '../fixtures/generate-family.js';
 import { type FoundTensor, readFolder } from '../fixtures/read-folder.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
 import { planCompression } from '../src/conversion/compression.js';
+import { inspect } from '../src/conversion/inspect.js';
 import { isFitted } from '../src/conversion/report.js';
 import type { CompressOptions } from '../src/conversion/settings.js';
 import * as errors from '../src/errors.js';
@@ -60,14 +61,20 @@ function rebuild(
   return weight;
 }
 
-describe.each([1, 2, 4])('all three projections in %i group(s)', (groups) => {
-  const at = (...path: string[]) => join(root, `${groups}`, ...path);
+describe.each<[groups: number, layout: string, family: FamilyOptions]>([
+  [1, 'of separate experts', {}],
+  [2, 'of separate experts', {}],
+  [4, 'of separate experts', {}],
+  [2, 'of fused experts', { fused: true }],
+  [2, 'of experts in FP8', { quantised: 'fp8' }],
+])('all three projections in %i group(s) %s', (groups, layout, family) => {
+  const at = (...path: string[]) => join(root, `${groups} ${layout}`, ...path);
   const options = { ...QUICK, groups };
   let source: GeneratedFamily;
   let result: RunResult;
 
   beforeAll(async () => {
-    source = await generateFamily(at('model'), 'qwen3_moe', { sizes: SIZES });
+    source = await generateFamily(at('model'), 'qwen3_moe', { sizes: SIZES, ...family });
     result = await compress(at('model'), at('native'), options);
     await compress(at('model'), at('hf'), { ...options, format: 'hf' });
     await fitFactors(at('model'), at('factors'), options);
@@ -100,6 +107,20 @@ describe.each([1, 2, 4])('all three projections in %i group(s)', (groups) => {
     const { num_B, mobe } = JSON.parse(readFileSync(at('native', 'config.json'), 'utf8'));
     expect({ num_B, mobe }).toMatchObject({ num_B: 4, mobe: { groups, rank: rows, projections: PROJECTIONS } });
     expect(differingWeights(written, source, ({ kind }) => kind !== 'expert')).toEqual([]);
+  });
+
+  test('inspect counts the native checkpoint as the run did', async () => {
+    const inspection = await inspect(at('native'));
+    expect(inspection).toMatchObject({
+      family: 'native MoBE',
+      expertLayers: [0, 1],
+      expertsPerLayer: SIZES.experts,
+      total: { parameters: result.parametersAfter, bytes: result.bytesAfter },
+      obstacle: undefined,
+    });
+    expect(inspection.expertShape).toEqual([SIZES.rows, SIZES.cols]);
+    const factors = 2 * 3 * (4 * SIZES.rows * SIZES.cols + (SIZES.experts * 4) / groups);
+    expect(inspection.kinds['MoBE bases and coefficients']?.parameters).toBe(factors);
   });
 
   test('the weights computed by hand from the native checkpoint are those of the hf one', () => {
@@ -140,7 +161,9 @@ describe.each([1, 2, 4])('all three projections in %i group(s)', (groups) => {
     for (const folder of ['native', 'hf'])
       expect((await verify(at('model'), at(folder), { threads: 1 })).problems).toEqual([]);
     await expand(at('native'), at('expanded'), OUTPUT);
-    expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
+    const [expanded, hf] = [readFolder(at('expanded')), readFolder(at('hf'))];
+    for (const weight of source.weights.values()) expect(weightOf(expanded, weight)).toEqual(weightOf(hf, weight));
+    if (!family.fused) expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
     expect((await verify(at('model'), at('expanded'), { threads: 1 })).problems).toEqual([]);
     await exportFactors(at('model'), at('factors'), at('export'), OUTPUT);
     expect(differingFiles(at('export'), at('native'))).toEqual([]);

@@ -1,7 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { differingFiles, differingWeights, relativeError } from '../fixtures/compare-weights.js';
+import { differingFiles, differingWeights, relativeError, weightOf } from '../fixtures/compare-weights.js';
 import type { FamilyName } from '../fixtures/families.js';
 import { type FamilyOptions, generateFamily, type KnownWeight } from '../fixtures/generate-family.js';
 import { readFolder } from '../fixtures/read-folder.js';
@@ -131,6 +131,29 @@ test('without it, all is decoded even where no layer is converted', async () => 
   expect((await verify(at('model'), at('out'))).problems).toEqual([]);
 });
 
+test('another dtype is that of all that is decoded, exact in f32', async () => {
+  const at = (...path: string[]) => join(root, 'f32', ...path);
+  const source = await generateFamily(at('model'), 'deepseek_v3', { quantised: 'fp8', sizes: { layers: 2 } });
+  const quick: CompressOptions = { ...OUTPUT, bases: 3, steps: 3, dtype: 'float32' };
+  await compress(at('model'), at('native'), quick);
+  await compress(at('model'), at('hf'), { ...quick, format: 'hf' });
+  await fitFactors(at('model'), at('factors'), quick);
+  await exportFactors(at('model'), at('factors'), at('export'), OUTPUT);
+  expect(differingFiles(at('export'), at('native'))).toEqual([]);
+  await expand(at('native'), at('expanded'), OUTPUT);
+  expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
+  for (const folder of ['native', 'hf', 'expanded']) {
+    expect((await verify(at('model'), at(folder), { threads: 1 })).problems).toEqual([]);
+    const written = readFolder(at(folder));
+    for (const weight of source.weights.values()) {
+      const { name, quantised, f32 } = weight;
+      expect(written.get(name)?.dtype, name).toBe(quantised || f32 ? 'F32' : 'BF16');
+      const converted = isExpertOf(name, [1]) && !name.includes('down');
+      if (!converted) expect(weightOf(written, weight), name).toEqual(weight.values);
+    }
+  }
+});
+
 test('a stored shape that disagrees with the data stops the run, and leaves nothing', async () => {
   const at = (...path: string[]) => join(root, 'shape', ...path);
   const odd = 'model.layers.1.mlp.experts.3.down_proj.weight';
@@ -145,6 +168,17 @@ test('a stored shape that disagrees with the data stops the run, and leaves noth
   await expect(run).rejects.toThrow(errors.QuantisedShapeError);
   await expect(run).rejects.toThrow(odd);
   expect(existsSync(at('out'))).toBe(false);
+});
+
+test('an entry on quantisation of which no tensor is known stays: what it speaks of passes through', async () => {
+  const at = (...path: string[]) => join(root, 'foreign', ...path);
+  const config = {
+    quantization_config: { quant_method: 'gptq', bits: 4, modules_in_block_to_quantize: ['self_attn'] },
+  };
+  const source = await generateFamily(at('model'), 'qwen3_moe', { config, sizes: { layers: 1 } });
+  await compress(at('model'), at('out'), { ...OUTPUT, bases: 3, steps: 3, format: 'hf' });
+  expect(JSON.parse(readFileSync(at('out', 'config.json'), 'utf8'))).toEqual(source.config);
+  expect((await verify(at('model'), at('out'))).problems).toEqual([]);
 });
 
 test('a code that is not a number is named, also where it is only decoded', async () => {

@@ -86,13 +86,26 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
     }
   }
   const hidden = numberOf(config, 'num_hidden_layers');
+  const stack = largestStack([...found.keys()]);
   return (
     [...found]
-      // A multi-token-prediction module has experts too, at an index past the last layer: it passes through untouched.
-      .filter(([, { layer }]) => hidden === undefined || layer < hidden)
+      // A multi-token-prediction module has experts too, past the last layer or in a stack of its own (Qwen3-Next's
+      // `mtp.layers.0`): it passes through untouched.
+      .filter(([prefix, { layer }]) => stackOf(prefix) === stack && (hidden === undefined || layer < hidden))
       .map(([prefix, { layer, slots }]) => ({ layer, prefix, experts: completeExperts(checkpoint, prefix, slots) }))
       .sort((a, b) => a.layer - b.layer)
   );
+}
+
+/** What comes before `layers.{i}.` in a layer's prefix. */
+const stackOf = (prefix: string): string => prefix.slice(0, prefix.lastIndexOf('layers.'));
+
+/** The stack with the most layers that have experts; of two as large the first by name, `model` before `mtp`. */
+function largestStack(prefixes: readonly string[]): string | undefined {
+  const counts = new Map<string, number>();
+  for (const prefix of prefixes) counts.set(stackOf(prefix), (counts.get(stackOf(prefix)) ?? 0) + 1);
+  const [largest] = [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
+  return largest?.[0];
 }
 
 function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): Record<Projection, StoredMatrix[]> {
