@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles, differingWeights, relativeError, weightOf } from '../fixtures/compare-weights.js';
@@ -15,6 +15,7 @@ import { temporaryFolder } from '../fixtures/temporary-folder.js';
 import { inspect } from '../src/conversion/inspect.js';
 import { isFitted } from '../src/conversion/report.js';
 import type { CompressOptions } from '../src/conversion/settings.js';
+import * as errors from '../src/errors.js';
 import type { Projection } from '../src/models/family.js';
 import { compress } from './compress.js';
 import { expand } from './expand.js';
@@ -150,7 +151,15 @@ describe.each(ROWS)('%s', (label, family, options) => {
     expect(differingFiles(at('export'), at('hf'))).toEqual([]);
   });
 
-  if (!native) return;
+  if (!native) {
+    test('native: refused, with the format that works', async () => {
+      const run = compress(at('model'), at('native'), QUICK);
+      await expect(run).rejects.toThrow(errors.OptionError);
+      await expect(run).rejects.toThrow(`no native form is defined for ${source.detected}. Use --format hf.`);
+      expect(existsSync(at('native'))).toBe(false);
+    });
+    return;
+  }
 
   test('native: factors under their names, all else as it was', async () => {
     const { experts, rows, cols } = source.sizes;

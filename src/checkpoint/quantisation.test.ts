@@ -200,6 +200,13 @@ describe('refused, naming the tensor:', () => {
       'not two integers',
     ],
     [
+      'INT4 with the decoded matrix beside it',
+      'int4',
+      { alter: (tensors) => [...tensors, { name: odd, dtype: 'BF16', shape: [16, 40], bytes: zeros(1280) }] },
+      errors.UnsupportedQuantisationError,
+      'is there beside it',
+    ],
+    [
       'FP8 that is no matrix',
       'fp8',
       { alter: change(odd, { shape: [2, 8, 40] }) },

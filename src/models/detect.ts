@@ -10,6 +10,7 @@ import {
   MissingLayerError,
   UnequalExpertError,
   UnknownModelError,
+  UnsupportedLayoutError,
 } from '../errors.js';
 import { bailing } from './bailing.js';
 import { deepseekV2, deepseekV3, kimiK2 } from './deepseek.js';
@@ -82,7 +83,10 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
     for (const { prefix, layer, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
       const entry = found.get(prefix) ?? { layer, slots: { gate_proj: [], up_proj: [], down_proj: [] } };
       found.set(prefix, entry);
-      entry.slots[projection][expert] = matrix;
+      const slots = entry.slots[projection];
+      const other = slots[expert]?.place.tensor;
+      if (other) throw new UnsupportedLayoutError(tensor.name, tensor.file, `"${other}" holds expert ${expert} too`);
+      slots[expert] = matrix;
     }
   }
   const hidden = numberOf(config, 'num_hidden_layers');

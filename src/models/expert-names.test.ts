@@ -94,6 +94,13 @@ describe('refused:', () => {
     await expect(model()).rejects.toThrow(`they are ${dtype}`);
   });
 
+  test.each(['0.up_proj.weight', '0.w3.weight'])('fused experts with %s beside them', async (name) => {
+    const own: StoredTensor = { name: `${fused}${name}`, dtype: 'BF16', shape: [4, 8], bytes: new Uint8Array(64) };
+    const { model } = await generate('qwen3_moe', { fused: true, alter: (tensors) => [...tensors, own] });
+    await expect(model()).rejects.toThrow(errors.UnsupportedLayoutError);
+    await expect(model()).rejects.toThrow('holds expert 0 too');
+  });
+
   test("GPTQ's tensors, with what was seen", async () => {
     const alter = (tensors: StoredTensor[]) =>
       tensors.map((it) => ({ ...it, name: it.name.replace(/(experts\..*)\.weight$/, '$1.qweight') }));
