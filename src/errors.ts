@@ -293,7 +293,7 @@ export class UnequalExpertError extends InputError {
     what: string,
   ) {
     super(
-      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike; leave the layer out with --layers.`,
+      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike: the files are of different conversions, or damaged. Download them again.`,
     );
   }
 }

@@ -114,6 +114,7 @@ function packedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMatrix {
       );
     configured = size;
   }
+  if (checkpoint.tensors.has(base)) throw unsupported(`"${base}" is there beside it`);
   if (data.dtype !== 'I32') throw unsupported(`it is packed in ${data.dtype}, not in I32`);
   for (const suffix of ['zero_point', 'g_idx']) if (part(suffix)) throw unsupported(`it comes with ${base}_${suffix}`);
   const scales = part('scale');

@@ -81,7 +81,8 @@ function checkUniform(groups: readonly GroupPlan[]): void {
  */
 function quantisationChanges({ source, groups, quantised }: ConversionPlan, { layers }: MoeModel): ConfigChanges {
   const entry = quantisationConfig(source.config) as Record<string, unknown> | undefined;
-  if (!entry) return {};
+  // Of no tensor that is known to be quantised, it speaks of others (GPTQ's attention, say), which pass through.
+  if (!entry || quantised.before === 0) return {};
   const path = QUANTISATION_KEYS.find((key) => valueAt(source.config, key) === entry) as string;
   if (quantised.after === 0) return { [path]: undefined };
   const converted = new Set(groups.map(({ layer }) => layer));

@@ -65,6 +65,12 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   if (settings.format === 'mobe' && !model.family.native) {
     throw new OptionError('--format', `no native form is defined for ${model.family.name}. Use --format hf.`);
   }
+  if (settings.format === 'mobe' && settings.keepQuantized) {
+    throw new OptionError(
+      '--keep-quantized',
+      'the modelling files of native checkpoints hold plain weights. Use --format hf, or leave it out.',
+    );
+  }
   const bases = settings.bases ?? basesToKeep(layers, settings);
   const groups = layers.flatMap((layer) =>
     settings.projections.flatMap((projection) => planProjection(layer, projection, bases, settings)),

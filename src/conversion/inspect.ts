@@ -67,7 +67,7 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
       const [{ problem, groups: parts }] = groups as [(typeof groups)[number]];
       return {
         family: 'native MoBE',
-        layers: [...new Set(groups.map(({ layer }) => layer))],
+        layers: [...new Set(groups.map(({ layer }) => layer))].sort((a, b) => a - b),
         count: problem.experts * parts,
         shape: [problem.rows, problem.cols],
       };

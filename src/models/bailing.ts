@@ -1,15 +1,26 @@
-import { type Family, followsDenseLayers } from './family.js';
+import { type Family, followsDenseLayers, type NativeForm } from './family.js';
 
-/** Ling and Ring ("Bailing"): shared experts; the second version begins with dense layers. */
-export const bailing: Family = {
-  name: 'Ling',
-  modelTypes: ['bailing_moe', 'bailing_moe_v2'],
+/** Shared experts; the second version begins with dense layers and ends with a multi-token-prediction module. */
+const layout = {
   expertCountKey: 'num_experts',
   rowsKey: 'moe_intermediate_size',
   isMoeLayer: followsDenseLayers,
-  native: {
-    architecture: 'BailingMoBEForCausalLM',
-    configClass: 'BailingMoBEConfig',
-    module: 'modeling_bailing_mobe',
-  },
+} as const;
+
+/** Both are in one module. */
+const native = (name: string): NativeForm => ({
+  architecture: `${name}ForCausalLM`,
+  configClass: `${name}Config`,
+  module: 'modeling_bailing_mobe',
+});
+
+/** Ling-Lite, Ling-Plus, Ring ("Bailing"): softmax routing. */
+export const bailing: Family = { ...layout, name: 'Ling', modelTypes: ['bailing_moe'], native: native('BailingMoBE') };
+
+/** Ling-mini-2.0, Ling-flash-2.0: sigmoid routing with a bias and groups. */
+export const bailingV2: Family = {
+  ...layout,
+  name: 'Ling 2',
+  modelTypes: ['bailing_moe_v2'],
+  native: native('BailingV2MoBE'),
 };

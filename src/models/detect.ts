@@ -10,8 +10,9 @@ import {
   MissingLayerError,
   UnequalExpertError,
   UnknownModelError,
+  UnsupportedLayoutError,
 } from '../errors.js';
-import { bailing } from './bailing.js';
+import { bailing, bailingV2 } from './bailing.js';
 import { deepseekV2, deepseekV3, kimiK2 } from './deepseek.js';
 import { expertsOf } from './expert-names.js';
 import {
@@ -35,6 +36,7 @@ export const FAMILIES: readonly Family[] = [
   deepseekV3,
   kimiK2,
   bailing,
+  bailingV2,
   glm4Moe,
   olmoe,
   mixtral,
@@ -82,17 +84,33 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
     for (const { prefix, layer, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
       const entry = found.get(prefix) ?? { layer, slots: { gate_proj: [], up_proj: [], down_proj: [] } };
       found.set(prefix, entry);
-      entry.slots[projection][expert] = matrix;
+      const slots = entry.slots[projection];
+      const other = slots[expert]?.place.tensor;
+      if (other) throw new UnsupportedLayoutError(tensor.name, tensor.file, `"${other}" holds expert ${expert} too`);
+      slots[expert] = matrix;
     }
   }
   const hidden = numberOf(config, 'num_hidden_layers');
+  const stack = largestStack([...found.keys()]);
   return (
     [...found]
-      // A multi-token-prediction module has experts too, at an index past the last layer: it passes through untouched.
-      .filter(([, { layer }]) => hidden === undefined || layer < hidden)
+      // A multi-token-prediction module has experts too, past the last layer or in a stack of its own (Qwen3-Next's
+      // `mtp.layers.0`): it passes through untouched.
+      .filter(([prefix, { layer }]) => stackOf(prefix) === stack && (hidden === undefined || layer < hidden))
       .map(([prefix, { layer, slots }]) => ({ layer, prefix, experts: completeExperts(checkpoint, prefix, slots) }))
       .sort((a, b) => a.layer - b.layer)
   );
+}
+
+/** What comes before `layers.{i}.` in a layer's prefix. */
+const stackOf = (prefix: string): string => prefix.slice(0, prefix.lastIndexOf('layers.'));
+
+/** The stack with the most layers that have experts; of two as large the first by name, `model` before `mtp`. */
+function largestStack(prefixes: readonly string[]): string | undefined {
+  const counts = new Map<string, number>();
+  for (const prefix of prefixes) counts.set(stackOf(prefix), (counts.get(stackOf(prefix)) ?? 0) + 1);
+  const [largest] = [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
+  return largest?.[0];
 }
 
 function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): Record<Projection, StoredMatrix[]> {
@@ -126,9 +144,11 @@ function checkConfig({ folder }: Checkpoint, config: Config, family: Family, lay
     const configured = numberOf(config, key);
     if (configured !== undefined && configured !== found) throw new ConfigMismatchError(file, key, configured, found);
   };
+  // transformers 5 writes `num_local_experts` where a family's own key was another.
+  const countKey = family.expertCountKey in config ? family.expertCountKey : 'num_local_experts';
   for (const { experts } of layers) {
     const [gate, down] = [experts.gate_proj[0], experts.down_proj[0]] as [StoredMatrix, StoredMatrix];
-    expect(family.expertCountKey, experts.gate_proj.length);
+    expect(countKey, experts.gate_proj.length);
     expect(family.rowsKey, gate.rows);
     expect('hidden_size', gate.cols);
     if (down.rows !== gate.cols || down.cols !== gate.rows)

@@ -58,7 +58,8 @@ function slices(
 ): Array<Pick<FoundExpert, 'expert' | 'projection' | 'matrix'>> {
   const { name, file, dtype, shape, start } = tensor;
   if (shape.length !== 3) throw new UnequalExpertError(name, file, `has shape [${shape}], not [experts, rows, cols]`);
-  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
+  if (!isFloatDtype(dtype))
+    throw new UnsupportedLayoutError(name, file, `they are ${dtype}; fused ones are read from F32, F16 and BF16`);
   checkOrientation(tensor, prefix, checkpoint);
   const [experts, allRows, cols] = shape as [number, number, number];
   const rows = allRows / projections.length;
