@@ -192,7 +192,7 @@ describe.each<[groups: number, layout: string, family: FamilyOptions]>([
     rmSync(at('incomplete', lost));
     const run = exportFactors(at('model'), at('incomplete'), at('never'), OUTPUT);
     await expect(run).rejects.toThrow(errors.UnevenFactorsError);
-    await expect(run).rejects.toThrow(`layer 1 up_proj, group ${groups - 1} is missing`);
+    await expect(run).rejects.toThrow(`layer 1 up_proj group ${groups - 1} is missing`);
     await exportFactors(at('model'), at('incomplete'), at('partial'), { ...OUTPUT, format: 'hf' });
     const first = SIZES.experts - SIZES.experts / groups;
     const kept = new Set(experts(1, 'up_proj').slice(first));

@@ -21,41 +21,31 @@ const KEEP = { keepQuantized: true } as const;
 const isExpertOf = (name: string, layers: readonly number[]): boolean =>
   layers.some((layer) => name.includes(`layers.${layer}.mlp.experts.`));
 
-/** Converts those layers with --keep-quantized, to each format there is, and checks tensors, verification and other ways. */
+/** Converts those layers with --keep-quantized, in one pass and in two, and checks tensors and verification. */
 async function convert(name: string, family: FamilyName, options: FamilyOptions, layers: readonly number[]) {
   const at = (...path: string[]) => join(root, name, ...path);
   const source = await generateFamily(at('model'), family, options);
   const quick: CompressOptions = { bases: 3, steps: 3, layers: [...layers], ...OUTPUT, ...KEEP };
   await compress(at('model'), at('hf'), { ...quick, format: 'hf' });
-  if (source.native) {
-    await compress(at('model'), at('native'), quick);
-    await fitFactors(at('model'), at('factors'), quick);
-    await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP });
-    expect(differingFiles(at('export'), at('native'))).toEqual([]);
-    await exportFactors(at('model'), at('factors'), at('export-hf'), { ...OUTPUT, ...KEEP, format: 'hf' });
-    expect(differingFiles(at('export-hf'), at('hf'))).toEqual([]);
-    await expand(at('native'), at('expanded'), OUTPUT);
-    expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
+  await fitFactors(at('model'), at('factors'), quick);
+  await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP, format: 'hf' });
+  expect(differingFiles(at('export'), at('hf'))).toEqual([]);
+  expect((await verify(at('model'), at('hf'), { threads: 1 })).problems).toEqual([]);
+  const written = readFolder(at('hf'));
+  for (const { name: tensor, dtype, shape, bytes } of source.tensors.values()) {
+    if (isExpertOf(tensor, layers)) continue;
+    expect(written.get(tensor), tensor).toMatchObject({ dtype, shape });
+    expect(Buffer.compare(written.get(tensor)?.bytes ?? Buffer.of(), bytes), tensor).toBe(0);
   }
-  for (const folder of ['hf', 'native', 'expanded'].filter((it) => existsSync(at(it)))) {
-    expect((await verify(at('model'), at(folder), { threads: 1 })).problems, folder).toEqual([]);
-    const written = readFolder(at(folder));
-    for (const { name: tensor, dtype, shape, bytes } of source.tensors.values()) {
-      if (isExpertOf(tensor, layers)) continue;
-      expect(written.get(tensor), tensor).toMatchObject({ dtype, shape });
-      expect(Buffer.compare(written.get(tensor)?.bytes ?? Buffer.of(), bytes), tensor).toBe(0);
-    }
-    const decoded = [...written.values()].filter((it) => isExpertOf(it.name, layers));
-    expect(new Set(decoded.map(({ dtype }) => dtype))).toEqual(new Set(['BF16']));
-    const down = ({ kind, name: it }: KnownWeight) =>
-      kind === 'expert' && it.includes('down') && isExpertOf(it, layers);
-    expect([...source.weights.values()].filter(down)).toHaveLength(8 * layers.length);
-    expect(differingWeights(written, source, down)).toEqual([]);
-  }
+  const decoded = [...written.values()].filter((it) => isExpertOf(it.name, layers));
+  expect(new Set(decoded.map(({ dtype }) => dtype))).toEqual(new Set(['BF16']));
+  const down = ({ kind, name: it }: KnownWeight) => kind === 'expert' && it.includes('down') && isExpertOf(it, layers);
+  expect([...source.weights.values()].filter(down)).toHaveLength(8 * layers.length);
+  expect(differingWeights(written, source, down)).toEqual([]);
   const gates = [...source.weights.values()].filter(({ name: it }) => isExpertOf(it, layers) && it.includes('gate'));
   expect(relativeError(readFolder(at('hf')), gates)).toBeLessThan(0.7);
   const config = (folder: string) => JSON.parse(readFileSync(at(folder, 'config.json'), 'utf8'));
-  return { at, source, config, written: readFolder(at('hf')) };
+  return { at, source, config, written };
 }
 
 describe('--keep-quantized leaves what is not converted as it is, and names the rest in the config:', () => {
@@ -65,7 +55,6 @@ describe('--keep-quantized leaves what is not converted as it is, and names the 
     const { source, config } = await convert('fp8', 'deepseek_v3', { quantised: 'fp8' }, [1]);
     const entry = { ...(source.config.quantization_config as object), modules_to_not_convert: modules(1) };
     expect(config('hf')).toEqual({ ...source.config, quantization_config: entry });
-    expect(config('native').quantization_config).toEqual(entry);
   });
 
   test('FP8 of a DeepSeek-V3, every layer: its prediction module stays FP8', async () => {
@@ -120,6 +109,15 @@ describe('--keep-quantized leaves what is not converted as it is, and names the 
     expect(ignored(ignore, 'language_model.model.layers.1.mlp.experts.3.up_proj')).toBe(true);
     expect(config('hf').quantization_config).toBeUndefined();
   });
+});
+
+test('native checkpoints cannot keep anything quantised: their modelling files hold plain weights', async () => {
+  const folder = join(root, 'refused');
+  await generateFamily(folder, 'deepseek_v3', { quantised: 'fp8' });
+  const run = compress(folder, join(root, 'never'), { ...KEEP, bases: 3, steps: 1 });
+  await expect(run).rejects.toThrow(errors.OptionError);
+  await expect(run).rejects.toThrow('Use --format hf');
+  expect(existsSync(join(root, 'never'))).toBe(false);
 });
 
 test('without it, all is decoded even where no layer is converted', async () => {
