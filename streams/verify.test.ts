@@ -47,9 +47,9 @@ describe.each<[layout: string, FamilyName, FamilyOptions, CompressOptions, Case[
     { quantised: 'fp8' },
     { bases: 4, groups: 2, projections: ['gate_proj', 'down_proj'] },
     [
-      ['the bases of the second group', 'model.layers.1.mlp.B_down_1', 0.5, 'layer 1 down_proj, group 1'],
-      ['coefficients', 'model.layers.1.mlp.W_gate_0', 0.5, 'layer 1 gate_proj, group 0'],
-      ['an expert of the second group', 'model.layers.1.mlp.experts.7.gate_proj.weight', 0.5, 'gate_proj, group 1'],
+      ['the bases of the second group', 'model.layers.1.mlp.B_down_1', 0.5, 'layer 1 down_proj group 1'],
+      ['coefficients', 'model.layers.1.mlp.W_gate_0', 0.5, 'layer 1 gate_proj group 0'],
+      ['an expert of the second group', 'model.layers.1.mlp.experts.7.gate_proj.weight', 0.5, 'gate_proj group 1'],
       [
         'a decoded matrix',
         'model.layers.0.self_attn.q_b_proj.weight',
