@@ -19,7 +19,7 @@ export { fitFactors } from '../streams/fit.js';
 export { type Fitter, FitterPool, localFitter } from '../streams/fitter.js';
 export { fold } from '../streams/fold.js';
 export { groupExperts } from '../streams/group-experts.js';
-export { compose, merge } from '../streams/highland.js';
+export { compose, inLanes, merge } from '../streams/highland.js';
 export { type ImportOptions, importFactors } from '../streams/import.js';
 export { inspect } from '../streams/inspect.js';
 export { normalise } from '../streams/normalise.js';
@@ -31,7 +31,7 @@ export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRe
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/verify.js';
 export { ComputeWorker } from '../streams/worker-pool.js';
 export { writeCheckpoint } from '../streams/write-checkpoint.js';
-export { writeFactors } from '../streams/write-factors.js';
+export { writeFactorFile } from '../streams/write-factors.js';
 // Checkpoints as bytes.
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';

@@ -34,8 +34,8 @@ export async function compress(
     },
     async *expertBranch({ reader, onGroup, signal }) {
       const written = settings.format === 'mobe' ? 'factors' : 'weights';
-      const fitted = fitGroups({ groups, reader, memory, settings, sigmas, written, remote, hooks: run, signal });
-      for await (const factorization of fitted) yield* fold(factorization, plan, onGroup);
+      const options = { groups, reader, memory, settings, sigmas, written, remote, hooks: run, signal } as const;
+      yield* fitGroups(options, (factorization) => fold(factorization, plan, onGroup));
     },
     modelling: nativeModelling(plan, plan.model),
     config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),

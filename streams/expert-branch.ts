@@ -11,6 +11,7 @@ import type { Written } from './compute.js';
 import { type FactoriseOptions, factorise } from './factorise.js';
 import { type Fitter, FitterPool, localFitter } from './fitter.js';
 import { groupExperts } from './group-experts.js';
+import { inLanes } from './highland.js';
 import { measureGroup, normalise, type Sigmas, sigmaOf } from './normalise.js';
 import type { RunHooks } from './progress.js';
 import { readExperts } from './read-experts.js';
@@ -73,8 +74,15 @@ export interface FitOptions {
   readonly signal: AbortSignal;
 }
 
-/** Fits the groups, reading the next while one is being fitted. Ending it, early or not, stops the workers. */
-export async function* fitGroups(options: FitOptions): AsyncGenerator<Factorization> {
+/**
+ * Fits the groups, as many side by side as there are workers, and reads the next meanwhile. Ending it, early or not, stops the
+ * workers.
+ * @param lane what becomes of each fitted group; it must take all its experts or release it
+ */
+export async function* fitGroups<T>(
+  options: FitOptions,
+  lane: (factorization: Factorization) => AsyncIterable<T>,
+): AsyncGenerator<T> {
   const { groups, reader, memory, settings, sigmas, written, remote, hooks, signal } = options;
   const budget = new ByteBudget(memory.groupBytes);
   const { workers, threadsPerWorker: threads } = memory;
@@ -88,7 +96,10 @@ export async function* fitGroups(options: FitOptions): AsyncGenerator<Factorizat
   const onLost: FactoriseOptions['onLost'] = (worker, reason) => hooks.onProgress?.({ kind: 'lost', worker, reason });
   try {
     const normalised = normalise(groupExperts(source), sigmas);
-    yield* factorise(normalised, { pool, budget, settings, memory, written, onStep, onFold, onLost });
+    const stage: FactoriseOptions = { pool, budget, settings, memory, written, onStep, onFold, onLost };
+    yield* inLanes(normalised, pool.size, async function* (group) {
+      yield* lane(await factorise(group, stage));
+    });
   } finally {
     source.destroy();
     await pool.close();

@@ -1,7 +1,6 @@
 /** A folder of factor files, filled group by group. What is finished stays, so a run that was interrupted goes on. */
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import type { RangeReader } from '../src/checkpoint/files.js';
 import { checkDisk, checkOutside, listOutput } from '../src/checkpoint/output-folder.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
@@ -12,7 +11,7 @@ import { InterruptedError, OutputNotEmptyError, OutputNotWritableError } from '.
 import { denseParameters, factorParameters } from '../src/factorization/problem.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { Factorization } from './records.js';
-import { type FactorContext, writeFactors } from './write-factors.js';
+import { type FactorContext, writeFactorFile } from './write-factors.js';
 
 export interface FactorFolder {
   readonly folder: string;
@@ -23,12 +22,13 @@ export interface FactorFolder {
   readonly context: FactorContext;
   readonly plan: Pick<ConversionPlan, 'source' | 'parametersBefore' | 'bytesBefore'>;
   readonly engine: StoredReport['engine'];
-  /** Makes the groups that are missing. Aborting `signal` must end it soon. */
+  /** Makes the groups that are missing and has each written. Aborting `signal` must end it soon. */
   readonly produce: (
     missing: readonly GroupPlan[],
     reader: RangeReader,
     signal: AbortSignal,
-  ) => AsyncIterable<Factorization> | Promise<AsyncIterable<Factorization>>;
+    write: (factorization: Factorization) => AsyncIterable<FittedGroupReport>,
+  ) => Promise<AsyncIterable<FittedGroupReport>>;
   readonly run: RunOptions;
   /** `performance.now()` when the run began. */
   readonly started: number;
@@ -71,15 +71,16 @@ async function writeGroups(
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   try {
-    const factorizations = await produce(missing, reader, signal);
+    const written = await produce(missing, reader, signal, async function* (factorization) {
+      yield await writeFactorFile(folder, factorization, context);
+    });
     run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
-    const sink = writeFactors(folder, context, (report) => {
+    for await (const report of written) {
       reports.push(report);
       run.onProgress?.({ kind: 'group', report });
-    });
-    sink.once('error', () => stop.abort());
-    await pipeline(factorizations, sink);
+    }
   } catch (error) {
+    stop.abort();
     throw run.signal?.aborted ? new InterruptedError() : error;
   } finally {
     await reader.close();

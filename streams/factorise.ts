@@ -1,4 +1,3 @@
-import _ from 'highland';
 import { type GroupKey, groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
@@ -7,7 +6,6 @@ import { PROJECTIONS } from '../src/models/family.js';
 import type { ByteBudget } from './byte-budget.js';
 import type { FitResult, FitTask, Written } from './compute.js';
 import type { Fitter, FitterPool } from './fitter.js';
-import { compose } from './highland.js';
 import type { FoldProgress, StepProgress } from './progress.js';
 import type { Factorization, NormalisedGroup } from './records.js';
 
@@ -23,17 +21,8 @@ export interface FactoriseOptions {
   readonly onLost: (fitter: string, reason: Error) => void;
 }
 
-/** Fits as many groups side by side as there are workers; they leave in the order in which they came. */
-export function factorise(
-  groups: AsyncIterable<NormalisedGroup>,
-  options: FactoriseOptions,
-): AsyncGenerator<Factorization> {
-  return compose(groups, (stream) =>
-    stream.map((group) => _(factoriseGroup(group, options))).parallel(options.pool.size),
-  );
-}
-
-async function factoriseGroup(
+/** Fits a group by whichever fitter is free. Its experts are handed out one at a time; a fitter that is lost is replaced. */
+export async function factorise(
   { group, experts, sigma }: NormalisedGroup,
   options: FactoriseOptions,
 ): Promise<Factorization> {
@@ -56,7 +45,7 @@ async function factoriseGroup(
       label: groupLabel(group),
     },
   };
-  const fit = async (): Promise<{ fitter: Fitter; result: FitResult }> => {
+  const fitSomewhere = async (): Promise<{ fitter: Fitter; result: FitResult }> => {
     for (;;) {
       const fitter = await pool.acquire();
       try {
@@ -75,7 +64,7 @@ async function factoriseGroup(
     options.onLost(fitter.name, error);
     pool.lose(fitter, error);
   };
-  const first = await fit();
+  const first = await fitSomewhere();
   let { fitter } = first;
   return {
     group,
@@ -89,7 +78,7 @@ async function factoriseGroup(
         } catch (error) {
           lose(fitter, error as Error);
         }
-        const again = await fit();
+        const again = await fitSomewhere();
         ({ fitter } = again);
         // What was written so far belongs to the first fit.
         if (!sameFactors(first.result, again.result)) throw new UnlikeFitsError(groupLabel(group), fitter.name);

@@ -28,20 +28,11 @@ export async function fitFactors(
     context: { sourceFingerprint: await fingerprint(source), settings: decisive },
     plan,
     engine: engineRecord(engine),
-    async produce(missing, reader, signal) {
+    async produce(missing, reader, signal, write) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
       const sigmas = await measureGroups(missing, groups, reader, memory, run);
-      return fitGroups({
-        groups: missing,
-        reader,
-        memory,
-        settings,
-        sigmas,
-        written: 'factors',
-        remote,
-        hooks: run,
-        signal,
-      });
+      const options = { groups: missing, reader, memory, settings, sigmas, remote, hooks: run, signal } as const;
+      return fitGroups({ ...options, written: 'factors' }, write);
     },
     run,
     started,

@@ -22,6 +22,26 @@ export async function* merge<T>(inputs: ReadonlyArray<AsyncIterable<T>>): AsyncG
   yield* owned<T, T>(sources, (streams) => _(streams).merge());
 }
 
+/**
+ * Runs a lane for each input, at most `limit` side by side; what they yield comes as it comes. No lane waits for another, so
+ * one that must begin again can have what the others hold, once they are done.
+ */
+export async function* inLanes<I, O>(
+  input: AsyncIterable<I>,
+  limit: number,
+  lane: (item: I) => AsyncIterable<O>,
+): AsyncGenerator<O> {
+  const source = input[Symbol.asyncIterator]();
+  async function* run(): AsyncGenerator<O> {
+    for (let next = await source.next(); !next.done; next = await source.next()) yield* lane(next.value);
+  }
+  try {
+    yield* merge(Array.from({ length: limit }, run));
+  } finally {
+    await source.return?.();
+  }
+}
+
 async function* owned<I, O>(
   sources: Readable[],
   build: (streams: Array<Highland.Stream<I>>) => Highland.Stream<O>,

@@ -16,7 +16,6 @@ import type { MoeModel } from '../src/models/family.js';
 import { listWabFiles, openWabFile, type WabFile, type WabFileName } from '../src/torch/wab.js';
 import { measureGroups } from './expert-branch.js';
 import { fillFactorFolder } from './factor-folder.js';
-import type { Sigmas } from './normalise.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { Factorization } from './records.js';
 import { openSource } from './remote/remote-files.js';
@@ -84,11 +83,14 @@ export async function importFactors(
       shardBytes: Number.POSITIVE_INFINITY,
     }),
     engine: engineRecord(engine),
-    async produce(missing, reader, signal) {
+    async produce(missing, reader, signal, write) {
       const groupBytes = Math.max(...groups.map(sourceBytes));
       const sigmas = await measureGroups(missing, groups, reader, { groupBytes }, run);
       const wanted = imported.filter(({ group }) => missing.includes(group));
-      return withWorker(compute, signal, (worker) => factorizations(wanted, sigmas, reader, worker));
+      return withWorker(compute, signal, async function* (worker) {
+        for (const it of wanted)
+          yield* write(await loadFactorization(it, sigmas.get(it.group) as number, reader, worker));
+      });
     },
     run,
     started,
@@ -171,15 +173,6 @@ async function findActivation(
     await worker.close();
     await reader.close();
   }
-}
-
-async function* factorizations(
-  imported: readonly Imported[],
-  sigmas: Sigmas,
-  reader: RangeReader,
-  worker: ComputeWorker,
-): AsyncGenerator<Factorization> {
-  for (const it of imported) yield loadFactorization(it, sigmas.get(it.group) as number, reader, worker);
 }
 
 async function loadFactorization(

@@ -1,7 +1,6 @@
-/** Sink of `fit`: each group into a file of its own, which gets its name only when it is whole. */
+/** Sink of `fit` and `import`. */
 import { rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Writable } from 'node:stream';
 import { encodeHeader } from '../src/checkpoint/header.js';
 import { layoutFile } from '../src/checkpoint/layout.js';
 import { syncFolder } from '../src/checkpoint/output-folder.js';
@@ -19,24 +18,8 @@ import type { Factorization } from './records.js';
 
 export type FactorContext = Pick<FactorMetadata, 'sourceFingerprint' | 'settings'>;
 
-export function writeFactors(
-  folder: string,
-  context: FactorContext,
-  onGroup: (report: FittedGroupReport) => void,
-): Writable {
-  return new Writable({
-    objectMode: true,
-    highWaterMark: 1,
-    write(factorization: Factorization, _encoding, done) {
-      writeFactorFile(folder, factorization, context).then((report) => {
-        onGroup(report);
-        done();
-      }, done);
-    },
-  });
-}
-
-async function writeFactorFile(
+/** Writes a group into a file of its own, which gets its name only when it is whole. */
+export async function writeFactorFile(
   folder: string,
   factorization: Factorization,
   context: FactorContext,

@@ -4,7 +4,6 @@ import { basename } from 'node:path';
 import {
   DuplicateKeyError,
   ExtraShardError,
-  InvalidHeaderError,
   InvalidJsonError,
   MissingShardError,
   NotACheckpointError,

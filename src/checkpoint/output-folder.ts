@@ -1,21 +1,4 @@
-/**
- * A folder that is filled all at once or not at all. Everything is written in `<folder>/.mobe-partial/`; `commit` moves
- * it out under the final names once every byte is on disk, the files that make it loadable (index, config) last.
- */
-import { constants } from 'node:fs';
-import {
-  chmod,
-  copyFile,
-  mkdir,
-  open,
-  readdir,
-  realpath,
-  rename,
-  rm,
-  rmdir,
-  statfs,
-  writeFile,
-} from 'node:fs/promises';
+import { mkdir, open, readdir, realpath, rename, rm, rmdir, statfs, writeFile } from 'node:fs/promises';
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import {
   DiskTooSmallError,

@@ -4,6 +4,8 @@ export interface PeerOptions {
   readonly token?: string | undefined;
   /** PEM of a certificate to trust instead of the public authorities. */
   readonly ca?: string | Buffer | undefined;
+  /** How long a connection that broke is tried for again. */
+  readonly resumeTimeoutMs?: number;
   /** A connection broke and is being made again. */
   readonly onDetached?: (reason: Error) => void;
 }

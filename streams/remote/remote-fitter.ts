@@ -8,8 +8,7 @@ import type { Problem } from '../../src/factorization/problem.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester } from '../../src/transport/requests.js';
-import type { TensorPiece } from '../../src/transport/tensor-piece.js';
-import type { FitTask, FoldedExpert, Written } from '../compute.js';
+import type { FitTask, FoldedExpert } from '../compute.js';
 import type { Fitter } from '../fitter.js';
 import { collector, wholePiece } from './collect.js';
 import type { PeerOptions } from './peer-options.js';
@@ -98,10 +97,10 @@ export async function connectFitters(
 
 async function connectFitter(url: string, threads: number, peers: PeerOptions, signal: AbortSignal): Promise<Fitter> {
   const channel = await connect(url, {
-    ...peers,
-    service: WORKER_SERVICE,
     silenceTimeoutMs: SILENCE_TIMEOUT_MS,
     resumeTimeoutMs: RESUME_TIMEOUT_MS,
+    ...peers,
+    service: WORKER_SERVICE,
   });
   signal.addEventListener('abort', () => channel.fail(new errors.InterruptedError()), { once: true });
   const ask = createRequester(channel);
@@ -139,9 +138,7 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
       const { rows: p, cols: d, rank: r } = problem;
       const bytes = p * (written === 'factors' ? r : d) * floatBytes(dtype);
       const parts = collector(channel.peer, new Map([['data', bytes]]));
-      const value = await revived(
-        ask('fold', { expert, written } satisfies { expert: number; written: Written }, { onPiece: parts.put }),
-      );
+      const value = await revived(ask('fold', { expert, written }, { onPiece: parts.put }));
       return { data: parts.finish()('data'), ...checked(channel, () => foldResult.parse(value)) };
     },
     close: () => channel.close(),
