@@ -40,8 +40,8 @@ export interface ChannelOptions {
   readonly onAttached?: () => void;
   /** The link broke before the end. Whoever is told attaches another, or calls `fail`. */
   readonly onDetached: (reason: PeerLostError | PeerTimeoutError) => void;
-  /** Nothing more will be sent or received. */
-  readonly onOver: () => void;
+  /** Nothing more will be sent or received; because of `error`, or as both sides wished. */
+  readonly onOver: (error?: Error) => void;
 }
 
 /** In a silence timeout, this many heartbeats are sent and the peer's bytes looked for. */
@@ -161,7 +161,7 @@ export class Channel implements MessageSink, MessageSource {
     this.outbox.fail(reason);
     this.inbox.fail(reason);
     this.resolveOver();
-    this.options.onOver();
+    this.options.onOver(error);
   }
 
   private take(frame: DecodedFrame): void {

@@ -170,17 +170,15 @@ function startSession(
     onDetached(reason) {
       detached = setTimeout(() => channel.fail(reason), options.resumeTimeoutMs ?? RESUME_TIMEOUT_MS);
     },
-    onOver() {
+    onOver(error) {
       clearTimeout(detached);
       sessions.delete(session);
+      if (error) options.onProblem?.(error);
     },
   });
   sessions.set(session, channel);
   converse(channel)
     .then(() => channel.close())
-    .catch((error) => {
-      channel.fail(error);
-      options.onProblem?.(error);
-    });
+    .catch((error) => channel.fail(error));
   return channel;
 }
