@@ -70,6 +70,10 @@ async function fill(conversion: Conversion, output: Output, reader: RangeReader)
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   let sinkError: Error | undefined;
   try {
+    output.onLost?.((error) => {
+      sinkError = error;
+      stop.abort();
+    });
     await before?.(reader);
     for (const shard of plan.layout.shards) await output.reserve(shard);
     const groups: GroupReport[] = [];
@@ -80,7 +84,7 @@ async function fill(conversion: Conversion, output: Output, reader: RangeReader)
     run.onProgress?.({ kind: 'phase', phase: 'convert', groups: plan.groups.length, bytes: plan.layout.tensorBytes });
     const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
     sink.once('error', (error) => {
-      sinkError = error; // what ends the pipeline after it is only its echo
+      sinkError ??= error; // what ends the pipeline after it is only its echo
       stop.abort();
     });
     const branches = [passThrough(plan.copies, reader), expertBranch({ reader, onGroup, signal })];

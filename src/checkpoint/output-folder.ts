@@ -61,6 +61,8 @@ export interface Output {
   commit(last: readonly string[]): Promise<void>;
   /** Gives up: what was written so far is removed; an earlier run's files stay. */
   abandon(): Promise<void>;
+  /** Tells when the place is gone while nobody is writing to it. */
+  onLost?(listener: (error: Error) => void): void;
 }
 
 export interface OutputFolderOptions {

@@ -5,6 +5,7 @@
 import {
   ChecksumError,
   FloodError,
+  InterruptedError,
   InvalidFrameError,
   PeerLostError,
   PeerTimeoutError,
@@ -39,12 +40,16 @@ export interface ChannelOptions {
   readonly onAttached?: () => void;
   /** The link broke before the end. Whoever is told attaches another, or calls `fail`. */
   readonly onDetached: (reason: PeerLostError | PeerTimeoutError) => void;
-  /** Nothing more will be sent or received. */
-  readonly onOver: () => void;
+  /** Nothing more will be sent or received; because of `error`, or as both sides wished. */
+  readonly onOver: (error?: Error) => void;
 }
 
 /** In a silence timeout, this many heartbeats are sent and the peer's bytes looked for. */
 const BEATS = 3;
+/** The peer is told after this part of its credit, so that it never stands still for want of it. */
+const ACKS_PER_CREDIT = 4;
+/** Or after this time: long against a small message, short against anything that waits for the ack. */
+const ACK_DELAY_MS = 5;
 /** How long `close` waits for the peer to close as well. */
 const CLOSE_PATIENCE_MS = 5_000;
 
@@ -54,7 +59,7 @@ export class Channel implements MessageSink, MessageSource {
   private readonly inbox: Inbox;
   private link: Link | undefined;
   private heartbeat: NodeJS.Timeout | undefined;
-  private ackScheduled = false;
+  private ackTimer: NodeJS.Timeout | undefined;
   private closing = false;
   private over = false;
   private readonly whenOver: Promise<void>;
@@ -98,6 +103,7 @@ export class Channel implements MessageSink, MessageSource {
   async close(): Promise<void> {
     if (this.over) return;
     this.inbox.finishPrevious();
+    this.sayConsumed();
     await this.outbox.flushed();
     this.closing = true;
     this.sayClosed();
@@ -119,7 +125,10 @@ export class Channel implements MessageSink, MessageSource {
   /** Goes on over a new connection, whose peer has said hello. */
   attach(link: Link, { received, credit }: Hello): void {
     this.release()?.destroy();
-    if (this.over) return link.close();
+    if (this.over) {
+      link.close();
+      return;
+    }
     this.link = link;
     link.onFrame = (frame) => this.guard(() => this.take(frame));
     link.onInvalid = (error) => this.fail(new ProtocolError(this.peer, error.reason));
@@ -146,29 +155,29 @@ export class Channel implements MessageSink, MessageSource {
   private finish(error?: Error): void {
     if (this.over) return;
     this.over = true;
+    clearTimeout(this.ackTimer);
     this.release()?.close();
     const reason = error ?? new PeerLostError(this.peer, 'the conversation was closed');
     this.outbox.fail(reason);
     this.inbox.fail(reason);
     this.resolveOver();
-    this.options.onOver();
+    this.options.onOver(error);
   }
 
   private take(frame: DecodedFrame): void {
     const { header } = frame;
-    if (isNumbered(header)) return this.inbox.put(frame, header);
-    switch (header.kind) {
-      case 'ack':
-        return this.outbox.acknowledge(header.consumed);
-      case 'close':
-        if (this.inbox.closed) return;
-        this.inbox.close(header.sent);
-        this.outbox.abandon(new PeerLostError(this.peer, 'it closed the conversation'));
-        return this.closing ? this.finish() : undefined;
-      case 'error':
-        return this.finish(remoteError(this.peer, header));
-      case 'hello':
-        throw new InvalidFrameError('a second hello on one connection');
+    if (isNumbered(header)) {
+      this.inbox.put(frame, header);
+    } else if (header.kind === 'ack') {
+      this.outbox.acknowledge(header.consumed);
+    } else if (header.kind === 'error') {
+      this.finish(remoteError(this.peer, header));
+    } else if (header.kind === 'hello') {
+      throw new InvalidFrameError('a second hello on one connection');
+    } else if (!this.inbox.closed) {
+      this.inbox.close(header.sent);
+      this.outbox.abandon(new PeerLostError(this.peer, 'it closed the conversation'));
+      if (this.closing) this.finish();
     }
   }
 
@@ -189,19 +198,18 @@ export class Channel implements MessageSink, MessageSource {
     }
   };
 
+  /** An ack for every message would cost more than small messages do. */
   private readonly scheduleAck = (): void => {
-    if (this.ackScheduled) return;
-    this.ackScheduled = true;
-    setImmediate(() => {
-      this.ackScheduled = false;
-      this.sayConsumed();
-    });
+    if (this.inbox.unacknowledgedBytes >= this.options.creditBytes / ACKS_PER_CREDIT) this.sayConsumed();
+    else this.ackTimer ??= setTimeout(() => this.sayConsumed(), ACK_DELAY_MS);
   };
 
   /** Acks that pile up before a peer that does not read would be memory without a bound; the next one says it all. */
   private sayConsumed(): void {
+    clearTimeout(this.ackTimer);
+    this.ackTimer = undefined;
     if (!this.link || this.link.bufferedBytes >= 2 * WRITE_AHEAD_BYTES) return;
-    this.link.write(encodeFrame({ kind: 'ack', consumed: this.inbox.consumed }));
+    this.link.write(encodeFrame({ kind: 'ack', consumed: this.inbox.acknowledge() }));
   }
 
   private sayClosed(): void {
@@ -228,6 +236,7 @@ function errorCode(error: Error): string {
   if (error instanceof ProtocolError) return 'protocol';
   if (error instanceof FloodError) return 'flood';
   if (error instanceof ChecksumError) return 'checksum';
+  if (error instanceof InterruptedError) return 'stopped';
   return 'failed';
 }
 

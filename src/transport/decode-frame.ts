@@ -20,12 +20,21 @@ const unpackr = new Unpackr({ useRecords: false, int64AsType: 'number' });
 export function decodeFrame(parts: readonly Uint8Array[]): DecodedFrame {
   const [packed, payload] = split(parts);
   checkMsgpack(packed);
-  const header = checkHeader(unpackr.unpack(packed));
+  const header = checkHeader(unpack(packed));
   if (payload.byteLength > MAX_PAYLOAD_BYTES)
     throw new InvalidFrameError(`it carries ${payload.byteLength} bytes, at most ${MAX_PAYLOAD_BYTES} are allowed`);
   if (payload.byteLength > 0 !== hasPayload(header))
     throw new InvalidFrameError(`a ${header.kind} frame carries ${payload.byteLength} bytes`);
   return { header, payload, bytes: LENGTH_BYTES + packed.byteLength + payload.byteLength };
+}
+
+function unpack(packed: Uint8Array): unknown {
+  try {
+    return unpackr.unpack(packed);
+  } catch (error) {
+    // Well-formed, but no value of ours: a map with a list for a key, say.
+    throw new InvalidFrameError(`its header cannot be read (${(error as Error).message.split('\n')[0]})`);
+  }
 }
 
 /** The header and the payload. */

@@ -15,9 +15,11 @@ interface Queued {
 export class Inbox {
   private readonly queue = new Map<number, Queued>();
   private bytes = 0;
+  private unacknowledged = 0;
   private next = 0;
   private finished = 0;
-  private handedOut = false;
+  /** What the message handed out last still counts; the message itself is not kept here. */
+  private handedOut: number | undefined;
   private end: number | undefined;
   private failure: Error | undefined;
   private wake: (() => void) | undefined;
@@ -37,8 +39,14 @@ export class Inbox {
     return this.next;
   }
 
-  /** Messages dealt with so far. */
-  get consumed(): number {
+  /** Dealt with since the peer was last told. */
+  get unacknowledgedBytes(): number {
+    return this.unacknowledged;
+  }
+
+  /** Returns how many messages were dealt with so far, for the peer to be told. */
+  acknowledge(): number {
+    this.unacknowledged = 0;
     return this.finished;
   }
 
@@ -69,7 +77,8 @@ export class Inbox {
     for (;;) {
       const queued = this.queue.get(this.finished);
       if (queued) {
-        this.handedOut = true;
+        this.handedOut = queued.cost;
+        this.queue.delete(this.finished);
         return queued.message;
       }
       if (this.failure) throw this.failure;
@@ -88,10 +97,11 @@ export class Inbox {
 
   /** The message handed out last was dealt with. */
   finishPrevious(): void {
-    if (!this.handedOut) return;
-    this.handedOut = false;
-    this.bytes -= (this.queue.get(this.finished) as Queued).cost;
-    this.queue.delete(this.finished++);
+    if (this.handedOut === undefined) return;
+    this.bytes -= this.handedOut;
+    this.unacknowledged += this.handedOut;
+    this.handedOut = undefined;
+    this.finished++;
     this.onConsumed();
   }
 

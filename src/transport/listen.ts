@@ -4,6 +4,7 @@ import type { AddressInfo, Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { WebSocketServer } from 'ws';
 import {
+  InterruptedError,
   InvalidFrameError,
   ListenError,
   PeerTimeoutError,
@@ -74,7 +75,7 @@ export async function listen(options: ListenOptions, converse: (channel: Channel
       return;
     }
     webSockets.handleUpgrade(request, socket, head, (ws) =>
-      awaitHello(createLink(ws, request.socket), peerName(request), sessions, options, converse),
+      awaitHello(createLink(ws, request.socket, true), peerName(request), sessions, options, converse),
     );
   });
   const connections = new Set<Socket>();
@@ -90,7 +91,7 @@ export async function listen(options: ListenOptions, converse: (channel: Channel
   return {
     url: `${tls ? 'wss' : 'ws'}://${host}:${bound}/`,
     async close() {
-      for (const channel of sessions.values()) channel.fail(new ListenError(`${host}:${bound}`, 'it was stopped'));
+      for (const channel of sessions.values()) channel.fail(new InterruptedError());
       const closed = new Promise((resolve) => server.close(resolve));
       for (const socket of connections) socket.destroySoon();
       await closed;
@@ -169,17 +170,15 @@ function startSession(
     onDetached(reason) {
       detached = setTimeout(() => channel.fail(reason), options.resumeTimeoutMs ?? RESUME_TIMEOUT_MS);
     },
-    onOver() {
+    onOver(error) {
       clearTimeout(detached);
       sessions.delete(session);
+      if (error) options.onProblem?.(error);
     },
   });
   sessions.set(session, channel);
   converse(channel)
     .then(() => channel.close())
-    .catch((error) => {
-      channel.fail(error);
-      options.onProblem?.(error);
-    });
+    .catch((error) => channel.fail(error));
   return channel;
 }

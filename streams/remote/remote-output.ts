@@ -59,13 +59,17 @@ const plainWanted = ({ kind, sourceFingerprint, settings }: OutputRequest['wante
 });
 
 function outputOver(ask: Requester, close: () => Promise<void>, fail: (reason: Error) => void): Output {
+  let lost: (error: Error) => void = () => {};
   let writing: { pieces: PassThrough; answer: Promise<unknown> } | undefined;
   /** Parts go out in one long request, as they come. */
   const startWriting = () => {
     const pieces = new PassThrough({ objectMode: true, highWaterMark: 1 });
     pieces.on('error', () => {}); // whoever writes is told
     const answer = ask('write', null, { uploads: pieces as AsyncIterable<TensorPiece> });
-    answer.catch((error) => pieces.destroy(error));
+    answer.catch((error) => {
+      pieces.destroy(error);
+      lost(error);
+    });
     return { pieces, answer };
   };
   const finishWriting = async (): Promise<void> => {
@@ -103,6 +107,9 @@ function outputOver(ask: Requester, close: () => Promise<void>, fail: (reason: E
     async commit(last) {
       await request('commit', { last: [...last] });
       await close();
+    },
+    onLost(listener) {
+      lost = listener;
     },
     async abandon() {
       writing?.pieces.destroy();
