@@ -136,6 +136,7 @@ export class Channel implements MessageSink, MessageSource {
     this.options.onAttached?.();
     this.startHeartbeat(link);
     this.guard(() => this.outbox.resume(received, credit));
+    this.sayConsumed(); // the last ack may have been lost with the last connection
     if (this.closing) this.sayClosed();
   }
 

@@ -126,7 +126,10 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
         }
       }
     },
-    close: async () => (await session).channel.close(),
+    async close() {
+      const opened = await session.catch(() => undefined); // a lost session has told its readers
+      await opened?.channel.close();
+    },
   };
 }
 
