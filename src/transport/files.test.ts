@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { after, seededBytes, startProxy, startServer, type TestServer } from '../../fixtures/peers.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
-import { TensorReader } from '../checkpoint/tensor-reader.js';
+import { LocalFiles } from '../checkpoint/files.js';
 import { RemoteChangedError, RemoteError } from '../errors.js';
 import { connectFiles, FILE_SERVICE, type FileSource, offerFiles, type RemoteFiles } from './files.js';
 import { listen } from './listen.js';
@@ -16,7 +16,7 @@ writeFileSync(join(folder, 'small'), 'hello');
 
 /** The files of a folder, by name. */
 function folderSource(root: string): FileSource {
-  const reader = new TensorReader();
+  const reader = new LocalFiles();
   after(() => reader.close());
   return {
     async list() {
