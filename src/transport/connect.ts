@@ -155,7 +155,7 @@ function openLink(
     ws.once('unexpected-response', (_request, response) => fail(httpError(peer, response)));
     ws.once('error', (error) => fail(connectionError(peer, error)));
     ws.once('open', () => {
-      const link = createLink(ws, socket as Socket, false);
+      const link = createLink(ws, socket as Socket);
       link.onClose = (reason) => fail(new Error(reason));
       link.onInvalid = (error) => fail(helloError(peer, error));
       link.onFrame = ({ header }) => {
