@@ -7,10 +7,9 @@ import { InterruptedError } from '../../src/errors.js';
 import { writeByteStream } from '../../src/transport/byte-stream.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester, createTeller, type Requester } from '../../src/transport/requests.js';
-import type { TensorPiece } from '../../src/transport/tensor-piece.js';
+import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import type { OpenedOutput, OutputRequest } from '../open-output.js';
 import type { RunOptions } from '../progress.js';
-import { wholePiece } from './collect.js';
 import { OUTPUT_SERVICE, pieceName } from './output-protocol.js';
 
 /** As a location: standard output, or standard input. */
