@@ -64,7 +64,7 @@ describe('refused, and the session goes on:', () => {
     [
       'an expert of another size',
       (ask) =>
-        fit(
+        askFit(
           ask,
           other((it) => ({ ...it, format: { ...it.format, cols: 8 } })),
           '0',
@@ -76,7 +76,7 @@ describe('refused, and the session goes on:', () => {
     [
       'a problem larger than the memory',
       (ask) =>
-        fit(
+        askFit(
           ask,
           other((it) => ({ ...it, problem: { ...it.problem, bases: 2 ** 20 } })),
         ),
@@ -85,7 +85,7 @@ describe('refused, and the session goes on:', () => {
     [
       'sizes that are none',
       (ask) =>
-        fit(
+        askFit(
           ask,
           other((it) => ({ ...it, problem: { ...it.problem, experts: -1 } })),
         ),
@@ -94,7 +94,7 @@ describe('refused, and the session goes on:', () => {
     [
       'a solver nobody knows',
       (ask) =>
-        fit(
+        askFit(
           ask,
           other((it) => ({ ...it, solver: 'magic' })),
         ),
