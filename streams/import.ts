@@ -47,7 +47,7 @@ export async function importFactors(
 ): Promise<RunResult> {
   const started = performance.now();
   const { engine: choice, threads } = resolveSettings(options);
-  const source = await openSource(model, run.peers);
+  const source = await openSource(model, run.peers, run.fileSystem);
   const detected = detectModel(source);
   const files = await openWabFolder(wab);
   const match = (activation: Activation) =>

@@ -11,7 +11,13 @@ const LINE_INTERVAL_MS = 10_000;
 
 type Phase = Extract<Progress, { kind: 'phase' }>;
 
-const TITLES = { check: 'checking weights', convert: 'converting', verify: 'comparing', copy: 'copying' } as const;
+const TITLES = {
+  resume: 'checking what is finished',
+  check: 'checking weights',
+  convert: 'converting',
+  verify: 'comparing',
+  copy: 'copying',
+} as const;
 
 export interface ProgressDisplay {
   readonly hooks: RunHooks;
