@@ -8,6 +8,7 @@ import { fold } from './fold.js';
 import type { Sigmas } from './normalise.js';
 import { planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
+import { stateFiles } from './state-file.js';
 
 /**
  * Compresses the checkpoint in `model` into `out` in one streaming pass (two reads of the experts: one checks them).
@@ -33,7 +34,7 @@ export async function compress(
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
       sigmas = await measureGroups(missing, groups, reader, memory, run);
     },
-    async *expertBranch({ reader, missing, onGroup, signal }) {
+    async *expertBranch({ reader, missing, states, onGroup, signal }) {
       const written = settings.format === 'mobe' ? 'factors' : 'weights';
       const options = {
         groups: missing,
@@ -42,6 +43,7 @@ export async function compress(
         settings,
         sigmas,
         written,
+        stateOf: states && stateFiles(states),
         remote,
         hooks: run,
         signal,

@@ -7,7 +7,7 @@ import { encodeIndex } from '../src/checkpoint/layout.js';
 import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
-import type { FinishedUnits } from '../src/checkpoint/unfinished-run.js';
+import type { FinishedUnits, RunIdentity } from '../src/checkpoint/unfinished-run.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../src/conversion/groups.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
@@ -19,16 +19,17 @@ import {
   InterruptedError,
   MobeError,
   OverflowError,
-  ReadError,
   SourceChangedError,
 } from '../src/errors.js';
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
+import { blameSource } from './blame-source.js';
 import { merge } from './highland.js';
 import { openOutput } from './open-output.js';
 import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { OutputChunk } from './records.js';
+import { removeState, type StatePlace, saveInterval } from './state-file.js';
 import { conversionUnits, copyId } from './units.js';
 import { writeCheckpoint } from './write-checkpoint.js';
 
@@ -36,8 +37,8 @@ export interface BranchContext {
   readonly reader: RangeReader;
   /** The groups to write; those that an interrupted run has finished are not among them. */
   readonly missing: readonly GroupPlan[];
-  /** A folder in which a fit can save how far it is. */
-  readonly workspace: string | undefined;
+  /** Where a fit can save how far it is. */
+  readonly states: StatePlace | undefined;
   readonly onGroup: (report: GroupReport) => void;
   /** Aborting it must end the branch soon. */
   readonly signal: AbortSignal;
@@ -73,7 +74,7 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
     const identity = await runIdentity(record, plan, { ...circumstances, device });
     const opened = await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs, identity }, run);
     if ('done' in opened) return { ...opened.done, already: true };
-    return { ...(await fill(conversion, opened.output)), already: false };
+    return { ...(await fill(conversion, opened.output, identity)), already: false };
   } finally {
     await reader.close();
   }
@@ -83,7 +84,7 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
 const isFinal = (error: unknown): boolean =>
   [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind);
 
-async function fill(conversion: Conversion, output: Output): Promise<StoredReport> {
+async function fill(conversion: Conversion, output: Output, { identity }: RunIdentity): Promise<StoredReport> {
   const { plan, run, out } = conversion;
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
@@ -97,33 +98,27 @@ async function fill(conversion: Conversion, output: Output): Promise<StoredRepor
   run.signal?.addEventListener('abort', () => void output.sync?.().catch(() => {}), { once: true });
   try {
     output.onLost?.(onSinkError);
-    const groups = await write(conversion, output, signal, onSinkError);
+    const groups = await write(conversion, output, statesIn(output, conversion, identity), signal, onSinkError);
     const report = await writeSmallFiles(conversion, output, groups);
     await plan.source.files.checkUnchanged();
     await output.commit(LOADABLE_LAST);
     return report;
   } catch (error) {
     stop.abort();
-    const cause = run.signal?.aborted ? new InterruptedError() : await explain(sinkError ?? error, plan);
+    const cause = run.signal?.aborted
+      ? new InterruptedError()
+      : await blameSource(sinkError ?? error, plan.source.files);
     const kept = await output.abandon(!isFinal(cause));
     if (kept && cause instanceof MobeError) cause.kept = out;
     throw cause;
   }
 }
 
-/** A read that fails because the file was changed says so. */
-async function explain(error: unknown, { source }: ConversionPlan): Promise<unknown> {
-  if (!(error instanceof ReadError)) return error;
-  return source.files.checkUnchanged().then(
-    () => error,
-    (changed: Error) => changed,
-  );
-}
-
 /** All tensors that are not there yet. @returns the reports of all groups, also of those that are */
 async function write(
   { plan, before, expertBranch, run }: Conversion,
   output: Output,
+  states: StatePlace | undefined,
   signal: AbortSignal,
   onSinkError: (error: Error) => void,
 ): Promise<GroupReport[]> {
@@ -135,11 +130,14 @@ async function write(
   for (const shard of plan.layout.shards) await output.reserve(shard);
   const groups = plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []);
   const notes: Array<Promise<void>> = [];
+  const finish = async (report: GroupReport): Promise<void> => {
+    await output.finish?.(groupLabel(report), report);
+    if (states) await removeState(states.folder, report, run.fileSystem);
+  };
   const onGroup = (report: GroupReport): void => {
     groups.push(report);
     run.onProgress?.({ kind: 'group', report });
-    const noted = output.finish?.(groupLabel(report), report);
-    if (!noted) return;
+    const noted = finish(report);
     noted.catch(onSinkError);
     notes.push(noted);
   };
@@ -149,11 +147,15 @@ async function write(
   run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
   const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
   sink.once('error', onSinkError);
-  const { workspace } = output;
-  const branches = [passThrough(copies, reader), expertBranch({ reader, missing, workspace, onGroup, signal })];
+  const branches = [passThrough(copies, reader), expertBranch({ reader, missing, states, onGroup, signal })];
   await pipeline(merge(branches), sink, { signal });
   await Promise.all(notes);
   return groups.sort(compareGroups);
+}
+
+function statesIn({ workspace }: Output, { plan, run }: Conversion, identity: unknown): StatePlace | undefined {
+  if (workspace === undefined) return undefined;
+  return { folder: workspace, identity, everyMs: saveInterval(run.saveEvery), reservedBytes: outputBytes(plan) };
 }
 
 /** What an interrupted run has finished. */

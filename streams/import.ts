@@ -75,6 +75,7 @@ export async function importFactors(
         ...(options.dtype && { dtype: options.dtype }),
       },
     },
+    circumstances: {},
     plan: planConversion({
       source,
       groups,
@@ -83,7 +84,7 @@ export async function importFactors(
       shardBytes: Number.POSITIVE_INFINITY,
     }),
     engine: engineRecord(engine),
-    async produce(missing, reader, signal, write) {
+    async produce(missing, reader, signal, _states, write) {
       const groupBytes = Math.max(...groups.map(sourceBytes));
       const sigmas = await measureGroups(missing, groups, reader, { groupBytes }, run);
       const wanted = imported.filter(({ group }) => missing.includes(group));
