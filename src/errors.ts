@@ -4,6 +4,8 @@
  */
 export abstract class MobeError extends Error {
   abstract readonly exitCode: 1 | 2;
+  /** The output folder, where it keeps what was finished so that the same command can go on. */
+  declare kept?: string;
   override get name(): string {
     return this.constructor.name;
   }
@@ -384,6 +386,28 @@ export class OutputNotEmptyError extends InputError {
   }
 }
 
+/** An earlier run was interrupted there, and it was not this one. */
+export class UnfinishedRunError extends InputError {
+  constructor(
+    readonly folder: string,
+    readonly difference: string,
+  ) {
+    super(
+      `${folder} holds an unfinished run that is another than this (${difference}). Run that command again to finish it, or start over with --force.`,
+    );
+  }
+}
+
+export class FolderLockedError extends InputError {
+  constructor(
+    readonly folder: string,
+    who: string,
+    remedy: string,
+  ) {
+    super(`${folder} is being written ${who}. ${remedy}`);
+  }
+}
+
 export class OutputNotWritableError extends InputError {
   constructor(
     readonly folder: string,
@@ -486,23 +510,55 @@ export class CompilerMissingError extends InputError {
 
 // ---- while running -----------------------------------------------------------------------------------------------
 
+/** What to do about the failures of a file system that happen to people. */
+const REMEDIES: Readonly<Record<string, string>> = {
+  ENOSPC: 'Free some space on that disk.',
+  EDQUOT: 'Free some space, or have the quota raised.',
+  EIO: 'The disk or its connection is failing: look into the system log.',
+  EMFILE: 'Raise the limit of open files (ulimit -n).',
+  ENFILE: 'The whole system has too many files open: close some programs.',
+  EACCES: 'Give this user its permissions back.',
+  EPERM: 'Give this user its permissions back.',
+  EROFS: 'Mount that disk writable.',
+};
+
+const remedyFor = (code: string | undefined, otherwise: string): string => REMEDIES[code ?? ''] ?? otherwise;
+
 export class ReadError extends RunError {
+  /** @param code of the system's error */
   constructor(
     readonly file: string,
     readonly offset: number,
     reason: string,
+    readonly code?: string,
   ) {
-    super(`Reading ${file} at byte ${offset} failed: ${reason}. Was it changed or moved during the run?`);
+    super(
+      `Reading ${file} at byte ${offset} failed: ${reason}. ${remedyFor(code, 'Was it changed or moved during the run?')}`,
+    );
+  }
+}
+
+/** Parts of the result may be of the old content, others of the new. */
+export class SourceChangedError extends RunError {
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `${file} changed while it was being read (${what}), so nothing of this run can be trusted. Run the command again once it is left alone.`,
+    );
   }
 }
 
 export class WriteError extends RunError {
+  /** @param code of the system's error */
   constructor(
     readonly file: string,
     reason: string,
+    readonly code?: string,
   ) {
     super(
-      `Writing ${file} failed: ${reason}. Nothing was put under its final name; run the command again once there is room.`,
+      `Writing ${file} failed: ${reason}. Nothing that could be taken for a whole result was left. ${remedyFor(code, 'Put that right, then run the command again.')}`,
     );
   }
 }
@@ -585,7 +641,7 @@ export class VerificationError extends RunError {
 
 export class InterruptedError extends RunError {
   constructor() {
-    super('Interrupted. Nothing unfinished was put under its final name; the same command can be run again.');
+    super('Interrupted. Nothing unfinished was put under its final name.');
   }
 }
 

@@ -8,6 +8,7 @@ import { fold } from './fold.js';
 import type { Sigmas } from './normalise.js';
 import { planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
+import { stateFiles } from './state-file.js';
 
 /**
  * Compresses the checkpoint in `model` into `out` in one streaming pass (two reads of the experts: one checks them).
@@ -28,13 +29,25 @@ export async function compress(
     plan,
     out,
     inputs: [source.folder],
-    async before(reader) {
+    circumstances: { 'experts a batch': memory.batchExperts, 'threads a fit': memory.threadsPerWorker },
+    async before(reader, missing) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
-      sigmas = await measureGroups(groups, groups, reader, memory, run);
+      sigmas = await measureGroups(missing, groups, reader, memory, run);
     },
-    async *expertBranch({ reader, onGroup, signal }) {
+    async *expertBranch({ reader, missing, states, onGroup, signal }) {
       const written = settings.format === 'mobe' ? 'factors' : 'weights';
-      const options = { groups, reader, memory, settings, sigmas, written, remote, hooks: run, signal } as const;
+      const options = {
+        groups: missing,
+        reader,
+        memory,
+        settings,
+        sigmas,
+        written,
+        stateOf: states && stateFiles(states),
+        remote,
+        hooks: run,
+        signal,
+      } as const;
       yield* fitGroups(options, (factorization) => fold(factorization, plan, onGroup));
     },
     modelling: nativeModelling(plan, plan.model),

@@ -67,6 +67,7 @@ export interface FitOptions {
   readonly settings: RunSettings;
   readonly sigmas: Sigmas;
   readonly written: Written;
+  readonly stateOf?: FactoriseOptions['stateOf'];
   /** The machines that fit, where it is not this one. */
   readonly remote: RemoteWorkers | undefined;
   readonly hooks: RunHooks;
@@ -83,7 +84,7 @@ export async function* fitGroups<T>(
   options: FitOptions,
   lane: (factorization: Factorization) => AsyncIterable<T>,
 ): AsyncGenerator<T> {
-  const { groups, reader, memory, settings, sigmas, written, remote, hooks, signal } = options;
+  const { groups, reader, memory, settings, sigmas, written, stateOf, remote, hooks, signal } = options;
   const budget = new ByteBudget(memory.groupBytes);
   const { workers, threadsPerWorker: threads } = memory;
   const local = (): Fitter => localFitter({ engine: settings.engine, threads }, signal);
@@ -96,7 +97,7 @@ export async function* fitGroups<T>(
   const onLost: FactoriseOptions['onLost'] = (worker, reason) => hooks.onProgress?.({ kind: 'lost', worker, reason });
   try {
     const normalised = normalise(groupExperts(source), sigmas);
-    const stage: FactoriseOptions = { pool, budget, settings, memory, written, onStep, onFold, onLost };
+    const stage: FactoriseOptions = { pool, budget, settings, memory, written, stateOf, onStep, onFold, onLost };
     yield* inLanes(normalised, pool.size, async function* (group) {
       yield* lane(await factorise(group, stage));
     });

@@ -31,7 +31,7 @@ export async function exportFactors(
 ): Promise<RunResult> {
   const started = performance.now();
   const { format, shardSize, threads, engine: choice, keepQuantized: keepQuantised } = resolveSettings(options);
-  const source = await openSource(model, run.peers);
+  const source = await openSource(model, run.peers, run.fileSystem);
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
   const files = await openFactorFolder(factors);
@@ -54,12 +54,16 @@ export async function exportFactors(
     plan,
     out,
     inputs: [source.folder, factors],
-    expertBranch: ({ reader, onGroup, signal }) =>
-      engine
+    circumstances: { threads: engine && threads },
+    expertBranch({ reader, missing, onGroup, signal }) {
+      const pairs = factored.map((it, i) => [it, files[i] as FactorFile] as const);
+      const wanted = pairs.filter(([{ group }]) => missing.includes(group));
+      return engine
         ? withWorker({ engine: engine.name, threads }, signal, (worker) =>
-            rebuildAll(plan, factored, files, reader, worker, onGroup),
+            rebuildAll(plan, wanted, reader, worker, onGroup),
           )
-        : copyAll(factored, files, reader, onGroup),
+        : copyAll(wanted, reader, onGroup);
+    },
     modelling: nativeModelling(plan, detected),
     config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
     record: {
@@ -123,18 +127,17 @@ const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata
 
 async function* rebuildAll(
   plan: ConversionPlan,
-  factored: readonly FactoredGroup[],
-  files: readonly FactorFile[],
+  factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
   reader: RangeReader,
   worker: ComputeWorker,
   onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
-  for (const [i, it] of factored.entries()) {
+  for (const [it, file] of factored) {
     const { experts, rows, cols } = it.group.problem;
     const started = performance.now();
     const { squaredError, squaredNorm } = yield* rebuildWeights(it, plan, reader, worker);
     onGroup({
-      ...reportOf(files[i] as FactorFile),
+      ...reportOf(file),
       relativeError: Math.sqrt(squaredError / squaredNorm),
       mse: squaredError / (experts * rows * cols),
       seconds: (performance.now() - started) / 1000,
@@ -144,12 +147,11 @@ async function* rebuildAll(
 
 /** The factors as they are, under their native names. */
 async function* copyAll(
-  factored: readonly FactoredGroup[],
-  files: readonly FactorFile[],
+  factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
   reader: RangeReader,
   onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
-  for (const [i, { group, bases, coefficients, factor }] of factored.entries()) {
+  for (const [{ group, bases, coefficients, factor }, file] of factored) {
     const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
     const copies = nativeTensors(group).map(({ name }, part) => ({
       target: name,
@@ -157,6 +159,6 @@ async function* copyAll(
       source: ranges[part] as ByteRange,
     }));
     yield* passThrough(copies, reader);
-    onGroup(reportOf(files[i] as FactorFile));
+    onGroup(reportOf(file));
   }
 }

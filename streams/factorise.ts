@@ -1,4 +1,4 @@
-import { type GroupKey, groupLabel, sourceBytes } from '../src/conversion/groups.js';
+import { type GroupKey, type GroupPlan, groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../src/errors.js';
@@ -8,6 +8,7 @@ import type { FitResult, FitTask, Written } from './compute.js';
 import type { Fitter, FitterPool } from './fitter.js';
 import type { FoldProgress, StepProgress } from './progress.js';
 import type { Factorization, NormalisedGroup } from './records.js';
+import type { StateFile } from './state-file.js';
 
 export interface FactoriseOptions {
   readonly pool: FitterPool;
@@ -15,6 +16,8 @@ export interface FactoriseOptions {
   readonly settings: Settings;
   readonly memory: MemoryPlan;
   readonly written: Written;
+  /** Where a running fit saves its state. */
+  readonly stateOf?: ((group: GroupPlan) => StateFile) | undefined;
   readonly onStep: (progress: StepProgress) => void;
   readonly onFold: (progress: FoldProgress) => void;
   /** A fitter is gone; what it had is done again by another. */
@@ -44,6 +47,7 @@ export async function factorise(
       seed: groupSeed(settings.seed, group),
       label: groupLabel(group),
     },
+    state: options.stateOf?.(group),
   };
   const fitSomewhere = async (): Promise<{ fitter: Fitter; result: FitResult }> => {
     for (;;) {

@@ -1,9 +1,9 @@
 /** Sink of `fit` and `import`. */
 import { rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { syncFolder } from '../src/checkpoint/file-system.js';
 import { encodeHeader } from '../src/checkpoint/header.js';
 import { layoutFile } from '../src/checkpoint/layout.js';
-import { syncFolder } from '../src/checkpoint/output-folder.js';
 import { ShardWriter } from '../src/checkpoint/shard-writer.js';
 import {
   encodeFactorMetadata,

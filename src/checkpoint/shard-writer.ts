@@ -1,38 +1,68 @@
-import { type FileHandle, open } from 'node:fs/promises';
+import { crc32 } from 'node:zlib';
 import { IncompleteOutputError, WriteError } from '../errors.js';
+import { Coverage } from './coverage.js';
+import { type FileSystem, nodeFileSystem, type OpenFile, readAll, writeAll } from './file-system.js';
+import { READ_BYTES } from './files.js';
 import type { ShardLayout } from './layout.js';
+
+interface Place {
+  readonly position: number;
+  readonly bytes: number;
+  readonly written: Coverage;
+}
 
 /**
  * A safetensors file of known layout, reserved at its full size, then filled in any order. It is the caller's to give it
  * its final name once `finish` has returned.
  */
 export class ShardWriter {
-  private readonly places = new Map<string, { position: number; bytes: number; written: number }>();
+  private readonly places = new Map<string, Place>();
 
   private constructor(
     private readonly path: string,
-    private readonly handle: FileHandle,
+    private readonly file: OpenFile,
     private readonly headerBytes: number,
     layout: ShardLayout,
   ) {
     let position = headerBytes;
     for (const { name, bytes } of layout.tensors) {
-      this.places.set(name, { position, bytes, written: 0 });
+      this.places.set(name, { position, bytes, written: new Coverage() });
       position += bytes;
     }
   }
 
   /** Creates the file, which must not exist. */
-  static async create(path: string, layout: ShardLayout): Promise<ShardWriter> {
+  static async create(path: string, layout: ShardLayout, fs: FileSystem = nodeFileSystem): Promise<ShardWriter> {
+    let file: OpenFile | undefined;
     try {
-      const handle = await open(path, 'wx');
-      const writer = new ShardWriter(path, handle, layout.header.byteLength, layout);
-      await handle.truncate(layout.bytes);
+      file = await fs.open(path, 'wx');
+      const writer = new ShardWriter(path, file, layout.header.byteLength, layout);
+      await file.truncate(layout.bytes);
       await writer.writeAt(layout.header, 0);
       return writer;
     } catch (error) {
+      await file?.close().catch(() => {});
       throw asWriteError(path, error);
     }
+  }
+
+  /** Opens what an earlier run has reserved; undefined where that is not this file. Nothing in it counts as written yet. */
+  static async reopen(path: string, layout: ShardLayout, fs: FileSystem): Promise<ShardWriter | undefined> {
+    let file: OpenFile;
+    try {
+      file = await fs.open(path, 'r+');
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      throw asWriteError(path, error);
+    }
+    const header = new Uint8Array(layout.header.byteLength);
+    const same =
+      (await file.stat()).size === layout.bytes &&
+      (await readAll(file, header, 0)) &&
+      Buffer.compare(header, layout.header) === 0;
+    if (same) return new ShardWriter(path, file, layout.header.byteLength, layout);
+    await file.close();
+    return undefined;
   }
 
   get tensors(): Iterable<string> {
@@ -46,7 +76,27 @@ export class ShardWriter {
       throw new WriteError(this.path, `no room is reserved for ${data.byteLength} bytes of "${tensor}" at ${offset}`);
     }
     await this.writeAt(data, place.position + offset);
-    place.written += data.byteLength;
+    place.written.add(offset, offset + data.byteLength);
+  }
+
+  /** The CRC-32 of what the file holds of a tensor; undefined where it has no such part. */
+  async checksum(tensor: string, offset: number, bytes: number): Promise<number | undefined> {
+    const place = this.places.get(tensor);
+    if (!place || offset + bytes > place.bytes) return undefined;
+    const buffer = new Uint8Array(Math.min(bytes, READ_BYTES));
+    let crc = 0;
+    for (let done = 0; done < bytes; ) {
+      const part = buffer.subarray(0, Math.min(buffer.byteLength, bytes - done));
+      if (!(await readAll(this.file, part, place.position + offset + done))) return undefined;
+      crc = crc32(part, crc);
+      done += part.byteLength;
+    }
+    return crc;
+  }
+
+  /** Counts a part as written: an earlier run has done it. */
+  trust(tensor: string, offset: number, bytes: number): void {
+    this.places.get(tensor)?.written.add(offset, offset + bytes);
   }
 
   /** Replaces the header by one of the same length, when its metadata is known only now. */
@@ -57,10 +107,15 @@ export class ShardWriter {
 
   private async writeAt(data: Uint8Array, position: number): Promise<void> {
     try {
-      for (let done = 0; done < data.byteLength; ) {
-        const { bytesWritten } = await this.handle.write(data, done, data.byteLength - done, position + done);
-        done += bytesWritten;
-      }
+      await writeAll(this.file, data, position);
+    } catch (error) {
+      throw asWriteError(this.path, error);
+    }
+  }
+
+  async sync(): Promise<void> {
+    try {
+      await this.file.sync();
     } catch (error) {
       throw asWriteError(this.path, error);
     }
@@ -69,11 +124,11 @@ export class ShardWriter {
   /** Checks that every byte was written, puts them on disk and closes the file. */
   async finish(): Promise<void> {
     for (const [tensor, { bytes, written }] of this.places) {
-      if (written !== bytes) throw new IncompleteOutputError(tensor, written, bytes);
+      if (written.bytes !== bytes) throw new IncompleteOutputError(tensor, written.bytes, bytes);
     }
+    await this.sync();
     try {
-      await this.handle.sync();
-      await this.handle.close();
+      await this.file.close();
     } catch (error) {
       throw asWriteError(this.path, error);
     }
@@ -81,9 +136,12 @@ export class ShardWriter {
 
   /** Closes the file as it is. */
   async abandon(): Promise<void> {
-    await this.handle.close().catch(() => {});
+    await this.file.close().catch(() => {});
   }
 }
 
-export const asWriteError = (path: string, error: unknown): WriteError =>
-  error instanceof WriteError ? error : new WriteError(path, (error as Error).message);
+export function asWriteError(path: string, error: unknown): WriteError {
+  if (error instanceof WriteError) return error;
+  const { message, code } = error as NodeJS.ErrnoException;
+  return new WriteError(path, message, code);
+}

@@ -62,12 +62,16 @@ try {
 
 function reportFailure(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+  const kept =
+    error instanceof MobeError && error.kept !== undefined
+      ? `What was finished is kept in ${error.kept}: run the same command again to go on from there.\n`
+      : '';
   if (error instanceof InterruptedError) {
-    process.stderr.write(`${error.message}\n`);
+    process.stderr.write(`${error.message}\n${kept}`);
     return 130;
   }
   if (error instanceof MobeError) {
-    process.stderr.write(`error: ${error.message}\n`);
+    process.stderr.write(`error: ${error.message}\n${kept}`);
     return error.exitCode;
   }
   // A failure nobody foresaw: the stack is what a bug report needs.

@@ -20,6 +20,12 @@ export const MODEL = [
 export const json = (): Option => new Option('--json', 'print one JSON object to stdout');
 export const force = (): Option => new Option('--force', 'replace what an earlier run left in the output folder');
 
+export const saveEvery = (): Option =>
+  new Option(
+    '--save-every <seconds>',
+    'how often a running fit is saved, to go on from after an interruption (default: 120)',
+  ).argParser(positiveNumber);
+
 export const format = (): Option =>
   new Option('--format <format>', 'mobe: native factors; hf: standard weights rebuilt from them')
     .choices(FORMATS)
@@ -113,7 +119,7 @@ export function addFactorisationOptions(command: Command): Command {
 
 /** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
-  const { json: _, force: __, tokenFile: ___, ca: ____, workers: _____, ...options } = flags;
+  const { json: _, force: __, tokenFile: ___, ca: ____, workers: _____, saveEvery: ______, ...options } = flags;
   return options as CompressOptions;
 }
 

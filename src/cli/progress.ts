@@ -11,12 +11,25 @@ const LINE_INTERVAL_MS = 10_000;
 
 type Phase = Extract<Progress, { kind: 'phase' }>;
 
-const TITLES = { check: 'checking weights', convert: 'converting', verify: 'comparing', copy: 'copying' } as const;
+const TITLES = {
+  resume: 'checking what is finished',
+  check: 'checking weights',
+  convert: 'converting',
+  verify: 'comparing',
+  copy: 'copying',
+} as const;
 
 export interface ProgressDisplay {
   readonly hooks: RunHooks;
   stop(): void;
 }
+
+/**
+ * Who asks to stop gets the terminal back within two seconds. A step of a large model takes longer than this, and a thread
+ * inside native code cannot be stopped: then the process ends as it is. What is finished, and the state saved last, is kept all
+ * the same; the lock it leaves is void.
+ */
+const STOP_WITHIN_MS = 1500;
 
 /** Also turns Ctrl-C and SIGTERM into an orderly stop: once asks, twice ends the process. */
 export function showProgress(): ProgressDisplay {
@@ -61,11 +74,23 @@ export function showProgress(): ProgressDisplay {
     }
   };
   const controller = new AbortController();
-  const interrupt = (): void => {
-    if (controller.signal.aborted) process.exit(130);
+  const interrupt = (signal: NodeJS.Signals): void => {
+    if (controller.signal.aborted) endNow(signal);
     bar?.stop();
     write('stopping (once more to stop at once) …');
+    const deadline = setTimeout(() => {
+      write(
+        'Interrupted in the middle of a step. Run the same command again to go on from what is finished or was saved.',
+      );
+      endNow(signal);
+    }, STOP_WITHIN_MS);
+    deadline.unref(); // it is for what keeps the process from ending
     controller.abort();
+  };
+  /** By the signal itself: leaving in an orderly way waits for threads that are inside native code. */
+  const endNow = (signal: NodeJS.Signals): void => {
+    for (const it of ['SIGINT', 'SIGTERM'] as const) process.removeAllListeners(it);
+    process.kill(process.pid, signal);
   };
   process.on('SIGINT', interrupt);
   process.on('SIGTERM', interrupt);

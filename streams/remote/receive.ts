@@ -107,7 +107,11 @@ class OutputSession {
     create: async (params) => {
       if (this.output || this.finished) throw new ProtocolError(this.peer, 'it creates an output twice');
       const { wanted, neededBytes, force } = checkParams(this.peer, '"create"', createParams, params);
-      const opened = await openFolder(this.folder, { wanted: wanted as WantedOutput, neededBytes, inputs: [] }, force);
+      const opened = await openFolder(
+        this.folder,
+        { wanted: wanted as WantedOutput, neededBytes, inputs: [] },
+        { force },
+      );
       if ('output' in opened) {
         this.output = opened.output;
         return null;

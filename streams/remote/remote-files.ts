@@ -1,4 +1,6 @@
 /** The files of a checkpoint that another machine serves (serve.ts), as if they were in a folder here. */
+
+import type { FileSystem } from '../../src/checkpoint/file-system.js';
 import { type ByteRange, type FileEntry, type Files, isRemote, LocalFiles } from '../../src/checkpoint/files.js';
 import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { ReadError, RemoteChangedError } from '../../src/errors.js';
@@ -6,8 +8,8 @@ import { connectFiles, type FileInfo, type RemoteFiles } from '../../src/transpo
 import type { PeerOptions } from './peer-options.js';
 
 /** Opens a checkpoint: a folder of this machine, or `ws://host:port/`. */
-export const openSource = (location: string, peers: PeerOptions = {}): Promise<Checkpoint> =>
-  openCheckpoint(location, isRemote(location) ? remoteFiles(location, peers) : new LocalFiles());
+export const openSource = (location: string, peers: PeerOptions = {}, fs?: FileSystem): Promise<Checkpoint> =>
+  openCheckpoint(location, isRemote(location) ? remoteFiles(location, peers) : new LocalFiles(fs));
 
 /**
  * Connects at the first use, and again after `close`. Files elsewhere than at `url` are read here, so that one reader serves a run
@@ -50,6 +52,8 @@ export function remoteFiles(url: string, peers: PeerOptions): Files {
       await files.read(file, start, bytes);
       return bytes;
     },
+    // What is served is compared at every new connection, and its server compares its files.
+    checkUnchanged: () => local.checkUnchanged(),
     async close() {
       const open = connection;
       connection = undefined;

@@ -116,7 +116,7 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
     name: url,
     async fit(given, onStep) {
       task = given;
-      const { experts, options, ...rest } = given;
+      const { experts, options, state: _, ...rest } = given; // files there are not ours
       const { learningRate, ...others } = options;
       const params = { ...rest, options: { ...others, ...(learningRate !== undefined && { learningRate }) } };
       const { bases: m, rank: r, cols: d, experts: n } = given.problem;

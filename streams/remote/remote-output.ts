@@ -113,6 +113,7 @@ function outputOver(ask: Requester, close: () => Promise<void>, fail: (reason: E
     async abandon() {
       writing?.pieces.destroy();
       fail(new InterruptedError());
+      return false;
     },
   };
   return output;
