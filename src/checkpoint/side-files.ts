@@ -1,4 +1,5 @@
 import { fileIn } from './files.js';
+import { MANIFEST_FILE } from './manifest.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from './open-checkpoint.js';
 
 /** Weights in other formats would describe the uncompressed model. */
@@ -24,7 +25,7 @@ export interface SideFile {
  */
 export async function listSideFiles({ folder, files }: Pick<Checkpoint, 'folder' | 'files'>): Promise<SideFile[]> {
   const held = (await files.list(folder)).filter(
-    ({ path }) => path !== CONFIG_FILE && path !== INDEX_FILE && !OTHER_WEIGHTS.test(path),
+    ({ path }) => path !== CONFIG_FILE && path !== INDEX_FILE && path !== MANIFEST_FILE && !OTHER_WEIGHTS.test(path),
   );
   const ours = held.some(({ path }) => path === REPORT_FILE);
   return held
