@@ -1,5 +1,5 @@
 /** A folder of factor files, filled group by group. What is finished stays, so a run that was interrupted goes on. */
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RangeReader } from '../src/checkpoint/files.js';
 import { checkDisk, checkOutside, listOutput } from '../src/checkpoint/output-folder.js';
@@ -53,7 +53,7 @@ export async function fillFactorFolder(target: FactorFolder): Promise<RunResult>
     groups: reports.sort(compareGroups),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
-  if (!already) await writeFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);
+  if (!already) await replaceFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);
   return { ...report, already };
 }
 
@@ -99,6 +99,7 @@ async function finishedGroups(
   const held = (await listOutput(folder)) ?? [];
   const own = new Set([
     REPORT_FILE,
+    `${REPORT_FILE}.partial`,
     ...groups.flatMap((group) => [factorFileName(group), `${factorFileName(group)}.partial`]),
   ]);
   const foreign = held.filter((name) => !own.has(name));
@@ -122,6 +123,14 @@ async function finishedGroups(
     finished.set(group, { ...metadata.report, seconds: 0 });
   }
   return finished;
+}
+
+/** Whole or not at all, and never through a link to somewhere else that lies in its place. */
+async function replaceFile(path: string, text: string): Promise<void> {
+  const partial = `${path}.partial`;
+  await rm(partial, { force: true });
+  await writeFile(partial, text, { flag: 'wx' });
+  await rename(partial, path);
 }
 
 const factorBytes = (group: GroupPlan): number => factorTensors(group).reduce((sum, { bytes }) => sum + bytes, 0);

@@ -5,11 +5,13 @@ import {
   OutputInsideInputError,
   OutputNotEmptyError,
   OutputNotWritableError,
+  UnsafePathError,
   WriteError,
 } from '../errors.js';
 import { formatBytes } from '../format.js';
 import { isRemote } from './files.js';
 import type { ShardLayout } from './layout.js';
+import { isPlainPath } from './plain-path.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
 
 export const PARTIAL_FOLDER = '.mobe-partial';
@@ -103,6 +105,7 @@ export class OutputFolder implements Output {
   }
 
   async reserve(layout: ShardLayout): Promise<void> {
+    checkPlain(this.folder, layout.file);
     const shard = await ShardWriter.create(this.partial(layout.file), layout);
     this.files.add(layout.file);
     this.shards.push(shard);
@@ -124,6 +127,7 @@ export class OutputFolder implements Output {
   }
 
   private async add(file: string, create: (target: string) => Promise<void>): Promise<void> {
+    checkPlain(this.folder, file);
     const target = this.partial(file);
     try {
       await mkdir(dirname(target), { recursive: true });
@@ -159,6 +163,11 @@ export class OutputFolder implements Output {
     await rm(this.partial(), { recursive: true, force: true });
     await rmdir(this.folder).catch(() => {}); // created by this run, or not empty and kept
   }
+}
+
+/** Names may come from another machine or a stranger's folder; none leads out of the output folder. */
+function checkPlain(folder: string, file: string): void {
+  if (!isPlainPath(file)) throw new UnsafePathError(folder, file);
 }
 
 /** Throws unless the disk that holds `folder`, or will, has room. */
