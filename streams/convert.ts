@@ -78,6 +78,7 @@ async function fill(conversion: Conversion, place: Output, reader: RangeReader):
       sinkError = error;
       stop.abort();
     });
+    await listSideFiles(plan.source); // refused now, not after hours
     await before?.(reader);
     for (const shard of plan.layout.shards) await output.reserve(shard);
     const groups: GroupReport[] = [];
