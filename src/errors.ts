@@ -83,9 +83,7 @@ export class UnsafePathError extends InputError {
     readonly file: string,
     readonly path: string,
   ) {
-    super(
-      `${file} names the shard ${JSON.stringify(path)}, which is not a plain file name. Refusing to leave the folder.`,
-    );
+    super(`${file} names the file ${JSON.stringify(path)}, which is not a plain name. Refusing to leave the folder.`);
   }
 }
 
@@ -505,6 +503,15 @@ export class CompilerMissingError extends InputError {
     super(
       `The C++ compiler "${compiler}" cannot be run (${reason}). Install one, e.g. with "apt install g++", or name yours in the environment variable CXX.`,
     );
+  }
+}
+
+export class DamagedManifestError extends InputError {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
+    super(`${file}: ${reason}. What it lists cannot be checked: copy the result again.`);
   }
 }
 

@@ -29,6 +29,7 @@ export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgr
 export { readExperts } from '../streams/read-experts.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/verify.js';
+export { type Integrity, verifyIntegrity } from '../streams/verify-manifest.js';
 export { ComputeWorker } from '../streams/worker-pool.js';
 export { writeCheckpoint } from '../streams/write-checkpoint.js';
 export { writeFactorFile } from '../streams/write-factors.js';

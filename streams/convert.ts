@@ -4,8 +4,10 @@ import { basename } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../src/checkpoint/files.js';
 import { encodeIndex } from '../src/checkpoint/layout.js';
+import { encodeManifest, MANIFEST_FILE } from '../src/checkpoint/manifest.js';
 import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
+import { seal } from '../src/checkpoint/seal.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
 import type { FinishedUnits, RunIdentity } from '../src/checkpoint/unfinished-run.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../src/conversion/groups.js';
@@ -24,6 +26,7 @@ import {
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
 import { blameSource } from './blame-source.js';
+import { type HashedOutput, hashOutput } from './hash-output.js';
 import { merge } from './highland.js';
 import { openOutput } from './open-output.js';
 import { passThrough } from './pass-through.js';
@@ -84,7 +87,8 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
 const isFinal = (error: unknown): boolean =>
   [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind);
 
-async function fill(conversion: Conversion, output: Output, { identity }: RunIdentity): Promise<StoredReport> {
+async function fill(conversion: Conversion, place: Output, { identity }: RunIdentity): Promise<StoredReport> {
+  const output = hashOutput(place);
   const { plan, run, out } = conversion;
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
@@ -98,6 +102,7 @@ async function fill(conversion: Conversion, output: Output, { identity }: RunIde
   run.signal?.addEventListener('abort', () => void output.sync?.().catch(() => {}), { once: true });
   try {
     output.onLost?.(onSinkError);
+    await listSideFiles(plan.source); // refused now, not after hours
     const groups = await write(conversion, output, statesIn(output, conversion, identity), signal, onSinkError);
     const report = await writeSmallFiles(conversion, output, groups);
     await plan.source.files.checkUnchanged();
@@ -176,7 +181,7 @@ async function resume(
 
 async function writeSmallFiles(
   conversion: Conversion,
-  output: Output,
+  output: HashedOutput,
   groups: readonly GroupReport[],
 ): Promise<StoredReport> {
   const { plan, config, modelling, record, started } = conversion;
@@ -211,9 +216,11 @@ async function writeSmallFiles(
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
     groups,
-    files: [...files, REPORT_FILE].sort(),
+    files: [...files, MANIFEST_FILE, REPORT_FILE].sort(),
   };
-  await output.writeText(REPORT_FILE, `${JSON.stringify(report, null, 2)}\n`);
+  // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.
+  await output.writeText(MANIFEST_FILE, encodeManifest(output.written));
+  await output.writeText(REPORT_FILE, seal(JSON.stringify(report, null, 2)));
   return report;
 }
 

@@ -1,5 +1,5 @@
 /** A folder of factor files, filled group by group. What is finished stays, so a run that was interrupted goes on. */
-import { rm, writeFile } from 'node:fs/promises';
+import { rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { clearPartial } from '../src/checkpoint/commit.js';
 import { nodeFileSystem } from '../src/checkpoint/file-system.js';
@@ -88,7 +88,7 @@ async function fillLocked(target: FactorFolder, partial: string): Promise<RunRes
     groups: reports.sort(compareGroups),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
-  if (!already) await writeFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);
+  if (!already) await replaceFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);
   return { ...report, already };
 }
 
@@ -151,6 +151,7 @@ async function finishedGroups(
   const held = (await listOutput(folder)) ?? [];
   const own = new Set([
     REPORT_FILE,
+    `${REPORT_FILE}.partial`,
     ...groups.flatMap((group) => [factorFileName(group), `${factorFileName(group)}.partial`]),
   ]);
   const foreign = held.filter((name) => !own.has(name));
@@ -175,6 +176,14 @@ async function finishedGroups(
     finished.set(group, { ...metadata.report, seconds: 0 });
   }
   return finished;
+}
+
+/** Whole or not at all, and never through a link to somewhere else that lies in its place. */
+async function replaceFile(path: string, text: string): Promise<void> {
+  const partial = `${path}.partial`;
+  await rm(partial, { force: true });
+  await writeFile(partial, text, { flag: 'wx' });
+  await rename(partial, path);
 }
 
 const factorBytes = (group: GroupPlan): number => factorTensors(group).reduce((sum, { bytes }) => sum + bytes, 0);

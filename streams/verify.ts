@@ -1,4 +1,5 @@
 import { floatBytes, isFloatDtype } from '../src/checkpoint/dtype.js';
+import { normaliseLocation } from '../src/checkpoint/files.js';
 import type { TensorInfo } from '../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../src/checkpoint/quantisation.js';
@@ -31,8 +32,9 @@ import type { SquaredError } from './compute.js';
 import { passThrough } from './pass-through.js';
 import type { RunHooks } from './progress.js';
 import { loadFactors } from './rebuild.js';
-import { openSource } from './remote/remote-files.js';
+import { openFiles, openSource } from './remote/remote-files.js';
 import { checkConfig, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
+import { checkManifest, type Integrity } from './verify-manifest.js';
 import { ComputeWorker } from './worker-pool.js';
 
 /** Errors are recomputed in f32; summation order aside they are the same. */
@@ -54,11 +56,14 @@ export interface Verification {
   readonly copiedBytes: number;
   readonly groups: readonly VerifiedGroup[];
   readonly sideFiles: number;
+  /** By the result's manifest; undefined where it has none. When it finds a problem, nothing more is compared. */
+  readonly integrity: Integrity | undefined;
   readonly seconds: number;
 }
 
 /**
- * Reads a result and its source again and compares: every passed-through tensor byte by byte, every factorised group's
+ * First that the result is what was written, by its manifest; then that what was written is right. Reads the result and its
+ * source again and compares: every passed-through tensor byte by byte, every factorised group's
  * error with the reported one, names, dtypes, shapes, index, config and side files. A damaged folder throws an
  * `InputError`; what differs is collected.
  */
@@ -68,8 +73,13 @@ export async function verify(
   { onProgress, signal, peers, ...options }: VerifyOptions = {},
 ): Promise<Verification> {
   const started = performance.now();
+  const hooks = { ...(onProgress && { onProgress }), ...(signal && { signal }) };
   const { engine: choice, threads } = resolveSettings(options);
   const original = await openSource(source, peers);
+  const integrity = await checkResult(out, { ...hooks, ...(peers && { peers }) });
+  // What is not as it was written need not be compared with the source.
+  if (integrity?.problems.length)
+    return { ...NOTHING_COMPARED, ...integrity, integrity, seconds: secondsSince(started) };
   const result = await openSource(out, peers);
   const report = await readReport(result.folder, result.files);
   if (!report || report.kind === 'fit')
@@ -99,12 +109,7 @@ export async function verify(
     const groupBytes = groups.reduce((sum, group) => sum + sourceBytes(group), 0);
     const bytesToCopy = plan.copies.reduce((sum, copy) => sum + copyBytes(copy), 0);
     onProgress?.({ kind: 'phase', phase: 'verify', groups: groups.length, bytes: bytesToCopy + groupBytes });
-    copiedBytes = await compareCopies(
-      plan,
-      result,
-      { ...(onProgress && { onProgress }), ...(signal && { signal }) },
-      problems,
-    );
+    copiedBytes = await compareCopies(plan, result, hooks, problems);
     let bytes = copiedBytes;
     for (const group of groups) {
       if (signal?.aborted) throw new InterruptedError();
@@ -136,9 +141,19 @@ export async function verify(
     copiedBytes,
     groups: measured.sort(compareGroups),
     sideFiles,
-    seconds: (performance.now() - started) / 1000,
+    integrity,
+    seconds: secondsSince(started),
   };
 }
+
+async function checkResult(out: string, hooks: RunHooks): Promise<Integrity | undefined> {
+  const files = openFiles(out, hooks.peers);
+  return checkManifest(normaliseLocation(out), files, hooks).finally(() => files.close());
+}
+
+const NOTHING_COMPARED = { copiedTensors: 0, copiedBytes: 0, groups: [], sideFiles: 0 };
+
+const secondsSince = (started: number): number => (performance.now() - started) / 1000;
 
 const sizeOf = (tensor: TensorInfo | undefined): number | undefined => tensor && tensor.end - tensor.start;
 

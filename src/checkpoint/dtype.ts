@@ -31,13 +31,12 @@ export const isFloatDtype = (dtype: string): dtype is FloatDtype =>
 /** Bytes of one element of a dtype we compute with. */
 export const floatBytes = (dtype: FloatDtype): number => (dtype === 'F32' ? 4 : 2);
 
-/** Elements of a tensor; 1 for a scalar. */
-export const elementCount = (shape: readonly number[]): number => shape.reduce((count, size) => count * size, 1);
+/** Elements of a tensor; 1 for a scalar, 0 if any size is. Rounded above 2^53, infinite above 2^1024: more than any file has. */
+export const elementCount = (shape: readonly number[]): number =>
+  shape.includes(0) ? 0 : shape.reduce((count, size) => count * size, 1);
 
-/** Bytes of a tensor, or undefined where the dtype is unknown or its elements do not fill whole bytes. */
+/** Bytes of a tensor, not whole where its elements do not fill them; undefined where the dtype is unknown. */
 export function byteLength(dtype: string, shape: readonly number[]): number | undefined {
   const bits = Object.hasOwn(BITS, dtype) ? BITS[dtype] : undefined;
-  if (bits === undefined) return undefined;
-  const total = bits * elementCount(shape);
-  return total % 8 === 0 ? total / 8 : undefined;
+  return bits === undefined ? undefined : (bits * elementCount(shape)) / 8;
 }

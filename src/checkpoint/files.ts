@@ -88,12 +88,14 @@ export class LocalFiles implements Files {
     const root = resolve(folder);
     const entries: FileEntry[] = [];
     const visit = async (below: string): Promise<void> => {
-      for (const name of await readdir(join(root, below))) {
+      for (const found of await readdir(join(root, below), { withFileTypes: true })) {
+        const { name } = found;
         if (name.startsWith('.')) continue;
         const path = below ? `${below}/${name}` : name;
-        // Followed: download caches store files as symbolic links to blobs. A dangling one is no file.
+        // Links to files are followed: download caches store files as links to blobs. A dangling one is no file. Links to
+        // folders are not: nothing makes them, and two of them to "." would make a tree of 2^40 folders.
         const entry = await stat(join(root, path)).catch(() => undefined);
-        if (entry?.isDirectory()) await visit(path);
+        if (found.isDirectory()) await visit(path);
         else if (entry?.isFile()) entries.push({ path, bytes: entry.size });
       }
     };

@@ -14,10 +14,18 @@ import {
 import { duplicateKey } from './duplicate-key.js';
 import { type Files, fileIn, LocalFiles, normaliseLocation } from './files.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type TensorInfo } from './header.js';
+import { isDeeperThan } from './json-depth.js';
+import { isPlainPath } from './plain-path.js';
 
 export const INDEX_FILE = 'model.safetensors.index.json';
 export const SINGLE_FILE = 'model.safetensors';
 export const CONFIG_FILE = 'config.json';
+
+/** Index files reach 60 MB, and a text can have 2^29 characters. */
+const MAX_JSON_BYTES = 256 * 1024 * 1024;
+
+/** Configs nest some six deep; what walks them does so by recursion. */
+const MAX_JSON_DEPTH = 64;
 
 export interface Shard {
   /** Absolute path, or a URL. */
@@ -102,7 +110,9 @@ async function readHeader(path: string, files: Files): Promise<{ json: Uint8Arra
 
 /** A whole text file. */
 async function readText(path: string, files: Files): Promise<string> {
-  return new TextDecoder().decode(await files.readRange({ file: path, start: 0, end: await files.size(path) }));
+  const end = await files.size(path);
+  if (end > MAX_JSON_BYTES) throw new InvalidJsonError(path, `it has ${end} bytes, the limit is ${MAX_JSON_BYTES}`);
+  return new TextDecoder().decode(await files.readRange({ file: path, start: 0, end }));
 }
 
 /** shard file → the tensors the index places in it */
@@ -114,8 +124,7 @@ async function readIndex(path: string, files: Files): Promise<Map<string, string
   const placed = new Map<string, string[]>();
   for (const [tensor, file] of Object.entries(weightMap)) {
     if (typeof file !== 'string') throw new InvalidJsonError(path, `"weight_map" places "${tensor}" in no file`);
-    if (basename(file) !== file || file === '' || file === '..' || file.includes('\\'))
-      throw new UnsafePathError(path, file);
+    if (basename(file) !== file || !isPlainPath(file)) throw new UnsafePathError(path, file);
     const tensors = placed.get(file);
     if (tensors) tensors.push(tensor);
     else placed.set(file, [tensor]);
@@ -135,6 +144,7 @@ export async function readJsonObject(path: string, files: Files): Promise<Record
 }
 
 function parseJsonObject(text: string, path: string): Record<string, unknown> {
+  if (isDeeperThan(MAX_JSON_DEPTH, text)) throw new InvalidJsonError(path, `it nests deeper than ${MAX_JSON_DEPTH}`);
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -1,6 +1,6 @@
 import { dirname, join } from 'node:path';
 import { crc32 } from 'node:zlib';
-import { MobeError, OutputNotEmptyError, OutputNotWritableError, WriteError } from '../errors.js';
+import { MobeError, OutputNotEmptyError, OutputNotWritableError, UnsafePathError, WriteError } from '../errors.js';
 import { clearPartial, moveFiles } from './commit.js';
 import { type FileSystem, nodeFileSystem, writeSynced } from './file-system.js';
 import { checkDisk, listOutput, removeIfEmpty } from './folder-checks.js';
@@ -15,6 +15,7 @@ import {
 } from './journal.js';
 import type { ShardLayout } from './layout.js';
 import type { Output } from './output.js';
+import { isPlainPath } from './plain-path.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
 import {
   checkSameRun,
@@ -165,6 +166,7 @@ export class OutputFolder implements Output {
   }
 
   async reserve(layout: ShardLayout): Promise<void> {
+    checkPlain(this.folder, layout.file);
     if (this.shards.has(layout.file)) return; // from before the interruption
     if (this.run && !this.journal) await this.openJournal({ identity: this.run.identity, entries: [] });
     this.hold(layout.file, await ShardWriter.create(this.partial(layout.file), layout, this.fs));
@@ -177,6 +179,10 @@ export class OutputFolder implements Output {
     await this.record({ part: { tensor, offset, bytes: data.byteLength, crc: crc32(data) } });
     this.unsynced += data.byteLength;
     if (this.journal && this.unsynced >= SYNC_BYTES) await this.sync();
+  }
+
+  async readBack(tensor: string, offset: number, target: Uint8Array): Promise<void> {
+    await this.holder.get(tensor)?.read(tensor, offset, target);
   }
 
   async finish(unit: string, note: unknown): Promise<void> {
@@ -211,6 +217,7 @@ export class OutputFolder implements Output {
   }
 
   private async add(file: string, content: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
+    checkPlain(this.folder, file);
     const target = this.partial(file);
     try {
       await this.fs.mkdir(dirname(target));
@@ -268,3 +275,7 @@ export class OutputFolder implements Output {
 
 const partBytes = (journal: JournalContent | undefined): number =>
   journal?.entries.reduce((sum, entry) => sum + ('part' in entry ? entry.part.bytes : 0), 0) ?? 0;
+/** Names may come from another machine or a stranger's folder; none leads out of the output folder. */
+function checkPlain(folder: string, file: string): void {
+  if (!isPlainPath(file)) throw new UnsafePathError(folder, file);
+}

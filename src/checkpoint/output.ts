@@ -19,6 +19,8 @@ export interface Output {
   reserve(layout: ShardLayout): Promise<void>;
   /** Writes part of a reserved tensor, `offset` bytes into it. */
   write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
+  /** Reads back part of a tensor that `resume` has found finished. */
+  readBack?(tensor: string, offset: number, target: Uint8Array): Promise<void>;
   /** A unit is finished; `note` (JSON) is given back where the run is resumed. */
   finish?(unit: string, note: unknown): Promise<void>;
   /** Puts on disk what was written so far. */

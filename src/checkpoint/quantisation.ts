@@ -26,7 +26,9 @@ const ATTACHMENT = /^(.+)\.(?:weight_scale_inv|weight_scale|weight_shape|input_s
 /** `quantization_config` as far as it is looked at. */
 interface QuantisationConfig {
   readonly weight_block_size?: unknown;
-  readonly config_groups?: Readonly<Record<string, { readonly weights?: Readonly<Record<string, unknown>> | null }>>;
+  readonly config_groups?: Readonly<
+    Record<string, { readonly weights?: Readonly<Record<string, unknown>> | null } | null>
+  >;
 }
 
 /** Where a config keeps it: multimodal models nest their language model's. */
@@ -107,7 +109,7 @@ function packedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMatrix {
   const part = (suffix: string): TensorInfo | undefined => checkpoint.tensors.get(`${base}_${suffix}`);
   let configured: unknown;
   for (const group of Object.values(quantisationConfig(checkpoint.config)?.config_groups ?? {})) {
-    const { num_bits: bits = 4, type = 'int', symmetric = true, group_size: size } = group.weights ?? {};
+    const { num_bits: bits = 4, type = 'int', symmetric = true, group_size: size } = group?.weights ?? {};
     if (bits !== 4 || type !== 'int' || symmetric !== true)
       throw unsupported(
         `the config says ${symmetric === true ? '' : 'asymmetric '}${String(type)} of ${String(bits)} bits`,

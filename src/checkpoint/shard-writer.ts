@@ -1,5 +1,5 @@
 import { crc32 } from 'node:zlib';
-import { IncompleteOutputError, WriteError } from '../errors.js';
+import { IncompleteOutputError, ReadError, WriteError } from '../errors.js';
 import { Coverage } from './coverage.js';
 import { type FileSystem, nodeFileSystem, type OpenFile, readAll, writeAll } from './file-system.js';
 import { READ_BYTES } from './files.js';
@@ -92,6 +92,13 @@ export class ShardWriter {
       done += part.byteLength;
     }
     return crc;
+  }
+
+  /** Reads back part of a tensor. */
+  async read(tensor: string, offset: number, target: Uint8Array): Promise<void> {
+    const { position } = this.places.get(tensor) as { position: number };
+    if (!(await readAll(this.file, target, position + offset)))
+      throw new ReadError(this.path, position + offset, 'the file ends there');
   }
 
   /** Counts a part as written: an earlier run has done it. */

@@ -1,5 +1,8 @@
+import { UnsafePathError } from '../errors.js';
 import { fileIn } from './files.js';
+import { MANIFEST_FILE } from './manifest.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from './open-checkpoint.js';
+import { isPlainPath } from './plain-path.js';
 
 /** Weights in other formats would describe the uncompressed model. */
 const OTHER_WEIGHTS = /\.(safetensors|bin|pth|pt|ckpt|gguf|onnx|h5|msgpack)$|\.index\.json$/;
@@ -20,12 +23,14 @@ export interface SideFile {
 /**
  * What a checkpoint holds beside weights, index and config: tokenizer, generation settings, remote code, templates,
  * licence. Hidden files are left behind (download caches, version control). A source's README is kept under another name,
- * unless it is the card of a result of ours, which a new one replaces.
+ * unless it is the card of a result of ours, which a new one replaces. Throws `UnsafePathError` for a name that leads elsewhere.
  */
 export async function listSideFiles({ folder, files }: Pick<Checkpoint, 'folder' | 'files'>): Promise<SideFile[]> {
   const held = (await files.list(folder)).filter(
-    ({ path }) => path !== CONFIG_FILE && path !== INDEX_FILE && !OTHER_WEIGHTS.test(path),
+    ({ path }) => path !== CONFIG_FILE && path !== INDEX_FILE && path !== MANIFEST_FILE && !OTHER_WEIGHTS.test(path),
   );
+  // A peer's may be anything, and a folder's what another system takes for a path.
+  for (const { path } of held) if (!isPlainPath(path)) throw new UnsafePathError(folder, path);
   const ours = held.some(({ path }) => path === REPORT_FILE);
   return held
     .filter(({ path }) => path !== REPORT_FILE && !(ours && path === CARD_FILE))

@@ -1,37 +1,50 @@
 import { Command } from 'commander';
 import { type Verification, verify } from '../../streams/verify.js';
+import { type Integrity, verifyIntegrity } from '../../streams/verify-manifest.js';
 import { groupLabel } from '../conversion/groups.js';
 import { VerificationError } from '../errors.js';
 import { formatBytes, formatSeconds } from '../format.js';
-import { compressOptions, engine, json, MODEL, threads } from './options.js';
+import { compressOptions, engine, json, threads } from './options.js';
 import { ca, peerOptions, tokenFile } from './peers.js';
 import { showProgress } from './progress.js';
 import { formatTable, left, right } from './table.js';
 
 export function verifyCommand(): Command {
   return new Command('verify')
-    .description('read a result and its source again and compare them')
-    .argument(...MODEL)
-    .argument('<out>', 'folder that compress, export or expand wrote')
+    .description(
+      'check a result: with its source, compare the two; alone, whether every byte is as it was written (by its manifest)',
+    )
+    .argument(
+      '<model>',
+      'the source, a folder or ws://host:port/ of "mobe serve"; left out: only the manifest is checked',
+    )
+    .argument('[out]', 'folder that compress, export or expand wrote')
     .addOption(engine())
     .addOption(threads())
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(json())
-    .action(async (model: string, out: string, flags) => {
+    .action(async (first: string, second: string | undefined, flags) => {
       const display = showProgress();
       const peers = await peerOptions(flags);
-      const result = await verify(model, out, { ...compressOptions(flags), ...display.hooks, peers }).finally(() =>
-        display.stop(),
-      );
-      process.stdout.write(`${flags.json ? JSON.stringify(result, null, 2) : describe(out, result)}\n`);
+      const hooks = { ...display.hooks, peers };
+      const check = async () => {
+        if (second === undefined) {
+          const result = await verifyIntegrity(first, hooks);
+          return { result, text: describeIntegrity(first, result) };
+        }
+        const result = await verify(first, second, { ...compressOptions(flags), ...hooks });
+        return { result, text: describe(second, result) };
+      };
+      const { result, text } = await check().finally(() => display.stop());
+      process.stdout.write(`${flags.json ? JSON.stringify(result, null, 2) : text}\n`);
       if (result.problems.length) throw new VerificationError(result.problems);
     });
 }
 
 function describe(
   out: string,
-  { groups, copiedTensors, copiedBytes, sideFiles, problems, seconds }: Verification,
+  { groups, copiedTensors, copiedBytes, sideFiles, problems, integrity, seconds }: Verification,
 ): string {
   const table = formatTable(
     [left('group'), right('relative error'), right('reported')],
@@ -41,7 +54,20 @@ function describe(
       reported?.toFixed(6) ?? '-',
     ]),
   );
+  if (integrity?.problems.length) return describeIntegrity(out, integrity);
   const compared = `${copiedTensors} tensors (${formatBytes(copiedBytes)}) and ${sideFiles} side files compared byte by byte, ${groups.length} groups recomputed, in ${formatSeconds(seconds)}`;
   const verdict = problems.length ? `${out} is not what it should be (see below).` : `${out} is right.`;
-  return [groups.length ? table : '', compared, verdict].filter(Boolean).join('\n\n');
+  const written = integrity ? describeIntegrity(out, integrity) : '';
+  return [written, groups.length ? table : '', compared, verdict].filter(Boolean).join('\n\n');
+}
+
+function describeIntegrity(out: string, { files, tensors, bytes, unlisted, problems, seconds }: Integrity): string {
+  const hashed = `${files} files, ${tensors} tensors (${formatBytes(bytes)}) hashed in ${formatSeconds(seconds)}`;
+  const others = unlisted.length
+    ? `Not written by the conversion, and not checked: ${unlisted.slice(0, 5).join(', ')}${unlisted.length > 5 ? ', …' : ''}.`
+    : '';
+  const verdict = problems.length
+    ? `${out} is not as it was written (see below).`
+    : `${out} is, byte for byte, what was written.`;
+  return [hashed, others, verdict].filter(Boolean).join('\n');
 }

@@ -2,16 +2,17 @@
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Files, fileIn, LocalFiles } from '../checkpoint/files.js';
+import { MANIFEST_FILE } from '../checkpoint/manifest.js';
 import { CONFIG_FILE, INDEX_FILE, readJsonObject } from '../checkpoint/open-checkpoint.js';
 import { listOutput } from '../checkpoint/output-folder.js';
 import { OutputNotEmptyError } from '../errors.js';
 import { REPORT_FILE, type StoredReport } from './report.js';
+import { parseReport } from './stored-report.js';
 
 /** The record in a folder, or undefined where there is none that can be read. */
 export async function readReport(folder: string, files: Files = new LocalFiles()): Promise<StoredReport | undefined> {
   try {
-    const report = (await readJsonObject(fileIn(folder, REPORT_FILE), files)) as unknown as StoredReport;
-    return report.version === 1 && Array.isArray(report.files) && Array.isArray(report.groups) ? report : undefined;
+    return parseReport(await readJsonObject(fileIn(folder, REPORT_FILE), files));
   } catch {
     return undefined;
   } finally {
@@ -37,7 +38,9 @@ export async function examineOutput(folder: string, wanted: WantedOutput, force:
   const held = await listOutput(folder);
   if (!held?.length) return { replaces: [] };
   const report = await readReport(folder);
-  if (force) return { replaces: report ? topLevel(report.files) : held.filter(isCheckpointFile) };
+  // Only what is there: a record may be anybody's, and what it names is removed.
+  const own = report ? topLevel(report.files) : undefined;
+  if (force) return { replaces: held.filter((name) => own?.has(name) ?? isCheckpointFile(name)) };
   if (!report) throw new OutputNotEmptyError(folder, `is not empty (it holds ${held.slice(0, 3).join(', ')})`);
   const difference = describeDifference(report, wanted);
   if (difference) throw new OutputNotEmptyError(folder, `holds another result (${difference})`);
@@ -50,11 +53,10 @@ export async function examineOutput(folder: string, wanted: WantedOutput, force:
 }
 
 const isCheckpointFile = (name: string): boolean =>
-  /\.safetensors$/.test(name) || [INDEX_FILE, CONFIG_FILE, REPORT_FILE, 'README.md'].includes(name);
+  /\.safetensors$/.test(name) || [INDEX_FILE, CONFIG_FILE, MANIFEST_FILE, REPORT_FILE, 'README.md'].includes(name);
 
-const topLevel = (files: readonly string[]): string[] => [
-  ...new Set(files.map((file) => file.split('/')[0] as string)),
-];
+const topLevel = (files: readonly string[]): ReadonlySet<string | undefined> =>
+  new Set(files.map((file) => file.split('/')[0]));
 
 export function describeDifference(
   report: Pick<WantedOutput, 'kind' | 'sourceFingerprint' | 'settings'>,

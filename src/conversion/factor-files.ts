@@ -3,7 +3,7 @@ import { readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { isFloatDtype } from '../checkpoint/dtype.js';
-import { LocalFiles } from '../checkpoint/files.js';
+import { type Files, LocalFiles } from '../checkpoint/files.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { openShard, readMetadata } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
@@ -73,8 +73,7 @@ export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
   return opened.sort((a, b) => compareGroups(a.metadata.report, b.metadata.report));
 }
 
-export async function openFactorFile(path: string): Promise<FactorFile> {
-  const files = new LocalFiles();
+export async function openFactorFile(path: string, files: Files = new LocalFiles()): Promise<FactorFile> {
   try {
     return await readFactorFile(path, files);
   } finally {
@@ -82,7 +81,7 @@ export async function openFactorFile(path: string): Promise<FactorFile> {
   }
 }
 
-async function readFactorFile(path: string, files: LocalFiles): Promise<FactorFile> {
+async function readFactorFile(path: string, files: Files): Promise<FactorFile> {
   const { tensors } = await openShard(path, files);
   const metadata = parseMetadata(path, (await readMetadata(path, files))[METADATA_KEY]);
   const named = (name: string, dimensions: number): TensorInfo => {

@@ -38,7 +38,9 @@ export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
       bases,
     };
     const key = `${prefix}${short}`;
-    layers.set(key, [...(layers.get(key) ?? []), named]);
+    const parts = layers.get(key);
+    if (parts) parts.push(named);
+    else layers.set(key, [named]);
   }
   if (layers.size === 0) {
     throw new UnknownModelError(
@@ -47,18 +49,17 @@ export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
     );
   }
   return [...layers.values()].flatMap((parts) => {
-    const groups = parts.some(({ numbered }) => numbered) ? 1 + Math.max(...parts.map(({ group }) => group)) : 1;
-    if (parts.length !== groups) throw incomplete(parts, groups, checkpoint);
+    const last = parts.reduce((most, { group }) => Math.max(most, group), 0);
+    const groups = parts.some(({ numbered }) => numbered) ? 1 + last : 1;
+    if (parts.length !== groups) throw incomplete(parts, checkpoint);
     return parts.map((part) => nativeGroup(checkpoint, { ...part, groups }));
   });
 }
 
-function incomplete(
-  parts: ReadonlyArray<{ bases: TensorInfo; group: number }>,
-  groups: number,
-  checkpoint: Checkpoint,
-) {
-  const missing = Array.from({ length: groups }, (_, i) => i).find((i) => !parts.some(({ group }) => group === i));
+function incomplete(parts: ReadonlyArray<{ bases: TensorInfo; group: number }>, checkpoint: Checkpoint) {
+  const held = new Set(parts.map(({ group }) => group));
+  let missing = 0;
+  while (held.has(missing)) missing++;
   const name = parts[0]?.bases.name ?? '';
   return new MissingExpertError(name.replace(/\d+$/, String(missing)), checkpoint.folder);
 }
@@ -80,6 +81,13 @@ function nativeGroup(checkpoint: Checkpoint, named: Named): GroupPlan {
       coefficients.name,
       coefficients.file,
       `has shape [${coefficients.shape}] for ${m} bases`,
+    );
+  // Each expert is a tensor, so there are fewer; a damaged shape could ask for any number.
+  if (coefficients.shape.includes(0) || bases.shape.includes(0) || n > checkpoint.tensors.size)
+    throw new UnequalExpertError(
+      coefficients.name,
+      coefficients.file,
+      `has shape [${coefficients.shape}], its bases [${bases.shape}], in a checkpoint of ${checkpoint.tensors.size} tensors`,
     );
   const { dtype } = bases;
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(bases.name, bases.file, dtype);

@@ -13,6 +13,9 @@ const SEPARATE =
 /** All experts of a layer in one tensor: gate over up (n, 2p, d), and down (n, d, p). */
 const FUSED = /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(gate_up_proj|down_proj)$/;
 
+/** Of a layer; published models have up to 512. Each of a fused tensor's becomes an object here, so a shape must not ask for any number. */
+const MAX_EXPERTS = 65_536;
+
 const PROJECTION: Readonly<Record<string, Projection>> = { w1: 'gate_proj', w3: 'up_proj', w2: 'down_proj' };
 
 /** An expert matrix and the slot it belongs to. */
@@ -62,6 +65,8 @@ function slices(
     throw new UnsupportedLayoutError(name, file, `they are ${dtype}; fused ones are read from F32, F16 and BF16`);
   checkOrientation(tensor, prefix, checkpoint);
   const [experts, allRows, cols] = shape as [number, number, number];
+  if (experts > MAX_EXPERTS || shape.includes(0))
+    throw new UnequalExpertError(name, file, `has shape [${shape}]: more than ${MAX_EXPERTS} experts, or empty ones`);
   const rows = allRows / projections.length;
   return Array.from({ length: experts * projections.length }, (_, i) => {
     const expert = Math.floor(i / projections.length);

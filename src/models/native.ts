@@ -88,9 +88,14 @@ export function denseConfig({ mobe }: Readonly<Record<string, unknown>>): Config
  * 10000.0 into 10000, which a strict loader takes for an integer.
  */
 export function editConfig(text: string, changes: ConfigChanges): string {
-  const formattingOptions = { insertSpaces: true, tabSize: 2, eol: '\n' };
+  const options = isFormattable(text) ? { formattingOptions: { insertSpaces: true, tabSize: 2, eol: '\n' } } : {};
   return Object.entries(changes).reduce(
-    (edited, [path, value]) => applyEdits(edited, modify(edited, path.split('.'), value, { formattingOptions })),
+    (edited, [path, value]) => applyEdits(edited, modify(edited, path.split('.'), value, options)),
     text,
   );
 }
+
+/** jsonc-parser formats the line that it changed, in time that grows with the square of its length: 25 s for 100 KB. */
+const MAX_FORMATTED_LINE = 10_000;
+
+const isFormattable = (text: string): boolean => text.split('\n').every(({ length }) => length <= MAX_FORMATTED_LINE);

@@ -1,18 +1,12 @@
 /** What a conversion and the machine that keeps its result say to each other: docs/wire.md, "Output". Checked on arrival. */
 import { z } from 'zod';
 import { MAX_HEADER_BYTES } from '../../src/checkpoint/header.js';
+import { isPlainPath } from '../../src/checkpoint/plain-path.js';
 
 export const OUTPUT_SERVICE = 'output';
 
 /** Paths below the output folder: of side files too, whose folders come along. */
-const path = z
-  .string()
-  .min(1)
-  .max(1024)
-  .refine(
-    (text) => !text.startsWith('/') && !/(^|[/\\])\.\.?([/\\]|$)|\\|\0|^[a-zA-Z]:/.test(text),
-    'not a plain path',
-  );
+const path = z.string().min(1).max(1024).refine(isPlainPath, 'not a plain path');
 
 /** The first request. The answer is the report of the very same result, where it is there already, or null. */
 export const createParams = z.strictObject({

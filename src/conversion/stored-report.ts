@@ -1,0 +1,29 @@
+/** The record of a result, read back. Folders come from strangers, so nothing in it is taken on trust. */
+import { z } from 'zod';
+import { isPlainPath } from '../checkpoint/plain-path.js';
+import { PROJECTIONS } from '../models/family.js';
+import type { StoredReport } from './report.js';
+
+const group = z.looseObject({
+  layer: z.int().nonnegative(),
+  projection: z.enum(PROJECTIONS),
+  group: z.int().nonnegative(),
+  groups: z.int().positive(),
+  seconds: z.number(),
+  relativeError: z.number().optional(),
+});
+
+const reportSchema = z.looseObject({
+  version: z.literal(1),
+  kind: z.enum(['compress', 'export', 'expand', 'fit']),
+  sourceFingerprint: z.string(),
+  settings: z.record(z.string(), z.unknown()),
+  files: z.array(z.string().refine(isPlainPath)),
+  groups: z.array(group),
+});
+
+/** Throws a `ZodError` where it is not the record of a result. */
+export function parseReport(record: Readonly<Record<string, unknown>>): StoredReport {
+  reportSchema.parse(record);
+  return record as unknown as StoredReport;
+}

@@ -1,0 +1,90 @@
+import { READ_BYTES } from '../src/checkpoint/files.js';
+import type { ShardLayout } from '../src/checkpoint/layout.js';
+import { hashParts, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
+import type { Output } from '../src/checkpoint/output-folder.js';
+import type { Unit } from '../src/checkpoint/unfinished-run.js';
+import { WriteError } from '../src/errors.js';
+
+export interface HashedOutput extends Output {
+  /** The hashes of all that was given to it so far. */
+  readonly written: Manifest;
+}
+
+/**
+ * Hashes what passes on its way to `output`, while it is written: nothing is read again, and nothing is held but one part.
+ * Parts of a tensor may come in any order, so each is hashed for itself.
+ */
+export function hashOutput(output: Output): HashedOutput {
+  const written = new Map<string, ManifestPart[]>();
+  const places = new Map<string, { parts: ManifestPart[]; start: number }>();
+  const begin = (file: string): ManifestPart[] => {
+    const parts: ManifestPart[] = [];
+    written.set(file, parts);
+    return parts;
+  };
+  /** Hashing runs on another thread, beside the writing. */
+  const both = async (writing: Promise<void>, parts: ManifestPart[], hashing: Promise<ManifestPart[]>) => {
+    const [own] = await Promise.all([hashing, writing]);
+    parts.push(...own);
+  };
+  const place = ({ file, header, tensors }: ShardLayout): ManifestPart[] => {
+    const known = written.get(file);
+    if (known) return known;
+    const parts = begin(file);
+    let start = header.byteLength;
+    for (const { name, bytes } of tensors) {
+      places.set(name, { parts, start });
+      start += bytes;
+    }
+    return parts;
+  };
+  /** What an interrupted run has written is read once more. */
+  const hashFinished = async (unit: Unit): Promise<void> => {
+    for (const { tensor, offset, bytes } of unit.parts) {
+      for (let from = offset; from < offset + bytes; from += READ_BYTES) {
+        const data = new Uint8Array(Math.min(READ_BYTES, offset + bytes - from));
+        await output.readBack?.(tensor, from, data);
+        const { parts, start } = places.get(tensor) as { parts: ManifestPart[]; start: number };
+        parts.push(...(await hashParts(data, start + from, tensor)));
+      }
+    }
+  };
+  return {
+    written,
+    ...(output.workspace !== undefined && { workspace: output.workspace }),
+    async resume(layouts, units, onBytes) {
+      const finished = (await output.resume?.(layouts, units, onBytes)) ?? new Map();
+      layouts.forEach(place);
+      for (const unit of units) if (finished.has(unit.id)) await hashFinished(unit);
+      return finished;
+    },
+    async reserve(layout) {
+      await both(output.reserve(layout), place(layout), hashParts(layout.header, 0));
+    },
+    async write(tensor, offset, data) {
+      const place = places.get(tensor);
+      if (!place) throw new WriteError('the output', `no room is reserved for "${tensor}"`);
+      await both(output.write(tensor, offset, data), place.parts, hashParts(data, place.start + offset, tensor));
+    },
+    async writeText(file, text) {
+      await both(output.writeText(file, text), begin(file), hashParts(new TextEncoder().encode(text), 0));
+    },
+    async writeFile(file, bytes, content) {
+      const parts = begin(file);
+      const hashed = async function* (): AsyncGenerator<Uint8Array> {
+        let start = 0;
+        for await (const data of content) {
+          parts.push(...(await hashParts(data, start)));
+          start += data.byteLength;
+          yield data;
+        }
+      };
+      await output.writeFile(file, bytes, hashed());
+    },
+    finish: async (unit, note) => output.finish?.(unit, note),
+    sync: async () => output.sync?.(),
+    commit: (last) => output.commit(last),
+    abandon: (keep) => output.abandon(keep),
+    onLost: (listener) => output.onLost?.(listener),
+  };
+}
