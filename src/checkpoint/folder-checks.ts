@@ -1,5 +1,5 @@
 /** What is asked of an output folder before anything is written to it. */
-import { readdir, realpath } from 'node:fs/promises';
+import { lstat, readdir, realpath, unlink } from 'node:fs/promises';
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import { DiskTooSmallError, OutputInsideInputError, OutputNotWritableError } from '../errors.js';
 import { formatBytes } from '../format.js';
@@ -58,4 +58,10 @@ export async function checkDisk(folder: string, neededBytes: number, fs: FileSys
 export async function removeIfEmpty(folder: string, fs: FileSystem = nodeFileSystem): Promise<void> {
   await fs.rmdir(join(folder, PARTIAL_FOLDER)).catch(() => {});
   await fs.rmdir(folder).catch(() => {});
+}
+
+/** A link in the place of a folder of ours is removed: nothing is written through it. */
+export async function removeLink(path: string): Promise<void> {
+  const entry = await lstat(path).catch(() => undefined);
+  if (entry?.isSymbolicLink()) await unlink(path);
 }

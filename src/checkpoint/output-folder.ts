@@ -3,7 +3,7 @@ import { crc32 } from 'node:zlib';
 import { MobeError, OutputNotEmptyError, OutputNotWritableError, UnsafePathError, WriteError } from '../errors.js';
 import { clearPartial, moveFiles } from './commit.js';
 import { type FileSystem, nodeFileSystem, writeSynced } from './file-system.js';
-import { checkDisk, listOutput, removeIfEmpty } from './folder-checks.js';
+import { checkDisk, listOutput, removeIfEmpty, removeLink } from './folder-checks.js';
 import { type FolderLock, lockFolder } from './folder-lock.js';
 import {
   JOURNAL_FILE,
@@ -73,6 +73,7 @@ export class OutputFolder implements Output {
     };
     await checkForeign();
     const partial = join(folder, PARTIAL_FOLDER);
+    await removeLink(partial);
     const before = force ? undefined : await findUnfinished(folder, fs).catch(() => undefined);
     await checkDisk(folder, neededBytes - partBytes(before), fs);
     let lock: FolderLock | undefined;
@@ -101,6 +102,7 @@ export class OutputFolder implements Output {
     { run, force = false, fs = nodeFileSystem }: Omit<OutputFolderOptions, 'neededBytes' | 'replaces'>,
   ): Promise<readonly string[]> {
     const partial = join(folder, PARTIAL_FOLDER);
+    await removeLink(partial);
     const path = join(partial, JOURNAL_FILE);
     const commitIn = (journal: JournalContent | undefined) =>
       journal?.entries.flatMap((entry) => ('commit' in entry ? [entry.commit] : [])).at(-1);
