@@ -130,7 +130,11 @@ describe('refused is a stream that', () => {
     ['lost a frame before it closed', framed(hello, rawFrame({ kind: 'close', sent: 1 })), TruncatedStreamError],
     [
       'damages a tensor',
-      framed(hello, rawFrame(tensor), rawFrame({ kind: 'data', seq: 1, tensor: 0, crc32: 1 }, Buffer.alloc(4))),
+      framed(
+        hello,
+        rawFrame(tensor),
+        rawFrame({ kind: 'data', seq: 1, tensor: 0, checksum: Buffer.alloc(16) }, Buffer.alloc(4)),
+      ),
       ChecksumError,
     ],
   ])('%s', async (_, chunks, errorClass) => {
