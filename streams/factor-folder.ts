@@ -1,12 +1,13 @@
 /** A folder of factor files, filled group by group. What is finished stays, so a run that was interrupted goes on. */
-import { rename, rm, writeFile } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { clearPartial } from '../src/checkpoint/commit.js';
-import { nodeFileSystem } from '../src/checkpoint/file-system.js';
+import { type FileSystem, nodeFileSystem, writeSynced } from '../src/checkpoint/file-system.js';
 import type { RangeReader } from '../src/checkpoint/files.js';
 import { checkDisk, checkOutside, listOutput, removeIfEmpty } from '../src/checkpoint/folder-checks.js';
 import { lockFolder } from '../src/checkpoint/folder-lock.js';
 import { PARTIAL_FOLDER } from '../src/checkpoint/journal.js';
+import { asWriteError } from '../src/checkpoint/shard-writer.js';
 import { STATE_SUFFIX } from '../src/checkpoint/unfinished-run.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
@@ -57,12 +58,13 @@ export async function fillFactorFolder(target: FactorFolder): Promise<RunResult>
   await checkOutside(folder, inputs);
   await listOutput(folder); // it may be a file
   const partial = join(folder, PARTIAL_FOLDER);
-  const lock = await lockFolder(partial, run.force ?? false, nodeFileSystem).catch((error: Error) => {
+  const fs = run.fileSystem ?? nodeFileSystem;
+  const lock = await lockFolder(partial, run.force ?? false, fs).catch((error: Error) => {
     throw error instanceof MobeError ? error : new OutputNotWritableError(folder, error.message);
   });
   try {
     const result = await fillLocked(target, partial);
-    await clearPartial(folder, nodeFileSystem);
+    await clearPartial(folder, fs);
     return result;
   } finally {
     await lock.release();
@@ -88,8 +90,20 @@ async function fillLocked(target: FactorFolder, partial: string): Promise<RunRes
     groups: reports.sort(compareGroups),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
-  if (!already) await replaceFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);
+  if (!already) await writeReport(folder, report, run.fileSystem ?? nodeFileSystem);
   return { ...report, already };
+}
+
+/** Replaces the record at once: half of one would be no record. */
+async function writeReport(folder: string, report: StoredReport, fs: FileSystem): Promise<void> {
+  const path = join(folder, REPORT_FILE);
+  const temporary = join(folder, PARTIAL_FOLDER, REPORT_FILE);
+  try {
+    await writeSynced(fs, temporary, [new TextEncoder().encode(`${JSON.stringify(report, null, 2)}\n`)]);
+    await fs.rename(temporary, path);
+  } catch (error) {
+    throw asWriteError(path, error);
+  }
 }
 
 async function writeGroups(
@@ -111,8 +125,8 @@ async function writeGroups(
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   try {
     const written = await produce(missing, reader, signal, states, async function* (factorization) {
-      const report = await writeFactorFile(folder, factorization, context);
-      await removeState(partial, report);
+      const report = await writeFactorFile(folder, factorization, context, run.fileSystem);
+      await removeState(partial, report, run.fileSystem);
       yield report;
     });
     run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
@@ -176,14 +190,6 @@ async function finishedGroups(
     finished.set(group, { ...metadata.report, seconds: 0 });
   }
   return finished;
-}
-
-/** Whole or not at all, and never through a link to somewhere else that lies in its place. */
-async function replaceFile(path: string, text: string): Promise<void> {
-  const partial = `${path}.partial`;
-  await rm(partial, { force: true });
-  await writeFile(partial, text, { flag: 'wx' });
-  await rename(partial, path);
 }
 
 const factorBytes = (group: GroupPlan): number => factorTensors(group).reduce((sum, { bytes }) => sum + bytes, 0);
