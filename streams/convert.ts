@@ -12,10 +12,17 @@ import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
 import { compareGroups } from '../src/conversion/groups.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
-import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import {
+  fitWarnings,
+  type GroupReport,
+  peakRssBytes,
+  REPORT_FILE,
+  type StoredReport,
+} from '../src/conversion/report.js';
 import { InterruptedError } from '../src/errors.js';
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
+import { checkDecoded } from './check-decoded.js';
 import { type HashedOutput, hashOutput } from './hash-output.js';
 import { merge } from './highland.js';
 import { openOutput } from './open-output.js';
@@ -80,6 +87,7 @@ async function fill(conversion: Conversion, place: Output, reader: RangeReader):
     });
     await listSideFiles(plan.source); // refused now, not after hours
     await before?.(reader);
+    await checkDecoded(plan.copies, reader, run);
     for (const shard of plan.layout.shards) await output.reserve(shard);
     const groups: GroupReport[] = [];
     const onGroup = (report: GroupReport): void => {
@@ -135,6 +143,7 @@ async function writeSmallFiles(
     CARD_FILE,
     modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
   );
+  const warnings = fitWarnings(groups);
   const report: StoredReport = {
     version: 1,
     ...record,
@@ -142,6 +151,7 @@ async function writeSmallFiles(
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
     groups,
+    ...(warnings.length && { warnings }),
     files: [...files, MANIFEST_FILE, REPORT_FILE].sort(),
   };
   // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.

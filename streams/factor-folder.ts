@@ -6,7 +6,13 @@ import { checkDisk, checkOutside, listOutput } from '../src/checkpoint/output-fo
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { ConversionPlan } from '../src/conversion/plan.js';
-import { type FittedGroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import {
+  type FittedGroupReport,
+  fitWarnings,
+  peakRssBytes,
+  REPORT_FILE,
+  type StoredReport,
+} from '../src/conversion/report.js';
 import { InterruptedError, OutputNotEmptyError, OutputNotWritableError } from '../src/errors.js';
 import { denseParameters, factorParameters } from '../src/factorization/problem.js';
 import type { RunOptions, RunResult } from './progress.js';
@@ -42,6 +48,7 @@ export async function fillFactorFolder(target: FactorFolder): Promise<RunResult>
   const already = missing.length === 0;
   const reports: FittedGroupReport[] = [...finished.values()];
   if (!already) reports.push(...(await writeGroups(target, missing)));
+  const warnings = fitWarnings(reports);
   const report: StoredReport = {
     version: 1,
     kind: 'fit',
@@ -51,6 +58,7 @@ export async function fillFactorFolder(target: FactorFolder): Promise<RunResult>
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
     groups: reports.sort(compareGroups),
+    ...(warnings.length && { warnings }),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
   if (!already) await replaceFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);

@@ -8,6 +8,7 @@ import {
   json,
   keepQuantized,
   MODEL,
+  maxError,
   shardSize,
 } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
@@ -22,6 +23,7 @@ export function compressCommand(): Command {
   return addFactorisationOptions(command)
     .addOption(shardSize())
     .addOption(keepQuantized())
+    .addOption(maxError())
     .addOption(force())
     .addOption(workers())
     .addOption(tokenFile())
