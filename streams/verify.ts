@@ -192,7 +192,10 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
   const dtype = report.settings.dtype as CompressOptions['dtype'];
   const plan = ({ layer, projection, group, groups }: GroupKey, options: CompressOptions): GroupPlan => {
     const one = { ...options, groups, ...(dtype && { dtype }), format, layers: [layer], projections: [projection] };
-    return planGroups(model, resolveSettings(one)).find((it) => it.group === group) as GroupPlan;
+    const found = planGroups(model, resolveSettings(one)).find((it) => it.group === group);
+    const label = groupLabel({ layer, projection, group, groups });
+    if (!found) throw new NotACheckpointError(result.folder, `it claims to hold ${label}, which its source has not`);
+    return found;
   };
   if (format === 'mobe') {
     return findNativeGroups(result).map((native) => {
