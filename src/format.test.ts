@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { formatBytes, formatCount, formatSeconds, parseBytes } from './format.js';
+import { formatBytes, formatCount, formatSeconds, parseBytes, printable } from './format.js';
 
 test.each([
   ['8GiB', 8 * 2 ** 30],
@@ -36,3 +36,8 @@ test.each([
   [999, '999'],
   [30.5e9, '30.5 B'],
 ])('formatCount(%d)', (count, expected) => expect(formatCount(count)).toBe(expected));
+
+test('what would steer a terminal is spelled out', () => {
+  expect(printable('a\nb ä "x"')).toBe('a\nb ä "x"');
+  expect(printable('\u001b[2Jgone\r\u009b\u202e')).toBe('\\u001b[2Jgone\\u000d\\u009b\\u202e');
+});

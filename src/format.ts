@@ -61,3 +61,13 @@ export function parseBytes(text: string): number | undefined {
   const bytes = Math.round(Number(match[1]) * unit);
   return bytes > 0 ? bytes : undefined;
 }
+
+/**
+ * Text for a terminal: names of tensors and files may be anybody's, and control characters in them could move its cursor or
+ * rewrite what is on it. Line breaks stay.
+ */
+export const printable = (text: string): string =>
+  text.replace(CONTROL, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`);
+
+/** Line feeds are none; what turns the direction of writing around is one. */
+const CONTROL = /(?!\n)[\p{Cc}\p{Bidi_Control}]/gu;

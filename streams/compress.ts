@@ -5,6 +5,7 @@ import { type CompressOptions, resultSettings } from '../src/conversion/settings
 import { convert } from './convert.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
 import { fold } from './fold.js';
+import { foldWithin } from './max-error.js';
 import type { Sigmas } from './normalise.js';
 import { planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
@@ -24,6 +25,7 @@ export async function compress(
   const { planned: plan, remote } = await planRun(model, options, run);
   const { source, groups, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
+  const written = settings.format === 'mobe' ? 'factors' : 'weights';
   let sigmas: Sigmas = new Map();
   return convert({
     plan,
@@ -32,10 +34,9 @@ export async function compress(
     circumstances: { 'experts a batch': memory.batchExperts, 'threads a fit': memory.threadsPerWorker },
     async before(reader, missing) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
-      sigmas = await measureGroups(missing, groups, reader, memory, run);
+      sigmas = await measureGroups(missing, groups, reader, { ...memory, written }, run);
     },
     async *expertBranch({ reader, missing, states, onGroup, signal }) {
-      const written = settings.format === 'mobe' ? 'factors' : 'weights';
       const options = {
         groups: missing,
         reader,
@@ -48,7 +49,12 @@ export async function compress(
         hooks: run,
         signal,
       } as const;
-      yield* fitGroups(options, (factorization) => fold(factorization, plan, onGroup));
+      const { maxError } = settings;
+      yield* fitGroups(options, (factorization) =>
+        maxError === undefined
+          ? fold(factorization, plan, onGroup)
+          : foldWithin(maxError, factorization, plan, reader, onGroup),
+      );
     },
     modelling: nativeModelling(plan, plan.model),
     config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),

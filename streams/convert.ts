@@ -13,7 +13,13 @@ import type { FinishedUnits, RunIdentity } from '../src/checkpoint/unfinished-ru
 import { compareGroups, type GroupPlan, groupLabel } from '../src/conversion/groups.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
-import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import {
+  fitWarnings,
+  type GroupReport,
+  peakRssBytes,
+  REPORT_FILE,
+  type StoredReport,
+} from '../src/conversion/report.js';
 import { type Circumstances, runIdentity } from '../src/conversion/run-identity.js';
 import {
   DivergedError,
@@ -26,6 +32,7 @@ import {
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
 import { blameSource } from './blame-source.js';
+import { checkDecoded } from './check-decoded.js';
 import { type HashedOutput, hashOutput } from './hash-output.js';
 import { merge } from './highland.js';
 import { openOutput } from './open-output.js';
@@ -132,6 +139,7 @@ async function write(
   const missing = plan.groups.filter((group) => !finished.has(groupLabel(group)));
   const copies = plan.copies.filter((copy) => !finished.has(copyId(copy)));
   await before?.(reader, missing);
+  await checkDecoded(copies, reader, run);
   for (const shard of plan.layout.shards) await output.reserve(shard);
   const groups = plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []);
   const notes: Array<Promise<void>> = [];
@@ -209,6 +217,7 @@ async function writeSmallFiles(
     CARD_FILE,
     modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
   );
+  const warnings = fitWarnings(groups);
   const report: StoredReport = {
     version: 1,
     ...record,
@@ -216,6 +225,7 @@ async function writeSmallFiles(
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
     groups,
+    ...(warnings.length && { warnings }),
     files: [...files, MANIFEST_FILE, REPORT_FILE].sort(),
   };
   // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.

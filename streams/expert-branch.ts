@@ -21,13 +21,14 @@ import { connectFitters, type RemoteWorkers } from './remote/remote-fitter.js';
 /**
  * Reads every group once, so that bad weights are found before hours of work, and learns each σ on the way: that of all the
  * experts of its layer and projection, as the reference takes it also where they are cut into groups (`train_group.py`).
+ * Where weights are to be rebuilt, those that their dtype cannot hold are an error too. What factors will be is not known yet.
  * @param wanted the groups whose σ is needed; of `all`, those of the same layers and projections are read too
  */
 export async function measureGroups(
   wanted: readonly GroupPlan[],
   all: readonly GroupPlan[],
   reader: RangeReader,
-  { groupBytes }: Pick<MemoryPlan, 'groupBytes'>,
+  { groupBytes, written }: Pick<MemoryPlan, 'groupBytes'> & { readonly written?: Written },
   { onProgress, signal }: RunHooks,
 ): Promise<Sigmas> {
   const part = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
@@ -44,7 +45,7 @@ export async function measureGroups(
   for await (const experts of groupExperts(readExperts(groups, reader, budget))) {
     if (signal?.aborted) throw new InterruptedError();
     const { group } = experts;
-    const own = await measureGroup(experts);
+    const own = await measureGroup(experts, written);
     sigmaOf(own, groupLabel(group));
     moments.set(group, own);
     budget.release(sourceBytes(group));

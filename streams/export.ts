@@ -4,14 +4,15 @@ import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../src/conversion/config-changes.js';
 import { type FactorFile, openFactorFolder } from '../src/conversion/factor-files.js';
 import { groupLabel, nativeTensors, planGroups } from '../src/conversion/groups.js';
-import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
-import { engineRecord, type FittedGroupReport } from '../src/conversion/report.js';
+import { type ConversionPlan, expertCopies, planConversion } from '../src/conversion/plan.js';
+import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../src/conversion/report.js';
 import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../src/conversion/settings.js';
 import { chooseEngine } from '../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../src/errors.js';
 import { detectModel } from '../src/models/detect.js';
 import type { MoeModel } from '../src/models/family.js';
 import { convert } from './convert.js';
+import { keptReport } from './max-error.js';
 import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import { type FactoredGroup, rebuildWeights } from './rebuild.js';
@@ -19,7 +20,10 @@ import type { OutputChunk } from './records.js';
 import { openSource } from './remote/remote-files.js';
 import { type ComputeWorker, withWorker } from './worker-pool.js';
 
-export type ExportOptions = Pick<CompressOptions, 'format' | 'engine' | 'shardSize' | 'threads' | 'keepQuantized'>;
+export type ExportOptions = Pick<
+  CompressOptions,
+  'format' | 'engine' | 'shardSize' | 'threads' | 'keepQuantized' | 'maxError'
+>;
 
 /** Writes the checkpoint that `compress` would have written, from the factor files `fit` left in `factors`. */
 export async function exportFactors(
@@ -30,13 +34,22 @@ export async function exportFactors(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  const { format, shardSize, threads, engine: choice, keepQuantized: keepQuantised } = resolveSettings(options);
+  const {
+    format,
+    shardSize,
+    threads,
+    engine: choice,
+    keepQuantized: keepQuantised,
+    maxError,
+  } = resolveSettings(options);
   const source = await openSource(model, run.peers, run.fileSystem);
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
-  const files = await openFactorFolder(factors);
+  const all = await openFactorFolder(factors);
+  // A native checkpoint is compressed by whole layers.
+  const { used: files, kept } = format === 'mobe' ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
-  const { settings: fitted } = (files[0] as FactorFile).metadata;
+  const { settings: fitted } = (all[0] as FactorFile).metadata;
   const groups = factored.map(({ group }) => group);
   const { layers } = detected;
   const plan = planConversion({
@@ -60,9 +73,9 @@ export async function exportFactors(
       const wanted = pairs.filter(([{ group }]) => missing.includes(group));
       return engine
         ? withWorker({ engine: engine.name, threads }, signal, (worker) =>
-            rebuildAll(plan, wanted, reader, worker, onGroup),
+            rebuildAll(plan, wanted, reader, worker, onGroup, maxError),
           )
-        : copyAll(wanted, reader, onGroup);
+        : copyAll(wanted, kept, reader, onGroup);
     },
     modelling: nativeModelling(plan, detected),
     config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
@@ -76,6 +89,7 @@ export async function exportFactors(
         format,
         shardSize,
         keepQuantized: keepQuantised,
+        ...(maxError !== undefined && { maxError }),
         ...(engine && engine.name !== fitted.engine && { rebuiltOn: engine.name }),
       },
     },
@@ -120,7 +134,15 @@ function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceF
   };
 }
 
-type OnGroup = (report: FittedGroupReport) => void;
+type OnGroup = (report: FittedGroupReport | KeptGroupReport) => void;
+
+/** The files of layers that hold no group with a larger error, and the others. */
+function byLayers(files: readonly FactorFile[], maxError = Number.POSITIVE_INFINITY) {
+  const poor = files.filter(({ metadata }) => !(metadata.report.relativeError <= maxError));
+  const left = new Set(poor.map(({ metadata }) => metadata.report.layer));
+  const isLeft = ({ metadata }: FactorFile): boolean => left.has(metadata.report.layer);
+  return { used: files.filter((file) => !isLeft(file)), kept: files.filter(isLeft) };
+}
 
 /** What the fit reported. How long it took is not kept. */
 const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata.report, seconds: 0 });
@@ -131,10 +153,19 @@ async function* rebuildAll(
   reader: RangeReader,
   worker: ComputeWorker,
   onGroup: OnGroup,
+  maxError: number | undefined,
 ): AsyncGenerator<OutputChunk> {
   for (const [it, file] of factored) {
     const { experts, rows, cols } = it.group.problem;
     const started = performance.now();
+    if (maxError !== undefined) {
+      const error = await rebuildError(it, plan, reader, worker);
+      if (!(error <= maxError)) {
+        yield* passThrough(expertCopies(it.group, plan), reader);
+        onGroup(keptReport(it.group, error, (performance.now() - started) / 1000));
+        continue;
+      }
+    }
     const { squaredError, squaredNorm } = yield* rebuildWeights(it, plan, reader, worker);
     onGroup({
       ...reportOf(file),
@@ -145,12 +176,23 @@ async function* rebuildAll(
   }
 }
 
+/** What `compress` decides by, which is the error of the weights as they are rounded. */
+async function rebuildError(...rebuilt: Parameters<typeof rebuildWeights>): Promise<number> {
+  const weights = rebuildWeights(...rebuilt);
+  for (;;) {
+    const { value, done } = await weights.next();
+    if (done) return Math.sqrt(value.squaredError / value.squaredNorm);
+  }
+}
+
 /** The factors as they are, under their native names. */
 async function* copyAll(
   factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
+  kept: readonly FactorFile[],
   reader: RangeReader,
   onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
+  for (const { metadata } of kept) onGroup(keptReport(metadata.report, metadata.report.relativeError, 0));
   for (const [{ group, bases, coefficients, factor }, file] of factored) {
     const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
     const copies = nativeTensors(group).map(({ name }, part) => ({

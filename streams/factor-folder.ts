@@ -12,7 +12,13 @@ import { STATE_SUFFIX } from '../src/checkpoint/unfinished-run.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { ConversionPlan } from '../src/conversion/plan.js';
-import { type FittedGroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import {
+  type FittedGroupReport,
+  fitWarnings,
+  peakRssBytes,
+  REPORT_FILE,
+  type StoredReport,
+} from '../src/conversion/report.js';
 import type { Circumstances } from '../src/conversion/run-identity.js';
 import {
   InterruptedError,
@@ -79,6 +85,7 @@ async function fillLocked(target: FactorFolder, partial: string): Promise<RunRes
   const already = missing.length === 0;
   const reports: FittedGroupReport[] = [...finished.values()];
   if (!already) reports.push(...(await writeGroups(target, missing, partial)));
+  const warnings = fitWarnings(reports);
   const report: StoredReport = {
     version: 1,
     kind: 'fit',
@@ -88,6 +95,7 @@ async function fillLocked(target: FactorFolder, partial: string): Promise<RunRes
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
     groups: reports.sort(compareGroups),
+    ...(warnings.length && { warnings }),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
   if (!already) await writeReport(folder, report, run.fileSystem ?? nodeFileSystem);

@@ -21,7 +21,7 @@ export async function fitFactors(
   // Factors have no checkpoint format; "hf" is the one every family can be planned for.
   const { planned: plan, remote } = await planRun(model, { ...options, format: 'hf' }, run);
   const { source, groups, settings, memory, engine } = plan;
-  const { format: _, shardSize: __, keepQuantized: ___, ...decisive } = resultSettings(settings);
+  const { format: _, shardSize: __, keepQuantized: ___, maxError: ____, ...decisive } = resultSettings(settings);
   return fillFactorFolder({
     folder,
     inputs: [source.folder],

@@ -1,8 +1,10 @@
 import { setImmediate } from 'node:timers/promises';
+import { allFinite, encodeFloats } from '../src/checkpoint/codec.js';
 import { decodeMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, groupLabel } from '../src/conversion/groups.js';
-import { DegenerateGroupError, NonFiniteWeightError } from '../src/errors.js';
+import { DegenerateGroupError, NonFiniteWeightError, OverflowError } from '../src/errors.js';
 import { addMoments, deviation, type Moments, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
+import type { Written } from './compute.js';
 import type { ExpertGroup, NormalisedGroup } from './records.js';
 
 export type Sigmas = ReadonlyMap<GroupPlan, number>;
@@ -18,8 +20,11 @@ export async function* normalise(
   }
 }
 
-/** The moments of a group's weights. Throws `NonFiniteWeightError` naming the tensor. */
-export async function measureGroup({ group, experts }: ExpertGroup): Promise<Moments> {
+/**
+ * The moments of a group's weights. Throws `NonFiniteWeightError` naming the tensor; and `OverflowError` where weights are to be
+ * written and one is too large for their dtype.
+ */
+export async function measureGroup({ group, experts }: ExpertGroup, written?: Written): Promise<Moments> {
   const format = { ...group.format, transposed: false };
   const values = new Float32Array(format.rows * format.cols);
   let moments = NO_MOMENTS;
@@ -28,6 +33,8 @@ export async function measureGroup({ group, experts }: ExpertGroup): Promise<Mom
     const own = measureMoments(values);
     const { name, data } = group.experts[expert] as StoredMatrix;
     if (own.nonFinite) throw new NonFiniteWeightError(name, data.file, own.nonFinite);
+    if (written === 'weights' && !allFinite(group.dtype, encodeFloats(group.dtype, Float32Array.of(own.min, own.max))))
+      throw new OverflowError(name, group.dtype);
     moments = addMoments(moments, own);
     await setImmediate(); // tens of milliseconds an expert: let others have the thread in between
   }

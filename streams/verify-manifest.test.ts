@@ -19,7 +19,9 @@ import { layoutFile } from '../src/checkpoint/layout.js';
 import { decodeManifest, MANIFEST_FILE } from '../src/checkpoint/manifest.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { OutputFolder } from '../src/checkpoint/output-folder.js';
+import { seal } from '../src/checkpoint/seal.js';
 import { REPORT_FILE } from '../src/conversion/report.js';
+import { MobeError } from '../src/errors.js';
 import { compress } from './compress.js';
 import { hashOutput } from './hash-output.js';
 import { verify } from './verify.js';
@@ -176,4 +178,20 @@ test('large writes are hashed in parts, in whatever order they come', async () =
   const sizes = [layout.header.byteLength, 100, READ_BYTES, bytes - 100 - READ_BYTES];
   expect(parts.map(({ start, end }) => end - start)).toEqual(sizes);
   for (const { start, end, sha256: own } of parts) expect(own).toBe(sha256(file.subarray(start, end)));
+});
+
+describe('against the source, a record that claims', () => {
+  test.each<[string, (record: { groups: object[]; settings: object }) => void]>([
+    ['a layer', ({ groups }) => Object.assign(groups[0] as object, { layer: 77 })],
+    ['a part', ({ groups }) => Object.assign(groups[0] as object, { group: 5 })],
+    ['any number of parts', ({ groups }) => Object.assign(groups[0] as object, { groups: 2 ** 40 })],
+    ['a dtype', ({ settings }) => Object.assign(settings, { dtype: 'F99' })],
+  ])('%s that is not there is refused by name', async (what, change) => {
+    cpSync(out, at(`claims ${what}`), { recursive: true });
+    const file = at(`claims ${what}`, REPORT_FILE);
+    const { sha256: _, ...record } = JSON.parse(readFileSync(file, 'utf8'));
+    change(record);
+    writeFileSync(file, seal(JSON.stringify(record)));
+    await expect(verify(at('model'), at(`claims ${what}`), { threads: 1 })).rejects.toThrow(MobeError);
+  });
 });

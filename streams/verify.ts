@@ -19,10 +19,11 @@ import {
   type ConversionPlan,
   copyBytes,
   type ExpertPlace,
+  expertCopies,
   expertPlaces,
   planConversion,
 } from '../src/conversion/plan.js';
-import { isFitted, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import { isFitted, isKept, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../src/conversion/settings.js';
 import { chooseEngine } from '../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../src/errors.js';
@@ -87,7 +88,10 @@ export async function verify(
   const problems: string[] = [];
   const model = detectModel(original);
   const plan = expectedPlan(original, result, model, report);
-  const { groups } = plan;
+  // Groups that were kept hold the source's weights, byte for byte.
+  const kept = plan.groups.filter((group) => report.groups.some((it) => isKept(it) && compareGroups(it, group) === 0));
+  const groups = plan.groups.filter((group) => !kept.includes(group));
+  const copies = [...plan.copies, ...kept.flatMap((group) => expertCopies(group, plan))];
   const sourceFingerprint = await fingerprint(original);
   if (report.kind !== 'expand' && report.sourceFingerprint !== sourceFingerprint)
     problems.push(`${REPORT_FILE}: the result was made from another source`);
@@ -107,9 +111,9 @@ export async function verify(
   let copiedBytes = 0;
   try {
     const groupBytes = groups.reduce((sum, group) => sum + sourceBytes(group), 0);
-    const bytesToCopy = plan.copies.reduce((sum, copy) => sum + copyBytes(copy), 0);
+    const bytesToCopy = copies.reduce((sum, copy) => sum + copyBytes(copy), 0);
     onProgress?.({ kind: 'phase', phase: 'verify', groups: groups.length, bytes: bytesToCopy + groupBytes });
-    copiedBytes = await compareCopies(plan, result, hooks, problems);
+    copiedBytes = await compareCopies({ ...plan, copies }, result, hooks, problems);
     let bytes = copiedBytes;
     for (const group of groups) {
       if (signal?.aborted) throw new InterruptedError();
@@ -137,7 +141,7 @@ export async function verify(
   }
   return {
     problems,
-    copiedTensors: new Set(plan.copies.map(({ target }) => target)).size,
+    copiedTensors: new Set(copies.map(({ target }) => target)).size,
     copiedBytes,
     groups: measured.sort(compareGroups),
     sideFiles,
@@ -184,11 +188,14 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
 
 /** The groups that were converted, as plans over the source's tensors. */
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
-  if (report.groups.length === 0) return [];
+  if (format === 'mobe' && report.groups.every(isKept)) return []; // or there are none
   const dtype = report.settings.dtype as CompressOptions['dtype'];
   const plan = ({ layer, projection, group, groups }: GroupKey, options: CompressOptions): GroupPlan => {
     const one = { ...options, groups, ...(dtype && { dtype }), format, layers: [layer], projections: [projection] };
-    return planGroups(model, resolveSettings(one)).find((it) => it.group === group) as GroupPlan;
+    const found = planGroups(model, resolveSettings(one)).find((it) => it.group === group);
+    const label = groupLabel({ layer, projection, group, groups });
+    if (!found) throw new NotACheckpointError(result.folder, `it claims to hold ${label}, which its source has not`);
+    return found;
   };
   if (format === 'mobe') {
     return findNativeGroups(result).map((native) => {

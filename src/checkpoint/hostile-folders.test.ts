@@ -217,6 +217,16 @@ describe('sizes are not taken on trust:', () => {
   });
 });
 
+test.each(['null', '{"weights": null}', '7', '{"weights": "x"}'])('config_groups of %s', async (group) => {
+  const sizes = { layers: 2, experts: 4, rows: 8, cols: 16 };
+  const folder = `int4 ${group.length}`;
+  await generateFamily(at(folder), 'kimi_k2', { sizes, quantised: 'int4' });
+  const config = JSON.parse(readFileSync(at(folder, 'config.json'), 'utf8'));
+  config.quantization_config.config_groups = { group_0: JSON.parse(group) };
+  put(at(folder, 'config.json'), JSON.stringify(config));
+  expect(detectModel(await openCheckpoint(at(folder))).layers.length).toBeGreaterThan(0);
+});
+
 test('names that objects inherit are names like any other', async () => {
   const names = ['__proto__', 'constructor', 'toString'];
   const header = `{${names.map((name, i) => `"${name}":{"dtype":"U8","shape":[1],"data_offsets":[${i},${i + 1}]}`).join(',')}}`;

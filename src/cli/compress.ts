@@ -8,6 +8,7 @@ import {
   json,
   keepQuantized,
   MODEL,
+  maxError,
   saveEvery,
   shardSize,
 } from './options.js';
@@ -23,6 +24,7 @@ export function compressCommand(): Command {
   return addFactorisationOptions(command)
     .addOption(shardSize())
     .addOption(keepQuantized())
+    .addOption(maxError())
     .addOption(saveEvery())
     .addOption(force())
     .addOption(workers())

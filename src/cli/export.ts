@@ -1,6 +1,17 @@
 import { Command } from 'commander';
 import { exportFactors } from '../../streams/export.js';
-import { compressOptions, engine, force, format, json, keepQuantized, MODEL, shardSize, threads } from './options.js';
+import {
+  compressOptions,
+  engine,
+  force,
+  format,
+  json,
+  keepQuantized,
+  MODEL,
+  maxError,
+  shardSize,
+  threads,
+} from './options.js';
 import { ca, tokenFile } from './peers.js';
 import { runAndPrint } from './run.js';
 
@@ -13,6 +24,7 @@ export function exportCommand(): Command {
     .addOption(format())
     .addOption(shardSize())
     .addOption(keepQuantized())
+    .addOption(maxError())
     .addOption(engine())
     .addOption(threads())
     .addOption(force())

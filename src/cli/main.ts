@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
 import { InterruptedError, MobeError } from '../errors.js';
+import { printable } from '../format.js';
 import { VERSION } from '../version.js';
 import { compressCommand } from './compress.js';
 import { enginesCommand } from './engines.js';
@@ -71,10 +72,10 @@ function reportFailure(error: unknown): number {
     return 130;
   }
   if (error instanceof MobeError) {
-    process.stderr.write(`error: ${error.message}\n${kept}`);
+    process.stderr.write(`error: ${printable(error.message)}\n${kept}`);
     return error.exitCode;
   }
   // A failure nobody foresaw: the stack is what a bug report needs.
-  process.stderr.write(`${(error as Error).stack ?? String(error)}\n`);
+  process.stderr.write(`${printable((error as Error).stack ?? String(error))}\n`);
   return 1;
 }

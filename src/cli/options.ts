@@ -45,6 +45,12 @@ export const engine = (): Option =>
     .choices(ENGINE_CHOICES)
     .default(DEFAULT_ENGINE);
 
+export const maxError = (): Option =>
+  new Option(
+    '--max-error <e>',
+    'keep groups uncompressed whose relative error is larger, e.g. 0.4; with --format mobe only in "mobe export", and there whole layers',
+  ).argParser(positiveNumber);
+
 export const shardSize = (): Option =>
   new Option('--shard-size <size>', 'most tensor bytes in one output shard, e.g. 5GB or 2GiB (default: 5GB)').argParser(
     bytes,

@@ -2,7 +2,16 @@ import { Command } from 'commander';
 import { plan, type TimedPlan } from '../../streams/plan.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
 import { describePlan } from './describe-plan.js';
-import { addFactorisationOptions, compressOptions, format, json, keepQuantized, MODEL, shardSize } from './options.js';
+import {
+  addFactorisationOptions,
+  compressOptions,
+  format,
+  json,
+  keepQuantized,
+  MODEL,
+  maxError,
+  shardSize,
+} from './options.js';
 import { ca, peerOptions, tokenFile, workers } from './peers.js';
 
 export function planCommand(): Command {
@@ -13,6 +22,7 @@ export function planCommand(): Command {
   return addFactorisationOptions(command)
     .addOption(shardSize())
     .addOption(keepQuantized())
+    .addOption(maxError())
     .addOption(workers())
     .addOption(tokenFile())
     .addOption(ca())

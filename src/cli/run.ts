@@ -35,6 +35,7 @@ export async function runAndPrint(
   } finally {
     display.stop();
   }
+  for (const warning of result.warnings ?? []) process.stderr.write(`warning: ${warning}\n`);
   const stream = out === PIPE ? process.stderr : process.stdout; // the result itself goes there
   stream.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : `${describe(out, result)}\n`);
 }

@@ -1,3 +1,5 @@
+import { printable } from '../format.js';
+
 /** Plain aligned columns: numbers to the right, text to the left. */
 export interface Column {
   readonly title: string;
@@ -7,7 +9,8 @@ export interface Column {
 export const left = (title: string): Column => ({ title, align: 'left' });
 export const right = (title: string): Column => ({ title, align: 'right' });
 
-export function formatTable(columns: readonly Column[], rows: ReadonlyArray<readonly string[]>): string {
+export function formatTable(columns: readonly Column[], texts: ReadonlyArray<readonly string[]>): string {
+  const rows = texts.map((row) => row.map(printable));
   const widths = columns.map(({ title }, i) => Math.max(title.length, ...rows.map((row) => (row[i] ?? '').length)));
   const line = (cells: readonly string[]): string =>
     columns

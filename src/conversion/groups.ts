@@ -71,6 +71,12 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
       'the modelling files of native checkpoints hold plain weights. Use --format hf, or leave it out.',
     );
   }
+  if (settings.format === 'mobe' && settings.maxError !== undefined) {
+    throw new OptionError(
+      '--max-error',
+      'the header of a native checkpoint says which layers are compressed, and is written before the errors are known. Use --format hf; or "mobe fit" and then "mobe export --max-error", which leaves out the layers that fit worse.',
+    );
+  }
   const bases = settings.bases ?? basesToKeep(layers, settings);
   const groups = layers.flatMap((layer) =>
     settings.projections.flatMap((projection) => planProjection(layer, projection, bases, settings)),

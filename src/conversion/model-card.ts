@@ -1,6 +1,6 @@
 import { formatBytes, formatCount, formatPercent } from '../format.js';
 import { groupLabel } from './groups.js';
-import { type GroupReport, isFitted } from './report.js';
+import { fitWarnings, type GroupReport, isFitted } from './report.js';
 import type { Format } from './settings.js';
 
 export interface ModelCard {
@@ -26,6 +26,8 @@ export function modelCard(card: ModelCard): string {
   const rows = groups
     .filter(isFitted)
     .map((report) => `| ${groupLabel(report)} | ${report.relativeError.toFixed(4)} | ${report.steps || 'not known'} |`);
+  const warnings = fitWarnings(groups);
+  const told = warnings.length ? `## To be known\n\n${warnings.map((warning) => `- ${warning}`).join('\n')}\n\n` : '';
   const errors = rows.length
     ? `## Relative error ‖W − Ŵ‖/‖W‖ of what is stored\n\n| group | error | steps |\n|---|---|---|\n${rows.join('\n')}\n`
     : '';
@@ -51,5 +53,5 @@ This is ${what} (arXiv 2508.05257). Made by mobe-stream; \`mobe.json\` has the f
 ${JSON.stringify(settings, null, 2)}
 \`\`\`
 
-${errors}`;
+${told}${errors}`;
 }

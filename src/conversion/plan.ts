@@ -96,8 +96,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     if (isQuantised(tensor)) quantised.after++;
   };
   const copy = (matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): void => {
-    const same = matrix.encoding.kind === 'float' && matrix.encoding.dtype === dtype;
-    copies.push({ target, offset, source: matrix.data, ...(!same && { decode: { matrix, dtype } }) });
+    copies.push(copyOf(matrix, target, offset, dtype));
   };
   const putAlone = (matrix: StoredMatrix): void => {
     const { name, encoding } = matrix;
@@ -196,6 +195,17 @@ export const expertPlaces = (
   format === 'mobe'
     ? names.experts.map((tensor) => ({ tensor, offset: 0 }))
     : experts.map((matrix) => (separate ? { tensor: matrix.name, offset: 0 } : fusedPlace(matrix, dtype)));
+
+/** What writes a group's dense weights in the places of its rebuilt ones, in the same dtype. */
+export const expertCopies = (group: GroupPlan, plan: Pick<ConversionPlan, 'format' | 'separate'>): Copy[] =>
+  expertPlaces(group, plan).map(({ tensor, offset }, expert) =>
+    copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),
+  );
+
+function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
+  const same = matrix.encoding.kind === 'float' && matrix.encoding.dtype === dtype;
+  return { target, offset, source: matrix.data, ...(!same && { decode: { matrix, dtype } }) };
+}
 
 /** Weights that a tensor holds: what belongs to a quantised one holds none of its own, and a packed one has eight to a word. */
 export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {

@@ -1,6 +1,6 @@
 /** What a run did, as it is printed, returned and stored beside the result. */
 import type { EngineFacts } from '../engine/engine.js';
-import type { GroupKey } from './groups.js';
+import { type GroupKey, groupLabel } from './groups.js';
 
 /** The record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
 export { REPORT_FILE } from '../checkpoint/side-files.js';
@@ -18,6 +18,35 @@ export interface FittedGroupReport extends GroupReport {
   /** Standard deviation of the group's weights. */
   readonly sigma: number;
   readonly steps: number;
+}
+
+/** A group that the fit described worse than `--max-error` allows: its weights are those of the source. */
+export interface KeptGroupReport extends GroupReport {
+  /** ‖W − Ŵ‖/‖W‖ that the fit reached; nothing of it was written. */
+  readonly keptError: number;
+}
+
+export const isKept = (report: GroupReport): report is KeptGroupReport => 'keptError' in report;
+
+/** Half of the norm gone: trained experts lose 0.15 to 0.3 at the default size. What is above is told loudly. */
+export const POOR_FIT = 0.5;
+
+/** What whoever runs a conversion must hear of its groups, a sentence each. */
+export function fitWarnings(groups: readonly GroupReport[]): string[] {
+  const poor = groups
+    .filter(isFitted)
+    .filter(({ relativeError }) => !(relativeError <= POOR_FIT))
+    .map(
+      (group) =>
+        `${groupLabel(group)} fits badly: its relative error is ${group.relativeError.toFixed(4)}, above ${POOR_FIT}. Use more bases or steps, or keep it uncompressed with --max-error.`,
+    );
+  const kept = groups
+    .filter(isKept)
+    .map(
+      (group) =>
+        `${groupLabel(group)} was kept uncompressed: the fit's relative error is ${group.keptError.toFixed(4)}.`,
+    );
+  return [...poor, ...kept];
 }
 
 /** An expansion has not seen the source, so it knows no errors. */
@@ -47,6 +76,8 @@ export interface StoredReport extends RunReport {
   readonly engine?: EngineRecord;
   /** What decided the bytes of the result. */
   readonly settings: Readonly<Record<string, unknown>>;
+  /** Groups that fit badly, or were kept uncompressed; absent where there are none. */
+  readonly warnings?: readonly string[];
   /** Every file of the result, this record included. */
   readonly files: readonly string[];
 }

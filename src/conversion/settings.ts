@@ -57,6 +57,8 @@ const settingsSchema = z
     /** Most steps a group; undefined: what the quality stands for. varpro ends earlier where nothing is left to gain. */
     steps: positive.optional(),
     learningRate: z.number().positive().optional(),
+    /** Groups with a larger relative error are kept uncompressed. */
+    maxError: z.number().positive().optional(),
     /** Undefined: as many as keep a step's working set near 128 MiB. */
     batchExperts: positive.optional(),
     /** `auto`: the fastest that works here. */
@@ -109,7 +111,9 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
  */
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
-  const { solver, steps, learningRate, batchExperts, engine, seed, shardSize } = settings;
+  const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
   const what = { format, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized };
-  return JSON.parse(JSON.stringify({ ...what, solver, steps, learningRate, batchExperts, engine, seed, shardSize }));
+  return JSON.parse(
+    JSON.stringify({ ...what, solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize }),
+  );
 }

@@ -11,6 +11,7 @@ const group = z.looseObject({
   groups: z.int().positive(),
   seconds: z.number(),
   relativeError: z.number().optional(),
+  keptError: z.number().nullish(),
 });
 
 const reportSchema = z.looseObject({
