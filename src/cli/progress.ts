@@ -5,6 +5,7 @@ import { groupLabel } from '../conversion/groups.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
+import { interruptible } from './interrupt.js';
 
 /** Elsewhere than on a terminal: a line as often as this. */
 const LINE_INTERVAL_MS = 10_000;
@@ -60,21 +61,15 @@ export function showProgress(): ProgressDisplay {
       lastLine = performance.now();
     }
   };
-  const controller = new AbortController();
-  const interrupt = (): void => {
-    if (controller.signal.aborted) process.exit(130);
+  const interruption = interruptible(() => {
     bar?.stop();
     write('stopping (once more to stop at once) …');
-    controller.abort();
-  };
-  process.on('SIGINT', interrupt);
-  process.on('SIGTERM', interrupt);
+  });
   return {
-    hooks: { onProgress, signal: controller.signal },
+    hooks: { onProgress, signal: interruption.signal },
     stop() {
       bar?.stop();
-      process.off('SIGINT', interrupt);
-      process.off('SIGTERM', interrupt);
+      interruption.stop();
     },
   };
 }
