@@ -311,6 +311,82 @@ export class ConfigMismatchError extends InputError {
   }
 }
 
+export class UnsupportedModelError extends InputError {
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `${file}: ${what}, which mobe cannot compute. It runs Qwen3-MoE, DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Ling; for others use transformers.`,
+    );
+  }
+}
+
+export class ConfigValueError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly key: string,
+    expected: string,
+    readonly value: unknown,
+  ) {
+    super(
+      `${file}: "${key}" is ${value === undefined ? 'missing' : JSON.stringify(value)}, expected ${expected}. The file is damaged or of another model: download it again.`,
+    );
+  }
+}
+
+export class MissingTensorError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly folder: string,
+  ) {
+    super(`${folder} has no tensor "${tensor}", which its config.json asks for. The download is incomplete.`);
+  }
+}
+
+export class WeightShapeError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    readonly found: readonly number[],
+    readonly expected: readonly number[],
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} has shape [${found}], the config asks for [${expected}]. Config and weights are of different models.`,
+    );
+  }
+}
+
+export class TokenRangeError extends InputError {
+  constructor(
+    readonly token: number,
+    readonly vocabulary: number,
+  ) {
+    super(
+      `The text has token ${token}, the model's vocabulary only ${vocabulary}. Tokenizer and weights are of different models.`,
+    );
+  }
+}
+
+export class UnlikeModelsError extends InputError {
+  constructor(
+    readonly model: string,
+    readonly against: string,
+    what: string,
+  ) {
+    super(`${model} cannot be compared with ${against}: ${what}. Give the model it was made from.`);
+  }
+}
+
+export class TokenizerError extends InputError {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
+    super(`${file}: ${reason}. The model's tokenizer is needed to read and write text: download it again.`);
+  }
+}
+
 export class NonFiniteWeightError extends InputError {
   constructor(
     readonly tensor: string,

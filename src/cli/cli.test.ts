@@ -24,10 +24,22 @@ describe('help', () => {
   test('of the program names every command and the exit codes', async () => {
     const { code, stdout } = await mobe('--help');
     expect(code).toBe(0);
-    for (const word of ['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines', 'Exit codes'])
+    for (const word of [
+      'inspect',
+      'plan',
+      'compress',
+      'fit',
+      'export',
+      'expand',
+      'verify',
+      'generate',
+      'eval',
+      'engines',
+      'Exit codes',
+    ])
       expect(stdout).toContain(word);
   });
-  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines'])(
+  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'eval', 'engines'])(
     'of %s exists',
     async (command) => {
       const { code, stdout } = await mobe(command, '--help');
@@ -63,6 +75,13 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
     [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
     [['expand', TINY_MODEL, 'x'], 'not a native'],
+    [['generate', TINY_MODEL], '--prompt'],
+    [['generate', TINY_MODEL, '--prompt', ''], 'it is empty'],
+    [['generate', TINY_MODEL, '--prompt', 'x', '--max-memory', '150MB'], 'smallest that works'],
+    [['generate', TINY_MODEL, '--prompt', 'x', '--top-p', 'most'], 'Expected a number'],
+    [['eval', TINY_MODEL], '--text'],
+    [['eval', TINY_MODEL, '--text', 'nowhere.txt'], 'cannot be read'],
+    [['eval', TINY_MODEL, '--text', join(TINY_MODEL, 'model-00001-of-00003.safetensors')], 'not UTF-8'],
     [['engines', '--link-tensorflow', TINY_MODEL], 'has no libtensorflow_cc.so.2'],
   ])('%j', async (args, words) => {
     const { code, stdout, stderr } = await mobe(...args);

@@ -5,9 +5,11 @@ import { printable } from '../format.js';
 import { VERSION } from '../version.js';
 import { compressCommand } from './compress.js';
 import { enginesCommand } from './engines.js';
+import { evalCommand } from './eval.js';
 import { expandCommand } from './expand.js';
 import { exportCommand } from './export.js';
 import { fitCommand } from './fit.js';
+import { generateCommand } from './generate.js';
 import { importCommand } from './import.js';
 import { inspectCommand } from './inspect.js';
 import { planCommand } from './plan.js';
@@ -29,6 +31,7 @@ Start with
   mobe inspect <model>             what is in a checkpoint
   mobe plan <model>                what a compression would do, and how long it would take
   mobe compress <model> <out>      do it
+  mobe generate <model> --prompt … what the compressed model says
   mobe engines                     what can run the arithmetic here, and how fast
 
 Results go to stdout, progress to stderr; --json prints one JSON object instead of a table.
@@ -46,6 +49,8 @@ for (const command of [
   importCommand,
   expandCommand,
   verifyCommand,
+  generateCommand,
+  evalCommand,
   enginesCommand,
   serveCommand,
   workerCommand,

@@ -56,6 +56,16 @@ export const shardSize = (): Option =>
     bytes,
   );
 
+export const maxMemory = (): Option =>
+  new Option('--max-memory <size>', 'peak memory to stay within, e.g. 8GiB (default: 80 % of this machine)').argParser(
+    bytes,
+  );
+
+export const expertsPerToken = (): Option =>
+  new Option('--experts-per-token <k>', "experts that each token goes to (default: the model's own number)").argParser(
+    positiveInteger,
+  );
+
 /** The flags that say what to factorise and how; `plan`, `compress` and `fit` have them all. */
 export function addFactorisationOptions(command: Command): Command {
   return command
@@ -115,12 +125,7 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(engine())
     .addOption(threads())
     .addOption(new Option('--seed <n>', 'of the random start').argParser(wholeNumber).default(0))
-    .addOption(
-      new Option(
-        '--max-memory <size>',
-        'peak memory to stay within, e.g. 8GiB (default: 80 % of this machine)',
-      ).argParser(bytes),
-    );
+    .addOption(maxMemory());
 }
 
 /** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
@@ -141,10 +146,15 @@ export function positiveInteger(text: string): number {
   return value;
 }
 
-function positiveNumber(text: string): number {
+export function realNumber(text: string): number {
   const value = Number(text);
-  if (text.trim() === '' || !(value > 0 && value < Number.POSITIVE_INFINITY))
-    throw new InvalidArgumentError('Expected a number above 0.');
+  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('Expected a number.');
+  return value;
+}
+
+function positiveNumber(text: string): number {
+  const value = realNumber(text);
+  if (value <= 0) throw new InvalidArgumentError('Expected a number above 0.');
   return value;
 }
 

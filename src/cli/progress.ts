@@ -5,6 +5,7 @@ import { groupLabel } from '../conversion/groups.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
+import { interruptible } from './interrupt.js';
 
 /** Elsewhere than on a terminal: a line as often as this. */
 const LINE_INTERVAL_MS = 10_000;
@@ -29,7 +30,6 @@ export interface ProgressDisplay {
  * inside native code cannot be stopped: then the process ends as it is. What is finished, and the state saved last, is kept all
  * the same; the lock it leaves is void.
  */
-const STOP_WITHIN_MS = 1500;
 
 /** Also turns Ctrl-C and SIGTERM into an orderly stop: once asks, twice ends the process. */
 export function showProgress(): ProgressDisplay {
@@ -73,33 +73,21 @@ export function showProgress(): ProgressDisplay {
       lastLine = performance.now();
     }
   };
-  const controller = new AbortController();
-  const interrupt = (signal: NodeJS.Signals): void => {
-    if (controller.signal.aborted) endNow(signal);
-    bar?.stop();
-    write('stopping (once more to stop at once) …');
-    const deadline = setTimeout(() => {
+  const interruption = interruptible(
+    () => {
+      bar?.stop();
+      write('stopping (once more to stop at once) …');
+    },
+    () =>
       write(
         'Interrupted in the middle of a step. Run the same command again to go on from what is finished or was saved.',
-      );
-      endNow(signal);
-    }, STOP_WITHIN_MS);
-    deadline.unref(); // it is for what keeps the process from ending
-    controller.abort();
-  };
-  /** By the signal itself: leaving in an orderly way waits for threads that are inside native code. */
-  const endNow = (signal: NodeJS.Signals): void => {
-    for (const it of ['SIGINT', 'SIGTERM'] as const) process.removeAllListeners(it);
-    process.kill(process.pid, signal);
-  };
-  process.on('SIGINT', interrupt);
-  process.on('SIGTERM', interrupt);
+      ),
+  );
   return {
-    hooks: { onProgress, signal: controller.signal },
+    hooks: { onProgress, signal: interruption.signal },
     stop() {
       bar?.stop();
-      process.off('SIGINT', interrupt);
-      process.off('SIGTERM', interrupt);
+      interruption.stop();
     },
   };
 }
