@@ -588,7 +588,9 @@ export class PeerTimeoutError extends PeerError {
 /** The peer was stopped, or answers but no longer knows what was going on: a new conversation may work. */
 export class SessionLostError extends PeerError {
   constructor(readonly peer: string) {
-    super(`${peer} no longer knows this session: it was stopped or restarted, or has waited too long. Run the command again.`);
+    super(
+      `${peer} no longer knows this session: it was stopped or restarted, or has waited too long. Run the command again.`,
+    );
   }
 }
 
