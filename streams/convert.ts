@@ -9,7 +9,7 @@ import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import { seal } from '../src/checkpoint/seal.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
-import type { FinishedUnits, RunIdentity } from '../src/checkpoint/unfinished-run.js';
+import type { FinishedUnits, RunIdentity, Unit } from '../src/checkpoint/unfinished-run.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../src/conversion/groups.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
@@ -135,7 +135,8 @@ async function write(
   onSinkError: (error: Error) => void,
 ): Promise<GroupReport[]> {
   const { files: reader } = plan.source;
-  const finished = await resume(plan, output, run);
+  const units = new Map(conversionUnits(plan).map((unit) => [unit.id, unit] as const));
+  const finished = await resume(plan, output, [...units.values()], run);
   const missing = plan.groups.filter((group) => !finished.has(groupLabel(group)));
   const copies = plan.copies.filter((copy) => !finished.has(copyId(copy)));
   await before?.(reader, missing);
@@ -144,7 +145,7 @@ async function write(
   const groups = plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []);
   const notes: Array<Promise<void>> = [];
   const finish = async (report: GroupReport): Promise<void> => {
-    await output.finish?.(groupLabel(report), report);
+    await output.finish?.(units.get(groupLabel(report)) as Unit, report);
     if (states) await removeState(states.folder, report, run.fileSystem);
   };
   const onGroup = (report: GroupReport): void => {
@@ -154,7 +155,7 @@ async function write(
     noted.catch(onSinkError);
     notes.push(noted);
   };
-  const bytes = conversionUnits(plan)
+  const bytes = [...units.values()]
     .filter(({ id }) => !finished.has(id))
     .reduce((sum, { parts }) => sum + parts.reduce((size, part) => size + part.bytes, 0), 0);
   run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
@@ -175,10 +176,11 @@ function statesIn({ workspace }: Output, { plan, run }: Conversion, identity: un
 async function resume(
   plan: ConversionPlan,
   output: Output,
+  units: readonly Unit[],
   { onProgress, signal }: RunOptions,
 ): Promise<FinishedUnits> {
   let told = false;
-  const finished = await output.resume?.(plan.layout.shards, conversionUnits(plan), (bytes) => {
+  const finished = await output.resume?.(plan.layout.shards, units, (bytes) => {
     if (signal?.aborted) throw new InterruptedError();
     if (!told) onProgress?.({ kind: 'phase', phase: 'resume', groups: 0, bytes: outputBytes(plan) });
     told = true;

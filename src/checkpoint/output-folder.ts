@@ -52,6 +52,8 @@ export class OutputFolder implements Output {
   private readonly files = new Set<string>();
   private journal: Journal | undefined;
   private unsynced = 0;
+  /** Units of which something is not written yet. */
+  private readonly waiting = new Set<{ written(): boolean; resolve(): void }>();
   private committing = false;
 
   private constructor(
@@ -179,6 +181,11 @@ export class OutputFolder implements Output {
     if (!shard) throw new WriteError(this.folder, `no room is reserved for "${tensor}"`);
     await shard.write(tensor, offset, data);
     await this.record({ part: { tensor, offset, bytes: data.byteLength, crc: crc32(data) } });
+    for (const it of this.waiting) {
+      if (!it.written()) continue;
+      this.waiting.delete(it);
+      it.resolve();
+    }
     this.unsynced += data.byteLength;
     if (this.journal && this.unsynced >= SYNC_BYTES) await this.sync();
   }
@@ -187,8 +194,11 @@ export class OutputFolder implements Output {
     await this.holder.get(tensor)?.read(tensor, offset, target);
   }
 
-  async finish(unit: string, note: unknown): Promise<void> {
-    await this.record({ done: unit, note });
+  async finish({ id, parts }: Unit, note: unknown): Promise<void> {
+    const written = () => parts.every((it) => this.holder.get(it.tensor)?.covers(it.tensor, it.offset, it.bytes));
+    // What is handed over may still be on its way here.
+    if (!written()) await new Promise<void>((resolve) => this.waiting.add({ written, resolve }));
+    await this.record({ done: id, note });
     await this.sync();
   }
 

@@ -21,8 +21,8 @@ export interface Output {
   write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
   /** Reads back part of a tensor that `resume` has found finished. */
   readBack?(tensor: string, offset: number, target: Uint8Array): Promise<void>;
-  /** A unit is finished; `note` (JSON) is given back where the run is resumed. */
-  finish?(unit: string, note: unknown): Promise<void>;
+  /** All of a unit has been handed over; resolves once it is written. `note` (JSON) is given back where the run is resumed. */
+  finish?(unit: Unit, note: unknown): Promise<void>;
   /** Puts on disk what was written so far. */
   sync?(): Promise<void>;
   writeText(file: string, text: string): Promise<void>;

@@ -101,6 +101,10 @@ export class ShardWriter {
       throw new ReadError(this.path, position + offset, 'the file ends there');
   }
 
+  covers(tensor: string, offset: number, bytes: number): boolean {
+    return this.places.get(tensor)?.written.covers(offset, offset + bytes) ?? false;
+  }
+
   /** Counts a part as written: an earlier run has done it. */
   trust(tensor: string, offset: number, bytes: number): void {
     this.places.get(tensor)?.written.add(offset, offset + bytes);
