@@ -12,7 +12,9 @@ import {
 } from '../errors.js';
 import type { Architecture, Blueprint, DecoderLayer } from './architecture.js';
 import { MASKED, type Tensors } from './attention.js';
+import { bailing, bailingV2 } from './bailing.js';
 import { configReader } from './config-reader.js';
+import { deepseekV2, deepseekV3 } from './deepseek.js';
 import { findExperts, type LayerExperts } from './experts.js';
 import { runExperts } from './experts-layer.js';
 import { dense } from './feed-forward.js';
@@ -25,7 +27,7 @@ import type { Runner } from './runner.js';
 import { findWeight, type Weight, WeightReader } from './weight.js';
 import { type Unit, WeightCache } from './weight-cache.js';
 
-export const ARCHITECTURES: readonly Architecture[] = [qwen3Moe];
+export const ARCHITECTURES: readonly Architecture[] = [qwen3Moe, deepseekV2, deepseekV3, bailing, bailingV2];
 
 /** Numbers of one chunk's attention scores, all heads; more tokens go in several chunks. */
 const SCORES = 4 * 2 ** 20;
