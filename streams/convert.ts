@@ -8,17 +8,20 @@ import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
 import { compareGroups } from '../src/conversion/groups.js';
+import { PASS_THROUGH_BLOCKS } from '../src/conversion/memory.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import { type GroupReport, peakRssBytes, REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { InterruptedError } from '../src/errors.js';
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
+import { BufferPool } from './buffer-pool.js';
 import { merge } from './highland.js';
 import { openOutput } from './open-output.js';
 import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { OutputChunk } from './records.js';
+import type { StageClocks } from './stage-clock.js';
 import { writeCheckpoint } from './write-checkpoint.js';
 
 export interface BranchContext {
@@ -82,16 +85,23 @@ async function fill(conversion: Conversion, output: Output, reader: RangeReader)
       run.onProgress?.({ kind: 'group', report });
     };
     run.onProgress?.({ kind: 'phase', phase: 'convert', groups: plan.groups.length, bytes: plan.layout.tensorBytes });
-    const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
+    const { clocks } = run;
+    const target = clocks ? timedOutput(output, clocks) : output;
+    const sink = writeCheckpoint(target, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
     sink.once('error', (error) => {
       sinkError ??= error; // what ends the pipeline after it is only its echo
       stop.abort();
     });
-    const branches = [passThrough(plan.copies, reader), expertBranch({ reader, onGroup, signal })];
+    const pool = output.retains ? undefined : new BufferPool(PASS_THROUGH_BLOCKS, READ_BYTES, clocks?.held);
+    const copies = passThrough(plan.copies, reader, pool);
+    const branches = [
+      clocks ? clocks.source('read', copies, ({ data }) => data.byteLength) : copies,
+      expertBranch({ reader, onGroup, signal }),
+    ];
     await pipeline(merge(branches), sink, { signal });
     groups.sort(compareGroups);
     const report = await writeSmallFiles(conversion, output, groups);
-    await output.commit(LOADABLE_LAST);
+    await target.commit(LOADABLE_LAST);
     return report;
   } catch (error) {
     stop.abort();
@@ -99,6 +109,13 @@ async function fill(conversion: Conversion, output: Output, reader: RangeReader)
     throw sinkError ?? error;
   }
 }
+
+/** Bringing it to the disk is part of writing it. */
+const timedOutput = (output: Output, clocks: StageClocks): Pick<Output, 'write' | 'commit' | 'retains'> => ({
+  retains: output.retains ?? false,
+  write: (tensor, offset, data) => clocks.work('write', data.byteLength, () => output.write(tensor, offset, data)),
+  commit: (last) => clocks.work('write', 0, () => output.commit(last)),
+});
 
 async function writeSmallFiles(
   conversion: Conversion,

@@ -8,6 +8,7 @@ import type { FitResult, FitTask, Written } from './compute.js';
 import type { Fitter, FitterPool } from './fitter.js';
 import type { FoldProgress, StepProgress } from './progress.js';
 import type { Factorization, NormalisedGroup } from './records.js';
+import type { StageClocks } from './stage-clock.js';
 
 export interface FactoriseOptions {
   readonly pool: FitterPool;
@@ -17,6 +18,7 @@ export interface FactoriseOptions {
   readonly written: Written;
   readonly onStep: (progress: StepProgress) => void;
   readonly onFold: (progress: FoldProgress) => void;
+  readonly clocks?: StageClocks | undefined;
   /** A fitter is gone; what it had is done again by another. */
   readonly onLost: (fitter: string, reason: Error) => void;
 }
@@ -45,11 +47,14 @@ export async function factorise(
       label: groupLabel(group),
     },
   };
+  const timed = <T>(bytes: number, task: () => Promise<T>): Promise<T> =>
+    options.clocks ? options.clocks.work('fit', bytes, task) : task();
   const fitSomewhere = async (): Promise<{ fitter: Fitter; result: FitResult }> => {
     for (;;) {
       const fitter = await pool.acquire();
       try {
-        return { fitter, result: await fitter.fit(task, (step) => options.onStep({ ...key, ...step })) };
+        const fit = (): Promise<FitResult> => fitter.fit(task, (step) => options.onStep({ ...key, ...step }));
+        return { fitter, result: await timed(sourceBytes(group), fit) };
       } catch (error) {
         lose(fitter, error as Error);
       }
@@ -74,7 +79,8 @@ export async function factorise(
       options.onFold({ ...key, expert, experts: group.experts.length });
       for (;;) {
         try {
-          return await fitter.fold(expert, written);
+          const folding = fitter;
+          return await timed(0, () => folding.fold(expert, written));
         } catch (error) {
           lose(fitter, error as Error);
         }

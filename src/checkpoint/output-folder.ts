@@ -49,8 +49,10 @@ export async function listOutput(folder: string): Promise<string[] | undefined> 
 export interface Output {
   /** Makes room for a shard at its full size, with its header, ready for writes in any order. */
   reserve(layout: ShardLayout): Promise<void>;
-  /** Writes part of a reserved tensor, `offset` bytes into it. */
+  /** Writes part of a reserved tensor, `offset` bytes into it. Several may be under way. */
   write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
+  /** `write` goes on using `data` after it has resolved, so its memory must not be used again. */
+  readonly retains?: boolean;
   writeText(file: string, text: string): Promise<void>;
   /** @param bytes of all the content */
   writeFile(file: string, bytes: number, content: AsyncIterable<Uint8Array>): Promise<void>;

@@ -1,0 +1,111 @@
+import { randomFillSync } from 'node:crypto';
+import { mkdtemp, open, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { layoutShards } from '../../src/checkpoint/layout.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { OutputFolder } from '../../src/checkpoint/output-folder.js';
+import { planCompression } from '../../src/conversion/compression.js';
+import { planConversion } from '../../src/conversion/plan.js';
+import { detectModel } from '../../src/models/detect.js';
+import { compressPlanned } from '../compress.js';
+import { convert } from '../convert.js';
+import type { OutputChunk } from '../records.js';
+import { createStageClocks, type Slowdown } from '../stage-clock.js';
+import { writeCheckpoint } from '../write-checkpoint.js';
+import { type Outcome, startTimer } from './sample.js';
+import { planCopy, restrict } from './sample-model.js';
+import { BLOCK_BYTES, type SampleOfModel } from './task.js';
+
+/** A folder that is there for one measurement. Removing it is not part of that. */
+export async function inFolder(parent: string, task: (folder: string) => Promise<Outcome>): Promise<Outcome> {
+  const folder = await mkdtemp(join(parent, 'mobe-bench-'));
+  try {
+    return await task(folder);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** A file of known size, one write at a time, then brought to the disk. */
+export const pwrite = (parent: string, bytes: number): Promise<Outcome> =>
+  inFolder(parent, async (folder) => {
+    const block = randomFillSync(new Uint8Array(BLOCK_BYTES));
+    const stop = startTimer();
+    const handle = await open(join(folder, 'raw'), 'wx');
+    try {
+      await handle.truncate(bytes);
+      for (let at = 0; at < bytes; at += BLOCK_BYTES)
+        await handle.write(block, 0, Math.min(BLOCK_BYTES, bytes - at), at);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    return { bytes, heldBytes: BLOCK_BYTES, ...stop() };
+  });
+
+/** One shard, by our sink, of chunks that are there already. */
+export const ourSink = (parent: string, bytes: number): Promise<Outcome> =>
+  inFolder(parent, async (folder) => {
+    const block = randomFillSync(new Uint8Array(BLOCK_BYTES));
+    const { shards } = layoutShards([{ name: 'tensor', dtype: 'U8', shape: [bytes], bytes }], bytes);
+    const clocks = createStageClocks();
+    const chunks = function* (): Generator<OutputChunk> {
+      for (let offset = 0; offset < bytes; offset += BLOCK_BYTES) {
+        const data = block.subarray(0, Math.min(BLOCK_BYTES, bytes - offset));
+        clocks.held(data.byteLength);
+        yield { tensor: 'tensor', offset, data, release: () => clocks.held(-data.byteLength) };
+      }
+    };
+    const stop = startTimer();
+    const output = await OutputFolder.create(join(folder, 'out'), { neededBytes: bytes });
+    for (const shard of shards) await output.reserve(shard);
+    await pipeline(
+      Readable.from(chunks(), { highWaterMark: 1 }),
+      writeCheckpoint(output, () => {}),
+    );
+    await output.commit([]);
+    return { bytes, heldBytes: clocks.peakHeldBytes, ...stop() };
+  });
+
+/** What `mobe compress --layers none` does, with the shards that take part. */
+export const passThroughConversion = (source: SampleOfModel, parent: string, slow?: Slowdown): Promise<Outcome> =>
+  inFolder(parent, async (folder) => {
+    const clocks = createStageClocks(slow);
+    const stop = startTimer();
+    const plan = planCopy(await openCheckpoint(source.folder), source.shards);
+    await convert({
+      plan,
+      out: join(folder, 'out'),
+      inputs: [source.folder],
+      expertBranch: async function* () {},
+      config: {},
+      record: { kind: 'compress', sourceFingerprint: 'of a measurement', settings: {} },
+      run: { clocks },
+      started: performance.now(),
+    });
+    const time = stop();
+    return { bytes: source.bytes, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
+  });
+
+/** Few, since their time is the arithmetic's, and known from elsewhere (`npm run bench:step`). */
+const SOLVER_STEPS = 3;
+
+/** `mobe compress` of the first layer with experts. */
+export const compressLayer = (model: string, parent: string, slow?: Slowdown): Promise<Outcome> =>
+  inFolder(parent, async (folder) => {
+    const checkpoint = await openCheckpoint(model);
+    const [layer] = detectModel(checkpoint).layers;
+    if (!layer) return { bytes: 0, seconds: 0, cpuSeconds: 0 };
+    const planned = await planCompression(checkpoint, { layers: [layer.layer], steps: SOLVER_STEPS });
+    const prefix = layer.prefix;
+    const source = restrict(checkpoint, (name) => name.startsWith(prefix));
+    const { groups, format, settings, model: detected } = planned;
+    const part = planConversion({ source, groups, layers: detected.layers, format, shardBytes: settings.shardSize });
+    const clocks = createStageClocks(slow);
+    const stop = startTimer();
+    await compressPlanned({ planned: { ...planned, ...part }, remote: undefined }, join(folder, 'out'), { clocks });
+    const time = stop();
+    return { bytes: part.bytesBefore, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
+  });
