@@ -2,6 +2,7 @@
 import { Command, CommanderError } from 'commander';
 import { InterruptedError, MobeError } from '../errors.js';
 import { VERSION } from '../version.js';
+import { benchCommand } from './bench.js';
 import { compressCommand } from './compress.js';
 import { enginesCommand } from './engines.js';
 import { expandCommand } from './expand.js';
@@ -46,6 +47,7 @@ for (const command of [
   expandCommand,
   verifyCommand,
   enginesCommand,
+  benchCommand,
   serveCommand,
   workerCommand,
   receiveCommand,

@@ -36,7 +36,8 @@ function run(task: Task): Promise<Outcome> {
 }
 
 const task = JSON.parse(process.argv[2] as string) as Task;
+const done = (message: object): void => void process.send?.(message, () => process.disconnect());
 takeSample(() => run(task)).then(
-  (sample) => process.send?.({ sample }),
-  (error: Error) => process.send?.({ error: { name: error.name, message: error.message } }),
+  (sample) => done({ sample }),
+  (error: Error) => done({ error: { name: error.name, message: error.message } }),
 );

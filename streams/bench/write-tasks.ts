@@ -6,8 +6,10 @@ import { pipeline } from 'node:stream/promises';
 import { layoutShards } from '../../src/checkpoint/layout.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { OutputFolder } from '../../src/checkpoint/output-folder.js';
+import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { planCompression } from '../../src/conversion/compression.js';
 import { planConversion } from '../../src/conversion/plan.js';
+import { UnknownModelError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
 import { compressPlanned } from '../compress.js';
 import { convert } from '../convert.js';
@@ -89,20 +91,38 @@ export const passThroughConversion = (source: SampleOfModel, parent: string, slo
     return { bytes: source.bytes, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
   });
 
-/** Few, since their time is the arithmetic's, and known from elsewhere (`npm run bench:step`). */
+/** Few, of few experts and of a low rank, since their time is the arithmetic's, and known from elsewhere (`npm run bench:step`). */
 const SOLVER_STEPS = 3;
+const MOST_EXPERTS = 8;
 
-/** `mobe compress` of the first layer with experts. */
+/** `mobe compress` of the first layer with experts, of which only some are fitted and the others pass through. */
 export const compressLayer = (model: string, parent: string, slow?: Slowdown): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const checkpoint = await openCheckpoint(model);
     const [layer] = detectModel(checkpoint).layers;
-    if (!layer) return { bytes: 0, seconds: 0, cpuSeconds: 0 };
-    const planned = await planCompression(checkpoint, { layers: [layer.layer], steps: SOLVER_STEPS });
-    const prefix = layer.prefix;
-    const source = restrict(checkpoint, (name) => name.startsWith(prefix));
-    const { groups, format, settings, model: detected } = planned;
-    const part = planConversion({ source, groups, layers: detected.layers, format, shardBytes: settings.shardSize });
+    if (!layer) throw new UnknownModelError(checkpoint.folder, 'no layer has routed experts');
+    const gates = layer.experts.gate_proj;
+    const groups =
+      gates.findIndex((_, i) => gates.length % (i + 1) === 0 && gates.length / (i + 1) <= MOST_EXPERTS) + 1;
+    const planned = await planCompression(checkpoint, {
+      layers: [layer.layer],
+      projections: ['gate_proj'],
+      groups,
+      bases: groups,
+      rank: Math.max(1, (gates[0] as StoredMatrix).rows >> 3),
+      steps: SOLVER_STEPS,
+      format: 'hf',
+    });
+    const source = restrict(checkpoint, (name) => name.startsWith(layer.prefix));
+    const { format, settings, model: detected } = planned;
+    const fitted = planned.groups.slice(0, 1);
+    const part = planConversion({
+      source,
+      groups: fitted,
+      layers: detected.layers,
+      format,
+      shardBytes: settings.shardSize,
+    });
     const clocks = createStageClocks(slow);
     const stop = startTimer();
     await compressPlanned({ planned: { ...planned, ...part }, remote: undefined }, join(folder, 'out'), { clocks });
