@@ -3,9 +3,9 @@ import { execFile } from 'node:child_process';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { inFolder } from './in-folder.js';
 import { type Outcome, startTimer } from './sample.js';
 import type { Command, SampleOfModel } from './task.js';
-import { inFolder } from './write-tasks.js';
 
 const execute = promisify(execFile);
 

@@ -60,12 +60,3 @@ export async function ourSource(source: SampleOfModel): Promise<Outcome> {
   await checkpoint.files.close();
   return { bytes, ...time, heldBytes: clocks.peakHeldBytes };
 }
-
-export async function openModel(model: string): Promise<Outcome> {
-  const stop = startTimer();
-  const { shards, files } = await openCheckpoint(model);
-  const time = stop();
-  await files.close();
-  // The index aside, which only names the tensors again.
-  return { bytes: shards.reduce((sum, { tensors, bytes }) => sum + (tensors[0]?.start ?? bytes), 0), ...time };
-}
