@@ -2,12 +2,26 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { IncompleteOutputError, WriteError } from '../errors.js';
 import type { ShardLayout } from './layout.js';
 
+/** Smaller parts than this are gathered: handing one to the system takes longer than copying it. */
+const SMALL_BYTES = 32 * 1024;
+/** What is gathered before it is written; for each shard, and a checkpoint may have hundreds. */
+const GATHERED_BYTES = 128 * 1024;
+
+/** Parts that follow each other, not yet given to the system. */
+interface Gathered {
+  readonly bytes: Uint8Array;
+  readonly position: number;
+  filled: number;
+}
+
 /**
  * A safetensors file of known layout, reserved at its full size, then filled in any order. It is the caller's to give it
  * its final name once `finish` has returned.
  */
 export class ShardWriter {
   private readonly places = new Map<string, { position: number; bytes: number; written: number }>();
+
+  private gathered: Gathered | undefined;
 
   private constructor(
     private readonly path: string,
@@ -39,14 +53,34 @@ export class ShardWriter {
     return this.places.keys();
   }
 
-  /** Writes part of a tensor, `offset` bytes into it. */
+  /** Writes part of a tensor, `offset` bytes into it; a small one perhaps together with those after it. */
   async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
     const place = this.places.get(tensor);
     if (!place || offset + data.byteLength > place.bytes) {
       throw new WriteError(this.path, `no room is reserved for ${data.byteLength} bytes of "${tensor}" at ${offset}`);
     }
-    await this.writeAt(data, place.position + offset);
+    const position = place.position + offset;
+    if (data.byteLength < SMALL_BYTES) await this.gather(data, position);
+    else await this.writeAt(data, position);
     place.written += data.byteLength;
+  }
+
+  private async gather(data: Uint8Array, position: number): Promise<void> {
+    const last = this.gathered;
+    const follows = last && last.position + last.filled === position;
+    if (last && follows && last.filled + data.byteLength <= GATHERED_BYTES) {
+      last.bytes.set(data, last.filled);
+      last.filled += data.byteLength;
+      return;
+    }
+    const bytes = new Uint8Array(GATHERED_BYTES);
+    bytes.set(data);
+    this.gathered = { bytes, position, filled: data.byteLength };
+    if (last) await this.writeGathered(last);
+  }
+
+  private writeGathered({ bytes, position, filled }: Gathered): Promise<void> {
+    return this.writeAt(bytes.subarray(0, filled), position);
   }
 
   /** Replaces the header by one of the same length, when its metadata is known only now. */
@@ -71,6 +105,8 @@ export class ShardWriter {
     for (const [tensor, { bytes, written }] of this.places) {
       if (written !== bytes) throw new IncompleteOutputError(tensor, written, bytes);
     }
+    if (this.gathered) await this.writeGathered(this.gathered);
+    this.gathered = undefined;
     try {
       await this.handle.sync();
       await this.handle.close();
