@@ -822,6 +822,6 @@ export class MeasurementError extends RunError {
     readonly measurement: string,
     reason: string,
   ) {
-    super(`Measuring "${measurement}" failed: ${reason}.`);
+    super(`Measuring "${measurement}" failed: ${reason.replace(/\.$/, '')}.`);
   }
 }
