@@ -955,3 +955,14 @@ export class GraphError extends RunError {}
 
 /** An engine was fed something it cannot run. */
 export class EngineError extends RunError {}
+
+// ---- measurements ------------------------------------------------------------------------------------------------
+
+export class MeasurementError extends RunError {
+  constructor(
+    readonly measurement: string,
+    reason: string,
+  ) {
+    super(`Measuring "${measurement}" failed: ${reason.replace(/\.$/, '')}.`);
+  }
+}

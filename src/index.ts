@@ -8,7 +8,11 @@
  * ```
  */
 
+// Measurements.
+export { type BenchOptions, type BenchReport, benchmark } from '../streams/bench/benchmark.js';
+export { reportPage } from '../streams/bench/page.js';
 // Stages of the dataflow, to compose differently.
+export { BufferPool, type PooledBuffer } from '../streams/buffer-pool.js';
 export { ByteBudget } from '../streams/byte-budget.js';
 // What the commands do.
 export { compress } from '../streams/compress.js';
@@ -36,6 +40,7 @@ export { plan, type TimedPlan } from '../streams/plan.js';
 export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
 export { readExperts } from '../streams/read-experts.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
+export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/stage-clock.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/verify.js';
 export { type Integrity, verifyIntegrity } from '../streams/verify-manifest.js';
 export { ComputeWorker } from '../streams/worker-pool.js';

@@ -7,7 +7,7 @@ import { fitGroups, measureGroups } from './expert-branch.js';
 import { fold } from './fold.js';
 import { foldWithin } from './max-error.js';
 import type { Sigmas } from './normalise.js';
-import { planRun, withEstimate } from './plan.js';
+import { type PlannedRun, planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
 import { stateFiles } from './state-file.js';
 
@@ -22,7 +22,16 @@ export async function compress(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  const { planned: plan, remote } = await planRun(model, options, run);
+  return compressPlanned(await planRun(model, options, run), out, run, started);
+}
+
+/** The same, once it is planned; of a part of the source perhaps. */
+export async function compressPlanned(
+  { planned: plan, remote }: PlannedRun,
+  out: string,
+  run: RunOptions = {},
+  started = performance.now(),
+): Promise<RunResult> {
   const { source, groups, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
   const written = settings.format === 'mobe' ? 'factors' : 'weights';

@@ -11,6 +11,7 @@ import { seal } from '../src/checkpoint/seal.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
 import type { FinishedUnits, RunIdentity, Unit } from '../src/checkpoint/unfinished-run.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../src/conversion/groups.js';
+import { PASS_THROUGH_BLOCKS } from '../src/conversion/memory.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import {
@@ -32,6 +33,7 @@ import {
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
 import { blameSource } from './blame-source.js';
+import { BufferPool } from './buffer-pool.js';
 import { checkDecoded } from './check-decoded.js';
 import { type HashedOutput, hashOutput } from './hash-output.js';
 import { merge } from './highland.js';
@@ -39,6 +41,7 @@ import { openOutput } from './open-output.js';
 import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { OutputChunk } from './records.js';
+import type { StageClocks } from './stage-clock.js';
 import { removeState, type StatePlace, saveInterval } from './state-file.js';
 import { conversionUnits, copyId } from './units.js';
 import { writeCheckpoint } from './write-checkpoint.js';
@@ -113,7 +116,7 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
     const groups = await write(conversion, output, statesIn(output, conversion, identity), signal, onSinkError);
     const report = await writeSmallFiles(conversion, output, groups);
     await plan.source.files.checkUnchanged();
-    await output.commit(LOADABLE_LAST);
+    await (run.clocks ? timedOutput(output, run.clocks) : output).commit(LOADABLE_LAST);
     return report;
   } catch (error) {
     stop.abort();
@@ -159,9 +162,16 @@ async function write(
     .filter(({ id }) => !finished.has(id))
     .reduce((sum, { parts }) => sum + parts.reduce((size, part) => size + part.bytes, 0), 0);
   run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
-  const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
+  const { clocks } = run;
+  const target = clocks ? timedOutput(output, clocks) : output;
+  const sink = writeCheckpoint(target, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
   sink.once('error', onSinkError);
-  const branches = [passThrough(copies, reader), expertBranch({ reader, missing, states, onGroup, signal })];
+  const pool = output.retains ? undefined : new BufferPool(PASS_THROUGH_BLOCKS, READ_BYTES, clocks?.held);
+  const copied = passThrough(copies, reader, pool);
+  const branches = [
+    clocks ? clocks.source('read', copied, ({ data }) => data.byteLength) : copied,
+    expertBranch({ reader, missing, states, onGroup, signal }),
+  ];
   await pipeline(merge(branches), sink, { signal });
   await Promise.all(notes);
   return groups.sort(compareGroups);
@@ -188,6 +198,13 @@ async function resume(
   });
   return finished ?? new Map();
 }
+
+/** Bringing it to the disk is part of writing it. */
+const timedOutput = (output: Output, clocks: StageClocks): Pick<Output, 'write' | 'commit' | 'retains'> => ({
+  retains: output.retains ?? false,
+  write: (tensor, offset, data) => clocks.work('write', data.byteLength, () => output.write(tensor, offset, data)),
+  commit: (last) => clocks.work('write', 0, () => output.commit(last)),
+});
 
 async function writeSmallFiles(
   conversion: Conversion,

@@ -8,6 +8,7 @@ import type { FitResult, FitTask, Written } from './compute.js';
 import type { Fitter, FitterPool } from './fitter.js';
 import type { FoldProgress, StepProgress } from './progress.js';
 import type { Factorization, NormalisedGroup } from './records.js';
+import type { StageClocks } from './stage-clock.js';
 import type { StateFile } from './state-file.js';
 
 export interface FactoriseOptions {
@@ -20,6 +21,7 @@ export interface FactoriseOptions {
   readonly stateOf?: ((group: GroupPlan) => StateFile) | undefined;
   readonly onStep: (progress: StepProgress) => void;
   readonly onFold: (progress: FoldProgress) => void;
+  readonly clocks?: StageClocks | undefined;
   /** A fitter is gone; what it had is done again by another. */
   readonly onLost: (fitter: string, reason: Error) => void;
 }
@@ -49,11 +51,14 @@ export async function factorise(
     },
     state: options.stateOf?.(group),
   };
+  const timed = <T>(bytes: number, task: () => Promise<T>): Promise<T> =>
+    options.clocks ? options.clocks.work('fit', bytes, task) : task();
   const fitSomewhere = async (): Promise<{ fitter: Fitter; result: FitResult }> => {
     for (;;) {
       const fitter = await pool.acquire();
       try {
-        return { fitter, result: await fitter.fit(task, (step) => options.onStep({ ...key, ...step })) };
+        const fit = (): Promise<FitResult> => fitter.fit(task, (step) => options.onStep({ ...key, ...step }));
+        return { fitter, result: await timed(sourceBytes(group), fit) };
       } catch (error) {
         lose(fitter, error as Error);
       }
@@ -78,7 +83,8 @@ export async function factorise(
       options.onFold({ ...key, expert, experts: group.experts.length });
       for (;;) {
         try {
-          return await fitter.fold(expert, written);
+          const folding = fitter;
+          return await timed(0, () => folding.fold(expert, written));
         } catch (error) {
           lose(fitter, error as Error);
         }

@@ -52,6 +52,7 @@ export function hashOutput(output: Output): HashedOutput {
   return {
     written,
     ...(output.workspace !== undefined && { workspace: output.workspace }),
+    retains: output.retains ?? false,
     async resume(layouts, units, onBytes) {
       const finished = (await output.resume?.(layouts, units, onBytes)) ?? new Map();
       layouts.forEach(place);

@@ -5,6 +5,7 @@ import type { GroupReport, StoredReport } from '../src/conversion/report.js';
 import type { SolverStep } from '../src/factorization/problem.js';
 import type { TimedPlan } from './plan.js';
 import type { PeerOptions } from './remote/peer-options.js';
+import type { StageClocks } from './stage-clock.js';
 
 export interface StepProgress extends SolverStep, GroupKey {}
 
@@ -35,6 +36,8 @@ export interface RunHooks {
   readonly signal?: AbortSignal;
   /** How other machines are spoken to, where a location is a URL. */
   readonly peers?: PeerOptions;
+  /** Measures what each stage of the dataflow does with its time. */
+  readonly clocks?: StageClocks;
 }
 
 export interface RunOptions extends RunHooks {

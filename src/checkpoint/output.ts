@@ -17,8 +17,10 @@ export interface Output {
   ): Promise<FinishedUnits>;
   /** Makes room for a shard at its full size, with its header, ready for writes in any order. */
   reserve(layout: ShardLayout): Promise<void>;
-  /** Writes part of a reserved tensor, `offset` bytes into it. */
+  /** Writes part of a reserved tensor, `offset` bytes into it. Several may be under way. */
   write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
+  /** `write` goes on using `data` after it has resolved, so its memory must not be used again. */
+  readonly retains?: boolean;
   /** Reads back part of a tensor that `resume` has found finished. */
   readBack?(tensor: string, offset: number, target: Uint8Array): Promise<void>;
   /** All of a unit has been handed over; resolves once it is written. `note` (JSON) is given back where the run is resumed. */

@@ -5,6 +5,18 @@ import { type FileSystem, nodeFileSystem, type OpenFile, readAll, writeAll } fro
 import { READ_BYTES } from './files.js';
 import type { ShardLayout } from './layout.js';
 
+/** Smaller parts than this are gathered: handing one to the system takes longer than copying it. */
+const SMALL_BYTES = 32 * 1024;
+/** What is gathered before it is written; for each shard, and a checkpoint may have hundreds. */
+const GATHERED_BYTES = 128 * 1024;
+
+/** Parts that follow each other, not yet given to the system. */
+interface Gathered {
+  readonly bytes: Uint8Array;
+  readonly position: number;
+  filled: number;
+}
+
 interface Place {
   readonly position: number;
   readonly bytes: number;
@@ -17,6 +29,7 @@ interface Place {
  */
 export class ShardWriter {
   private readonly places = new Map<string, Place>();
+  private gathered: Gathered | undefined;
 
   private constructor(
     private readonly path: string,
@@ -69,14 +82,41 @@ export class ShardWriter {
     return this.places.keys();
   }
 
-  /** Writes part of a tensor, `offset` bytes into it. */
+  /** Writes part of a tensor, `offset` bytes into it; a small one perhaps together with those after it. */
   async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
     const place = this.places.get(tensor);
     if (!place || offset + data.byteLength > place.bytes) {
       throw new WriteError(this.path, `no room is reserved for ${data.byteLength} bytes of "${tensor}" at ${offset}`);
     }
-    await this.writeAt(data, place.position + offset);
+    const position = place.position + offset;
+    if (data.byteLength < SMALL_BYTES) await this.gather(data, position);
+    else await this.writeAt(data, position);
     place.written.add(offset, offset + data.byteLength);
+  }
+
+  private async gather(data: Uint8Array, position: number): Promise<void> {
+    const last = this.gathered;
+    const follows = last && last.position + last.filled === position;
+    if (last && follows && last.filled + data.byteLength <= GATHERED_BYTES) {
+      last.bytes.set(data, last.filled);
+      last.filled += data.byteLength;
+      return;
+    }
+    const bytes = new Uint8Array(GATHERED_BYTES);
+    bytes.set(data);
+    this.gathered = { bytes, position, filled: data.byteLength };
+    if (last) await this.writeGathered(last);
+  }
+
+  private writeGathered({ bytes, position, filled }: Gathered): Promise<void> {
+    return this.writeAt(bytes.subarray(0, filled), position);
+  }
+
+  /** Gives the system what was gathered. */
+  private async flush(): Promise<void> {
+    const { gathered } = this;
+    this.gathered = undefined;
+    if (gathered) await this.writeGathered(gathered);
   }
 
   /** The CRC-32 of what the file holds of a tensor; undefined where it has no such part. */
@@ -125,6 +165,7 @@ export class ShardWriter {
   }
 
   async sync(): Promise<void> {
+    await this.flush();
     try {
       await this.file.sync();
     } catch (error) {
@@ -147,6 +188,7 @@ export class ShardWriter {
 
   /** Closes the file as it is. */
   async abandon(): Promise<void> {
+    await this.flush().catch(() => {});
     await this.file.close().catch(() => {});
   }
 }

@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { InterruptedError, MobeError } from '../errors.js';
 import { printable } from '../format.js';
 import { VERSION } from '../version.js';
+import { benchCommand } from './bench.js';
 import { compressCommand } from './compress.js';
 import { enginesCommand } from './engines.js';
 import { evalCommand } from './eval.js';
@@ -52,6 +53,7 @@ for (const command of [
   generateCommand,
   evalCommand,
   enginesCommand,
+  benchCommand,
   serveCommand,
   workerCommand,
   receiveCommand,

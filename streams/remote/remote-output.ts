@@ -83,6 +83,7 @@ function outputOver(ask: Requester, close: () => Promise<void>, fail: (reason: E
     await ask(...args);
   };
   const output: Output = {
+    retains: true, // pieces are kept until the peer has them
     reserve: ({ file, bytes, header }) =>
       request('reserve', { file, bytes }, { uploads: [wholePiece('header', header)] }),
     async write(tensor, offset, data) {
