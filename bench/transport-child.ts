@@ -49,7 +49,14 @@ const converse = (channel: Channel): Promise<void> =>
       await channel.receive();
     } else {
       let received = 0;
-      for await (const { data } of receiveTensors(channel)) received += data.byteLength;
+      const pieces = receiveTensors(channel);
+      // As in the other ways, nothing holds a piece while the next one is waited for; `for await` would.
+      const takeOne = async (): Promise<boolean> => {
+        const { value, done } = await pieces.next();
+        if (!done) received += value.data.byteLength;
+        return !done;
+      };
+      while (await takeOne());
       if (received !== bytes) throw new Error(`received ${received} of ${bytes} bytes`);
       await channel.send({ kind: 'end', value: null });
     }

@@ -10,7 +10,7 @@ import { loadavg } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { machine } from './machine.js';
-import { DIRECTIONS, type Direction, type Role, WAYS, type Way } from './transport-ways.js';
+import { DIRECTIONS, type Direction, type Role, type Way, waysOf } from './transport-ways.js';
 
 const { values } = parseArgs({
   options: {
@@ -49,7 +49,7 @@ const load = loadavg()[0];
 const rates = new Map<string, number[]>();
 for (let run = 0; run < runs; run++) {
   for (const direction of DIRECTIONS) {
-    for (const way of WAYS) {
+    for (const way of waysOf(direction)) {
       const key = `${direction}/${way}`;
       rates.set(key, [...(rates.get(key) ?? []), await transfer(way, direction)]);
     }
@@ -60,7 +60,7 @@ const median = (numbers: readonly number[]): number =>
   [...numbers].sort((a, b) => a - b)[numbers.length >> 1] as number;
 const rows = DIRECTIONS.flatMap((direction) => {
   const rate = (way: Way): number => median(rates.get(`${direction}/${way}`) as number[]);
-  return WAYS.map((way) => ({
+  return waysOf(direction).map((way) => ({
     direction,
     way,
     bytesPerSecond: Math.round(rate(way)),

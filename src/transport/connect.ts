@@ -181,7 +181,7 @@ function openLink(
 
 /**
  * RFC 6455 has clients mask what they send with random bytes, so that a script in a browser cannot choose what passes
- * through a proxy that takes it for HTTP. Masking costs more than all the rest of sending. Where no proxy can look, which
+ * through a proxy that takes it for HTTP. Masking costs more than half the rate. Where no proxy can look, which
  * is within this machine and within TLS, the mask is zero: valid on the wire, and nothing to compute at either end.
  */
 function needsMask(url: string): boolean {

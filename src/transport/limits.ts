@@ -44,7 +44,7 @@ export const MAX_OPEN_TENSORS = 256;
 export const MAX_FRAGMENTS = 128;
 
 /** Given to the socket and not yet taken by the system. More would only delay the acks that queue behind it. */
-export const WRITE_AHEAD_BYTES = 2 * MAX_PAYLOAD_BYTES;
+export const WRITE_AHEAD_BYTES = MAX_PAYLOAD_BYTES;
 
 /** Each session may hold its credit twice, once each way. */
 export const MAX_SESSIONS = 64;

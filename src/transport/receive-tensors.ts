@@ -1,11 +1,11 @@
 import { ChecksumError, ProtocolError, RemoteError, TruncatedStreamError } from '../errors.js';
 import { type Checksum, createChecksum } from './checksum.js';
-import type { MessageSource, NumberedHeader } from './header.js';
-import { EMPTY } from './header.js';
+import { EMPTY, type Message, type MessageSource, type NumberedHeader } from './header.js';
 import { MAX_OPEN_TENSORS } from './limits.js';
 import type { TensorPiece } from './tensor-piece.js';
 
 type TensorHeader = Extract<NumberedHeader, { kind: 'tensor' }>;
+type DataHeader = Extract<NumberedHeader, { kind: 'data' }>;
 
 interface OpenTensor {
   readonly header: TensorHeader;
@@ -18,43 +18,82 @@ interface OpenTensor {
  * for. A tensor's last piece is handed on only after its checksum was found right: whoever counts bytes never takes a
  * damaged tensor for a whole one.
  * Throws a `RemoteError` when the peer reports a failure, `ChecksumError`, `ProtocolError`, and what ends the source.
+ *
+ * Not a generator: it would keep the last piece while it waits for the next, and megabytes that live that long cost more
+ * to collect than everything done here.
  */
-export async function* receiveTensors(
+export function receiveTensors(
   source: MessageSource,
   onEvent: (value: unknown) => void = () => {},
-): AsyncGenerator<TensorPiece, unknown> {
-  const { peer } = source;
+): AsyncIterableIterator<TensorPiece, unknown> {
+  const read = createReader(source.peer, onEvent);
+  let ended = false;
+  const next = async (): Promise<IteratorResult<TensorPiece, unknown>> => {
+    while (!ended) {
+      ended = true; // unless this goes well
+      const result = read(await source.receive());
+      ended = result?.done ?? false;
+      if (result) return result;
+    }
+    return { done: true, value: undefined };
+  };
+  const iterator: AsyncIterableIterator<TensorPiece, unknown> = {
+    next,
+    async return(value) {
+      ended = true;
+      return { done: true, value };
+    },
+    [Symbol.asyncIterator]: () => iterator,
+  };
+  return iterator;
+}
+
+type Read = (message: Message | undefined) => IteratorResult<TensorPiece, unknown> | undefined;
+
+/** A function that takes messages in their order, and returns the piece that one holds. */
+function createReader(peer: string, onEvent: (value: unknown) => void): Read {
   const open = new Map<number, OpenTensor>();
   let next = 0;
-  for (;;) {
-    const message = await source.receive();
+
+  const start = (tensor: TensorHeader): TensorPiece | undefined => {
+    if (tensor.tensor !== next) throw new ProtocolError(peer, `tensor ${tensor.tensor} comes as number ${next}`);
+    next++;
+    if (tensor.bytes === 0) return piece(tensor, 0, EMPTY);
+    if (open.size >= MAX_OPEN_TENSORS) throw new ProtocolError(peer, `more than ${MAX_OPEN_TENSORS} tensors are open`);
+    open.set(tensor.tensor, { header: tensor, received: 0, checksum: createChecksum() });
+    return undefined;
+  };
+
+  const proceed = (header: DataHeader, payload: Uint8Array): TensorPiece => {
+    const state = open.get(header.tensor);
+    if (!state) throw new ProtocolError(peer, `it goes on with tensor ${header.tensor}, which is not under way`);
+    const { header: tensor, received: offset, checksum } = state;
+    state.received += payload.byteLength;
+    if (state.received > tensor.bytes)
+      throw new ProtocolError(peer, `tensor "${tensor.name}" has more than its ${tensor.bytes} bytes`);
+    const isLast = state.received === tensor.bytes;
+    if (isLast !== (header.checksum !== undefined))
+      throw new ProtocolError(peer, `tensor "${tensor.name}" has its checksum in another frame than its last`);
+    checksum.update(payload);
+    if (isLast) {
+      open.delete(header.tensor);
+      if (!checksum.digest().every((byte, i) => byte === header.checksum?.[i]))
+        throw new ChecksumError(peer, tensor.name);
+    }
+    return piece(tensor, offset, payload);
+  };
+
+  return (message) => {
     if (!message) throw new TruncatedStreamError(peer);
     const { header, payload } = message;
+    let found: TensorPiece | undefined;
     switch (header.kind) {
       case 'tensor':
-        if (header.tensor !== next++)
-          throw new ProtocolError(peer, `tensor ${header.tensor} comes as number ${next - 1}`);
-        if (open.size >= MAX_OPEN_TENSORS)
-          throw new ProtocolError(peer, `more than ${MAX_OPEN_TENSORS} tensors are open`);
-        if (header.bytes === 0) yield piece(header, 0, EMPTY);
-        else open.set(header.tensor, { header, received: 0, checksum: createChecksum() });
+        found = start(header);
         break;
-      case 'data': {
-        const state = open.get(header.tensor);
-        if (!state) throw new ProtocolError(peer, `it goes on with tensor ${header.tensor}, which is not under way`);
-        const { header: tensor, received: offset } = state;
-        state.received += payload.byteLength;
-        state.checksum.update(payload);
-        if (state.received > tensor.bytes)
-          throw new ProtocolError(peer, `tensor "${tensor.name}" has more than its ${tensor.bytes} bytes`);
-        if ((state.received === tensor.bytes) !== (header.checksum !== undefined))
-          throw new ProtocolError(peer, `tensor "${tensor.name}" has its checksum in another frame than its last`);
-        if (header.checksum && !state.checksum.digest().every((byte, i) => byte === header.checksum?.[i]))
-          throw new ChecksumError(peer, tensor.name);
-        if (state.received === tensor.bytes) open.delete(header.tensor);
-        yield piece(tensor, offset, payload);
+      case 'data':
+        found = proceed(header, payload);
         break;
-      }
       case 'event':
         onEvent(header.value);
         break;
@@ -62,11 +101,12 @@ export async function* receiveTensors(
         throw new RemoteError(peer, header.name, header.message);
       case 'end':
         if (open.size > 0) throw new ProtocolError(peer, `it ends in the middle of ${open.size} tensor(s)`);
-        return header.value;
+        return { done: true, value: header.value };
       default:
         throw new ProtocolError(peer, `a ${header.kind} frame comes among tensors`);
     }
-  }
+    return found && { done: false, value: found };
+  };
 }
 
 const piece = ({ name, dtype, shape, bytes }: TensorHeader, offset: number, data: Uint8Array): TensorPiece => ({
