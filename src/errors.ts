@@ -4,6 +4,8 @@
  */
 export abstract class MobeError extends Error {
   abstract readonly exitCode: 1 | 2;
+  /** The output folder, where it keeps what was finished so that the same command can go on. */
+  declare kept?: string;
   override get name(): string {
     return this.constructor.name;
   }
@@ -309,6 +311,82 @@ export class ConfigMismatchError extends InputError {
   }
 }
 
+export class UnsupportedModelError extends InputError {
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `${file}: ${what}, which mobe cannot compute. It runs Qwen3-MoE, DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Ling; for others use transformers.`,
+    );
+  }
+}
+
+export class ConfigValueError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly key: string,
+    expected: string,
+    readonly value: unknown,
+  ) {
+    super(
+      `${file}: "${key}" is ${value === undefined ? 'missing' : JSON.stringify(value)}, expected ${expected}. The file is damaged or of another model: download it again.`,
+    );
+  }
+}
+
+export class MissingTensorError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly folder: string,
+  ) {
+    super(`${folder} has no tensor "${tensor}", which its config.json asks for. The download is incomplete.`);
+  }
+}
+
+export class WeightShapeError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    readonly found: readonly number[],
+    readonly expected: readonly number[],
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} has shape [${found}], the config asks for [${expected}]. Config and weights are of different models.`,
+    );
+  }
+}
+
+export class TokenRangeError extends InputError {
+  constructor(
+    readonly token: number,
+    readonly vocabulary: number,
+  ) {
+    super(
+      `The text has token ${token}, the model's vocabulary only ${vocabulary}. Tokenizer and weights are of different models.`,
+    );
+  }
+}
+
+export class UnlikeModelsError extends InputError {
+  constructor(
+    readonly model: string,
+    readonly against: string,
+    what: string,
+  ) {
+    super(`${model} cannot be compared with ${against}: ${what}. Give the model it was made from.`);
+  }
+}
+
+export class TokenizerError extends InputError {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
+    super(`${file}: ${reason}. The model's tokenizer is needed to read and write text: download it again.`);
+  }
+}
+
 export class NonFiniteWeightError extends InputError {
   constructor(
     readonly tensor: string,
@@ -379,6 +457,28 @@ export class OutputNotEmptyError extends InputError {
     what: string,
   ) {
     super(`${folder} ${what}. Choose another folder, or replace it with --force.`);
+  }
+}
+
+/** An earlier run was interrupted there, and it was not this one. */
+export class UnfinishedRunError extends InputError {
+  constructor(
+    readonly folder: string,
+    readonly difference: string,
+  ) {
+    super(
+      `${folder} holds an unfinished run that is another than this (${difference}). Run that command again to finish it, or start over with --force.`,
+    );
+  }
+}
+
+export class FolderLockedError extends InputError {
+  constructor(
+    readonly folder: string,
+    who: string,
+    remedy: string,
+  ) {
+    super(`${folder} is being written ${who}. ${remedy}`);
   }
 }
 
@@ -493,23 +593,55 @@ export class DamagedManifestError extends InputError {
 
 // ---- while running -----------------------------------------------------------------------------------------------
 
+/** What to do about the failures of a file system that happen to people. */
+const REMEDIES: Readonly<Record<string, string>> = {
+  ENOSPC: 'Free some space on that disk.',
+  EDQUOT: 'Free some space, or have the quota raised.',
+  EIO: 'The disk or its connection is failing: look into the system log.',
+  EMFILE: 'Raise the limit of open files (ulimit -n).',
+  ENFILE: 'The whole system has too many files open: close some programs.',
+  EACCES: 'Give this user its permissions back.',
+  EPERM: 'Give this user its permissions back.',
+  EROFS: 'Mount that disk writable.',
+};
+
+const remedyFor = (code: string | undefined, otherwise: string): string => REMEDIES[code ?? ''] ?? otherwise;
+
 export class ReadError extends RunError {
+  /** @param code of the system's error */
   constructor(
     readonly file: string,
     readonly offset: number,
     reason: string,
+    readonly code?: string,
   ) {
-    super(`Reading ${file} at byte ${offset} failed: ${reason}. Was it changed or moved during the run?`);
+    super(
+      `Reading ${file} at byte ${offset} failed: ${reason}. ${remedyFor(code, 'Was it changed or moved during the run?')}`,
+    );
+  }
+}
+
+/** Parts of the result may be of the old content, others of the new. */
+export class SourceChangedError extends RunError {
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `${file} changed while it was being read (${what}), so nothing of this run can be trusted. Run the command again once it is left alone.`,
+    );
   }
 }
 
 export class WriteError extends RunError {
+  /** @param code of the system's error */
   constructor(
     readonly file: string,
     reason: string,
+    readonly code?: string,
   ) {
     super(
-      `Writing ${file} failed: ${reason}. Nothing was put under its final name; run the command again once there is room.`,
+      `Writing ${file} failed: ${reason}. Nothing that could be taken for a whole result was left. ${remedyFor(code, 'Put that right, then run the command again.')}`,
     );
   }
 }
@@ -592,7 +724,7 @@ export class VerificationError extends RunError {
 
 export class InterruptedError extends RunError {
   constructor() {
-    super('Interrupted. Nothing unfinished was put under its final name; the same command can be run again.');
+    super('Interrupted. Nothing unfinished was put under its final name.');
   }
 }
 
@@ -724,10 +856,12 @@ export class PeerTimeoutError extends PeerError {
   }
 }
 
-/** The peer answers, but was restarted or has given this session up. */
+/** The peer was stopped, or answers but no longer knows what was going on: a new conversation may work. */
 export class SessionLostError extends PeerError {
   constructor(readonly peer: string) {
-    super(`${peer} no longer knows this session: it was restarted, or waited too long. Run the command again.`);
+    super(
+      `${peer} no longer knows this session: it was stopped or restarted, or has waited too long. Run the command again.`,
+    );
   }
 }
 
@@ -821,3 +955,14 @@ export class GraphError extends RunError {}
 
 /** An engine was fed something it cannot run. */
 export class EngineError extends RunError {}
+
+// ---- measurements ------------------------------------------------------------------------------------------------
+
+export class MeasurementError extends RunError {
+  constructor(
+    readonly measurement: string,
+    reason: string,
+  ) {
+    super(`Measuring "${measurement}" failed: ${reason.replace(/\.$/, '')}.`);
+  }
+}

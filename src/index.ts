@@ -8,16 +8,28 @@
  * ```
  */
 
+// Measurements.
+export { type BenchOptions, type BenchReport, benchmark } from '../streams/bench/benchmark.js';
+export { reportPage } from '../streams/bench/page.js';
 // Stages of the dataflow, to compose differently.
+export { BufferPool, type PooledBuffer } from '../streams/buffer-pool.js';
 export { ByteBudget } from '../streams/byte-budget.js';
 // What the commands do.
 export { compress } from '../streams/compress.js';
+export {
+  type Comparison,
+  type EvaluateHooks,
+  type Evaluation,
+  evaluate,
+  type ModelScore,
+} from '../streams/evaluate.js';
 export { type ExpandOptions, expand } from '../streams/expand.js';
 export { type ExportOptions, exportFactors } from '../streams/export.js';
 export { type FactoriseOptions, factorise } from '../streams/factorise.js';
 export { fitFactors } from '../streams/fit.js';
 export { type Fitter, FitterPool, localFitter } from '../streams/fitter.js';
 export { fold } from '../streams/fold.js';
+export { type Generation, generate } from '../streams/generate.js';
 export { groupExperts } from '../streams/group-experts.js';
 export { compose, inLanes, merge } from '../streams/highland.js';
 export { type ImportOptions, importFactors } from '../streams/import.js';
@@ -28,6 +40,7 @@ export { plan, type TimedPlan } from '../streams/plan.js';
 export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
 export { readExperts } from '../streams/read-experts.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
+export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/stage-clock.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/verify.js';
 export { type Integrity, verifyIntegrity } from '../streams/verify-manifest.js';
 export { ComputeWorker } from '../streams/worker-pool.js';
@@ -68,6 +81,16 @@ export * from './factorization/problem.js';
 export { createReconstruction, type Reconstruction } from './factorization/reconstruct.js';
 export { createRefit, type Refit } from './factorization/refit.js';
 export { solveVarpro } from './factorization/varpro.js';
+// Running models.
+export {
+  type LanguageModel,
+  type ModelOptions,
+  openLanguageModel,
+  type SequencePart,
+} from './inference/language-model.js';
+export type { EvaluateOptions, GenerateOptions } from './inference/options.js';
+export { Runner } from './inference/runner.js';
+export { openTokenizer, type TextStream, type Tokenizer, textStream } from './inference/tokenizer.js';
 export { detectModel } from './models/detect.js';
 export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';
 // Files of torch.save as bytes.

@@ -7,8 +7,9 @@ import { fitGroups, measureGroups } from './expert-branch.js';
 import { fold } from './fold.js';
 import { foldWithin } from './max-error.js';
 import type { Sigmas } from './normalise.js';
-import { planRun, withEstimate } from './plan.js';
+import { type PlannedRun, planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
+import { stateFiles } from './state-file.js';
 
 /**
  * Compresses the checkpoint in `model` into `out` in one streaming pass (two reads of the experts: one checks them).
@@ -21,7 +22,16 @@ export async function compress(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  const { planned: plan, remote } = await planRun(model, options, run);
+  return compressPlanned(await planRun(model, options, run), out, run, started);
+}
+
+/** The same, once it is planned; of a part of the source perhaps. */
+export async function compressPlanned(
+  { planned: plan, remote }: PlannedRun,
+  out: string,
+  run: RunOptions = {},
+  started = performance.now(),
+): Promise<RunResult> {
   const { source, groups, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
   const written = settings.format === 'mobe' ? 'factors' : 'weights';
@@ -30,12 +40,24 @@ export async function compress(
     plan,
     out,
     inputs: [source.folder],
-    async before(reader) {
+    circumstances: { 'experts a batch': memory.batchExperts, 'threads a fit': memory.threadsPerWorker },
+    async before(reader, missing) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
-      sigmas = await measureGroups(groups, groups, reader, { ...memory, written }, run);
+      sigmas = await measureGroups(missing, groups, reader, { ...memory, written }, run);
     },
-    async *expertBranch({ reader, onGroup, signal }) {
-      const options = { groups, reader, memory, settings, sigmas, written, remote, hooks: run, signal } as const;
+    async *expertBranch({ reader, missing, states, onGroup, signal }) {
+      const options = {
+        groups: missing,
+        reader,
+        memory,
+        settings,
+        sigmas,
+        written,
+        stateOf: states && stateFiles(states),
+        remote,
+        hooks: run,
+        signal,
+      } as const;
       const { maxError } = settings;
       yield* fitGroups(options, (factorization) =>
         maxError === undefined

@@ -13,11 +13,12 @@ const STEP_INTERVAL_MS = 50;
 
 const { options, stop } = workerData as WorkerData;
 const compute = Compute.create(options);
+const stopping = (): boolean => Atomics.load(stop, 0) === 1;
 
 async function answer({ id, method, args }: Request): Promise<void> {
   let last = 0;
   const onStep = (step: SolverStep): void => {
-    if (Atomics.load(stop, 0)) throw new InterruptedError();
+    if (stopping()) throw new InterruptedError();
     const now = performance.now();
     if (now - last < STEP_INTERVAL_MS) return;
     last = now;
@@ -25,7 +26,7 @@ async function answer({ id, method, args }: Request): Promise<void> {
   };
   try {
     // biome-ignore lint/suspicious/noExplicitAny: the client types each method's arguments
-    const value = await ((await compute)[method] as any)(...args, ...(method === 'fit' ? [onStep] : []));
+    const value = await ((await compute)[method] as any)(...args, ...(method === 'fit' ? [{ onStep, stopping }] : []));
     port?.postMessage({ id, value } satisfies Reply, buffersOf(value));
   } catch (error) {
     const { name, message, stack, ...fields } = error as Error;

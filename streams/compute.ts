@@ -13,6 +13,7 @@ import type { Problem, SharedFactors, SolverName, SolverOptions, Targets } from 
 import { createReconstruction, type Reconstruction } from '../src/factorization/reconstruct.js';
 import { createRefit, type Refit } from '../src/factorization/refit.js';
 import { solveVarpro } from '../src/factorization/varpro.js';
+import { type StateFile, stateStore } from './state-file.js';
 
 export interface FitTask {
   readonly problem: Problem;
@@ -22,7 +23,15 @@ export interface FitTask {
   readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
   readonly sigma: number;
   readonly solver: SolverName;
-  readonly options: Omit<SolverOptions, 'onStep'>;
+  readonly options: Omit<SolverOptions, 'onStep' | 'states'>;
+  /** Where the fit saves its state and goes on from it. */
+  readonly state?: StateFile | undefined;
+}
+
+/** What a fit tells, and is told, while it runs. */
+export interface FitHooks {
+  readonly onStep?: SolverOptions['onStep'];
+  readonly stopping?: () => boolean;
 }
 
 export interface FitResult {
@@ -82,12 +91,13 @@ export class Compute {
   }
 
   /** Fits a group and keeps it for `fold`. B and α come back rounded to the output dtype. */
-  async fit(task: FitTask, onStep?: SolverOptions['onStep']): Promise<FitResult> {
+  async fit(task: FitTask, { onStep, stopping = () => false }: FitHooks = {}): Promise<FitResult> {
     await this.release();
     const started = performance.now();
     const { problem, dtype, options, solver, sigma, format } = task;
     const targets = decodeTargets(task);
-    const solverOptions = onStep ? { ...options, onStep } : options;
+    const states = task.state && stateStore(task.state, stopping);
+    const solverOptions = { ...options, ...(onStep && { onStep }), states };
     const solution =
       solver === 'adam'
         ? await solveAdam(this.engine, problem, targets, solverOptions, sigma)

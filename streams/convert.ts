@@ -9,7 +9,9 @@ import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import { seal } from '../src/checkpoint/seal.js';
 import { CARD_FILE, listSideFiles } from '../src/checkpoint/side-files.js';
-import { compareGroups } from '../src/conversion/groups.js';
+import type { FinishedUnits, RunIdentity, Unit } from '../src/checkpoint/unfinished-run.js';
+import { compareGroups, type GroupPlan, groupLabel } from '../src/conversion/groups.js';
+import { PASS_THROUGH_BLOCKS } from '../src/conversion/memory.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import {
@@ -19,9 +21,19 @@ import {
   REPORT_FILE,
   type StoredReport,
 } from '../src/conversion/report.js';
-import { InterruptedError } from '../src/errors.js';
+import { type Circumstances, runIdentity } from '../src/conversion/run-identity.js';
+import {
+  DivergedError,
+  InputError,
+  InterruptedError,
+  MobeError,
+  OverflowError,
+  SourceChangedError,
+} from '../src/errors.js';
 import type { ModellingFile } from '../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../src/models/native.js';
+import { blameSource } from './blame-source.js';
+import { BufferPool } from './buffer-pool.js';
 import { checkDecoded } from './check-decoded.js';
 import { type HashedOutput, hashOutput } from './hash-output.js';
 import { merge } from './highland.js';
@@ -29,10 +41,17 @@ import { openOutput } from './open-output.js';
 import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { OutputChunk } from './records.js';
+import type { StageClocks } from './stage-clock.js';
+import { removeState, type StatePlace, saveInterval } from './state-file.js';
+import { conversionUnits, copyId } from './units.js';
 import { writeCheckpoint } from './write-checkpoint.js';
 
 export interface BranchContext {
   readonly reader: RangeReader;
+  /** The groups to write; those that an interrupted run has finished are not among them. */
+  readonly missing: readonly GroupPlan[];
+  /** Where a fit can save how far it is. */
+  readonly states: StatePlace | undefined;
   readonly onGroup: (report: GroupReport) => void;
   /** Aborting it must end the branch soon. */
   readonly signal: AbortSignal;
@@ -43,8 +62,8 @@ export interface Conversion {
   readonly out: string;
   /** Folders the output must not lie in. */
   readonly inputs: readonly string[];
-  /** Done first, once it is clear that there is something to do and room for it; no shard has been created yet. */
-  readonly before?: (reader: RangeReader) => Promise<void>;
+  /** Done first, once it is clear that there is something to do and room for it; no new shard has been created yet. */
+  readonly before?: (reader: RangeReader, missing: readonly GroupPlan[]) => Promise<void>;
   /** The factorised tensors, in any order. */
   readonly expertBranch: (context: BranchContext) => AsyncIterable<OutputChunk>;
   /** What changes in the source's config.json. */
@@ -52,66 +71,140 @@ export interface Conversion {
   /** Modelling files of ours: of a native output to be added, of an expansion's source to be left behind. */
   readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
+  /** What decides the bytes beside the settings. */
+  readonly circumstances?: Circumstances;
   readonly run: RunOptions;
   /** `performance.now()` when the run began. */
   readonly started: number;
 }
 
-/** Runs a planned conversion to its end, or leaves nothing behind; or finds that its very result is there already. */
+/** Runs a planned conversion to its end, from where an interrupted one stopped; or finds that its very result is there already. */
 export async function convert(conversion: Conversion): Promise<RunResult> {
-  const { out, inputs, record, run } = conversion;
-  const { plan } = conversion;
-  const reader = plan.source.files;
+  const { out, inputs, record, run, plan, circumstances = {} } = conversion;
+  const { files: reader } = plan.source;
   try {
-    const opened = await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs }, run);
+    const device = record.engine?.device;
+    const identity = await runIdentity(record, plan, { ...circumstances, device });
+    const opened = await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs, identity }, run);
     if ('done' in opened) return { ...opened.done, already: true };
-    return { ...(await fill(conversion, opened.output, reader)), already: false };
-  } catch (error) {
-    throw run.signal?.aborted ? new InterruptedError() : error;
+    return { ...(await fill(conversion, opened.output, identity)), already: false };
   } finally {
     await reader.close();
   }
 }
 
-async function fill(conversion: Conversion, place: Output, reader: RangeReader): Promise<StoredReport> {
+/** After these the same command would fail again, or must not trust what was read before. */
+const isFinal = (error: unknown): boolean =>
+  [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind);
+
+async function fill(conversion: Conversion, place: Output, { identity }: RunIdentity): Promise<StoredReport> {
   const output = hashOutput(place);
-  const { plan, before, expertBranch, run } = conversion;
+  const { plan, run, out } = conversion;
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   let sinkError: Error | undefined;
+  const onSinkError = (error: Error): void => {
+    sinkError ??= error; // what ends the pipeline after it is only its echo
+    stop.abort();
+  };
+  // The process may have to end before a long step does: better on disk by then.
+  run.signal?.addEventListener('abort', () => void output.sync?.().catch(() => {}), { once: true });
   try {
-    output.onLost?.((error) => {
-      sinkError = error;
-      stop.abort();
-    });
+    output.onLost?.(onSinkError);
     await listSideFiles(plan.source); // refused now, not after hours
-    await before?.(reader);
-    await checkDecoded(plan.copies, reader, run);
-    for (const shard of plan.layout.shards) await output.reserve(shard);
-    const groups: GroupReport[] = [];
-    const onGroup = (report: GroupReport): void => {
-      groups.push(report);
-      run.onProgress?.({ kind: 'group', report });
-    };
-    run.onProgress?.({ kind: 'phase', phase: 'convert', groups: plan.groups.length, bytes: plan.layout.tensorBytes });
-    const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
-    sink.once('error', (error) => {
-      sinkError ??= error; // what ends the pipeline after it is only its echo
-      stop.abort();
-    });
-    const branches = [passThrough(plan.copies, reader), expertBranch({ reader, onGroup, signal })];
-    await pipeline(merge(branches), sink, { signal });
-    groups.sort(compareGroups);
+    const groups = await write(conversion, output, statesIn(output, conversion, identity), signal, onSinkError);
     const report = await writeSmallFiles(conversion, output, groups);
-    await output.commit(LOADABLE_LAST);
+    await plan.source.files.checkUnchanged();
+    await (run.clocks ? timedOutput(output, run.clocks) : output).commit(LOADABLE_LAST);
     return report;
   } catch (error) {
     stop.abort();
-    await output.abandon();
-    throw sinkError ?? error;
+    const cause = run.signal?.aborted
+      ? new InterruptedError()
+      : await blameSource(sinkError ?? error, plan.source.files);
+    const kept = await output.abandon(!isFinal(cause));
+    if (kept && cause instanceof MobeError) cause.kept = out;
+    throw cause;
   }
 }
+
+/** All tensors that are not there yet. @returns the reports of all groups, also of those that are */
+async function write(
+  { plan, before, expertBranch, run }: Conversion,
+  output: Output,
+  states: StatePlace | undefined,
+  signal: AbortSignal,
+  onSinkError: (error: Error) => void,
+): Promise<GroupReport[]> {
+  const { files: reader } = plan.source;
+  const units = new Map(conversionUnits(plan).map((unit) => [unit.id, unit] as const));
+  const finished = await resume(plan, output, [...units.values()], run);
+  const missing = plan.groups.filter((group) => !finished.has(groupLabel(group)));
+  const copies = plan.copies.filter((copy) => !finished.has(copyId(copy)));
+  await before?.(reader, missing);
+  await checkDecoded(copies, reader, run);
+  for (const shard of plan.layout.shards) await output.reserve(shard);
+  const groups = plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []);
+  const notes: Array<Promise<void>> = [];
+  const finish = async (report: GroupReport): Promise<void> => {
+    await output.finish?.(units.get(groupLabel(report)) as Unit, report);
+    if (states) await removeState(states.folder, report, run.fileSystem);
+  };
+  const onGroup = (report: GroupReport): void => {
+    groups.push(report);
+    run.onProgress?.({ kind: 'group', report });
+    const noted = finish(report);
+    noted.catch(onSinkError);
+    notes.push(noted);
+  };
+  const bytes = [...units.values()]
+    .filter(({ id }) => !finished.has(id))
+    .reduce((sum, { parts }) => sum + parts.reduce((size, part) => size + part.bytes, 0), 0);
+  run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
+  const { clocks } = run;
+  const target = clocks ? timedOutput(output, clocks) : output;
+  const sink = writeCheckpoint(target, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
+  sink.once('error', onSinkError);
+  const pool = output.retains ? undefined : new BufferPool(PASS_THROUGH_BLOCKS, READ_BYTES, clocks?.held);
+  const copied = passThrough(copies, reader, pool);
+  const branches = [
+    clocks ? clocks.source('read', copied, ({ data }) => data.byteLength) : copied,
+    expertBranch({ reader, missing, states, onGroup, signal }),
+  ];
+  await pipeline(merge(branches), sink, { signal });
+  await Promise.all(notes);
+  return groups.sort(compareGroups);
+}
+
+function statesIn({ workspace }: Output, { plan, run }: Conversion, identity: unknown): StatePlace | undefined {
+  if (workspace === undefined) return undefined;
+  return { folder: workspace, identity, everyMs: saveInterval(run.saveEvery), reservedBytes: outputBytes(plan) };
+}
+
+/** What an interrupted run has finished. */
+async function resume(
+  plan: ConversionPlan,
+  output: Output,
+  units: readonly Unit[],
+  { onProgress, signal }: RunOptions,
+): Promise<FinishedUnits> {
+  let told = false;
+  const finished = await output.resume?.(plan.layout.shards, units, (bytes) => {
+    if (signal?.aborted) throw new InterruptedError();
+    if (!told) onProgress?.({ kind: 'phase', phase: 'resume', groups: 0, bytes: outputBytes(plan) });
+    told = true;
+    onProgress?.({ kind: 'bytes', bytes });
+  });
+  return finished ?? new Map();
+}
+
+/** Bringing it to the disk is part of writing it. */
+const timedOutput = (output: Output, clocks: StageClocks): Pick<Output, 'write' | 'commit' | 'retains'> => ({
+  retains: output.retains ?? false,
+  write: (tensor, offset, data) => clocks.work('write', data.byteLength, () => output.write(tensor, offset, data)),
+  commit: (last) => clocks.work('write', 0, () => output.commit(last)),
+});
 
 async function writeSmallFiles(
   conversion: Conversion,

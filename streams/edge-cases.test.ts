@@ -5,6 +5,7 @@ import { availableEngines } from '../fixtures/engines.js';
 import { type GeneratedModel, generateCheckpoint } from '../fixtures/generate.js';
 import { TINY_MODEL } from '../fixtures/paths.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
+import { PARTIAL_FOLDER } from '../src/checkpoint/output-folder.js';
 import { isFitted } from '../src/conversion/report.js';
 import type { CompressOptions } from '../src/conversion/settings.js';
 import type { EngineChoice } from '../src/engine/choose-engine.js';
@@ -168,14 +169,15 @@ test('the output may not lie in the source', async () => {
   await expect(compress(TINY_MODEL, join(TINY_MODEL, 'out'))).rejects.toThrow(errors.OutputInsideInputError);
 });
 
-test('a run that is aborted leaves nothing', async () => {
+test('a run that is aborted leaves nothing that looks whole, and says where it is kept', async () => {
   const controller = new AbortController();
   const onProgress = (progress: Progress) => {
     if (progress.kind === 'step' && progress.step > 2) controller.abort();
   };
   const run = compress(TINY_MODEL, at('aborted'), { steps: 5000 }, { onProgress, signal: controller.signal });
   await expect(run).rejects.toThrow(errors.InterruptedError);
-  expect(existsSync(at('aborted'))).toBe(false);
+  await expect(run).rejects.toMatchObject({ kept: at('aborted') });
+  expect(readdirSync(at('aborted'))).toEqual([PARTIAL_FOLDER]);
 });
 
 test('a source that is cut short during the run stops it at once, naming the file, and leaves nothing', async () => {
@@ -186,7 +188,7 @@ test('a source that is cut short during the run stops it at once, naming the fil
   };
   const started = performance.now();
   const run = compress(at('shrinking'), at('shrunk'), { steps: 100_000 }, { onProgress });
-  await expect(run).rejects.toThrow(errors.ReadError);
+  await expect(run).rejects.toThrow(errors.SourceChangedError);
   await expect(run).rejects.toThrow('model-00003-of-00003.safetensors');
   expect(performance.now() - started).toBeLessThan(20_000); // the fit beside it would take minutes
   expect(existsSync(at('shrunk'))).toBe(false);

@@ -2,6 +2,7 @@ import type { RangeReader } from '../src/checkpoint/files.js';
 import type { TensorInfo } from '../src/checkpoint/header.js';
 import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../src/checkpoint/stored-matrix.js';
+import type { GroupPlan } from '../src/conversion/groups.js';
 import { findNativeGroups } from '../src/conversion/native-groups.js';
 import { type ConversionPlan, planConversion } from '../src/conversion/plan.js';
 import { engineRecord, type GroupReport } from '../src/conversion/report.js';
@@ -28,7 +29,7 @@ export async function expand(
 ): Promise<RunResult> {
   const started = performance.now();
   const { shardSize, threads, engine: choice } = resolveSettings(options);
-  const source = await openSource(native, run.peers);
+  const source = await openSource(native, run.peers, run.fileSystem);
   const groups = findNativeGroups(source);
   const engine = await chooseEngine(choice, threads, groups[0]?.problem);
   const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));
@@ -38,8 +39,11 @@ export async function expand(
     plan,
     out,
     inputs: [source.folder],
-    expertBranch: ({ reader, onGroup, signal }) =>
-      withWorker({ engine: engine.name, threads }, signal, (worker) => rebuildAll(plan, reader, worker, onGroup)),
+    circumstances: { threads },
+    expertBranch: ({ reader, missing, onGroup, signal }) =>
+      withWorker({ engine: engine.name, threads }, signal, (worker) =>
+        rebuildAll(plan, missing, reader, worker, onGroup),
+      ),
     modelling: { leave: FAMILIES.flatMap(({ native }) => (native ? modellingFiles(native) : [])) },
     config: denseConfig(source.config),
     record: {
@@ -55,11 +59,12 @@ export async function expand(
 
 async function* rebuildAll(
   plan: ConversionPlan,
+  groups: readonly GroupPlan[],
   reader: RangeReader,
   worker: ComputeWorker,
   onGroup: (report: GroupReport) => void,
 ): AsyncGenerator<OutputChunk> {
-  const { source, groups } = plan;
+  const { source } = plan;
   for (const group of groups) {
     const { layer, projection, group: part, groups: parts, names } = group;
     const factored: FactoredGroup = {

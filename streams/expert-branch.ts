@@ -15,8 +15,9 @@ import { inLanes } from './highland.js';
 import { measureGroup, normalise, type Sigmas, sigmaOf } from './normalise.js';
 import type { RunHooks } from './progress.js';
 import { readExperts } from './read-experts.js';
-import type { Factorization } from './records.js';
+import type { Factorization, TensorRecord } from './records.js';
 import { connectFitters, type RemoteWorkers } from './remote/remote-fitter.js';
+import type { StageClocks } from './stage-clock.js';
 
 /**
  * Reads every group once, so that bad weights are found before hours of work, and learns each σ on the way: that of all the
@@ -29,12 +30,12 @@ export async function measureGroups(
   all: readonly GroupPlan[],
   reader: RangeReader,
   { groupBytes, written }: Pick<MemoryPlan, 'groupBytes'> & { readonly written?: Written },
-  { onProgress, signal }: RunHooks,
+  { onProgress, signal, clocks }: RunHooks,
 ): Promise<Sigmas> {
   const part = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
   const parts = new Set(wanted.map(part));
   const groups = all.filter((group) => parts.has(part(group)));
-  const budget = new ByteBudget(groupBytes);
+  const budget = new ByteBudget(groupBytes, clocks?.held);
   const moments = new Map<GroupPlan, Moments>();
   onProgress?.({
     kind: 'phase',
@@ -42,16 +43,33 @@ export async function measureGroups(
     groups: groups.length,
     bytes: groups.reduce((sum, group) => sum + sourceBytes(group), 0),
   });
-  for await (const experts of groupExperts(readExperts(groups, reader, budget))) {
+  for await (const experts of groupExperts(timedExperts(groups, reader, budget, clocks))) {
     if (signal?.aborted) throw new InterruptedError();
     const { group } = experts;
-    const own = await measureGroup(experts, written);
+    const measure = (): Promise<Moments> => measureGroup(experts, written);
+    const own = await (clocks ? clocks.work('normalise', sourceBytes(group), measure) : measure());
     sigmaOf(own, groupLabel(group));
     moments.set(group, own);
     budget.release(sourceBytes(group));
     onProgress?.({ kind: 'checked', groups: moments.size });
   }
   return new Map(groups.map((group) => [group, sigmaOf(together(group, moments), groupLabel(group))] as const));
+}
+
+/** Reading is what takes the time; waiting for the budget is being blocked, not working. */
+function timedExperts(
+  groups: readonly GroupPlan[],
+  reader: RangeReader,
+  budget: ByteBudget,
+  clocks: StageClocks | undefined,
+): AsyncIterable<TensorRecord> {
+  if (!clocks) return readExperts(groups, reader, budget);
+  const timed: RangeReader = {
+    read: (file, position, target) =>
+      clocks.work('read experts', target.byteLength, () => reader.read(file, position, target)),
+    readRange: (range) => clocks.work('read experts', range.end - range.start, () => reader.readRange(range)),
+  };
+  return readExperts(groups, timed, budget);
 }
 
 /** The moments of all the groups of a layer and projection that are at hand. */
@@ -68,6 +86,7 @@ export interface FitOptions {
   readonly settings: RunSettings;
   readonly sigmas: Sigmas;
   readonly written: Written;
+  readonly stateOf?: FactoriseOptions['stateOf'];
   /** The machines that fit, where it is not this one. */
   readonly remote: RemoteWorkers | undefined;
   readonly hooks: RunHooks;
@@ -84,20 +103,34 @@ export async function* fitGroups<T>(
   options: FitOptions,
   lane: (factorization: Factorization) => AsyncIterable<T>,
 ): AsyncGenerator<T> {
-  const { groups, reader, memory, settings, sigmas, written, remote, hooks, signal } = options;
-  const budget = new ByteBudget(memory.groupBytes);
+  const { groups, reader, memory, settings, sigmas, written, stateOf, remote, hooks, signal } = options;
+  const budget = new ByteBudget(memory.groupBytes, hooks.clocks?.held);
   const { workers, threadsPerWorker: threads } = memory;
   const local = (): Fitter => localFitter({ engine: settings.engine, threads }, signal);
   const pool = remote
     ? new FitterPool(await connectFitters(remote, workers, threads, hooks.peers ?? {}, signal), local)
     : new FitterPool(Array.from({ length: workers }, local));
-  const source = Readable.from(readExperts(groups, reader, budget), { objectMode: true, highWaterMark: 1 });
+  const source = Readable.from(timedExperts(groups, reader, budget, hooks.clocks), {
+    objectMode: true,
+    highWaterMark: 1,
+  });
   const onStep: FactoriseOptions['onStep'] = (progress) => hooks.onProgress?.({ kind: 'step', ...progress });
   const onFold: FactoriseOptions['onFold'] = (progress) => hooks.onProgress?.({ kind: 'fold', ...progress });
   const onLost: FactoriseOptions['onLost'] = (worker, reason) => hooks.onProgress?.({ kind: 'lost', worker, reason });
   try {
     const normalised = normalise(groupExperts(source), sigmas);
-    const stage: FactoriseOptions = { pool, budget, settings, memory, written, onStep, onFold, onLost };
+    const stage: FactoriseOptions = {
+      pool,
+      budget,
+      settings,
+      memory,
+      written,
+      stateOf,
+      onStep,
+      onFold,
+      onLost,
+      clocks: hooks.clocks,
+    };
     yield* inLanes(normalised, pool.size, async function* (group) {
       yield* lane(await factorise(group, stage));
     });

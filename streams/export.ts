@@ -42,7 +42,7 @@ export async function exportFactors(
     keepQuantized: keepQuantised,
     maxError,
   } = resolveSettings(options);
-  const source = await openSource(model, run.peers);
+  const source = await openSource(model, run.peers, run.fileSystem);
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
   const all = await openFactorFolder(factors);
@@ -67,12 +67,16 @@ export async function exportFactors(
     plan,
     out,
     inputs: [source.folder, factors],
-    expertBranch: ({ reader, onGroup, signal }) =>
-      engine
+    circumstances: { threads: engine && threads },
+    expertBranch({ reader, missing, onGroup, signal }) {
+      const pairs = factored.map((it, i) => [it, files[i] as FactorFile] as const);
+      const wanted = pairs.filter(([{ group }]) => missing.includes(group));
+      return engine
         ? withWorker({ engine: engine.name, threads }, signal, (worker) =>
-            rebuildAll(plan, factored, files, reader, worker, onGroup, maxError),
+            rebuildAll(plan, wanted, reader, worker, onGroup, maxError),
           )
-        : copyAll(factored, files, kept, reader, onGroup),
+        : copyAll(wanted, kept, reader, onGroup);
+    },
     modelling: nativeModelling(plan, detected),
     config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
     record: {
@@ -145,14 +149,13 @@ const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata
 
 async function* rebuildAll(
   plan: ConversionPlan,
-  factored: readonly FactoredGroup[],
-  files: readonly FactorFile[],
+  factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
   reader: RangeReader,
   worker: ComputeWorker,
   onGroup: OnGroup,
   maxError: number | undefined,
 ): AsyncGenerator<OutputChunk> {
-  for (const [i, it] of factored.entries()) {
+  for (const [it, file] of factored) {
     const { experts, rows, cols } = it.group.problem;
     const started = performance.now();
     if (maxError !== undefined) {
@@ -165,7 +168,7 @@ async function* rebuildAll(
     }
     const { squaredError, squaredNorm } = yield* rebuildWeights(it, plan, reader, worker);
     onGroup({
-      ...reportOf(files[i] as FactorFile),
+      ...reportOf(file),
       relativeError: Math.sqrt(squaredError / squaredNorm),
       mse: squaredError / (experts * rows * cols),
       seconds: (performance.now() - started) / 1000,
@@ -184,14 +187,13 @@ async function rebuildError(...rebuilt: Parameters<typeof rebuildWeights>): Prom
 
 /** The factors as they are, under their native names. */
 async function* copyAll(
-  factored: readonly FactoredGroup[],
-  files: readonly FactorFile[],
+  factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
   kept: readonly FactorFile[],
   reader: RangeReader,
   onGroup: OnGroup,
 ): AsyncGenerator<OutputChunk> {
   for (const { metadata } of kept) onGroup(keptReport(metadata.report, metadata.report.relativeError, 0));
-  for (const [i, { group, bases, coefficients, factor }] of factored.entries()) {
+  for (const [{ group, bases, coefficients, factor }, file] of factored) {
     const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
     const copies = nativeTensors(group).map(({ name }, part) => ({
       target: name,
@@ -199,6 +201,6 @@ async function* copyAll(
       source: ranges[part] as ByteRange,
     }));
     yield* passThrough(copies, reader);
-    onGroup(reportOf(files[i] as FactorFile));
+    onGroup(reportOf(file));
   }
 }

@@ -1,8 +1,14 @@
 /** A folder of factor files, filled group by group. What is finished stays, so a run that was interrupted goes on. */
-import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { clearPartial } from '../src/checkpoint/commit.js';
+import { type FileSystem, nodeFileSystem, writeSynced } from '../src/checkpoint/file-system.js';
 import type { RangeReader } from '../src/checkpoint/files.js';
-import { checkDisk, checkOutside, listOutput } from '../src/checkpoint/output-folder.js';
+import { checkDisk, checkOutside, listOutput, removeIfEmpty } from '../src/checkpoint/folder-checks.js';
+import { lockFolder } from '../src/checkpoint/folder-lock.js';
+import { PARTIAL_FOLDER } from '../src/checkpoint/journal.js';
+import { asWriteError } from '../src/checkpoint/shard-writer.js';
+import { STATE_SUFFIX } from '../src/checkpoint/unfinished-run.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { ConversionPlan } from '../src/conversion/plan.js';
@@ -13,10 +19,20 @@ import {
   REPORT_FILE,
   type StoredReport,
 } from '../src/conversion/report.js';
-import { InterruptedError, OutputNotEmptyError, OutputNotWritableError } from '../src/errors.js';
+import type { Circumstances } from '../src/conversion/run-identity.js';
+import {
+  InterruptedError,
+  MobeError,
+  OutputNotEmptyError,
+  OutputNotWritableError,
+  SourceChangedError,
+} from '../src/errors.js';
 import { denseParameters, factorParameters } from '../src/factorization/problem.js';
+import { VERSION } from '../src/version.js';
+import { blameSource } from './blame-source.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { Factorization } from './records.js';
+import { removeState, type StatePlace, saveInterval } from './state-file.js';
 import { type FactorContext, writeFactorFile } from './write-factors.js';
 
 export interface FactorFolder {
@@ -26,6 +42,8 @@ export interface FactorFolder {
   /** All that it is to hold. */
   readonly groups: readonly GroupPlan[];
   readonly context: FactorContext;
+  /** What decides the course of a fit beside the settings. */
+  readonly circumstances: Circumstances;
   readonly plan: Pick<ConversionPlan, 'source' | 'parametersBefore' | 'bytesBefore'>;
   readonly engine: StoredReport['engine'];
   /** Makes the groups that are missing and has each written. Aborting `signal` must end it soon. */
@@ -33,6 +51,7 @@ export interface FactorFolder {
     missing: readonly GroupPlan[],
     reader: RangeReader,
     signal: AbortSignal,
+    states: StatePlace,
     write: (factorization: Factorization) => AsyncIterable<FittedGroupReport>,
   ) => Promise<AsyncIterable<FittedGroupReport>>;
   readonly run: RunOptions;
@@ -41,13 +60,31 @@ export interface FactorFolder {
 }
 
 export async function fillFactorFolder(target: FactorFolder): Promise<RunResult> {
-  const { folder, inputs, groups, context, plan, engine, started, run } = target;
+  const { folder, inputs, run } = target;
   await checkOutside(folder, inputs);
+  await listOutput(folder); // it may be a file
+  const partial = join(folder, PARTIAL_FOLDER);
+  const fs = run.fileSystem ?? nodeFileSystem;
+  const lock = await lockFolder(partial, run.force ?? false, fs).catch((error: Error) => {
+    throw error instanceof MobeError ? error : new OutputNotWritableError(folder, error.message);
+  });
+  try {
+    const result = await fillLocked(target, partial);
+    await clearPartial(folder, fs);
+    return result;
+  } finally {
+    await lock.release();
+    await removeIfEmpty(folder);
+  }
+}
+
+async function fillLocked(target: FactorFolder, partial: string): Promise<RunResult> {
+  const { folder, groups, context, plan, engine, started, run } = target;
   const finished = await finishedGroups(folder, groups, context, run.force ?? false);
   const missing = groups.filter((group) => !finished.has(group));
   const already = missing.length === 0;
   const reports: FittedGroupReport[] = [...finished.values()];
-  if (!already) reports.push(...(await writeGroups(target, missing)));
+  if (!already) reports.push(...(await writeGroups(target, missing, partial)));
   const warnings = fitWarnings(reports);
   const report: StoredReport = {
     version: 1,
@@ -61,40 +98,69 @@ export async function fillFactorFolder(target: FactorFolder): Promise<RunResult>
     ...(warnings.length && { warnings }),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
-  if (!already) await replaceFile(join(folder, REPORT_FILE), `${JSON.stringify(report, null, 2)}\n`);
+  if (!already) await writeReport(folder, report, run.fileSystem ?? nodeFileSystem);
   return { ...report, already };
 }
 
+/** Replaces the record at once: half of one would be no record. */
+async function writeReport(folder: string, report: StoredReport, fs: FileSystem): Promise<void> {
+  const path = join(folder, REPORT_FILE);
+  const temporary = join(folder, PARTIAL_FOLDER, REPORT_FILE);
+  try {
+    await writeSynced(fs, temporary, [new TextEncoder().encode(`${JSON.stringify(report, null, 2)}\n`)]);
+    await fs.rename(temporary, path);
+  } catch (error) {
+    throw asWriteError(path, error);
+  }
+}
+
 async function writeGroups(
-  { folder, context, plan, produce, run }: FactorFolder,
+  { folder, context, circumstances, plan, produce, run }: FactorFolder,
   missing: readonly GroupPlan[],
+  partial: string,
 ): Promise<FittedGroupReport[]> {
   const bytes = missing.reduce((sum, group) => sum + factorBytes(group), 0);
   await checkDisk(folder, bytes);
-  await mkdir(folder, { recursive: true }).catch((error: Error) => {
-    throw new OutputNotWritableError(folder, error.message);
-  });
+  const states: StatePlace = {
+    folder: partial,
+    identity: [context, circumstances, VERSION],
+    everyMs: saveInterval(run.saveEvery),
+    reservedBytes: bytes,
+  };
   const reports: FittedGroupReport[] = [];
   const reader = plan.source.files;
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   try {
-    const written = await produce(missing, reader, signal, async function* (factorization) {
-      yield await writeFactorFile(folder, factorization, context);
+    const written = await produce(missing, reader, signal, states, async function* (factorization) {
+      const report = await writeFactorFile(folder, factorization, context, run.fileSystem);
+      await removeState(partial, report, run.fileSystem);
+      yield report;
     });
     run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
     for await (const report of written) {
       reports.push(report);
       run.onProgress?.({ kind: 'group', report });
     }
+    await reader.checkUnchanged();
   } catch (error) {
     stop.abort();
-    throw run.signal?.aborted ? new InterruptedError() : error;
+    const cause = run.signal?.aborted ? new InterruptedError() : await blameSource(error, reader);
+    if (cause instanceof SourceChangedError) {
+      for (const report of reports) await rm(join(folder, factorFileName(report)));
+      await clearPartial(folder, nodeFileSystem);
+    } else if (cause instanceof MobeError && (await holdsWork(folder))) cause.kept = folder;
+    throw cause;
   } finally {
     await reader.close();
   }
   return reports;
 }
+
+const holdsWork = async (folder: string): Promise<boolean> =>
+  [...((await listOutput(folder)) ?? []), ...(await nodeFileSystem.readdir(join(folder, PARTIAL_FOLDER)))].some(
+    (name) => name.endsWith('.safetensors') || name.endsWith(STATE_SUFFIX),
+  );
 
 /** Groups whose factor file is there, made from the same source with the same settings. */
 async function finishedGroups(
@@ -118,6 +184,7 @@ async function finishedGroups(
     );
   if (force) {
     for (const name of held) await rm(join(folder, name));
+    await clearPartial(folder, nodeFileSystem);
     return finished;
   }
   for (const group of groups) {
@@ -131,14 +198,6 @@ async function finishedGroups(
     finished.set(group, { ...metadata.report, seconds: 0 });
   }
   return finished;
-}
-
-/** Whole or not at all, and never through a link to somewhere else that lies in its place. */
-async function replaceFile(path: string, text: string): Promise<void> {
-  const partial = `${path}.partial`;
-  await rm(partial, { force: true });
-  await writeFile(partial, text, { flag: 'wx' });
-  await rename(partial, path);
 }
 
 const factorBytes = (group: GroupPlan): number => factorTensors(group).reduce((sum, { bytes }) => sum + bytes, 0);

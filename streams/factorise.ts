@@ -1,4 +1,4 @@
-import { type GroupKey, groupLabel, sourceBytes } from '../src/conversion/groups.js';
+import { type GroupKey, type GroupPlan, groupLabel, sourceBytes } from '../src/conversion/groups.js';
 import type { MemoryPlan } from '../src/conversion/memory.js';
 import type { Settings } from '../src/conversion/settings.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../src/errors.js';
@@ -8,6 +8,8 @@ import type { FitResult, FitTask, Written } from './compute.js';
 import type { Fitter, FitterPool } from './fitter.js';
 import type { FoldProgress, StepProgress } from './progress.js';
 import type { Factorization, NormalisedGroup } from './records.js';
+import type { StageClocks } from './stage-clock.js';
+import type { StateFile } from './state-file.js';
 
 export interface FactoriseOptions {
   readonly pool: FitterPool;
@@ -15,8 +17,11 @@ export interface FactoriseOptions {
   readonly settings: Settings;
   readonly memory: MemoryPlan;
   readonly written: Written;
+  /** Where a running fit saves its state. */
+  readonly stateOf?: ((group: GroupPlan) => StateFile) | undefined;
   readonly onStep: (progress: StepProgress) => void;
   readonly onFold: (progress: FoldProgress) => void;
+  readonly clocks?: StageClocks | undefined;
   /** A fitter is gone; what it had is done again by another. */
   readonly onLost: (fitter: string, reason: Error) => void;
 }
@@ -44,12 +49,16 @@ export async function factorise(
       seed: groupSeed(settings.seed, group),
       label: groupLabel(group),
     },
+    state: options.stateOf?.(group),
   };
+  const timed = <T>(bytes: number, task: () => Promise<T>): Promise<T> =>
+    options.clocks ? options.clocks.work('fit', bytes, task) : task();
   const fitSomewhere = async (): Promise<{ fitter: Fitter; result: FitResult }> => {
     for (;;) {
       const fitter = await pool.acquire();
       try {
-        return { fitter, result: await fitter.fit(task, (step) => options.onStep({ ...key, ...step })) };
+        const fit = (): Promise<FitResult> => fitter.fit(task, (step) => options.onStep({ ...key, ...step }));
+        return { fitter, result: await timed(sourceBytes(group), fit) };
       } catch (error) {
         lose(fitter, error as Error);
       }
@@ -74,7 +83,8 @@ export async function factorise(
       options.onFold({ ...key, expert, experts: group.experts.length });
       for (;;) {
         try {
-          return await fitter.fold(expert, written);
+          const folding = fitter;
+          return await timed(0, () => folding.fold(expert, written));
         } catch (error) {
           lose(fitter, error as Error);
         }

@@ -5,6 +5,7 @@ import { fitGroups, measureGroups } from './expert-branch.js';
 import { fillFactorFolder } from './factor-folder.js';
 import { planRun, withEstimate } from './plan.js';
 import type { RunOptions, RunResult } from './progress.js';
+import { stateFiles } from './state-file.js';
 
 /**
  * Fits the experts of `model` and writes one factor file a group into `folder`. Files that are there already from the
@@ -26,12 +27,28 @@ export async function fitFactors(
     inputs: [source.folder],
     groups,
     context: { sourceFingerprint: await fingerprint(source), settings: decisive },
+    circumstances: {
+      device: engine.device,
+      'experts a batch': memory.batchExperts,
+      'threads a fit': memory.threadsPerWorker,
+    },
     plan,
     engine: engineRecord(engine),
-    async produce(missing, reader, signal, write) {
+    async produce(missing, reader, signal, states, write) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
       const sigmas = await measureGroups(missing, groups, reader, memory, run);
-      const options = { groups: missing, reader, memory, settings, sigmas, remote, hooks: run, signal } as const;
+      const stateOf = stateFiles(states);
+      const options = {
+        groups: missing,
+        reader,
+        memory,
+        settings,
+        sigmas,
+        stateOf,
+        remote,
+        hooks: run,
+        signal,
+      } as const;
       return fitGroups({ ...options, written: 'factors' }, write);
     },
     run,

@@ -1,5 +1,8 @@
+import { READ_BYTES } from '../src/checkpoint/files.js';
+import type { ShardLayout } from '../src/checkpoint/layout.js';
 import { hashParts, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
+import type { Unit } from '../src/checkpoint/unfinished-run.js';
 import { WriteError } from '../src/errors.js';
 
 export interface HashedOutput extends Output {
@@ -24,16 +27,40 @@ export function hashOutput(output: Output): HashedOutput {
     const [own] = await Promise.all([hashing, writing]);
     parts.push(...own);
   };
+  const place = ({ file, header, tensors }: ShardLayout): ManifestPart[] => {
+    const known = written.get(file);
+    if (known) return known;
+    const parts = begin(file);
+    let start = header.byteLength;
+    for (const { name, bytes } of tensors) {
+      places.set(name, { parts, start });
+      start += bytes;
+    }
+    return parts;
+  };
+  /** What an interrupted run has written is read once more. */
+  const hashFinished = async (unit: Unit): Promise<void> => {
+    for (const { tensor, offset, bytes } of unit.parts) {
+      for (let from = offset; from < offset + bytes; from += READ_BYTES) {
+        const data = new Uint8Array(Math.min(READ_BYTES, offset + bytes - from));
+        await output.readBack?.(tensor, from, data);
+        const { parts, start } = places.get(tensor) as { parts: ManifestPart[]; start: number };
+        parts.push(...(await hashParts(data, start + from, tensor)));
+      }
+    }
+  };
   return {
     written,
+    ...(output.workspace !== undefined && { workspace: output.workspace }),
+    retains: output.retains ?? false,
+    async resume(layouts, units, onBytes) {
+      const finished = (await output.resume?.(layouts, units, onBytes)) ?? new Map();
+      layouts.forEach(place);
+      for (const unit of units) if (finished.has(unit.id)) await hashFinished(unit);
+      return finished;
+    },
     async reserve(layout) {
-      const parts = begin(layout.file);
-      await both(output.reserve(layout), parts, hashParts(layout.header, 0));
-      let start = layout.header.byteLength;
-      for (const { name, bytes } of layout.tensors) {
-        places.set(name, { parts, start });
-        start += bytes;
-      }
+      await both(output.reserve(layout), place(layout), hashParts(layout.header, 0));
     },
     async write(tensor, offset, data) {
       const place = places.get(tensor);
@@ -55,8 +82,10 @@ export function hashOutput(output: Output): HashedOutput {
       };
       await output.writeFile(file, bytes, hashed());
     },
+    finish: async (unit, note) => output.finish?.(unit, note),
+    sync: async () => output.sync?.(),
     commit: (last) => output.commit(last),
-    abandon: () => output.abandon(),
+    abandon: (keep) => output.abandon(keep),
     onLost: (listener) => output.onLost?.(listener),
   };
 }

@@ -47,7 +47,7 @@ export async function importFactors(
 ): Promise<RunResult> {
   const started = performance.now();
   const { engine: choice, threads } = resolveSettings(options);
-  const source = await openSource(model, run.peers);
+  const source = await openSource(model, run.peers, run.fileSystem);
   const detected = detectModel(source);
   const files = await openWabFolder(wab);
   const match = (activation: Activation) =>
@@ -75,6 +75,7 @@ export async function importFactors(
         ...(options.dtype && { dtype: options.dtype }),
       },
     },
+    circumstances: {},
     plan: planConversion({
       source,
       groups,
@@ -83,7 +84,7 @@ export async function importFactors(
       shardBytes: Number.POSITIVE_INFINITY,
     }),
     engine: engineRecord(engine),
-    async produce(missing, reader, signal, write) {
+    async produce(missing, reader, signal, _states, write) {
       const groupBytes = Math.max(...groups.map(sourceBytes));
       const sigmas = await measureGroups(missing, groups, reader, { groupBytes }, run);
       const wanted = imported.filter(({ group }) => missing.includes(group));

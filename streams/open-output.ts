@@ -1,6 +1,9 @@
 /** Opens the place a conversion writes to: a folder here, another machine's, or a pipe. */
+
+import type { FileSystem } from '../src/checkpoint/file-system.js';
 import { isRemote } from '../src/checkpoint/files.js';
 import { checkOutside, type Output, OutputFolder } from '../src/checkpoint/output-folder.js';
+import type { RunIdentity } from '../src/checkpoint/unfinished-run.js';
 import { examineOutput, type WantedOutput } from '../src/conversion/existing-output.js';
 import type { StoredReport } from '../src/conversion/report.js';
 import type { RunOptions } from './progress.js';
@@ -13,6 +16,8 @@ export interface OutputRequest {
   readonly neededBytes: number;
   /** Folders it must not lie in. */
   readonly inputs: readonly string[];
+  /** Undefined: an interrupted run cannot be continued. */
+  readonly identity?: RunIdentity;
 }
 
 /** The very result may be there already, whole. */
@@ -21,16 +26,19 @@ export type OpenedOutput = { readonly done: StoredReport } | { readonly output: 
 export async function openOutput(location: string, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
   if (location === PIPE) return { output: await pipeOutput(request) };
   if (isRemote(location)) return remoteOutput(location, request, run);
-  return openFolder(location, request, run.force ?? false);
+  return openFolder(location, request, run);
 }
 
 export async function openFolder(
   folder: string,
-  { wanted, neededBytes, inputs }: OutputRequest,
-  force: boolean,
+  { wanted, neededBytes, inputs, identity: run }: OutputRequest,
+  { force = false, fileSystem }: { readonly force?: boolean | undefined; readonly fileSystem?: FileSystem | undefined },
 ): Promise<OpenedOutput> {
   await checkOutside(folder, inputs);
+  const options = { run, force, ...(fileSystem && { fs: fileSystem }) };
+  const halfMoved = await OutputFolder.finishCommit(folder, options);
   const existing = await examineOutput(folder, wanted, force);
   if ('done' in existing) return existing;
-  return { output: await OutputFolder.create(folder, { neededBytes, replaces: existing.replaces }) };
+  const replaces = [...new Set([...existing.replaces, ...halfMoved])];
+  return { output: await OutputFolder.create(folder, { ...options, neededBytes, replaces }) };
 }

@@ -32,9 +32,9 @@ export interface PlannedRun {
 export async function planRun(
   model: string,
   options: CompressOptions,
-  { peers = {}, workers = [] }: Pick<RunOptions, 'peers' | 'workers'>,
+  { peers = {}, workers = [], fileSystem }: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem'>,
 ): Promise<PlannedRun> {
-  const source = await openSource(model, peers);
+  const source = await openSource(model, peers, fileSystem);
   const remote = workers.length ? await askWorkers(workers, peers) : undefined;
   // A fit that one of them could not give its threads would be another fit there.
   const threads = remote && options.threads === undefined ? { threads: Math.min(...remote.threads) } : {};

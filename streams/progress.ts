@@ -1,9 +1,11 @@
 /** What a run is given beside its settings, what it tells while it works, and what it returns. The library prints nothing. */
+import type { FileSystem } from '../src/checkpoint/file-system.js';
 import type { GroupKey } from '../src/conversion/groups.js';
 import type { GroupReport, StoredReport } from '../src/conversion/report.js';
 import type { SolverStep } from '../src/factorization/problem.js';
 import type { TimedPlan } from './plan.js';
 import type { PeerOptions } from './remote/peer-options.js';
+import type { StageClocks } from './stage-clock.js';
 
 export interface StepProgress extends SolverStep, GroupKey {}
 
@@ -16,7 +18,7 @@ export type Progress =
   /** What is about to be done. */
   | { kind: 'plan'; plan: TimedPlan }
   /** A part of the run begins; `total` in bytes or groups. */
-  | { kind: 'phase'; phase: 'check' | 'convert' | 'verify' | 'copy'; groups: number; bytes: number }
+  | { kind: 'phase'; phase: 'resume' | 'check' | 'convert' | 'verify' | 'copy'; groups: number; bytes: number }
   /** Groups read and found sound. */
   | { kind: 'checked'; groups: number }
   /** Bytes written, or compared, so far. */
@@ -30,15 +32,21 @@ export type Progress =
 
 export interface RunHooks {
   readonly onProgress?: (progress: Progress) => void;
-  /** Aborting stops the run; what it had not finished is removed. */
+  /** Aborting stops the run; what it had finished is kept, and the same run goes on from there. */
   readonly signal?: AbortSignal;
   /** How other machines are spoken to, where a location is a URL. */
   readonly peers?: PeerOptions;
+  /** Measures what each stage of the dataflow does with its time. */
+  readonly clocks?: StageClocks;
 }
 
 export interface RunOptions extends RunHooks {
   /** Replace what an earlier run left in the output folder. */
   readonly force?: boolean;
+  /** Seconds between two saves of a running fit; default 120. */
+  readonly saveEvery?: number | undefined;
+  /** What the source is read and the result written with. */
+  readonly fileSystem?: FileSystem;
   /** URLs of the machines that fit (`mobe worker`); none: this one does. */
   readonly workers?: readonly string[];
 }

@@ -42,4 +42,6 @@ export interface OutputChunk {
   readonly tensor: string;
   readonly offset: number;
   readonly data: Uint8Array;
+  /** Called once the data is written, or not needed: its memory is then used again. */
+  readonly release?: () => void;
 }

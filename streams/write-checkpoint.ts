@@ -3,17 +3,43 @@ import { Writable } from 'node:stream';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import type { OutputChunk } from './records.js';
 
-export function writeCheckpoint(output: Output, onBytes: (bytes: number) => void): Writable {
+/** With two, the system has the next block when it is done with one. More would only wait: a file is written by one at a time. */
+export const WRITES_IN_FLIGHT = 2;
+
+export function writeCheckpoint(output: Pick<Output, 'write' | 'retains'>, onBytes: (bytes: number) => void): Writable {
+  const limit = output.retains ? 1 : WRITES_IN_FLIGHT;
   let total = 0;
-  return new Writable({
+  let writing = 0;
+  /** Whoever waits for room, or in the end for the last write. */
+  let proceed: (() => void) | undefined;
+  const sink = new Writable({
     objectMode: true,
     highWaterMark: 1,
-    write({ tensor, offset, data }: OutputChunk, _encoding, done) {
-      output.write(tensor, offset, data).then(() => {
-        total += data.byteLength;
-        onBytes(total);
-        done();
-      }, done);
+    write({ tensor, offset, data, release }: OutputChunk, _encoding, done) {
+      writing++;
+      const { byteLength } = data;
+      output.write(tensor, offset, data).then(
+        () => {
+          writing--;
+          if (!sink.destroyed) release?.(); // nobody may begin another read then
+          total += byteLength;
+          onBytes(total);
+          const next = proceed;
+          proceed = undefined;
+          next?.();
+        },
+        (error) => sink.destroy(error),
+      );
+      if (writing < limit) done();
+      else proceed = done;
+    },
+    final(done) {
+      const finish = (): void => {
+        if (writing === 0) done();
+        else proceed = finish;
+      };
+      finish();
     },
   });
+  return sink;
 }

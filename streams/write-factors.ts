@@ -1,10 +1,9 @@
 /** Sink of `fit` and `import`. */
-import { rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { type FileSystem, nodeFileSystem, syncFolder } from '../src/checkpoint/file-system.js';
 import { encodeHeader } from '../src/checkpoint/header.js';
 import { layoutFile } from '../src/checkpoint/layout.js';
-import { syncFolder } from '../src/checkpoint/output-folder.js';
-import { ShardWriter } from '../src/checkpoint/shard-writer.js';
+import { asWriteError, ShardWriter } from '../src/checkpoint/shard-writer.js';
 import {
   encodeFactorMetadata,
   FACTOR_HEADER_BYTES,
@@ -23,14 +22,15 @@ export async function writeFactorFile(
   folder: string,
   factorization: Factorization,
   context: FactorContext,
+  fs: FileSystem = nodeFileSystem,
 ): Promise<FittedGroupReport> {
   const { group, bases, coefficients } = factorization;
   const tensors = factorTensors(group);
   const name = factorFileName(group);
   const partial = join(folder, `${name}.partial`);
-  await rm(partial, { force: true });
+  await fs.remove(partial);
   const layout = layoutFile(name, tensors, {}, FACTOR_HEADER_BYTES);
-  const writer = await ShardWriter.create(partial, layout);
+  const writer = await ShardWriter.create(partial, layout, fs);
   try {
     await writer.write('B', 0, bases);
     await writer.write('alpha', 0, coefficients);
@@ -46,12 +46,14 @@ export async function writeFactorFile(
     });
     await writer.rewriteHeader(encodeHeader(tensors, metadata, layout.header.byteLength));
     await writer.finish();
-    await rename(partial, join(folder, name));
-    await syncFolder(folder);
+    await fs.rename(partial, join(folder, name)).catch((error) => {
+      throw asWriteError(join(folder, name), error);
+    });
+    await syncFolder(folder, fs);
     return report;
   } catch (error) {
     await writer.abandon();
-    await rm(partial, { force: true });
+    await fs.remove(partial).catch(() => {});
     throw error;
   }
 }

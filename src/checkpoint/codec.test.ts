@@ -89,3 +89,30 @@ test.each(['F32', 'F16', 'BF16'] as const)('allFinite notices NaN and infinity i
   expect(finite(0, Number.NaN)).toBe(false);
   expect(finite(Number.NEGATIVE_INFINITY, 1)).toBe(false);
 });
+
+test.each(['BF16', 'F16'] as const)(
+  '%s: many at once decode as one at a time, at every length and alignment',
+  (dtype) => {
+    const patterns = Uint16Array.from({ length: 41 }, (_, i) => (i * 40_503) % 65_536);
+    for (let count = 0; count <= patterns.length; count++) {
+      for (const shift of [0, 1, 2, 3]) {
+        const bytes = new Uint8Array(shift + 2 * count);
+        bytes.set(new Uint8Array(patterns.buffer, 0, 2 * count), shift);
+        const values = new Float32Array(count);
+        decodeFloats(dtype, bytes.subarray(shift), values);
+        expect(values).toEqual(Float32Array.from(patterns.subarray(0, count), (pattern) => decodeOne(dtype, pattern)));
+      }
+    }
+  },
+);
+
+test('encodes into memory that is lent as into its own', () => {
+  const values = Float32Array.of(1, -2.5, 3e-5, 7);
+  for (const dtype of ['F32', 'F16', 'BF16'] as const) {
+    const lent = new Uint8Array(64).fill(255);
+    const bytes = encodeFloats(dtype, values, lent);
+    expect(bytes.buffer).toBe(lent.buffer);
+    expect([...bytes]).toEqual([...encodeFloats(dtype, values)]);
+    expect(lent[bytes.byteLength]).toBe(255);
+  }
+});

@@ -1,6 +1,7 @@
 /** Conversion between stored bytes (little-endian) and f32. */
 import { OverflowError } from '../errors.js';
 import { type FloatDtype, floatBytes } from './dtype.js';
+import { widenBfloat16, widenHalf } from './widen.js';
 
 /** f16 bit pattern → its f32 bit pattern; built at first use (256 KiB). */
 let halfTable: Uint32Array | undefined;
@@ -42,14 +43,15 @@ export function decodeFloats(dtype: FloatDtype, bytes: Uint8Array, target: Float
     target.set(words(bytes, Float32Array));
     return;
   }
-  const source = words(bytes, Uint16Array);
-  const bits = new Uint32Array(target.buffer, target.byteOffset, source.length);
-  if (dtype === 'BF16') {
-    for (let i = 0; i < source.length; i++) bits[i] = (source[i] as number) << 16;
-  } else {
-    const table = halfBits();
-    for (let i = 0; i < source.length; i++) bits[i] = table[source[i] as number] as number;
+  const count = bytes.byteLength / 2;
+  if (dtype === 'F16') {
+    widenHalf(halfBits(), words(bytes, Uint16Array), new Uint32Array(target.buffer, target.byteOffset, count));
+    return;
   }
+  const even = count - (count % 2);
+  const bits = new Int32Array(target.buffer, target.byteOffset, count);
+  widenBfloat16(words(bytes.subarray(0, 2 * even), Int32Array), bits);
+  if (even < count) bits[even] = ((bytes[2 * even] as number) << 16) | ((bytes[2 * even + 1] as number) << 24);
 }
 
 /** The floats that the bytes hold, in memory of their own. */
@@ -66,14 +68,23 @@ export function encodeFinite(dtype: FloatDtype, values: Float32Array, tensor: st
   return bytes;
 }
 
-/** Rounds to the nearest value of `dtype`, ties to even; a value too large becomes infinite. */
-export function encodeFloats(dtype: FloatDtype, values: Float32Array): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(values.length * floatBytes(dtype));
+/**
+ * Rounds to the nearest value of `dtype`, ties to even; a value too large becomes infinite.
+ * @param memory where the bytes go, if it is large enough and aligned; else they have their own
+ */
+export function encodeFloats(
+  dtype: FloatDtype,
+  values: Float32Array,
+  memory?: Uint8Array<ArrayBuffer>,
+): Uint8Array<ArrayBuffer> {
+  const size = values.length * floatBytes(dtype);
+  const fits = memory !== undefined && memory.byteLength >= size && memory.byteOffset % 4 === 0;
+  const bytes = fits ? memory.subarray(0, size) : new Uint8Array(size);
   if (dtype === 'F32') {
-    new Float32Array(bytes.buffer).set(values);
+    new Float32Array(bytes.buffer, bytes.byteOffset, values.length).set(values);
     return bytes;
   }
-  const target = new Uint16Array(bytes.buffer);
+  const target = new Uint16Array(bytes.buffer, bytes.byteOffset, values.length);
   const bits = new Uint32Array(values.buffer, values.byteOffset, values.length);
   const round = dtype === 'BF16' ? toBfloat16 : toHalf;
   for (let i = 0; i < target.length; i++) target[i] = round(bits[i] as number);

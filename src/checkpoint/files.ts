@@ -1,7 +1,8 @@
 /** Where a checkpoint's bytes come from: files of this machine, or those that another one serves. */
-import { type FileHandle, open, readdir, stat } from 'node:fs/promises';
+import { readdir, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { NotACheckpointError, ReadError } from '../errors.js';
+import { NotACheckpointError, ReadError, SourceChangedError } from '../errors.js';
+import { type FileIdentity, type FileSystem, nodeFileSystem, type OpenFile } from './file-system.js';
 
 /** Large enough that a read costs more than its call, small enough to keep a cancelled run responsive. */
 export const READ_BYTES = 8 * 1024 * 1024;
@@ -34,6 +35,8 @@ export interface Files extends RangeReader {
   list(folder: string): Promise<FileEntry[]>;
   /** Bytes of a file. */
   size(file: string): Promise<number>;
+  /** Throws `SourceChangedError` where a file is not what it was when it was first opened. */
+  checkUnchanged(): Promise<void>;
   /** Gives back what is held open; a later read opens it again. */
   close(): Promise<void>;
 }
@@ -53,7 +56,11 @@ export const fileIn = (folder: string, path: string): string =>
 
 /** Files of this machine. They are opened at first use and kept open, up to a limit. */
 export class LocalFiles implements Files {
-  private readonly handles = new Map<string, Promise<FileHandle>>();
+  private readonly handles = new Map<string, Promise<OpenFile>>();
+  /** As first opened. */
+  private readonly known = new Map<string, FileIdentity>();
+
+  constructor(private readonly fs: FileSystem = nodeFileSystem) {}
 
   async read(file: string, position: number, target: Uint8Array): Promise<void> {
     const handle = await this.handle(file);
@@ -63,7 +70,8 @@ export class LocalFiles implements Files {
       try {
         ({ bytesRead } = await handle.read(target, done, length, position + done));
       } catch (error) {
-        throw new ReadError(file, position + done, (error as Error).message);
+        const { message, code } = error as NodeJS.ErrnoException;
+        throw new ReadError(file, position + done, message, code);
       }
       if (bytesRead === 0) throw new ReadError(file, position + done, 'the file ends there');
       done += bytesRead;
@@ -106,12 +114,42 @@ export class LocalFiles implements Files {
     return size;
   }
 
-  private async handle(file: string): Promise<FileHandle> {
+  async checkUnchanged(): Promise<void> {
+    for (const file of this.known.keys()) {
+      const now = await this.fs.stat(file).catch((error: Error) => {
+        throw new SourceChangedError(file, error.message);
+      });
+      this.compare(file, now);
+    }
+  }
+
+  private compare(file: string, { size, mtimeMs, ino }: FileIdentity): void {
+    const known = this.known.get(file);
+    if (!known) this.known.set(file, { size, mtimeMs, ino });
+    else if (known.size !== size) throw new SourceChangedError(file, `it had ${known.size} bytes, now ${size}`);
+    else if (known.ino !== ino) throw new SourceChangedError(file, 'it is another file now');
+    else if (known.mtimeMs !== mtimeMs)
+      throw new SourceChangedError(file, `it was written to at ${new Date(mtimeMs).toISOString()}`);
+  }
+
+  private async open(file: string): Promise<OpenFile> {
+    let handle: OpenFile | undefined;
+    try {
+      handle = await this.fs.open(file, 'r');
+      this.compare(file, await handle.stat());
+      return handle;
+    } catch (error) {
+      await handle?.close();
+      if (error instanceof SourceChangedError) throw error;
+      const { message, code } = error as NodeJS.ErrnoException;
+      throw new ReadError(file, 0, message, code);
+    }
+  }
+
+  private async handle(file: string): Promise<OpenFile> {
     let handle = this.handles.get(file);
     if (!handle) {
-      handle = open(file).catch((error) => {
-        throw new ReadError(file, 0, (error as Error).message);
-      });
+      handle = this.open(file);
       this.evict();
     } else {
       this.handles.delete(file); // re-inserted below: the map is in order of last use
@@ -122,9 +160,9 @@ export class LocalFiles implements Files {
 
   private evict(): void {
     if (this.handles.size < MAX_OPEN_FILES) return;
-    const [oldest, handle] = this.handles.entries().next().value as [string, Promise<FileHandle>];
+    const [oldest, handle] = this.handles.entries().next().value as [string, Promise<OpenFile>];
     this.handles.delete(oldest);
-    // Reads in flight on it finish first: FileHandle.close waits for them.
+    // Reads in flight on it finish first: closing waits for them.
     handle.then((opened) => opened.close()).catch(() => {});
   }
 

@@ -9,6 +9,7 @@ import {
 } from '../errors.js';
 import { byteLength, elementCount, type FloatDtype, floatBytes } from './dtype.js';
 import { duplicateKey } from './duplicate-key.js';
+import { parseSpan, type Span, scanObject, wholeText } from './scan-json.js';
 
 /** The limit of the reference implementation (safetensors `MAX_HEADER_SIZE`). */
 export const MAX_HEADER_BYTES = 100_000_000;
@@ -42,13 +43,12 @@ export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: s
  * @returns the tensors in the order of their data.
  */
 export function parseHeader(json: Uint8Array, fileBytes: number, file: string): TensorInfo[] {
-  const header = parseObject(json, file);
   const dataStart = LENGTH_BYTES + json.byteLength;
   const tensors: TensorInfo[] = [];
-  for (const [name, entry] of Object.entries(header)) {
+  forEachEntry(json, file, (name, entry) => {
     if (name === '__metadata__') checkMetadata(entry, file);
     else tensors.push(parseEntry(name, entry, dataStart, file));
-  }
+  });
   tensors.sort((a, b) => a.start - b.start || a.end - b.end);
   let position = dataStart;
   for (const tensor of tensors) {
@@ -63,19 +63,32 @@ export function parseHeader(json: Uint8Array, fileBytes: number, file: string): 
   return tensors;
 }
 
-function parseObject(json: Uint8Array, file: string): Record<string, unknown> {
-  let text: string;
-  let header: unknown;
+function forEachEntry(json: Uint8Array, file: string, visit: (name: string, entry: unknown) => void): void {
+  const bytes = Buffer.from(json.buffer, json.byteOffset, json.byteLength);
+  const names = new Set<string>();
   try {
-    text = new TextDecoder('utf-8', { fatal: true }).decode(json);
-    header = JSON.parse(text);
+    if (bytes[0] !== 0x7b) throw new InvalidHeaderError(file, 'the header does not begin with "{"');
+    scanObject(bytes, wholeText(bytes), (name, span) => {
+      if (names.size === names.add(name).size) throw new DuplicateKeyError(file, name);
+      const entry = parseSpan(bytes, span);
+      const duplicate = hasTwins(entry, bytes, span)
+        ? duplicateKey(bytes.toString('utf8', span.start, span.end))
+        : undefined;
+      if (duplicate !== undefined) throw new DuplicateKeyError(file, duplicate);
+      visit(name, entry);
+    });
   } catch (error) {
-    throw new InvalidHeaderError(file, `the header is not JSON (${(error as Error).message})`);
+    if (!(error instanceof SyntaxError)) throw error;
+    throw new InvalidHeaderError(file, `the header is not JSON (${error.message})`);
   }
-  if (text[0] !== '{') throw new InvalidHeaderError(file, 'the header does not begin with "{"');
-  const duplicate = duplicateKey(text);
-  if (duplicate !== undefined) throw new DuplicateKeyError(file, duplicate);
-  return header as Record<string, unknown>;
+}
+
+/** An entry may have a key twice: it has more colons than keys. (A name can hold a colon too; that is looked at more closely.) */
+function hasTwins(entry: unknown, bytes: Buffer, { start, end }: Span): boolean {
+  if (!isObject(entry)) return true;
+  let colons = 0;
+  for (let i = start; i < end; i++) if (bytes[i] === 0x3a) colons++;
+  return colons !== Object.keys(entry).length;
 }
 
 function checkMetadata(entry: unknown, file: string): void {

@@ -16,6 +16,7 @@ import { type Files, fileIn, LocalFiles, normaliseLocation } from './files.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type TensorInfo } from './header.js';
 import { isDeeperThan } from './json-depth.js';
 import { isPlainPath } from './plain-path.js';
+import { parseSpan, parseString, type Span, scanObject, wholeText } from './scan-json.js';
 
 export const INDEX_FILE = 'model.safetensors.index.json';
 export const SINGLE_FILE = 'model.safetensors';
@@ -56,7 +57,8 @@ export async function openCheckpoint(folder: string, files: Files = new LocalFil
     const configText = await readText(fileIn(root, CONFIG_FILE), files);
     const config = parseJsonObject(configText, fileIn(root, CONFIG_FILE));
     const shards = await openShards(root, names, files);
-    const tensors = new Map(shards.flatMap((shard) => shard.tensors.map((tensor) => [tensor.name, tensor] as const)));
+    const tensors = new Map<string, TensorInfo>();
+    for (const shard of shards) for (const tensor of shard.tensors) tensors.set(tensor.name, tensor);
     return { folder: root, files, config, configText, shards, tensors };
   } finally {
     await files.close();
@@ -81,6 +83,7 @@ async function openShards(root: string, names: readonly string[], files: Files):
     if (!expected) throw new ExtraShardError(fileIn(root, file));
     const shard = await openShard(fileIn(root, file), files);
     checkAgainstIndex(shard, expected);
+    placed.delete(file); // names of half a million tensors are some 50 MB
     shards.push(shard);
   }
   return shards;
@@ -117,18 +120,39 @@ async function readText(path: string, files: Files): Promise<string> {
 
 /** shard file → the tensors the index places in it */
 async function readIndex(path: string, files: Files): Promise<Map<string, string[]>> {
-  const { weight_map: weightMap } = await readJsonObject(path, files);
-  if (typeof weightMap !== 'object' || weightMap === null || Array.isArray(weightMap)) {
-    throw new InvalidJsonError(path, 'it has no "weight_map" object');
+  const range = { file: path, start: 0, end: await files.size(path) };
+  const json = Buffer.from((await files.readRange(range)).buffer);
+  let placed: Map<string, string[]> | undefined;
+  const keys = new Set<string>();
+  try {
+    scanObject(json, wholeText(json), (key, span) => {
+      if (keys.size === keys.add(key).size) throw new DuplicateKeyError(path, key);
+      if (key === 'weight_map' && json[span.start] === 0x7b) placed = readWeightMap(json, span, path);
+      else parseJson(json.toString('utf8', span.start, span.end), path);
+    });
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+    throw new InvalidJsonError(path, `not JSON (${error.message})`);
   }
+  if (!placed) throw new InvalidJsonError(path, 'it has no "weight_map" object');
+  return placed;
+}
+
+function readWeightMap(json: Buffer, within: Span, path: string): Map<string, string[]> {
   const placed = new Map<string, string[]>();
-  for (const [tensor, file] of Object.entries(weightMap)) {
+  const names = new Set<string>();
+  scanObject(json, within, (tensor, span) => {
+    if (names.size === names.add(tensor).size) throw new DuplicateKeyError(path, tensor);
+    const file = json[span.start] === 0x22 ? parseString(json, span) : parseSpan(json, span);
     if (typeof file !== 'string') throw new InvalidJsonError(path, `"weight_map" places "${tensor}" in no file`);
-    if (basename(file) !== file || !isPlainPath(file)) throw new UnsafePathError(path, file);
     const tensors = placed.get(file);
-    if (tensors) tensors.push(tensor);
-    else placed.set(file, [tensor]);
-  }
+    if (tensors) {
+      tensors.push(tensor);
+      return;
+    }
+    if (basename(file) !== file || !isPlainPath(file)) throw new UnsafePathError(path, file);
+    placed.set(file, [tensor]);
+  });
   return placed;
 }
 
@@ -144,6 +168,13 @@ export async function readJsonObject(path: string, files: Files): Promise<Record
 }
 
 function parseJsonObject(text: string, path: string): Record<string, unknown> {
+  const value = parseJson(text, path);
+  if (typeof value !== 'object' || value === null || Array.isArray(value))
+    throw new InvalidJsonError(path, 'not a JSON object');
+  return value as Record<string, unknown>;
+}
+
+function parseJson(text: string, path: string): unknown {
   if (isDeeperThan(MAX_JSON_DEPTH, text)) throw new InvalidJsonError(path, `it nests deeper than ${MAX_JSON_DEPTH}`);
   let value: unknown;
   try {
@@ -151,11 +182,9 @@ function parseJsonObject(text: string, path: string): Record<string, unknown> {
   } catch (error) {
     throw new InvalidJsonError(path, `not JSON (${(error as Error).message})`);
   }
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw new InvalidJsonError(path, 'not a JSON object');
   const duplicate = duplicateKey(text);
   if (duplicate !== undefined) throw new DuplicateKeyError(path, duplicate);
-  return value as Record<string, unknown>;
+  return value;
 }
 
 const FINGERPRINT_SAMPLES = 16;

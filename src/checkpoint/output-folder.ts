@@ -1,195 +1,293 @@
-import { mkdir, open, readdir, realpath, rename, rm, rmdir, statfs, writeFile } from 'node:fs/promises';
-import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
+import { dirname, join } from 'node:path';
+import { crc32 } from 'node:zlib';
+import { MobeError, OutputNotEmptyError, OutputNotWritableError, UnsafePathError, WriteError } from '../errors.js';
+import { clearPartial, moveFiles } from './commit.js';
+import { type FileSystem, nodeFileSystem, writeSynced } from './file-system.js';
+import { checkDisk, listOutput, removeIfEmpty, removeLink } from './folder-checks.js';
+import { type FolderLock, lockFolder } from './folder-lock.js';
 import {
-  DiskTooSmallError,
-  OutputInsideInputError,
-  OutputNotEmptyError,
-  OutputNotWritableError,
-  UnsafePathError,
-  WriteError,
-} from '../errors.js';
-import { formatBytes } from '../format.js';
-import { isRemote } from './files.js';
+  JOURNAL_FILE,
+  Journal,
+  type JournalContent,
+  type JournalEntry,
+  PARTIAL_FOLDER,
+  readJournal,
+} from './journal.js';
 import type { ShardLayout } from './layout.js';
+import type { Output } from './output.js';
 import { isPlainPath } from './plain-path.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
+import {
+  checkSameRun,
+  type FinishedUnits,
+  findUnfinished,
+  type RunIdentity,
+  recoverUnits,
+  STATE_SUFFIX,
+  type Unit,
+} from './unfinished-run.js';
 
-export const PARTIAL_FOLDER = '.mobe-partial';
-
-/** Throws unless `output` lies outside every one of `inputs`, symbolic links resolved. */
-export async function checkOutside(output: string, inputs: readonly string[]): Promise<void> {
-  const real = await resolveExisting(output);
-  for (const input of inputs.filter((it) => !isRemote(it))) {
-    const path = relative(await resolveExisting(input), real);
-    if (path === '' || (!path.startsWith('..') && !isAbsolute(path))) throw new OutputInsideInputError(output, input);
-  }
-}
-
-/** The path with symbolic links resolved as far as it exists. */
-async function resolveExisting(path: string): Promise<string> {
-  const absolute = resolve(path);
-  try {
-    return await realpath(absolute);
-  } catch {
-    const parent = dirname(absolute);
-    return parent === absolute ? absolute : join(await resolveExisting(parent), relative(parent, absolute));
-  }
-}
-
-/** What a folder holds, the leftovers of an interrupted run aside; undefined where there is no folder. */
-export async function listOutput(folder: string): Promise<string[] | undefined> {
-  try {
-    return (await readdir(folder)).filter((name) => name !== PARTIAL_FOLDER);
-  } catch (error) {
-    const { code } = error as NodeJS.ErrnoException;
-    if (code === 'ENOENT') return undefined;
-    throw new OutputNotWritableError(folder, code === 'ENOTDIR' ? 'it is a file' : String(code));
-  }
-}
-
-/** Where a conversion's files go: a folder here, or one on another machine. */
-export interface Output {
-  /** Makes room for a shard at its full size, with its header, ready for writes in any order. */
-  reserve(layout: ShardLayout): Promise<void>;
-  /** Writes part of a reserved tensor, `offset` bytes into it. */
-  write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
-  writeText(file: string, text: string): Promise<void>;
-  /** @param bytes of all the content */
-  writeFile(file: string, bytes: number, content: AsyncIterable<Uint8Array>): Promise<void>;
-  /**
-   * Puts everything under its final name. Throws if any reserved byte was not written.
-   * @param last files without which a loader sees nothing: the old ones go first, the new ones come last.
-   */
-  commit(last: readonly string[]): Promise<void>;
-  /** Gives up: what was written so far is removed; an earlier run's files stay. */
-  abandon(): Promise<void>;
-  /** Tells when the place is gone while nobody is writing to it. */
-  onLost?(listener: (error: Error) => void): void;
-}
+export { checkDisk, checkOutside, listOutput } from './folder-checks.js';
+export { PARTIAL_FOLDER } from './journal.js';
+export type { Output } from './output.js';
 
 export interface OutputFolderOptions {
   /** Bytes the run will write, checked against the free space before anything is created. */
   neededBytes: number;
   /** Files of an earlier run to be removed when the new ones are whole. Anything else there is refused. */
   replaces?: readonly string[];
+  /** Undefined: what is not finished cannot be continued. */
+  run?: RunIdentity | undefined;
+  /** Starts over where an unfinished run is there, and takes the lock of another machine. */
+  force?: boolean;
+  fs?: FileSystem;
 }
 
+/** As often as so much was written it is put on disk: what a power failure can cost. */
+const SYNC_BYTES = 256 * 2 ** 20;
+
 export class OutputFolder implements Output {
-  private readonly shards: ShardWriter[] = [];
+  private readonly shards = new Map<string, ShardWriter>();
   private readonly holder = new Map<string, ShardWriter>();
   private readonly files = new Set<string>();
+  private journal: Journal | undefined;
+  private unsynced = 0;
+  /** Units of which something is not written yet. */
+  private readonly waiting = new Set<{ written(): boolean; resolve(): void }>();
+  private committing = false;
 
   private constructor(
     readonly folder: string,
     private readonly replaces: readonly string[],
+    private readonly lock: FolderLock,
+    private readonly run: RunIdentity | undefined,
+    private found: JournalContent | undefined,
+    private readonly fs: FileSystem,
   ) {}
 
-  /** Checks the folder and the disk, then creates the partial folder. */
-  static async create(folder: string, { neededBytes, replaces = [] }: OutputFolderOptions): Promise<OutputFolder> {
-    const foreign = (await listOutput(folder))?.filter((name) => !replaces.includes(name));
-    if (foreign?.length)
-      throw new OutputNotEmptyError(folder, `is not empty (it holds ${foreign.slice(0, 3).join(', ')})`);
-    await checkDisk(folder, neededBytes);
-    const output = new OutputFolder(folder, replaces);
+  /** Checks the folder and the disk, then creates the partial folder and locks it, or opens that of an interrupted run. */
+  static async create(folder: string, options: OutputFolderOptions): Promise<OutputFolder> {
+    const { neededBytes, replaces = [], run, force = false, fs = nodeFileSystem } = options;
+    const checkForeign = async (): Promise<void> => {
+      const foreign = (await listOutput(folder))?.filter((name) => !replaces.includes(name));
+      if (foreign?.length)
+        throw new OutputNotEmptyError(folder, `is not empty (it holds ${foreign.slice(0, 3).join(', ')})`);
+    };
+    await checkForeign();
+    const partial = join(folder, PARTIAL_FOLDER);
+    await removeLink(partial);
+    const before = force ? undefined : await findUnfinished(folder, fs).catch(() => undefined);
+    await checkDisk(folder, neededBytes - partBytes(before), fs);
+    let lock: FolderLock | undefined;
     try {
-      await rm(output.partial(), { recursive: true, force: true });
-      await mkdir(output.partial(), { recursive: true });
+      lock = await lockFolder(partial, force, fs);
+      await checkForeign(); // another may have finished since
+      const found = force ? undefined : await findUnfinished(folder, fs);
+      if (found) checkSameRun(folder, found, run);
+      else await clearPartial(folder, fs);
+      return new OutputFolder(folder, replaces, lock, run, found, fs);
     } catch (error) {
+      await lock?.release();
+      await removeIfEmpty(folder, fs);
+      if (error instanceof MobeError) throw error;
       throw new OutputNotWritableError(folder, (error as Error).message);
     }
-    return output;
+  }
+
+  /**
+   * Finishes the renames of a run that ended in the middle of them. Where that run is to be thrown away (`force`), nothing is
+   * done.
+   * @returns files that have their final names without being a whole result
+   */
+  static async finishCommit(
+    folder: string,
+    { run, force = false, fs = nodeFileSystem }: Omit<OutputFolderOptions, 'neededBytes' | 'replaces'>,
+  ): Promise<readonly string[]> {
+    const partial = join(folder, PARTIAL_FOLDER);
+    await removeLink(partial);
+    const path = join(partial, JOURNAL_FILE);
+    const commitIn = (journal: JournalContent | undefined) =>
+      journal?.entries.flatMap((entry) => ('commit' in entry ? [entry.commit] : [])).at(-1);
+    const before = commitIn(await readJournal(path, fs).catch(() => undefined));
+    if (!before) return [];
+    if (force) return [...before.files, ...before.replaces].map((file) => file.split('/')[0] as string);
+    const lock = await lockFolder(partial, force, fs);
+    try {
+      const found = await readJournal(path, fs);
+      const commit = commitIn(found);
+      if (!found || !commit) return []; // whoever had the lock has finished it
+      if (found.identity !== null) checkSameRun(folder, found, run);
+      await moveFiles(folder, commit, fs);
+      await clearPartial(folder, fs);
+    } catch (error) {
+      throw error instanceof MobeError ? error : asWriteError(folder, error);
+    } finally {
+      await lock.release();
+      await removeIfEmpty(folder, fs);
+    }
+    return [];
+  }
+
+  get workspace(): string {
+    return this.partial();
   }
 
   private partial(file = ''): string {
     return join(this.folder, PARTIAL_FOLDER, file);
   }
 
+  async resume(
+    layouts: readonly ShardLayout[],
+    units: readonly Unit[],
+    onBytes: (bytes: number) => void,
+  ): Promise<FinishedUnits> {
+    if (!this.found) return new Map();
+    const { shards, finished, entries } = await recoverUnits(
+      this.partial(),
+      this.found,
+      layouts,
+      units,
+      this.fs,
+      onBytes,
+    );
+    for (const [file, shard] of shards) this.hold(file, shard);
+    await this.openJournal({ identity: this.found.identity, entries });
+    return finished;
+  }
+
+  private async openJournal(content: JournalContent): Promise<void> {
+    try {
+      this.journal = await Journal.create(this.partial(), this.partial(JOURNAL_FILE), content, this.fs);
+    } catch (error) {
+      throw asWriteError(this.folder, error);
+    }
+  }
+
+  private hold(file: string, shard: ShardWriter): void {
+    this.files.add(file);
+    this.shards.set(file, shard);
+    for (const tensor of shard.tensors) this.holder.set(tensor, shard);
+  }
+
   async reserve(layout: ShardLayout): Promise<void> {
     checkPlain(this.folder, layout.file);
-    const shard = await ShardWriter.create(this.partial(layout.file), layout);
-    this.files.add(layout.file);
-    this.shards.push(shard);
-    for (const tensor of shard.tensors) this.holder.set(tensor, shard);
+    if (this.shards.has(layout.file)) return; // from before the interruption
+    if (this.run && !this.journal) await this.openJournal({ identity: this.run.identity, entries: [] });
+    this.hold(layout.file, await ShardWriter.create(this.partial(layout.file), layout, this.fs));
   }
 
   async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
     const shard = this.holder.get(tensor);
     if (!shard) throw new WriteError(this.folder, `no room is reserved for "${tensor}"`);
     await shard.write(tensor, offset, data);
+    await this.record({ part: { tensor, offset, bytes: data.byteLength, crc: crc32(data) } });
+    for (const it of this.waiting) {
+      if (!it.written()) continue;
+      this.waiting.delete(it);
+      it.resolve();
+    }
+    this.unsynced += data.byteLength;
+    if (this.journal && this.unsynced >= SYNC_BYTES) await this.sync();
+  }
+
+  async readBack(tensor: string, offset: number, target: Uint8Array): Promise<void> {
+    await this.holder.get(tensor)?.read(tensor, offset, target);
+  }
+
+  async finish({ id, parts }: Unit, note: unknown): Promise<void> {
+    const written = () => parts.every((it) => this.holder.get(it.tensor)?.covers(it.tensor, it.offset, it.bytes));
+    // What is handed over may still be on its way here.
+    if (!written()) await new Promise<void>((resolve) => this.waiting.add({ written, resolve }));
+    await this.record({ done: id, note });
+    await this.sync();
+  }
+
+  private async record(entry: JournalEntry): Promise<void> {
+    try {
+      await this.journal?.append(entry);
+    } catch (error) {
+      throw asWriteError(this.partial(JOURNAL_FILE), error);
+    }
+  }
+
+  async sync(): Promise<void> {
+    this.unsynced = 0;
+    for (const shard of this.shards.values()) await shard.sync();
+    try {
+      await this.journal?.sync();
+    } catch (error) {
+      throw asWriteError(this.partial(JOURNAL_FILE), error);
+    }
   }
 
   async writeText(file: string, text: string): Promise<void> {
-    await this.add(file, (target) => writeFile(target, text));
+    await this.add(file, [new TextEncoder().encode(text)]);
   }
 
   async writeFile(file: string, _bytes: number, content: AsyncIterable<Uint8Array>): Promise<void> {
-    await this.add(file, (target) => writeFile(target, content));
+    await this.add(file, content);
   }
 
-  private async add(file: string, create: (target: string) => Promise<void>): Promise<void> {
+  private async add(file: string, content: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
     checkPlain(this.folder, file);
     const target = this.partial(file);
     try {
-      await mkdir(dirname(target), { recursive: true });
-      await create(target);
-      const handle = await open(target, 'r+');
-      await handle.sync().finally(() => handle.close());
+      await this.fs.mkdir(dirname(target));
+      await writeSynced(this.fs, target, content);
     } catch (error) {
-      throw asWriteError(join(this.folder, file), error);
+      throw error instanceof MobeError ? error : asWriteError(join(this.folder, file), error);
     }
     this.files.add(file);
   }
 
   async commit(last: readonly string[]): Promise<void> {
-    for (const shard of this.shards) await shard.finish();
-    this.shards.length = 0;
-    const lastFirst = (files: Iterable<string>): string[] =>
-      [...files].sort((a, b) => Number(last.includes(b)) - Number(last.includes(a)));
+    for (const [file, shard] of this.shards) {
+      await shard.finish();
+      this.shards.delete(file);
+    }
+    const commit = { files: [...this.files], last, replaces: this.replaces };
+    // What cannot be continued needs no identity: a commit that was begun is finished by any run.
+    if (!this.journal) await this.openJournal({ identity: null, entries: [] });
+    await this.record({ commit });
+    this.committing = true;
+    await this.sync();
     try {
-      for (const file of lastFirst(this.replaces)) await rm(join(this.folder, file), { recursive: true, force: true });
-      for (const file of lastFirst(this.files).reverse()) {
-        await mkdir(dirname(join(this.folder, file)), { recursive: true });
-        await rename(this.partial(file), join(this.folder, file));
-      }
-      await rm(this.partial(), { recursive: true, force: true });
-      await syncFolder(this.folder);
+      await moveFiles(this.folder, commit, this.fs);
     } catch (error) {
       throw asWriteError(this.folder, error);
     }
+    // It is whole. What cannot be tidied up now is by the next run.
+    await this.journal?.close().catch(() => {});
+    await clearPartial(this.folder, this.fs).catch(() => {});
+    await this.leave();
   }
 
-  async abandon(): Promise<void> {
-    for (const shard of this.shards.splice(0)) await shard.abandon();
-    await rm(this.partial(), { recursive: true, force: true });
-    await rmdir(this.folder).catch(() => {}); // created by this run, or not empty and kept
+  async abandon(keep = false): Promise<boolean> {
+    for (const shard of this.shards.values()) await shard.abandon();
+    this.shards.clear();
+    const kept = this.committing || (keep && (await this.isWorthKeeping()));
+    await this.journal?.sync().catch(() => {});
+    await this.journal?.close().catch(() => {});
+    if (!kept) await clearPartial(this.folder, this.fs).catch(() => {});
+    await this.leave();
+    return kept;
+  }
+
+  private async isWorthKeeping(): Promise<boolean> {
+    if (this.journal ? !this.journal.empty : this.found) return true;
+    const names = await this.fs.readdir(this.partial()).catch(() => [] as string[]);
+    return this.journal !== undefined && names.some((name) => name.endsWith(STATE_SUFFIX));
+  }
+
+  private async leave(): Promise<void> {
+    await this.lock.release().catch(() => {});
+    await removeIfEmpty(this.folder, this.fs);
   }
 }
 
+const partBytes = (journal: JournalContent | undefined): number =>
+  journal?.entries.reduce((sum, entry) => sum + ('part' in entry ? entry.part.bytes : 0), 0) ?? 0;
 /** Names may come from another machine or a stranger's folder; none leads out of the output folder. */
 function checkPlain(folder: string, file: string): void {
   if (!isPlainPath(file)) throw new UnsafePathError(folder, file);
-}
-
-/** Throws unless the disk that holds `folder`, or will, has room. */
-export async function checkDisk(folder: string, neededBytes: number): Promise<void> {
-  let existing = resolve(folder);
-  for (;;) {
-    try {
-      const { bavail, bsize } = await statfs(existing);
-      const free = bavail * bsize;
-      if (free < neededBytes) throw new DiskTooSmallError(folder, formatBytes(neededBytes), formatBytes(free));
-      return;
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException;
-      if (code !== 'ENOENT' || dirname(existing) === existing) throw error;
-      existing = dirname(existing);
-    }
-  }
-}
-
-/** Makes the renames themselves durable. Not every platform lets a folder be opened. */
-export async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder).catch(() => undefined);
-  await handle?.sync().catch(() => {});
-  await handle?.close();
 }

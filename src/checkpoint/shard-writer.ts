@@ -1,52 +1,153 @@
-import { type FileHandle, open } from 'node:fs/promises';
-import { IncompleteOutputError, WriteError } from '../errors.js';
+import { crc32 } from 'node:zlib';
+import { IncompleteOutputError, ReadError, WriteError } from '../errors.js';
+import { Coverage } from './coverage.js';
+import { type FileSystem, nodeFileSystem, type OpenFile, readAll, writeAll } from './file-system.js';
+import { READ_BYTES } from './files.js';
 import type { ShardLayout } from './layout.js';
+
+/** Smaller parts than this are gathered: handing one to the system takes longer than copying it. */
+const SMALL_BYTES = 32 * 1024;
+/** What is gathered before it is written; for each shard, and a checkpoint may have hundreds. */
+const GATHERED_BYTES = 128 * 1024;
+
+/** Parts that follow each other, not yet given to the system. */
+interface Gathered {
+  readonly bytes: Uint8Array;
+  readonly position: number;
+  filled: number;
+}
+
+interface Place {
+  readonly position: number;
+  readonly bytes: number;
+  readonly written: Coverage;
+}
 
 /**
  * A safetensors file of known layout, reserved at its full size, then filled in any order. It is the caller's to give it
  * its final name once `finish` has returned.
  */
 export class ShardWriter {
-  private readonly places = new Map<string, { position: number; bytes: number; written: number }>();
+  private readonly places = new Map<string, Place>();
+  private gathered: Gathered | undefined;
 
   private constructor(
     private readonly path: string,
-    private readonly handle: FileHandle,
+    private readonly file: OpenFile,
     private readonly headerBytes: number,
     layout: ShardLayout,
   ) {
     let position = headerBytes;
     for (const { name, bytes } of layout.tensors) {
-      this.places.set(name, { position, bytes, written: 0 });
+      this.places.set(name, { position, bytes, written: new Coverage() });
       position += bytes;
     }
   }
 
   /** Creates the file, which must not exist. */
-  static async create(path: string, layout: ShardLayout): Promise<ShardWriter> {
+  static async create(path: string, layout: ShardLayout, fs: FileSystem = nodeFileSystem): Promise<ShardWriter> {
+    let file: OpenFile | undefined;
     try {
-      const handle = await open(path, 'wx');
-      const writer = new ShardWriter(path, handle, layout.header.byteLength, layout);
-      await handle.truncate(layout.bytes);
+      file = await fs.open(path, 'wx');
+      const writer = new ShardWriter(path, file, layout.header.byteLength, layout);
+      await file.truncate(layout.bytes);
       await writer.writeAt(layout.header, 0);
       return writer;
     } catch (error) {
+      await file?.close().catch(() => {});
       throw asWriteError(path, error);
     }
+  }
+
+  /** Opens what an earlier run has reserved; undefined where that is not this file. Nothing in it counts as written yet. */
+  static async reopen(path: string, layout: ShardLayout, fs: FileSystem): Promise<ShardWriter | undefined> {
+    let file: OpenFile;
+    try {
+      file = await fs.open(path, 'r+');
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+      throw asWriteError(path, error);
+    }
+    const header = new Uint8Array(layout.header.byteLength);
+    const same =
+      (await file.stat()).size === layout.bytes &&
+      (await readAll(file, header, 0)) &&
+      Buffer.compare(header, layout.header) === 0;
+    if (same) return new ShardWriter(path, file, layout.header.byteLength, layout);
+    await file.close();
+    return undefined;
   }
 
   get tensors(): Iterable<string> {
     return this.places.keys();
   }
 
-  /** Writes part of a tensor, `offset` bytes into it. */
+  /** Writes part of a tensor, `offset` bytes into it; a small one perhaps together with those after it. */
   async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
     const place = this.places.get(tensor);
     if (!place || offset + data.byteLength > place.bytes) {
       throw new WriteError(this.path, `no room is reserved for ${data.byteLength} bytes of "${tensor}" at ${offset}`);
     }
-    await this.writeAt(data, place.position + offset);
-    place.written += data.byteLength;
+    const position = place.position + offset;
+    if (data.byteLength < SMALL_BYTES) await this.gather(data, position);
+    else await this.writeAt(data, position);
+    place.written.add(offset, offset + data.byteLength);
+  }
+
+  private async gather(data: Uint8Array, position: number): Promise<void> {
+    const last = this.gathered;
+    const follows = last && last.position + last.filled === position;
+    if (last && follows && last.filled + data.byteLength <= GATHERED_BYTES) {
+      last.bytes.set(data, last.filled);
+      last.filled += data.byteLength;
+      return;
+    }
+    const bytes = new Uint8Array(GATHERED_BYTES);
+    bytes.set(data);
+    this.gathered = { bytes, position, filled: data.byteLength };
+    if (last) await this.writeGathered(last);
+  }
+
+  private writeGathered({ bytes, position, filled }: Gathered): Promise<void> {
+    return this.writeAt(bytes.subarray(0, filled), position);
+  }
+
+  /** Gives the system what was gathered. */
+  private async flush(): Promise<void> {
+    const { gathered } = this;
+    this.gathered = undefined;
+    if (gathered) await this.writeGathered(gathered);
+  }
+
+  /** The CRC-32 of what the file holds of a tensor; undefined where it has no such part. */
+  async checksum(tensor: string, offset: number, bytes: number): Promise<number | undefined> {
+    const place = this.places.get(tensor);
+    if (!place || offset + bytes > place.bytes) return undefined;
+    const buffer = new Uint8Array(Math.min(bytes, READ_BYTES));
+    let crc = 0;
+    for (let done = 0; done < bytes; ) {
+      const part = buffer.subarray(0, Math.min(buffer.byteLength, bytes - done));
+      if (!(await readAll(this.file, part, place.position + offset + done))) return undefined;
+      crc = crc32(part, crc);
+      done += part.byteLength;
+    }
+    return crc;
+  }
+
+  /** Reads back part of a tensor. */
+  async read(tensor: string, offset: number, target: Uint8Array): Promise<void> {
+    const { position } = this.places.get(tensor) as { position: number };
+    if (!(await readAll(this.file, target, position + offset)))
+      throw new ReadError(this.path, position + offset, 'the file ends there');
+  }
+
+  covers(tensor: string, offset: number, bytes: number): boolean {
+    return this.places.get(tensor)?.written.covers(offset, offset + bytes) ?? false;
+  }
+
+  /** Counts a part as written: an earlier run has done it. */
+  trust(tensor: string, offset: number, bytes: number): void {
+    this.places.get(tensor)?.written.add(offset, offset + bytes);
   }
 
   /** Replaces the header by one of the same length, when its metadata is known only now. */
@@ -57,10 +158,16 @@ export class ShardWriter {
 
   private async writeAt(data: Uint8Array, position: number): Promise<void> {
     try {
-      for (let done = 0; done < data.byteLength; ) {
-        const { bytesWritten } = await this.handle.write(data, done, data.byteLength - done, position + done);
-        done += bytesWritten;
-      }
+      await writeAll(this.file, data, position);
+    } catch (error) {
+      throw asWriteError(this.path, error);
+    }
+  }
+
+  async sync(): Promise<void> {
+    await this.flush();
+    try {
+      await this.file.sync();
     } catch (error) {
       throw asWriteError(this.path, error);
     }
@@ -69,11 +176,11 @@ export class ShardWriter {
   /** Checks that every byte was written, puts them on disk and closes the file. */
   async finish(): Promise<void> {
     for (const [tensor, { bytes, written }] of this.places) {
-      if (written !== bytes) throw new IncompleteOutputError(tensor, written, bytes);
+      if (written.bytes !== bytes) throw new IncompleteOutputError(tensor, written.bytes, bytes);
     }
+    await this.sync();
     try {
-      await this.handle.sync();
-      await this.handle.close();
+      await this.file.close();
     } catch (error) {
       throw asWriteError(this.path, error);
     }
@@ -81,9 +188,13 @@ export class ShardWriter {
 
   /** Closes the file as it is. */
   async abandon(): Promise<void> {
-    await this.handle.close().catch(() => {});
+    await this.flush().catch(() => {});
+    await this.file.close().catch(() => {});
   }
 }
 
-export const asWriteError = (path: string, error: unknown): WriteError =>
-  error instanceof WriteError ? error : new WriteError(path, (error as Error).message);
+export function asWriteError(path: string, error: unknown): WriteError {
+  if (error instanceof WriteError) return error;
+  const { message, code } = error as NodeJS.ErrnoException;
+  return new WriteError(path, message, code);
+}

@@ -1,7 +1,10 @@
-import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, test } from 'vitest';
+import { setTimeout as delay } from 'node:timers/promises';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { generateCheckpoint } from '../../fixtures/generate.js';
 import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 
@@ -24,10 +27,22 @@ describe('help', () => {
   test('of the program names every command and the exit codes', async () => {
     const { code, stdout } = await mobe('--help');
     expect(code).toBe(0);
-    for (const word of ['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines', 'Exit codes'])
+    for (const word of [
+      'inspect',
+      'plan',
+      'compress',
+      'fit',
+      'export',
+      'expand',
+      'verify',
+      'generate',
+      'eval',
+      'engines',
+      'Exit codes',
+    ])
       expect(stdout).toContain(word);
   });
-  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'engines'])(
+  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'eval', 'engines'])(
     'of %s exists',
     async (command) => {
       const { code, stdout } = await mobe(command, '--help');
@@ -63,6 +78,13 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
     [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
     [['expand', TINY_MODEL, 'x'], 'not a native'],
+    [['generate', TINY_MODEL], '--prompt'],
+    [['generate', TINY_MODEL, '--prompt', ''], 'it is empty'],
+    [['generate', TINY_MODEL, '--prompt', 'x', '--max-memory', '150MB'], 'smallest that works'],
+    [['generate', TINY_MODEL, '--prompt', 'x', '--top-p', 'most'], 'Expected a number'],
+    [['eval', TINY_MODEL], '--text'],
+    [['eval', TINY_MODEL, '--text', 'nowhere.txt'], 'cannot be read'],
+    [['eval', TINY_MODEL, '--text', join(TINY_MODEL, 'model-00001-of-00003.safetensors')], 'not UTF-8'],
     [['engines', '--link-tensorflow', TINY_MODEL], 'has no libtensorflow_cc.so.2'],
   ])('%j', async (args, words) => {
     const { code, stdout, stderr } = await mobe(...args);
@@ -164,34 +186,106 @@ test('a result that is not right makes verify exit with 1 and name it', async ()
 });
 
 describe.skipIf(process.platform === 'win32')('interrupted', () => {
-  const started = (out: string): Promise<ChildProcess> =>
-    new Promise((resolve) => {
-      const child = spawn(process.execPath, [CLI, 'compress', TINY_MODEL, out, '--steps', '100000'], { cwd: root });
+  interface Ended {
+    code: number | null;
+    signal: NodeJS.Signals | null;
+    stderr: string;
+    seconds: number;
+  }
+  /** Starts a compression, waits until it fits, sends the signals, and waits for its end. */
+  async function interrupt(args: string[], ...signals: NodeJS.Signals[]): Promise<Ended> {
+    const child = spawn(process.execPath, [CLI, 'compress', ...args], {
+      cwd: root,
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    let stderr = '';
+    await new Promise<void>((resolve, reject) => {
+      child.once('exit', (code) => reject(new Error(`it ended with ${code}: ${stderr}`)));
       child.stderr.on('data', (text: Buffer) => {
-        if (String(text).includes('converting')) setTimeout(() => resolve(child), 1500);
+        stderr += text;
+        if (String(text).includes('converting')) setTimeout(resolve, 1500);
       });
     });
-  const ended = (child: ChildProcess): Promise<number | null> =>
-    new Promise((resolve) => child.on('exit', (code) => resolve(code)));
+    const began = performance.now();
+    const ended = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
+    for (const signal of signals) {
+      child.kill(signal);
+      await delay(100);
+    }
+    const [code, signal] = await ended;
+    return { code, signal, stderr, seconds: (performance.now() - began) / 1000 };
+  }
+  const LONG = ['--steps', '100000'];
 
   test.each(['SIGINT', 'SIGTERM'] as const)(
-    'by %s it stops cleanly, exits with 130 and leaves nothing',
+    'by %s it stops within 2 s, exits with 130, leaves nothing that looks whole and says how to go on',
     async (signal) => {
-      const child = await started(signal);
-      expect(existsSync(join(root, signal))).toBe(true);
-      child.kill(signal);
-      expect(await ended(child)).toBe(130);
-      expect(existsSync(join(root, signal))).toBe(false);
+      const { code, stderr, seconds } = await interrupt([TINY_MODEL, signal, ...LONG], signal);
+      expect(code).toBe(130);
+      expect(seconds).toBeLessThan(2);
+      expect(stderr).toContain(`kept in ${signal}`);
+      expect(stderr).toContain('run the same command again');
+      expect(readdirSync(join(root, signal))).toEqual(['.mobe-partial']);
+      expect((await mobe('inspect', signal)).code).toBe(2);
+      const other = await mobe('compress', TINY_MODEL, signal, '--steps', '2');
+      expect(other).toMatchObject({ code: 2, stderr: expect.stringContaining('steps 100000, now 2') });
+      expect((await mobe('compress', TINY_MODEL, signal, '--steps', '2', '--force')).code).toBe(0);
     },
   );
 
-  test('killed outright it leaves nothing that looks whole, and the next run starts over', async () => {
-    const child = await started('killed');
-    child.kill('SIGKILL');
-    await ended(child);
+  describe('in a step that takes longer than that', () => {
+    beforeAll(() => generateCheckpoint(join(root, 'large'), { layers: 1, experts: 8, rows: 1024, cols: 2048 }));
+    const args = (out: string): string[] => [
+      'large',
+      out,
+      '--threads',
+      '1',
+      '--batch-experts',
+      '8',
+      '--bases',
+      '2',
+      '--projections',
+      'gate_proj',
+    ];
+
+    test.each(['SIGINT', 'SIGTERM'] as const)(
+      'by %s it ends within 2 s all the same, and can go on',
+      async (signal) => {
+        const out = `large-${signal}`;
+        const ended = await interrupt(args(out), signal);
+        expect(ended.seconds).toBeLessThan(2);
+        expect([ended.code, ended.signal]).toEqual([null, signal]); // it was inside a step, or this test shows nothing
+        expect(ended.stderr).toContain('Run the same command again');
+        const { seconds, stderr } = await interrupt(args(out), signal);
+        expect(stderr).toContain('checking what is finished');
+        expect(seconds).toBeLessThan(2);
+      },
+    );
+
+    test('asked twice, it ends at once', async () => {
+      const { code, signal, seconds } = await interrupt(args('large-twice'), 'SIGINT', 'SIGINT');
+      expect([code, signal]).toEqual([null, 'SIGINT']);
+      expect(seconds).toBeLessThan(1);
+    });
+  });
+
+  test('killed outright it leaves nothing that looks whole; another run says so, and starts over by force', async () => {
+    const { signal } = await interrupt([TINY_MODEL, 'killed', ...LONG], 'SIGKILL');
+    expect(signal).toBe('SIGKILL');
     expect((await mobe('inspect', 'killed')).code).toBe(2);
-    const { code } = await mobe('compress', TINY_MODEL, 'killed', '--steps', '2');
-    expect(code).toBe(0);
+    expect((await mobe('compress', TINY_MODEL, 'killed', '--steps', '2')).code).toBe(2);
+    expect((await mobe('compress', TINY_MODEL, 'killed', '--steps', '2', '--force')).code).toBe(0);
     expect((await mobe('verify', TINY_MODEL, 'killed')).code).toBe(0);
+  });
+
+  test('two at once: the second says who has the folder, and the first goes on', async () => {
+    const first = interrupt([TINY_MODEL, 'shared', ...LONG], 'SIGINT');
+    await delay(2000);
+    for (const command of ['compress', 'fit']) {
+      const { code, stderr } = await mobe(command, TINY_MODEL, 'shared', '--steps', '2', '--force');
+      expect(code).toBe(2);
+      expect(stderr).toContain('is being written by process');
+    }
+    expect((await first).code).toBe(130);
   });
 });

@@ -9,6 +9,7 @@ import {
   keepQuantized,
   MODEL,
   maxError,
+  saveEvery,
   shardSize,
 } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
@@ -24,6 +25,7 @@ export function compressCommand(): Command {
     .addOption(shardSize())
     .addOption(keepQuantized())
     .addOption(maxError())
+    .addOption(saveEvery())
     .addOption(force())
     .addOption(workers())
     .addOption(tokenFile())

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { fitFactors } from '../../streams/fit.js';
-import { addFactorisationOptions, compressOptions, force, json, MODEL } from './options.js';
+import { addFactorisationOptions, compressOptions, force, json, MODEL, saveEvery } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
 import { runAndPrint } from './run.js';
 
@@ -10,6 +10,7 @@ export function fitCommand(): Command {
     .argument(...MODEL)
     .argument('<factors>', 'folder for the factor files');
   return addFactorisationOptions(command)
+    .addOption(saveEvery())
     .addOption(force())
     .addOption(workers())
     .addOption(tokenFile())

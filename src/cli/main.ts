@@ -3,11 +3,14 @@ import { Command, CommanderError } from 'commander';
 import { InterruptedError, MobeError } from '../errors.js';
 import { printable } from '../format.js';
 import { VERSION } from '../version.js';
+import { benchCommand } from './bench.js';
 import { compressCommand } from './compress.js';
 import { enginesCommand } from './engines.js';
+import { evalCommand } from './eval.js';
 import { expandCommand } from './expand.js';
 import { exportCommand } from './export.js';
 import { fitCommand } from './fit.js';
+import { generateCommand } from './generate.js';
 import { importCommand } from './import.js';
 import { inspectCommand } from './inspect.js';
 import { planCommand } from './plan.js';
@@ -29,6 +32,7 @@ Start with
   mobe inspect <model>             what is in a checkpoint
   mobe plan <model>                what a compression would do, and how long it would take
   mobe compress <model> <out>      do it
+  mobe generate <model> --prompt … what the compressed model says
   mobe engines                     what can run the arithmetic here, and how fast
 
 Results go to stdout, progress to stderr; --json prints one JSON object instead of a table.
@@ -46,7 +50,10 @@ for (const command of [
   importCommand,
   expandCommand,
   verifyCommand,
+  generateCommand,
+  evalCommand,
   enginesCommand,
+  benchCommand,
   serveCommand,
   workerCommand,
   receiveCommand,
@@ -63,12 +70,16 @@ try {
 
 function reportFailure(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
+  const kept =
+    error instanceof MobeError && error.kept !== undefined
+      ? `What was finished is kept in ${error.kept}: run the same command again to go on from there.\n`
+      : '';
   if (error instanceof InterruptedError) {
-    process.stderr.write(`${error.message}\n`);
+    process.stderr.write(`${error.message}\n${kept}`);
     return 130;
   }
   if (error instanceof MobeError) {
-    process.stderr.write(`error: ${printable(error.message)}\n`);
+    process.stderr.write(`error: ${printable(error.message)}\n${kept}`);
     return error.exitCode;
   }
   // A failure nobody foresaw: the stack is what a bug report needs.

@@ -20,6 +20,12 @@ export const MODEL = [
 export const json = (): Option => new Option('--json', 'print one JSON object to stdout');
 export const force = (): Option => new Option('--force', 'replace what an earlier run left in the output folder');
 
+export const saveEvery = (): Option =>
+  new Option(
+    '--save-every <seconds>',
+    'how often a running fit is saved, to go on from after an interruption (default: 120)',
+  ).argParser(positiveNumber);
+
 export const format = (): Option =>
   new Option('--format <format>', 'mobe: native factors; hf: standard weights rebuilt from them')
     .choices(FORMATS)
@@ -48,6 +54,16 @@ export const maxError = (): Option =>
 export const shardSize = (): Option =>
   new Option('--shard-size <size>', 'most tensor bytes in one output shard, e.g. 5GB or 2GiB (default: 5GB)').argParser(
     bytes,
+  );
+
+export const maxMemory = (): Option =>
+  new Option('--max-memory <size>', 'peak memory to stay within, e.g. 8GiB (default: 80 % of this machine)').argParser(
+    bytes,
+  );
+
+export const expertsPerToken = (): Option =>
+  new Option('--experts-per-token <k>', "experts that each token goes to (default: the model's own number)").argParser(
+    positiveInteger,
   );
 
 /** The flags that say what to factorise and how; `plan`, `compress` and `fit` have them all. */
@@ -109,17 +125,12 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(engine())
     .addOption(threads())
     .addOption(new Option('--seed <n>', 'of the random start').argParser(wholeNumber).default(0))
-    .addOption(
-      new Option(
-        '--max-memory <size>',
-        'peak memory to stay within, e.g. 8GiB (default: 80 % of this machine)',
-      ).argParser(bytes),
-    );
+    .addOption(maxMemory());
 }
 
 /** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
-  const { json: _, force: __, tokenFile: ___, ca: ____, workers: _____, ...options } = flags;
+  const { json: _, force: __, tokenFile: ___, ca: ____, workers: _____, saveEvery: ______, ...options } = flags;
   return options as CompressOptions;
 }
 
@@ -135,10 +146,15 @@ export function positiveInteger(text: string): number {
   return value;
 }
 
-function positiveNumber(text: string): number {
+export function realNumber(text: string): number {
   const value = Number(text);
-  if (text.trim() === '' || !(value > 0 && value < Number.POSITIVE_INFINITY))
-    throw new InvalidArgumentError('Expected a number above 0.');
+  if (text.trim() === '' || !Number.isFinite(value)) throw new InvalidArgumentError('Expected a number.');
+  return value;
+}
+
+function positiveNumber(text: string): number {
+  const value = realNumber(text);
+  if (value <= 0) throw new InvalidArgumentError('Expected a number above 0.');
   return value;
 }
 

@@ -5,18 +5,31 @@ import { groupLabel } from '../conversion/groups.js';
 import { isFitted } from '../conversion/report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
+import { interruptible } from './interrupt.js';
 
 /** Elsewhere than on a terminal: a line as often as this. */
 const LINE_INTERVAL_MS = 10_000;
 
 type Phase = Extract<Progress, { kind: 'phase' }>;
 
-const TITLES = { check: 'checking weights', convert: 'converting', verify: 'comparing', copy: 'copying' } as const;
+const TITLES = {
+  resume: 'checking what is finished',
+  check: 'checking weights',
+  convert: 'converting',
+  verify: 'comparing',
+  copy: 'copying',
+} as const;
 
 export interface ProgressDisplay {
   readonly hooks: RunHooks;
   stop(): void;
 }
+
+/**
+ * Who asks to stop gets the terminal back within two seconds. A step of a large model takes longer than this, and a thread
+ * inside native code cannot be stopped: then the process ends as it is. What is finished, and the state saved last, is kept all
+ * the same; the lock it leaves is void.
+ */
 
 /** Also turns Ctrl-C and SIGTERM into an orderly stop: once asks, twice ends the process. */
 export function showProgress(): ProgressDisplay {
@@ -60,21 +73,21 @@ export function showProgress(): ProgressDisplay {
       lastLine = performance.now();
     }
   };
-  const controller = new AbortController();
-  const interrupt = (): void => {
-    if (controller.signal.aborted) process.exit(130);
-    bar?.stop();
-    write('stopping (once more to stop at once) …');
-    controller.abort();
-  };
-  process.on('SIGINT', interrupt);
-  process.on('SIGTERM', interrupt);
+  const interruption = interruptible(
+    () => {
+      bar?.stop();
+      write('stopping (once more to stop at once) …');
+    },
+    () =>
+      write(
+        'Interrupted in the middle of a step. Run the same command again to go on from what is finished or was saved.',
+      ),
+  );
   return {
-    hooks: { onProgress, signal: controller.signal },
+    hooks: { onProgress, signal: interruption.signal },
     stop() {
       bar?.stop();
-      process.off('SIGINT', interrupt);
-      process.off('SIGTERM', interrupt);
+      interruption.stop();
     },
   };
 }

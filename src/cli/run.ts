@@ -12,6 +12,7 @@ export interface RunFlags extends PeerFlags {
   readonly workers?: readonly string[];
   readonly json?: boolean;
   readonly force?: boolean;
+  readonly saveEvery?: number;
 }
 
 /** Runs, shows progress, prints the result. */
@@ -24,7 +25,13 @@ export async function runAndPrint(
   let result: RunResult;
   try {
     const peers = await peerOptions(flags);
-    result = await run({ ...display.hooks, force: flags.force ?? false, workers: flags.workers ?? [], peers });
+    result = await run({
+      ...display.hooks,
+      force: flags.force ?? false,
+      workers: flags.workers ?? [],
+      saveEvery: flags.saveEvery,
+      peers,
+    });
   } finally {
     display.stop();
   }

@@ -58,7 +58,10 @@ const isCheckpointFile = (name: string): boolean =>
 const topLevel = (files: readonly string[]): ReadonlySet<string | undefined> =>
   new Set(files.map((file) => file.split('/')[0]));
 
-function describeDifference(report: StoredReport, wanted: WantedOutput): string | undefined {
+export function describeDifference(
+  report: Pick<WantedOutput, 'kind' | 'sourceFingerprint' | 'settings'>,
+  wanted: WantedOutput,
+): string | undefined {
   if (report.kind !== wanted.kind) return `made by mobe ${report.kind}`;
   if (report.sourceFingerprint !== wanted.sourceFingerprint) return 'made from another source';
   const keys = new Set([...Object.keys(report.settings), ...Object.keys(wanted.settings)]);

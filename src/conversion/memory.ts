@@ -27,6 +27,11 @@ const ENGINE_BYTES: Record<EngineName, number> = {
 /** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
 const TENSOR_BYTES = 1200;
 
+/** Blocks that are read and not yet written: two being read, one on its way, two being written. */
+export const PASS_THROUGH_BLOCKS = 5;
+/** Those, and a block that is decoded with what it is decoded from. */
+const PASS_THROUGH_BYTES = (PASS_THROUGH_BLOCKS + 2) * READ_BYTES;
+
 /** Buffers come and go; at times a step holds a little more than is counted. */
 const OVERHEAD = 1.15;
 /**
@@ -131,7 +136,7 @@ function planRemote(
   );
   const plan = (workers: number, prefetch: number): MemoryPlan => {
     const groupBytes = largest * (workers + prefetch);
-    const counted = groupBytes + workers * CONNECTION_BYTES + 4 * READ_BYTES;
+    const counted = groupBytes + workers * CONNECTION_BYTES + PASS_THROUGH_BYTES;
     return {
       workers,
       threadsPerWorker,
@@ -185,7 +190,7 @@ function arrange(
   const state = most(({ problem }) => stateBytes(problem, holdTargets, settings.solver));
   const expected = (batch: number): number => {
     const solver = state + batch * perExpert;
-    const counted = workers * solver + groupBytes + 4 * READ_BYTES;
+    const counted = workers * solver + groupBytes + PASS_THROUGH_BYTES;
     const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
     return Math.ceil(fixedBytes + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
   };

@@ -95,8 +95,11 @@ export type Settings = z.output<typeof settingsSchema>;
 export type RunSettings = Settings & { readonly engine: EngineName };
 
 /** Throws `OptionError` naming the option that is wrong. */
-export function resolveSettings(options: CompressOptions = {}): Settings {
-  const result = settingsSchema.safeParse(options);
+export const resolveSettings = (options: CompressOptions = {}): Settings => parseOptions(settingsSchema, options);
+
+/** Throws `OptionError` naming the option that is wrong. */
+export function parseOptions<Output>(schema: z.ZodType<Output>, options: unknown): Output {
+  const result = schema.safeParse(options);
   if (result.success) return result.data;
   const issue = result.error.issues[0];
   throw new OptionError(flagName(String(issue?.path[0] ?? 'options')), issue?.message ?? 'invalid');

@@ -149,6 +149,17 @@ const CASES: Case[] = [
     add(reshape(a, [3, 4]), ops.constant(Float32Array.of(1, 2, 3, 4), [4])),
   ),
   one('reshape to a scalar and back', [1, 1], (a) => reshape(add(reshape(a, []), 1), [1, 1, 1])),
+  one('transpose of a matrix', [3, 5], (a) => ops.transpose(a, [1, 0])),
+  one('transpose of the first two of three axes', [3, 4, 5], (a) => ops.transpose(a, [1, 0, 2])),
+  one('transpose around four axes', [2, 3, 4, 5], (a) => ops.transpose(a, [3, 0, 2, 1])),
+  one('transpose that changes nothing', [2, 3], (a) => ops.transpose(a, [0, 1])),
+  one('slice of the first axis', [5, 4], (a) => ops.slice(a, 0, 1, 3)),
+  one('slice of the middle axis', [3, 6, 4], (a) => ops.slice(a, 1, 2, 6)),
+  one('slice of the last axis, counted from the end', [2, 3, 8], (a) => ops.slice(a, -1, 0, 5)),
+  one('concat on the last axis', [2, 3], (a) => ops.concat([a, ops.mul(a, 2), ops.slice(a, 1, 0, 1)], -1)),
+  one('concat on the first axis', [2, 3], (a) => ops.concat([ops.neg(a), a], 0)),
+  one('halves exchanged', [2, 3, 6], (a) => ops.concat([ops.neg(ops.slice(a, -1, 3, 6)), ops.slice(a, -1, 0, 3)], -1)),
+  one('softmax where most is masked', [2, 4], ops.softmax, [1, -1e30, -1e30, -1e30, 2, 3, -1e30, -1e30]),
   one('a value read twice by one operation and later again', [4], (a) => {
     const once = add(a, 1);
     return add(mul(once, once), once);
@@ -284,4 +295,8 @@ test.each<[string, () => unknown]>([
   ['matmul', () => trace({ a: [2, 3], b: [2, 3] }, ({ a, b }) => ({ y: matmul(a, b) }))],
   ['broadcast', () => trace({ a: [2, 3], b: [2] }, ({ a, b }) => ({ y: add(a, b) }))],
   ['reshape', () => trace({ a: [2, 3] }, ({ a }) => ({ y: reshape(a, [5]) }))],
+  ['transpose', () => trace({ a: [2, 3] }, ({ a }) => ({ y: ops.transpose(a, [0, 0]) }))],
+  ['slice', () => trace({ a: [2, 3] }, ({ a }) => ({ y: ops.slice(a, 1, 2, 4) }))],
+  ['slice of no axis', () => trace({ a: [2, 3] }, ({ a }) => ({ y: ops.slice(a, 2, 0, 1) }))],
+  ['concat', () => trace({ a: [2, 3], b: [3, 2] }, ({ a, b }) => ({ y: ops.concat([a, b], 0) }))],
 ])('shapes that do not fit: %s', (_, build) => expect(build).toThrow(GraphError));

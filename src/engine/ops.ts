@@ -17,7 +17,10 @@ export type Operation =
   | { kind: 'matmul'; transposeA: boolean; transposeB: boolean }
   | { kind: 'reduce'; op: ReduceOp; axes: number[] }
   | { kind: 'softmax' }
-  | { kind: 'reshape' };
+  | { kind: 'reshape' }
+  | { kind: 'transpose'; axes: readonly number[] }
+  | { kind: 'slice'; axis: number; start: number; end: number }
+  | { kind: 'concat'; axis: number };
 
 /** One symbolic tensor: row-major f32 of a fixed shape. */
 export interface Value {
@@ -108,6 +111,37 @@ export const softmax = (a: Value): Value => value(a.shape, { kind: 'softmax' }, 
 export function reshape(a: Value, shape: readonly number[]): Value {
   if (elements(shape) !== elements(a.shape)) throw new GraphError(`reshape of [${a.shape}] to [${shape}]`);
   return value(shape, { kind: 'reshape' }, [a]);
+}
+
+/** Axis i of the result is axis `axes[i]` of a. */
+export function transpose(a: Value, axes: readonly number[]): Value {
+  if ([...axes].sort((x, y) => x - y).join() !== [...a.shape.keys()].join())
+    throw new GraphError(`transpose of [${a.shape}] to axes [${axes}]`);
+  return value(
+    axes.map((axis) => a.shape[axis] as number),
+    { kind: 'transpose', axes },
+    [a],
+  );
+}
+
+/** What lies from `start` to before `end` on one axis; a negative axis counts from the last. */
+export function slice(a: Value, axis: number, start: number, end: number): Value {
+  const at = axis < 0 ? axis + a.shape.length : axis;
+  const size = a.shape[at];
+  if (size === undefined || start < 0 || end <= start || end > size)
+    throw new GraphError(`slice ${start} to ${end} on axis ${axis} of [${a.shape}]`);
+  return value(a.shape.with(at, end - start), { kind: 'slice', axis: at, start, end }, [a]);
+}
+
+/** One after the other on an axis; a negative axis counts from the last. */
+export function concat(parts: readonly Value[], axis: number): Value {
+  const [first] = parts;
+  const at = first && axis < 0 ? axis + first.shape.length : axis;
+  const others = (it: Value): string => it.shape.map((size, i) => (i === at ? '' : size)).join();
+  if (first?.shape[at] === undefined || parts.some((it) => others(it) !== others(first)))
+    throw new GraphError(`concat of ${parts.map(({ shape }) => `[${shape}]`).join(', ')} on axis ${axis}`);
+  const size = parts.reduce((sum, { shape }) => sum + (shape[at] as number), 0);
+  return value(first.shape.with(at, size), { kind: 'concat', axis: at }, parts);
 }
 
 export const square = (a: Value): Value => mul(a, a);

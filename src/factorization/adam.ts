@@ -5,7 +5,20 @@
  */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
-import { add, div, matmul, mul, reshape, softmax, sqrt, square, sub, sum, type Value } from '../engine/ops.js';
+import {
+  add,
+  div,
+  elements,
+  matmul,
+  mul,
+  reshape,
+  softmax,
+  sqrt,
+  square,
+  sub,
+  sum,
+  type Value,
+} from '../engine/ops.js';
 import { DivergedError } from '../errors.js';
 import { activateWithDerivative } from './activation.js';
 import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
@@ -47,12 +60,14 @@ export async function solveAdam(
   const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
   const report = stepReporter(options.onStep);
   const rate = options.learningRate ?? DEFAULT_RATE;
-  const start = startingFactors(problem, halfPrecision(targets, sigma, 1));
-  const moving = (values: Float32Array, shape: number[]): Moving<EngineTensor> => ({
-    value: engine.tensor(values, shape),
-    mean: engine.tensor(new Float32Array(values.length), shape),
-    variance: engine.tensor(new Float32Array(values.length), shape),
-  });
+  const saved = await options.states?.load();
+  const start = saved ? undefined : startingFactors(problem, halfPrecision(targets, sigma, 1));
+  /** As it was saved under that name, else beginning at `values`. */
+  const moving = (name: string, shape: number[], values?: Float32Array): Moving<EngineTensor> => {
+    const tensor = (key: string, initial?: Float32Array): EngineTensor =>
+      engine.tensor((saved?.[key] as Float32Array) ?? initial ?? new Float32Array(elements(shape)), shape);
+    return { value: tensor(name, values), mean: tensor(`${name}.mean`), variance: tensor(`${name}.variance`) };
+  };
 
   const fitted = halfPrecision(targets, sigma, roundToHalf(Float32Array.of(sigma))[0] as number);
   const stacked = new StackedTargets(engine, problem, fitted, options.holdTargets);
@@ -63,19 +78,22 @@ export async function solveAdam(
     const key = `${count} ${isLast}`;
     const program = programs.get(key) ?? (await engine.compile(traceStep(problem, count, isLast)));
     programs.set(key, program);
-    const rows = (values: Float32Array, size: number) => values.slice(first * size, (first + count) * size);
+    const rows = (values: Float32Array | undefined, size: number) =>
+      values?.slice(first * size, (first + count) * size);
     batches.push({
       first,
       count,
       program,
       isLast,
-      A: moving(rows(start.A, p * r), [count, p, r]),
-      w: moving(rows(start.logits, m), [count, m]),
+      A: moving(`A${first}`, [count, p, r], rows(start?.A, p * r)),
+      w: moving(`w${first}`, [count, m], rows(start?.logits, m)),
     });
   }
   const zeroB = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
-  let B = moving(start.B, [m, r * d]);
+  let B = moving('B', [m, r * d], start?.B);
   let best: { loss: number; bases: Float32Array; logits: Float32Array } | undefined;
+  const [done = 0, bestLoss = 0] = saved?.progress ?? [];
+  if (saved?.bases) best = { loss: bestLoss, bases: saved.bases as Float32Array, logits: saved.logits as Float32Array };
 
   const keep = async (loss: number): Promise<void> => {
     if (best && best.loss <= loss) return;
@@ -84,8 +102,28 @@ export async function solveAdam(
     best = { loss, bases: (await engine.read(B.value)).slice(), logits };
   };
 
+  /** Saves the state after step `t`, and the best so far. */
+  const save = async (t: number): Promise<void> => {
+    if (!options.states?.due(4 * (3 * n * p * r + 3 * n * m + 4 * m * r * d + n * m))) return;
+    const state: Record<string, Float32Array | Float64Array> = { progress: Float64Array.of(t, best?.loss ?? 0) };
+    if (best) Object.assign(state, { bases: best.bases, logits: best.logits });
+    const parameters = [
+      ['B', B] as const,
+      ...batches.flatMap(
+        ({ first, A, w }) =>
+          [
+            [`A${first}`, A],
+            [`w${first}`, w],
+          ] as const,
+      ),
+    ];
+    for (const [name, it] of parameters)
+      for (const [key, tensor] of Object.entries(named(name, it))) state[key] = await engine.read(tensor);
+    await options.states.save(state);
+  };
+
   try {
-    for (let t = 1; t <= options.steps; t++) {
+    for (let t = done + 1; t <= options.steps; t++) {
       const scalar = (value: number): EngineTensor => engine.tensor(Float32Array.of(value), [1]);
       const { scale, epsilon } = stepSize(problem, rate, t);
       const constants = { scale: scalar(scale), epsilon: scalar(epsilon) };
@@ -114,9 +152,10 @@ export async function solveAdam(
       if (!Number.isFinite(loss)) throw new DivergedError(options.label, t);
       // As in the reference, the loss is that of the state before this step, and what is kept is the state after it.
       if (t % KEEP_EVERY === 0 || t === options.steps) await keep(loss);
+      await save(t);
       report({ step: t, steps: options.steps, loss, rate });
     }
-    const { loss, bases, logits } = best as NonNullable<typeof best>;
+    const { loss, bases, logits } = best as NonNullable<typeof best>; // the last step keeps one
     return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss };
   } finally {
     for (const it of [B, ...batches.flatMap(({ A, w }) => [A, w])]) dispose(it);

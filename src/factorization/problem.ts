@@ -54,6 +54,20 @@ export interface SolverOptions {
   readonly label: string;
   /** Called at every step, before its update. */
   readonly onStep?: (step: SolverStep) => void;
+  /** Where the fit can go on from, and is told how far it is. It makes no difference to the result. */
+  readonly states?: StateStore | undefined;
+}
+
+/** All that a solver's next steps are computed from: arrays that are saved and come back bit by bit. */
+export type SolverState = Readonly<Record<string, Float32Array | Float64Array>>;
+
+export interface StateStore {
+  /** The last state that was saved of this very fit. */
+  load(): Promise<SolverState | undefined>;
+  /** It is time to save. `bytes` is how large a state is. */
+  due(bytes: number): boolean;
+  /** Resolves when the arrays may change again. */
+  save(state: SolverState): Promise<void>;
 }
 
 export interface SolverStep {
@@ -73,9 +87,11 @@ export interface SolverStep {
 export function stepReporter(onStep: SolverOptions['onStep']): (step: Omit<SolverStep, 'secondsLeft'>) => void {
   if (!onStep) return () => {};
   const began = performance.now();
+  let first: number | undefined; // not 1 where a fit goes on from a saved state
   return (it) => {
-    const pace = (performance.now() - began) / 1000 / Math.max(1, it.step - 1);
-    onStep({ ...it, secondsLeft: it.step > 1 ? pace * (it.steps - it.step + 1) : Number.NaN });
+    first ??= it.step;
+    const pace = (performance.now() - began) / 1000 / Math.max(1, it.step - first);
+    onStep({ ...it, secondsLeft: it.step > first ? pace * (it.steps - it.step + 1) : Number.NaN });
   };
 }
 

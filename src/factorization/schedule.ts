@@ -55,6 +55,23 @@ export class Schedule {
     this.window = Math.max(LEAST_WINDOW, Math.round(WINDOW_SHARE * steps));
   }
 
+  /** What `advance` has made of it so far, to be put back by `restore`. */
+  get position(): number[] {
+    return [this.progress, this.pace, this.done, this.best, this.bestBefore, Number(this.hurried)];
+  }
+
+  restore(position: readonly number[]): void {
+    const [progress, pace, done, best, bestBefore, hurried] = position as [
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
+    Object.assign(this, { progress, pace, done, best, bestBefore, hurried: hurried === 1 });
+  }
+
   get finished(): boolean {
     return this.done >= this.steps || this.progress > 1 - 1e-9;
   }

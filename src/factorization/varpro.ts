@@ -14,7 +14,14 @@ import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { startingBases, startingCoefficients } from './initialise.js';
 import { restart, sharpen } from './inverse.js';
-import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
+import {
+  type Problem,
+  type Solution,
+  type SolverOptions,
+  type SolverState,
+  stepReporter,
+  type Targets,
+} from './problem.js';
 import { createRandom } from './random.js';
 import { type Rates, Schedule } from './schedule.js';
 import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
@@ -65,6 +72,22 @@ interface State extends Coefficients {
   readonly gram: EngineTensor;
 }
 
+interface Gradient {
+  readonly loss: number;
+  readonly bases: EngineTensor;
+  readonly coefficients: Float32Array;
+}
+
+/** Where in its loop a run is: at a gradient that was accepted, before the step. */
+interface Progress {
+  steps: number;
+  /** Of the steps, halved whenever one is undone. */
+  scale: number;
+  undos: number;
+  meanBias: number;
+  best: number;
+}
+
 class VarproSolver {
   private constructor(
     private readonly engine: Engine,
@@ -77,6 +100,8 @@ class VarproSolver {
     /** The scale of each input axis, (1, 1, d). */
     private readonly columns: EngineTensor,
     private state: State,
+    /** The run goes on from there. */
+    private readonly saved: SolverState | undefined,
   ) {}
 
   static async create(
@@ -96,65 +121,81 @@ class VarproSolver {
         sharpen: await engine.compile(traceInverse(problem, count, sharpen)),
       });
     }
-    const random = createRandom(options.seed, n);
-    const { bases, columns } = await startingBases(engine, problem, targets, options, random);
-    const coefficients = startingCoefficients(problem, random);
     const shape = [m, r * d];
-    const batches: Batch[] = [];
-    for (const { first, count } of sizes) {
-      const inverse = identities(engine, count, r);
-      batches.push({ first, count, inverse, ...(programs.get(count) as Programs) });
-    }
-    const update = await engine.compile(traceUpdate(problem));
     const zeros = (): EngineTensor => engine.tensor(new Float32Array(m * r * d), shape);
+    const saved = await options.states?.load();
+    let columns: EngineTensor;
+    let state: State;
+    if (saved) {
+      const array = (name: string): Float32Array => saved[name] as Float32Array;
+      columns = engine.tensor(array('columns'), [1, 1, d]);
+      state = {
+        bases: engine.tensor(array('bases'), shape),
+        momentum: engine.tensor(array('momentum'), shape),
+        gram: engine.tensor(array('gram'), [m, r, r]),
+        coefficients: array('coefficients'),
+        moments: { mean: array('mean'), variance: array('variance') },
+      };
+    } else {
+      const random = createRandom(options.seed, n);
+      const start = await startingBases(engine, problem, targets, options, random);
+      columns = start.columns;
+      const coefficients = startingCoefficients(problem, random);
+      const moments = { mean: new Float32Array(n * m), variance: new Float32Array(n * m) };
+      const gram = engine.tensor(new Float32Array(m * r * r), [m, r, r]);
+      state = { bases: start.bases, momentum: zeros(), gram, coefficients, moments };
+    }
+    const batches: Batch[] = sizes.map(({ first, count }) => {
+      const inverse = saved
+        ? engine.tensor(saved[`inverse ${first}`] as Float32Array, [count, r, r])
+        : identities(engine, count, r);
+      return { first, count, inverse, ...(programs.get(count) as Programs) };
+    });
+    const update = await engine.compile(traceUpdate(problem));
     const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
-    const moments = { mean: new Float32Array(n * m), variance: new Float32Array(n * m) };
-    const gram = engine.tensor(new Float32Array(m * r * r), [m, r, r]);
-    const state: State = { bases, momentum: zeros(), gram, coefficients, moments };
-    const solver = new VarproSolver(engine, problem, stacked, options, batches, update, zeros(), columns, state);
-    for (const batch of batches) await solver.invert(batch);
+    const solver = new VarproSolver(engine, problem, stacked, options, batches, update, zeros(), columns, state, saved);
+    if (!saved) for (const batch of batches) await solver.invert(batch);
     return solver;
   }
 
   async solve(): Promise<Solution> {
     const schedule = new Schedule(this.options.steps, this.problem.activation, this.options.learningRate);
     const report = stepReporter(this.options.onStep);
-    let steps = 0;
-    let scale = 1;
-    let undos = 0;
-    let meanBias = 1;
-    let best = Number.POSITIVE_INFINITY;
+    const at: Progress = { steps: 0, scale: 1, undos: 0, meanBias: 1, best: Number.POSITIVE_INFINITY };
+    let accepted = this.restore(schedule, at);
     let previous: State | undefined;
     let loss = Number.POSITIVE_INFINITY;
     while (!schedule.finished) {
-      const gradient = await this.gradient();
+      const gradient = accepted ?? (await this.gradient());
       // A is optimal for whatever B is, so the loss can only jump where the step or the inverse went wrong.
-      if (!(gradient.loss <= UNDO_FACTOR * best)) {
+      if (!accepted && !(gradient.loss <= UNDO_FACTOR * at.best)) {
         gradient.bases.dispose();
-        if (!previous || ++undos > MAX_UNDOS) throw new DivergedError(this.options.label, steps);
+        if (!previous || ++at.undos > MAX_UNDOS) throw new DivergedError(this.options.label, at.steps);
         this.replaceState(previous);
         previous = undefined;
-        scale /= 2;
+        at.scale /= 2;
         for (const batch of this.batches) {
           this.forgetInverse(batch);
           await this.invert(batch);
         }
         continue;
       }
+      accepted = undefined;
       loss = gradient.loss;
-      best = Math.min(best, loss);
-      steps++;
+      at.best = Math.min(at.best, loss);
+      await this.save(schedule, at, gradient);
+      const steps = ++at.steps;
       const rates = schedule.rates;
-      const decay = scale * rates.decay;
+      const decay = at.scale * rates.decay;
       report({ step: steps, steps: schedule.expectedSteps, loss, rate: rates.rate * decay });
       const momentum = Math.min(rates.momentum, COEFFICIENT_MOMENTUM_LIMIT);
-      meanBias *= momentum;
+      at.meanBias *= momentum;
       const next: State = {
         ...(await this.moveBases(gradient.bases, rates, decay, steps)),
         ...moveCoefficients(this.state, gradient.coefficients, {
           rate: COEFFICIENT_RATE * decay,
           momentum,
-          meanCorrection: 1 / (1 - meanBias),
+          meanCorrection: 1 / (1 - at.meanBias),
           varianceCorrection: 1 / (1 - COEFFICIENT_VARIANCE_DECAY ** steps),
         }),
       };
@@ -176,13 +217,61 @@ class VarproSolver {
     return {
       bases: (await this.engine.read(this.state.bases)).slice(),
       coefficients: this.state.coefficients,
-      steps,
+      steps: at.steps,
       loss,
     };
   }
 
+  /**
+   * Saves the state with the gradient at it. The step's other inputs follow from these; the state before, to which a step that
+   * goes wrong is undone, is this one by then. The inverses are tracked from step to step, so they cannot be made again.
+   */
+  private async save(schedule: Schedule, at: Progress, gradient: Gradient): Promise<void> {
+    const { states } = this.options;
+    const { experts: n, bases: m, rank: r, cols: d } = this.problem;
+    if (!states?.due(4 * (3 * m * r * d + m * r * r + n * r * r + 4 * n * m + d))) return;
+    const { bases, momentum, gram, coefficients, moments } = this.state;
+    const state: Record<string, Float32Array | Float64Array> = {
+      progress: Float64Array.of(at.steps, at.scale, at.undos, at.meanBias, at.best, gradient.loss),
+      schedule: Float64Array.from(schedule.position),
+      columns: await this.engine.read(this.columns),
+      bases: await this.engine.read(bases),
+      momentum: await this.engine.read(momentum),
+      gram: await this.engine.read(gram),
+      coefficients,
+      mean: moments.mean,
+      variance: moments.variance,
+      'gradient bases': await this.engine.read(gradient.bases),
+      'gradient coefficients': gradient.coefficients,
+    };
+    for (const { first, inverse } of this.batches) state[`inverse ${first}`] = await this.engine.read(inverse);
+    await states.save(state);
+  }
+
+  /** Goes back to where `save` was called; the gradient at it, or undefined where nothing was saved. */
+  private restore(schedule: Schedule, at: Progress): Gradient | undefined {
+    const { saved } = this;
+    if (!saved) return undefined;
+    const { bases: m, rank: r, cols: d } = this.problem;
+    const [steps, scale, undos, meanBias, best, loss] = saved.progress as unknown as [
+      number,
+      number,
+      number,
+      number,
+      number,
+      number,
+    ];
+    Object.assign(at, { steps, scale, undos, meanBias, best } satisfies Progress);
+    schedule.restore([...(saved.schedule as Float64Array)]);
+    return {
+      loss,
+      bases: this.engine.tensor(saved['gradient bases'] as Float32Array, [m, r * d]),
+      coefficients: saved['gradient coefficients'] as Float32Array,
+    };
+  }
+
   /** Loss and gradients at the current state, summed over the batches. */
-  private async gradient(): Promise<{ loss: number; bases: EngineTensor; coefficients: Float32Array }> {
+  private async gradient(): Promise<Gradient> {
     const { experts: n, rows, cols, bases: m } = this.problem;
     const coefficients = new Float32Array(n * m);
     let squared = 0;

@@ -2,7 +2,6 @@
  * The same frames one way over plain bytes: a pipe, ssh, netcat. Each has its length (u32, little-endian) before it. A
  * hello comes first and a close last; there is nobody to acknowledge, and the pipe itself holds a fast writer.
  */
-import { once } from 'node:events';
 import type { Readable, Writable } from 'node:stream';
 import {
   InvalidFrameError,
@@ -41,7 +40,7 @@ export function writeByteStream(stream: Writable, service: string): ByteStreamSi
     stream.write(frame.head);
     if (payload.byteLength > 0) stream.write(payload);
     stream.uncork();
-    if (stream.writableNeedDrain) await Promise.race([once(stream, 'drain'), once(stream, 'close')]).catch(() => {});
+    if (stream.writableNeedDrain) await either(stream, 'drain', 'close');
     if (failure || stream.destroyed) throw new StreamWriteError(failure?.message ?? 'it was closed');
   };
   const greeted = write({
@@ -64,10 +63,23 @@ export function writeByteStream(stream: Writable, service: string): ByteStreamSi
       await greeted;
       await write({ kind: 'close', sent });
       stream.end();
-      if (!stream.writableFinished) await Promise.race([once(stream, 'finish'), once(stream, 'close')]);
+      if (!stream.writableFinished) await either(stream, 'finish', 'close');
     },
   };
 }
+
+/** Resolves at the first of two events. (`once` would leave a listener for the other at every call.) */
+const either = (stream: Writable, one: string, other: string): Promise<void> =>
+  new Promise((resolve) => {
+    if (stream.closed) return resolve();
+    const done = (): void => {
+      stream.off(one, done);
+      stream.off(other, done);
+      resolve();
+    };
+    stream.once(one, done);
+    stream.once(other, done);
+  });
 
 /** @param peer what errors call the stream */
 export function readByteStream(stream: Readable, service: string, peer: string): MessageSource {
@@ -103,6 +115,7 @@ export function readByteStream(stream: Readable, service: string, peer: string):
       if (header.kind !== 'close') throw new ProtocolError(peer, `a ${header.kind} frame comes in a one-way stream`);
       if (header.sent !== received) throw new TruncatedStreamError(peer);
       closed = true;
+      stream.destroy(); // an open stdin would keep the process
       return undefined;
     },
   };

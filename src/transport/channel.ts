@@ -115,7 +115,7 @@ export class Channel implements MessageSink, MessageSource {
   /** Ends the conversation at once. The peer is told, unless it was the one who told us; senders and readers get `error`. */
   fail(error: Error): void {
     if (this.over) return;
-    if (!(error instanceof RemoteError)) {
+    if (!(error instanceof RemoteError || error instanceof SessionLostError)) {
       const message = error.message.slice(0, MAX_MESSAGE_LENGTH);
       this.link?.write(encodeFrame({ kind: 'error', code: errorCode(error), message }));
     }
@@ -136,6 +136,7 @@ export class Channel implements MessageSink, MessageSource {
     this.options.onAttached?.();
     this.startHeartbeat(link);
     this.guard(() => this.outbox.resume(received, credit));
+    this.sayConsumed(); // the last ack may have been lost with the last connection
     if (this.closing) this.sayClosed();
   }
 
@@ -240,8 +241,10 @@ function errorCode(error: Error): string {
   return 'failed';
 }
 
+/** What an `error` frame from the peer means here. */
 export function remoteError(peer: string, { code, message }: Extract<Header, { kind: 'error' }>): Error {
-  return code === 'unknown-session' ? new SessionLostError(peer) : new RemoteError(peer, code, message);
+  const isGone = code === 'unknown-session' || code === 'stopped';
+  return isGone ? new SessionLostError(peer) : new RemoteError(peer, code, message);
 }
 
 /** What is wrong with a first frame that could not be read. */

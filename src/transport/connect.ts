@@ -8,6 +8,7 @@ import {
   PeerUrlError,
   ProtocolError,
   ProtocolVersionError,
+  RemoteError,
   SessionLostError,
   UnauthorisedError,
   UnreachablePeerError,
@@ -121,7 +122,13 @@ async function persist(
 }
 
 const isFinal = (error: unknown): boolean =>
-  error instanceof InputError || error instanceof ProtocolError || error instanceof SessionLostError;
+  error instanceof InputError ||
+  error instanceof ProtocolError ||
+  error instanceof SessionLostError ||
+  (error instanceof RemoteError && !TEMPORARY.includes(error.remoteName));
+
+/** Refusals that may be over in a moment. */
+const TEMPORARY: readonly string[] = ['busy', 'timeout'];
 
 /** One connection, up to the peer's hello. `attach` is called at once: the peer's next frame may be on its heels. */
 function openLink(
@@ -155,7 +162,7 @@ function openLink(
     ws.once('unexpected-response', (_request, response) => fail(httpError(peer, response)));
     ws.once('error', (error) => fail(connectionError(peer, error)));
     ws.once('open', () => {
-      const link = createLink(ws, socket as Socket, false);
+      const link = createLink(ws, socket as Socket);
       link.onClose = (reason) => fail(new Error(reason));
       link.onInvalid = (error) => fail(helloError(peer, error));
       link.onFrame = ({ header }) => {

@@ -2,10 +2,11 @@
 import { z } from 'zod';
 import { ProtocolError, ReadError, RemoteChangedError, SessionLostError } from '../errors.js';
 import type { Channel } from './channel.js';
+import { checkParams } from './check-params.js';
 import { type ConnectOptions, connect } from './connect.js';
 import { MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES } from './limits.js';
 import { answerRequests, createRequester, type Requester } from './requests.js';
-import type { TensorPiece } from './tensor-piece.js';
+import { type TensorPiece, wholePiece } from './tensor-piece.js';
 
 /** Reads ranges of files. Local files, and those of a peer. */
 export interface RangeSource {
@@ -47,10 +48,10 @@ export async function offerFiles(channel: Channel, source: FileSource): Promise<
   await answerRequests(channel, channel, {
     async list(_params, reply) {
       const json = Buffer.from(JSON.stringify([...files.values()]));
-      await reply.tensors([whole('list', json)]);
+      await reply.tensors([wholePiece('list', json)]);
     },
     async read(params, reply) {
-      const { file, start, end } = range.parse(params);
+      const { file, start, end } = checkParams(channel.peer, '"read"', range, params);
       const info = files.get(file);
       if (!info) throw new ReadError(file, start, 'no such file is offered');
       if (start >= end || end > info.bytes) throw new ReadError(file, start, `it has ${info.bytes} bytes, not ${end}`);
@@ -68,15 +69,6 @@ async function* readPieces(source: RangeSource, file: string, start: number, end
     yield { name: file, dtype: 'U8', shape: [bytes], bytes, offset, data };
   }
 }
-
-const whole = (name: string, data: Uint8Array): TensorPiece => ({
-  name,
-  dtype: 'U8',
-  shape: [data.byteLength],
-  bytes: data.byteLength,
-  offset: 0,
-  data,
-});
 
 export interface RemoteFiles extends FileSource {
   close(): Promise<void>;
@@ -126,7 +118,10 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
         }
       }
     },
-    close: async () => (await session).channel.close(),
+    async close() {
+      const opened = await session.catch(() => undefined); // a lost session has told its readers
+      await opened?.channel.close();
+    },
   };
 }
 

@@ -33,7 +33,12 @@ const header: fc.Arbitrary<Header> = fc.oneof(
     bytes: count,
   }),
   fc.record(
-    { kind: fc.constant('data' as const), seq: count, tensor: count, crc32: fc.nat(0xffffffff) },
+    {
+      kind: fc.constant('data' as const),
+      seq: count,
+      tensor: count,
+      checksum: fc.uint8Array({ minLength: 16, maxLength: 16 }).map((it) => Buffer.from(it)),
+    },
     { requiredKeys: ['kind', 'seq', 'tensor'], noNullPrototype: true },
   ),
 );

@@ -1,6 +1,7 @@
 /** What a frame's header may say. Everything a peer sends is checked against these before anything looks at it. */
 import { z } from 'zod';
 import { InvalidFrameError } from '../errors.js';
+import { CHECKSUM_BYTES } from './checksum.js';
 import { MAX_DIMENSIONS, MAX_MESSAGE_LENGTH, MAX_NAME_LENGTH, MIN_CREDIT_BYTES, PROTOCOL_VERSION } from './limits.js';
 
 /** Zod's `int` accepts safe integers only. */
@@ -63,7 +64,10 @@ const numbered = [
     seq: count,
     tensor: count,
     /** Of all the tensor's bytes: in the frame that completes it, and only there. */
-    crc32: z.int().min(0).max(0xffffffff).optional(),
+    checksum: z
+      .instanceof(Uint8Array)
+      .refine(({ byteLength }) => byteLength === CHECKSUM_BYTES)
+      .optional(),
   }),
   /** Progress, whatever the service defines. */
   z.strictObject({ kind: z.literal('event'), seq: count, value: z.unknown() }),

@@ -4,8 +4,7 @@ import type { ClientOptions, ServerOptions, WebSocket } from 'ws';
 import { InvalidFrameError } from '../errors.js';
 import { type DecodedFrame, decodeFrame } from './decode-frame.js';
 import type { EncodedFrame } from './encode-frame.js';
-import { MAX_FRAME_BYTES, WRITE_AHEAD_BYTES } from './limits.js';
-import { createMessageReader } from './message-reader.js';
+import { MAX_FRAGMENTS, MAX_FRAME_BYTES, WRITE_AHEAD_BYTES } from './limits.js';
 
 export interface Link {
   /** Sends a frame; `flushed` is called once the system has taken it, or never. */
@@ -19,29 +18,28 @@ export interface Link {
   /** Closes at once. */
   destroy(): void;
   onFrame: (frame: DecodedFrame) => void;
-  /** The peer sent what is not a frame. Nothing more is read. */
+  /** The peer sent what is not a frame. */
   onInvalid: (error: InvalidFrameError) => void;
   /** Called once. */
   onClose: (reason: string) => void;
 }
 
-/** For both ends. Compression would cost more than it saves: weights do not compress. */
-export const SOCKET_OPTIONS: Pick<ClientOptions & ServerOptions, 'perMessageDeflate' | 'maxPayload' | 'autoPong'> = {
+/** For both ends. Compression would cost more than it saves: weights do not compress. (`maxFragments` is not in the types.) */
+export const SOCKET_OPTIONS: Pick<ClientOptions & ServerOptions, 'perMessageDeflate' | 'maxPayload' | 'autoPong'> & {
+  readonly maxFragments: number;
+} = {
   perMessageDeflate: false,
   maxPayload: MAX_FRAME_BYTES,
+  maxFragments: MAX_FRAGMENTS,
   autoPong: false, // answered below, unless the answers pile up
 };
 
 /** A peer that does not close in return within this time is cut off. */
 const CLOSE_TIMEOUT_MS = 2_000;
 
-/**
- * @param socket the connection underneath `ws`, from which nothing was read since it was upgraded
- * @param masked what comes in is: the peer is the one that connected
- */
-export function createLink(ws: WebSocket, socket: Socket, masked: boolean): Link {
+/** @param socket the connection underneath `ws` */
+export function createLink(ws: WebSocket, socket: Socket): Link {
   const binary = { binary: true, compress: false };
-  let reading = true;
   const link: Link = {
     write({ head, payload }, flushed) {
       if (ws.readyState !== ws.OPEN) return;
@@ -71,38 +69,28 @@ export function createLink(ws: WebSocket, socket: Socket, masked: boolean): Link
     onInvalid() {},
     onClose() {},
   };
-  const refuse = (error: InvalidFrameError): void => {
-    reading = false;
-    link.onInvalid(error);
-  };
   let reason: string | undefined;
+  ws.binaryType = 'fragments';
+  ws.on('message', (data, isBinary) => {
+    let frame: DecodedFrame;
+    try {
+      if (!isBinary) throw new InvalidFrameError('it is text');
+      frame = decodeFrame(data as Buffer[]);
+    } catch (error) {
+      if (!(error instanceof InvalidFrameError)) throw error;
+      link.onInvalid(error);
+      return;
+    }
+    link.onFrame(frame);
+  });
   ws.on('ping', (data) => {
     if (ws.readyState === ws.OPEN && ws.bufferedAmount < WRITE_AHEAD_BYTES) ws.pong(data);
   });
   ws.on('error', (error: NodeJS.ErrnoException) => {
     reason = error.message;
-    if (error.code?.startsWith('WS_ERR')) refuse(new InvalidFrameError(error.message));
+    // What `ws` itself refuses (an oversized message, a bad opcode) is as much a breach as a bad header.
+    if (error.code?.startsWith('WS_ERR')) link.onInvalid(new InvalidFrameError(error.message));
   });
   ws.on('close', (code) => link.onClose(reason ?? (code === 1006 ? 'it was cut' : `it was closed with code ${code}`)));
-
-  // `ws` goes on answering control frames; data it does not get to see.
-  const toWs = socket.listeners('data') as Array<(chunk: Buffer) => void>;
-  socket.removeAllListeners('data');
-  const read = createMessageReader({
-    masked,
-    onMessage: (fragments) => link.onFrame(decodeFrame(fragments)),
-    onControl: (frame) => {
-      for (const listener of toWs) listener.call(socket, frame);
-    },
-  });
-  socket.on('data', (chunk: Buffer) => {
-    if (!reading) return;
-    try {
-      read(chunk);
-    } catch (error) {
-      if (!(error instanceof InvalidFrameError)) throw error;
-      refuse(error);
-    }
-  });
   return link;
 }

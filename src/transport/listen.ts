@@ -75,7 +75,7 @@ export async function listen(options: ListenOptions, converse: (channel: Channel
       return;
     }
     webSockets.handleUpgrade(request, socket, head, (ws) =>
-      awaitHello(createLink(ws, request.socket, true), peerName(request), sessions, options, converse),
+      awaitHello(createLink(ws, request.socket), peerName(request), sessions, options, converse),
     );
   });
   const connections = new Set<Socket>();

@@ -1,5 +1,5 @@
-import { crc32 } from 'node:zlib';
 import { ChecksumError, ProtocolError, RemoteError, TruncatedStreamError } from '../errors.js';
+import { type Checksum, createChecksum } from './checksum.js';
 import type { MessageSource, NumberedHeader } from './header.js';
 import { EMPTY } from './header.js';
 import { MAX_OPEN_TENSORS } from './limits.js';
@@ -10,7 +10,7 @@ type TensorHeader = Extract<NumberedHeader, { kind: 'tensor' }>;
 interface OpenTensor {
   readonly header: TensorHeader;
   received: number;
-  crc: number;
+  readonly checksum: Checksum;
 }
 
 /**
@@ -37,19 +37,20 @@ export async function* receiveTensors(
         if (open.size >= MAX_OPEN_TENSORS)
           throw new ProtocolError(peer, `more than ${MAX_OPEN_TENSORS} tensors are open`);
         if (header.bytes === 0) yield piece(header, 0, EMPTY);
-        else open.set(header.tensor, { header, received: 0, crc: 0 });
+        else open.set(header.tensor, { header, received: 0, checksum: createChecksum() });
         break;
       case 'data': {
         const state = open.get(header.tensor);
         if (!state) throw new ProtocolError(peer, `it goes on with tensor ${header.tensor}, which is not under way`);
         const { header: tensor, received: offset } = state;
         state.received += payload.byteLength;
-        state.crc = crc32(payload, state.crc);
+        state.checksum.update(payload);
         if (state.received > tensor.bytes)
           throw new ProtocolError(peer, `tensor "${tensor.name}" has more than its ${tensor.bytes} bytes`);
-        if ((state.received === tensor.bytes) !== (header.crc32 !== undefined))
+        if ((state.received === tensor.bytes) !== (header.checksum !== undefined))
           throw new ProtocolError(peer, `tensor "${tensor.name}" has its checksum in another frame than its last`);
-        if (header.crc32 !== undefined && header.crc32 !== state.crc) throw new ChecksumError(peer, tensor.name);
+        if (header.checksum && !state.checksum.digest().every((byte, i) => byte === header.checksum?.[i]))
+          throw new ChecksumError(peer, tensor.name);
         if (state.received === tensor.bytes) open.delete(header.tensor);
         yield piece(tensor, offset, payload);
         break;

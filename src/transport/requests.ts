@@ -15,7 +15,7 @@ import type { TensorPiece } from './tensor-piece.js';
 /** What comes with a request, and where a handler puts its answer. */
 export interface Reply {
   /** The tensors that came with the request; none where it has none. What is not read is passed over. */
-  readonly uploads: AsyncGenerator<TensorPiece, unknown>;
+  readonly uploads: AsyncIterableIterator<TensorPiece>;
   tensors(pieces: AsyncIterable<TensorPiece> | Iterable<TensorPiece>): Promise<void>;
   /** Something to know on the way: progress, say. */
   event(value: unknown): Promise<void>;
@@ -36,9 +36,9 @@ export async function answerRequests(
     if (header.kind !== 'request') throw new ProtocolError(peer, `a ${header.kind} frame comes as a request`);
     const handler = Object.hasOwn(handlers, header.method) ? handlers[header.method] : undefined;
     if (!handler) throw new ProtocolError(peer, `it asks for "${header.method}", which is unknown here`);
-    const uploads = header.uploads ? receiveTensors(source) : nothing();
+    const pieces = header.uploads ? receiveTensors(source) : nothing();
     const reply: Reply = {
-      uploads,
+      uploads: leavable(pieces),
       tensors: (pieces) => sendTensors(sink, pieces),
       event: (value) => sink.send({ kind: 'event', value }),
     };
@@ -49,7 +49,7 @@ export async function answerRequests(
     } catch (error) {
       failure = error as Error;
     }
-    await passOver(uploads);
+    await passOver(pieces);
     if (!failure) await sink.send({ kind: 'end', value: value ?? null });
     else
       await sink.send({ kind: 'failure', name: failure.name, message: failure.message.slice(0, MAX_MESSAGE_LENGTH) });
@@ -59,6 +59,16 @@ export async function answerRequests(
 async function* nothing(): AsyncGenerator<TensorPiece, unknown> {
   yield* [];
   return undefined;
+}
+
+/** A loop over it may be left, by an error for one, without ending what it reads from. */
+function leavable(pieces: AsyncGenerator<TensorPiece, unknown>): AsyncIterableIterator<TensorPiece> {
+  return {
+    next: () => pieces.next(),
+    [Symbol.asyncIterator]() {
+      return this;
+    },
+  };
 }
 
 /** Reads on to the end of what came with a request: the next request comes after it. */

@@ -1,9 +1,8 @@
 import { createHash } from 'node:crypto';
 import { expect, test } from 'vitest';
-import { after, echo, isEchoed, seededBytes, startClient, startProxy, startServer } from '../../fixtures/peers.js';
+import { echo, isEchoed, seededBytes, startClient, startProxy, startServer } from '../../fixtures/peers.js';
 import { PeerLostError, PeerTimeoutError, SessionLostError, UnreachablePeerError } from '../errors.js';
 import { MIN_CREDIT_BYTES } from './limits.js';
-import { listen } from './listen.js';
 import { receiveTensors } from './receive-tensors.js';
 import { sendTensors } from './send-tensors.js';
 import type { TensorPiece } from './tensor-piece.js';
@@ -86,19 +85,21 @@ test('a line that swallows everything is noticed, and made anew', async () => {
 
 test('a peer that was restarted is a lost session', async () => {
   const first = await startServer(echo);
-  const channel = await startClient(first.url);
-  expect(await isEchoed(channel, 1)).toBe(true);
+  const second = await startServer(echo);
   const proxy = await startProxy(first.url);
-  const other = await startClient(proxy.url);
-  expect(await isEchoed(other, 1)).toBe(true);
-  const { port } = new URL(first.url);
-  // Gone without a word, as when its machine lost power; then another process in its place.
-  proxy.refuse();
-  await first.close();
-  const second = await listen({ host: '127.0.0.1', port: Number(port), service: 'test' }, echo);
-  after(() => second.close());
-  proxy.accept();
-  await expect(isEchoed(other, 2)).rejects.toBeInstanceOf(SessionLostError);
+  const channel = await startClient(proxy.url);
+  expect(await isEchoed(channel, 1)).toBe(true);
+  proxy.refuse(); // gone without a word, as when its machine lost power
+  proxy.accept(second.url);
+  await expect(isEchoed(channel, 2)).rejects.toBeInstanceOf(SessionLostError);
+});
+
+test('a peer that was stopped is one, too', async () => {
+  const server = await startServer(echo);
+  const channel = await startClient(server.url);
+  expect(await isEchoed(channel, 1)).toBe(true);
+  await server.close();
+  await expect(channel.receive()).rejects.toBeInstanceOf(SessionLostError);
 });
 
 test('a peer that stays away is given up after a while, and senders and readers learn why', async () => {
@@ -116,11 +117,12 @@ test('a peer that stays away is given up after a while, and senders and readers 
 
 test('nobody there is told at once when no time was given, and is waited for otherwise', async () => {
   const server = await startServer(echo);
-  await server.close();
-  await expect(startClient(server.url)).rejects.toBeInstanceOf(UnreachablePeerError);
-  const early = startClient(server.url, { connectTimeoutMs: 20_000 });
-  const late = await listen({ host: '127.0.0.1', port: Number(new URL(server.url).port), service: 'test' }, echo);
-  after(() => late.close());
+  const proxy = await startProxy(server.url);
+  proxy.refuse();
+  await expect(startClient(proxy.url)).rejects.toBeInstanceOf(UnreachablePeerError);
+  const early = startClient(proxy.url, { connectTimeoutMs: 20_000 });
+  await new Promise((resolve) => setTimeout(resolve, 200));
+  proxy.accept(server.url);
   expect(await isEchoed(await early, 'hello')).toBe(true);
 });
 

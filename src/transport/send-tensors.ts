@@ -1,5 +1,5 @@
-import { crc32 } from 'node:zlib';
 import { InvalidFrameError } from '../errors.js';
+import { type Checksum, createChecksum } from './checksum.js';
 import type { MessageSink } from './header.js';
 import { MAX_OPEN_TENSORS, MAX_PAYLOAD_BYTES } from './limits.js';
 import type { TensorPiece } from './tensor-piece.js';
@@ -7,7 +7,7 @@ import type { TensorPiece } from './tensor-piece.js';
 interface OpenTensor {
   readonly tensor: number;
   sent: number;
-  crc: number;
+  readonly checksum: Checksum;
 }
 
 /**
@@ -25,7 +25,7 @@ export async function sendTensors(
     let state = open.get(name);
     if (!state) {
       if (open.size >= MAX_OPEN_TENSORS) throw new InvalidFrameError(`more than ${MAX_OPEN_TENSORS} tensors are open`);
-      state = { tensor: next++, sent: 0, crc: 0 };
+      state = { tensor: next++, sent: 0, checksum: createChecksum() };
       open.set(name, state);
       await sink.send({ kind: 'tensor', tensor: state.tensor, name, dtype, shape: [...shape], bytes });
     }
@@ -35,9 +35,9 @@ export async function sendTensors(
       );
     for (let start = 0; start < data.byteLength; start += MAX_PAYLOAD_BYTES) {
       const part = data.subarray(start, start + MAX_PAYLOAD_BYTES);
-      state.crc = crc32(part, state.crc);
+      state.checksum.update(part);
       state.sent += part.byteLength;
-      const last = state.sent === bytes ? { crc32: state.crc } : {};
+      const last = state.sent === bytes ? { checksum: state.checksum.digest() } : {};
       await sink.send({ kind: 'data', tensor: state.tensor, ...last }, part);
     }
     if (state.sent === bytes) open.delete(name);

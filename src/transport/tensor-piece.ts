@@ -10,3 +10,13 @@ export interface TensorPiece {
   readonly offset: number;
   readonly data: Uint8Array;
 }
+
+/** A tensor of bytes in one piece. */
+export const wholePiece = (name: string, data: Uint8Array): TensorPiece => ({
+  name,
+  dtype: 'U8',
+  shape: [data.byteLength],
+  bytes: data.byteLength,
+  offset: 0,
+  data,
+});

@@ -26,13 +26,3 @@ export function collector(peer: string, expected: ReadonlyMap<string, number>) {
     },
   };
 }
-
-/** A tensor of bytes in one piece. */
-export const wholePiece = (name: string, data: Uint8Array): TensorPiece => ({
-  name,
-  dtype: 'U8',
-  shape: [data.byteLength],
-  bytes: data.byteLength,
-  offset: 0,
-  data,
-});

@@ -4,6 +4,7 @@ import type { Output } from '../../src/checkpoint/output-folder.js';
 import type { WantedOutput } from '../../src/conversion/existing-output.js';
 import { BusyError, ProtocolError, TruncatedStreamError } from '../../src/errors.js';
 import { readByteStream } from '../../src/transport/byte-stream.js';
+import { checkParams } from '../../src/transport/check-params.js';
 import type { MessageSink } from '../../src/transport/header.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
 import { answerRequests, type Handler } from '../../src/transport/requests.js';
@@ -105,8 +106,12 @@ class OutputSession {
   readonly handlers: Readonly<Record<string, Handler>> = {
     create: async (params) => {
       if (this.output || this.finished) throw new ProtocolError(this.peer, 'it creates an output twice');
-      const { wanted, neededBytes, force } = createParams.parse(params);
-      const opened = await openFolder(this.folder, { wanted: wanted as WantedOutput, neededBytes, inputs: [] }, force);
+      const { wanted, neededBytes, force } = checkParams(this.peer, '"create"', createParams, params);
+      const opened = await openFolder(
+        this.folder,
+        { wanted: wanted as WantedOutput, neededBytes, inputs: [] },
+        { force },
+      );
       if ('output' in opened) {
         this.output = opened.output;
         return null;
@@ -116,7 +121,7 @@ class OutputSession {
     },
 
     reserve: async (params, { uploads }) => {
-      const { file, bytes } = reserveParams.parse(params);
+      const { file, bytes } = checkParams(this.peer, '"reserve"', reserveParams, params);
       const first = await uploads.next();
       if (first.done) throw new ProtocolError(this.peer, `the header of ${file} did not come`);
       if (first.value.bytes > Math.min(MAX_HEADER, bytes))
@@ -147,7 +152,7 @@ class OutputSession {
     },
 
     file: async (params, { uploads }) => {
-      const { file, bytes } = fileParams.parse(params);
+      const { file, bytes } = checkParams(this.peer, '"file"', fileParams, params);
       const { hooks, peer } = this;
       let written = 0;
       const content = async function* (): AsyncGenerator<Uint8Array> {
@@ -162,7 +167,7 @@ class OutputSession {
     },
 
     commit: async (params) => {
-      const { last } = commitParams.parse(params);
+      const { last } = checkParams(this.peer, '"commit"', commitParams, params);
       await this.opened().commit(last);
       this.output = undefined;
       this.finished = true;

@@ -1,4 +1,6 @@
 /** The files of a checkpoint that another machine serves (serve.ts), as if they were in a folder here. */
+
+import type { FileSystem } from '../../src/checkpoint/file-system.js';
 import { type ByteRange, type FileEntry, type Files, isRemote, LocalFiles } from '../../src/checkpoint/files.js';
 import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { isPlainPath } from '../../src/checkpoint/plain-path.js';
@@ -7,12 +9,12 @@ import { connectFiles, type FileInfo, type RemoteFiles } from '../../src/transpo
 import type { PeerOptions } from './peer-options.js';
 
 /** Opens a checkpoint: a folder of this machine, or `ws://host:port/`. */
-export const openSource = (location: string, peers: PeerOptions = {}): Promise<Checkpoint> =>
-  openCheckpoint(location, openFiles(location, peers));
+export const openSource = (location: string, peers: PeerOptions = {}, fs?: FileSystem): Promise<Checkpoint> =>
+  openCheckpoint(location, openFiles(location, peers, fs));
 
 /** What reads the files of a folder, here or served. */
-export const openFiles = (location: string, peers: PeerOptions = {}): Files =>
-  isRemote(location) ? remoteFiles(location, peers) : new LocalFiles();
+export const openFiles = (location: string, peers: PeerOptions = {}, fs?: FileSystem): Files =>
+  isRemote(location) ? remoteFiles(location, peers) : new LocalFiles(fs);
 
 /** As in a folder here, where hidden files are not listed. */
 const isHidden = (file: string): boolean => /(^|\/)\.[^./]/.test(file);
@@ -60,6 +62,8 @@ export function remoteFiles(url: string, peers: PeerOptions): Files {
       await files.read(file, start, bytes);
       return bytes;
     },
+    // What is served is compared at every new connection, and its server compares its files.
+    checkUnchanged: () => local.checkUnchanged(),
     async close() {
       const open = connection;
       connection = undefined;

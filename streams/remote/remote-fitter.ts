@@ -3,14 +3,15 @@ import { floatBytes } from '../../src/checkpoint/dtype.js';
 import type { RemoteFitters } from '../../src/conversion/memory.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
 import * as errors from '../../src/errors.js';
-import { ProtocolError, RemoteError, UnlikeWorkersError } from '../../src/errors.js';
+import { RemoteError, UnlikeWorkersError } from '../../src/errors.js';
 import type { Problem } from '../../src/factorization/problem.js';
-import type { Channel } from '../../src/transport/channel.js';
+import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester } from '../../src/transport/requests.js';
+import { wholePiece } from '../../src/transport/tensor-piece.js';
 import type { FitTask, FoldedExpert } from '../compute.js';
 import type { Fitter } from '../fitter.js';
-import { collector, wholePiece } from './collect.js';
+import { collector } from './collect.js';
 import type { PeerOptions } from './peer-options.js';
 import {
   fitResult,
@@ -63,7 +64,7 @@ export async function askRate(
   try {
     const ask = createRequester(channel);
     await ask('open', { threads });
-    return rateResult.parse(await ask('rate', { rows, cols, rank }));
+    return checkParams(channel.peer, 'its rate', rateResult, await ask('rate', { rows, cols, rank }));
   } finally {
     await channel.close();
   }
@@ -72,7 +73,12 @@ export async function askRate(
 async function askWorker(url: string, peers: PeerOptions): Promise<WorkerFacts> {
   const channel = await connect(url, { ...peers, service: WORKER_SERVICE });
   try {
-    return workerFacts.parse(await createRequester(channel)('facts', null));
+    return checkParams(
+      channel.peer,
+      'what it says of itself',
+      workerFacts,
+      await createRequester(channel)('facts', null),
+    );
   } finally {
     await channel.close();
   }
@@ -110,7 +116,7 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
     name: url,
     async fit(given, onStep) {
       task = given;
-      const { experts, options, ...rest } = given;
+      const { experts, options, state: _, ...rest } = given; // files there are not ours
       const { learningRate, ...others } = options;
       const params = { ...rest, options: { ...others, ...(learningRate !== undefined && { learningRate }) } };
       const { bases: m, rank: r, cols: d, experts: n } = given.problem;
@@ -126,10 +132,10 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
         ask('fit', params, {
           uploads: experts.map((data, expert) => wholePiece(String(expert), data)),
           onPiece: factors.put,
-          onEvent: (event) => onStep(stepEvent.parse(event)),
+          onEvent: (event) => onStep(checkParams(channel.peer, 'its progress', stepEvent, event)),
         }),
       );
-      const { steps, seconds } = checked(channel, () => fitResult.parse(value));
+      const { steps, seconds } = checkParams(channel.peer, 'its fit', fitResult, value);
       const get = factors.finish();
       return { bases: get('bases'), coefficients: get('coefficients'), steps, seconds };
     },
@@ -139,18 +145,10 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
       const bytes = p * (written === 'factors' ? r : d) * floatBytes(dtype);
       const parts = collector(channel.peer, new Map([['data', bytes]]));
       const value = await revived(ask('fold', { expert, written }, { onPiece: parts.put }));
-      return { data: parts.finish()('data'), ...checked(channel, () => foldResult.parse(value)) };
+      return { data: parts.finish()('data'), ...checkParams(channel.peer, 'its expert', foldResult, value) };
     },
     close: () => channel.close(),
   };
-}
-
-function checked<T>(channel: Channel, parse: () => T): T {
-  try {
-    return parse();
-  } catch (error) {
-    throw new ProtocolError(channel.peer, `its answer is not one: ${(error as Error).message}`);
-  }
 }
 
 /** What failed there as the class it was there, where it is one of ours: a fit that diverges diverges everywhere. */

@@ -7,10 +7,9 @@ import { InterruptedError } from '../../src/errors.js';
 import { writeByteStream } from '../../src/transport/byte-stream.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester, createTeller, type Requester } from '../../src/transport/requests.js';
-import type { TensorPiece } from '../../src/transport/tensor-piece.js';
+import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import type { OpenedOutput, OutputRequest } from '../open-output.js';
 import type { RunOptions } from '../progress.js';
-import { wholePiece } from './collect.js';
 import { OUTPUT_SERVICE, pieceName } from './output-protocol.js';
 
 /** As a location: standard output, or standard input. */
@@ -84,6 +83,7 @@ function outputOver(ask: Requester, close: () => Promise<void>, fail: (reason: E
     await ask(...args);
   };
   const output: Output = {
+    retains: true, // pieces are kept until the peer has them
     reserve: ({ file, bytes, header }) =>
       request('reserve', { file, bytes }, { uploads: [wholePiece('header', header)] }),
     async write(tensor, offset, data) {
@@ -114,6 +114,7 @@ function outputOver(ask: Requester, close: () => Promise<void>, fail: (reason: E
     async abandon() {
       writing?.pieces.destroy();
       fail(new InterruptedError());
+      return false;
     },
   };
   return output;

@@ -5,11 +5,13 @@ import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
 import type { Channel } from '../../src/transport/channel.js';
+import { checkParams } from '../../src/transport/check-params.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
 import { answerRequests, type Handler } from '../../src/transport/requests.js';
+import { wholePiece } from '../../src/transport/tensor-piece.js';
 import type { FitTask } from '../compute.js';
 import { ComputeWorker } from '../worker-pool.js';
-import { collector, wholePiece } from './collect.js';
+import { collector } from './collect.js';
 import type { ListenAt, ServiceHooks } from './peer-options.js';
 import {
   type FitParams,
@@ -69,6 +71,8 @@ class Reservations {
 class WorkerSession {
   private worker: ComputeWorker | undefined;
   private taken = 0;
+  /** Of the fitted group; 0 while there is none. */
+  private experts = 0;
 
   constructor(
     private readonly channel: Channel,
@@ -81,23 +85,24 @@ class WorkerSession {
     facts: async () => this.facts,
 
     open: async (params) => {
-      const { threads } = openParams.parse(params);
+      const { threads } = checkParams(this.channel.peer, '"open"', openParams, params);
       this.worker ??= new ComputeWorker({ engine: this.facts.name, threads });
     },
 
     rate: async (params) => {
-      const shape = rateParams.parse(params);
+      const shape = checkParams(this.channel.peer, '"rate"', rateParams, params);
       const unused = { experts: 1, bases: 1, activation: 'silu' } as const;
       return this.opened().call('gemmRate', [{ ...shape, ...unused }]);
     },
 
     fit: async (params, reply) => {
       const worker = this.opened();
-      const task = fitParams.parse(params);
+      const task = checkParams(this.channel.peer, '"fit"', fitParams, params);
       const bytes = matrixBytes(task.format);
       const stored = bytes * task.problem.experts;
       const needed = fitBytes(task.problem, stored, { ...task.options, solver: task.solver });
       this.release();
+      this.experts = 0;
       this.memory.take(needed);
       this.taken = needed;
       const names = Array.from({ length: task.problem.experts }, (_, expert) => String(expert));
@@ -112,13 +117,20 @@ class WorkerSession {
           onStep: (step) => void reply.event(step).catch(() => {}),
         },
       );
+      this.experts = task.problem.experts;
       await reply.tensors([wholePiece('bases', bases), wholePiece('coefficients', coefficients)]);
       return result;
     },
 
     fold: async (params, reply) => {
-      const { expert, written } = foldParams.parse(params);
-      const { data, ...errors } = await this.opened().call('fold', [expert, written]);
+      const { expert, written } = checkParams(this.channel.peer, '"fold"', foldParams, params);
+      const worker = this.opened();
+      if (expert >= this.experts)
+        throw new ProtocolError(
+          this.channel.peer,
+          this.experts ? `it asks for expert ${expert} of ${this.experts}` : 'it asks for an expert of no fitted group',
+        );
+      const { data, ...errors } = await worker.call('fold', [expert, written]);
       await reply.tensors([wholePiece('data', data)]);
       return errors;
     },

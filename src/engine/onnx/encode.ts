@@ -130,11 +130,19 @@ function encodeOperation(
       return { input, opType: 'Softmax', attribute: [int('axis', -1)] };
     case 'reshape':
       return { input: [...input, int64Initializer(shape)], opType: 'Reshape' };
+    case 'transpose':
+      return { input, opType: 'Transpose', attribute: [ints('perm', operation.axes)] };
+    case 'slice': {
+      const { start, end, axis } = operation;
+      return { input: [...input, ...[start, end, axis].map((it) => int64Initializer([it]))], opType: 'Slice' };
+    }
+    case 'concat':
+      return { input, opType: 'Concat', attribute: [int('axis', operation.axis)] };
   }
 }
 
 const int = (name: string, i: number) => ({ name, i, type: AttributeType.INT });
-const ints = (name: string, values: number[]) => ({ name, ints: values, type: AttributeType.INTS });
+const ints = (name: string, values: readonly number[]) => ({ name, ints: values, type: AttributeType.INTS });
 
 /** The axes of a tensor with its last two exchanged. */
 const swapLastTwo = (rank: number): number[] => [...Array(rank - 2).keys(), rank - 1, rank - 2];

@@ -37,6 +37,9 @@ export interface TensorFlow {
   max(x: TfTensor, axes: number[], keepDims: boolean): TfTensor;
   softmax(x: TfTensor): TfTensor;
   reshape(x: TfTensor, shape: number[]): TfTensor;
+  transpose(x: TfTensor, axes: number[]): TfTensor;
+  slice(x: TfTensor, begin: number[], size: number[]): TfTensor;
+  concat(parts: TfTensor[], axis: number): TfTensor;
   broadcastTo(x: TfTensor, shape: number[]): TfTensor;
 }
 
@@ -180,6 +183,16 @@ function execute(
       return tf.softmax(a);
     case 'reshape':
       return tf.reshape(a, [...shape]);
+    case 'transpose':
+      return tf.transpose(a, [...operation.axes]);
+    case 'slice':
+      return tf.slice(
+        a,
+        shape.map((_, axis) => (axis === operation.axis ? operation.start : 0)),
+        [...shape],
+      );
+    case 'concat':
+      return tf.concat([...operands], operation.axis);
   }
 }
 

@@ -1,0 +1,45 @@
+/** Checkpoints of which nothing but headers is written: the rest of each file is a hole, which reads as zeros. */
+import { mkdir, open, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { TensorSpec } from '../src/checkpoint/header.js';
+import { encodeIndex, layoutShards } from '../src/checkpoint/layout.js';
+import type { SampleOfModel } from '../streams/bench/task.js';
+
+export interface SparseModel {
+  readonly tensors: number;
+  /** Of all tensors together, about. */
+  readonly bytes: number;
+  readonly shards: number;
+}
+
+/** Names as long as those of DeepSeek-V3's experts, so that an index of 500 000 has 60 MB. */
+const tensorName = (i: number): string =>
+  `model.layers.${Math.floor(i / 768)}.mlp.experts.${Math.floor((i % 768) / 3)}.${PROJECTIONS[i % 3]}.weight_of_a_tensor`;
+const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
+
+/** No model that is known: only what needs no experts can be done with it. */
+export async function writeSparse(folder: string, { tensors, bytes, shards }: SparseModel): Promise<SampleOfModel> {
+  await mkdir(folder, { recursive: true });
+  const each = Math.max(2, 2 * Math.round(bytes / tensors / 2));
+  const specs = Array.from({ length: tensors }, (_, i): TensorSpec => {
+    return { name: tensorName(i), dtype: 'BF16', shape: [each / 2], bytes: each };
+  });
+  const layout = layoutShards(specs, each * Math.ceil(tensors / shards));
+  for (const { file, header, bytes: size } of layout.shards) {
+    const handle = await open(join(folder, file), 'wx');
+    try {
+      await handle.write(header);
+      await handle.truncate(size);
+    } finally {
+      await handle.close();
+    }
+  }
+  const index = encodeIndex(layout);
+  if (index) await writeFile(join(folder, index.file), index.text);
+  await writeFile(join(folder, 'config.json'), '{ "model_type": "none" }\n');
+  return {
+    folder,
+    shards: layout.shards.map(({ file }) => file),
+    bytes: layout.shards.reduce((sum, shard) => sum + shard.bytes, 0),
+  };
+}

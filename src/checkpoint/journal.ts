@@ -1,0 +1,117 @@
+/**
+ * What an output folder holds for certain, as lines that are only ever appended. A line is eight hexadecimal digits, the
+ * CRC-32 of the rest, a space, and JSON; the first is the run's identity. A line that is torn or damaged ends the journal: what
+ * it would have said was not finished. Entries are claims, to be checked against the bytes themselves before they are believed,
+ * so the order in which data and journal reach the disk does not matter.
+ */
+import { crc32 } from 'node:zlib';
+import { type FileSystem, type OpenFile, readWhole, syncFolder, writeAll, writeSynced } from './file-system.js';
+
+/** In the output folder: all that is not whole yet. */
+export const PARTIAL_FOLDER = '.mobe-partial';
+export const JOURNAL_FILE = 'journal';
+
+/** Bytes of a tensor that were written, and their CRC-32. */
+export interface PartEntry {
+  readonly tensor: string;
+  readonly offset: number;
+  readonly bytes: number;
+  readonly crc: number;
+}
+
+/** The renames that end a run, written down before the first of them. */
+export interface CommitEntry {
+  readonly files: readonly string[];
+  readonly last: readonly string[];
+  readonly replaces: readonly string[];
+}
+
+export type JournalEntry =
+  | { readonly part: PartEntry }
+  /** A unit of work is finished, and what is to be remembered of it. */
+  | { readonly done: string; readonly note: unknown }
+  | { readonly commit: CommitEntry };
+
+export interface JournalContent {
+  readonly identity: unknown;
+  readonly entries: readonly JournalEntry[];
+}
+
+const encoder = new TextEncoder();
+
+function encodeLine(value: unknown): Uint8Array {
+  const json = JSON.stringify(value);
+  return encoder.encode(`${crc32(json).toString(16).padStart(8, '0')} ${json}\n`);
+}
+
+function decodeLine(line: string): unknown {
+  const json = line.slice(9);
+  if (!/^[0-9a-f]{8} /.test(line) || Number.parseInt(line.slice(0, 8), 16) !== crc32(json)) return undefined;
+  return JSON.parse(json);
+}
+
+/** The journal in a folder; undefined where there is none that can be read. */
+export async function readJournal(path: string, fs: FileSystem): Promise<JournalContent | undefined> {
+  const bytes = await readWhole(fs, path);
+  if (!bytes) return undefined;
+  const lines = new TextDecoder().decode(bytes).split('\n');
+  lines.pop(); // after the last newline: nothing, or a line that is torn
+  const values: unknown[] = [];
+  for (const line of lines) {
+    const value = decodeLine(line);
+    if (value === undefined) break;
+    values.push(value);
+  }
+  const [identity, ...entries] = values;
+  return identity === undefined ? undefined : { identity, entries: entries as JournalEntry[] };
+}
+
+export class Journal {
+  /** Appends wait for each other: a short write must not be followed by another's line. */
+  private tail: Promise<unknown> = Promise.resolve();
+
+  private constructor(
+    private readonly file: OpenFile,
+    /** Entries there are. */
+    private count: number,
+  ) {}
+
+  /** Replaces what journal there was, at once or not at all. */
+  static async create(
+    folder: string,
+    path: string,
+    { identity, entries }: JournalContent,
+    fs: FileSystem,
+  ): Promise<Journal> {
+    const temporary = `${path}.new`;
+    await writeSynced(fs, temporary, [identity, ...entries].map(encodeLine));
+    await fs.rename(temporary, path);
+    await syncFolder(folder, fs);
+    return new Journal(await fs.open(path, 'a'), entries.length);
+  }
+
+  get empty(): boolean {
+    return this.count === 0;
+  }
+
+  append(entry: JournalEntry): Promise<void> {
+    return this.queue(async () => {
+      await writeAll(this.file, encodeLine(entry), null);
+      this.count++;
+    });
+  }
+
+  sync(): Promise<void> {
+    return this.queue(() => this.file.sync());
+  }
+
+  async close(): Promise<void> {
+    await this.queue(() => this.file.close());
+  }
+
+  private queue<T>(action: () => Promise<T>): Promise<T> {
+    const result = this.tail.then(action, action);
+    this.tail = result.catch(() => {});
+    return result;
+  }
+}

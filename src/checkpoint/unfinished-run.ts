@@ -1,0 +1,126 @@
+/** What an interrupted run has left in the partial folder, and how far it can be believed. */
+import { join } from 'node:path';
+import { UnfinishedRunError } from '../errors.js';
+import type { FileSystem } from './file-system.js';
+import {
+  JOURNAL_FILE,
+  type JournalContent,
+  type JournalEntry,
+  PARTIAL_FOLDER,
+  type PartEntry,
+  readJournal,
+} from './journal.js';
+import type { ShardLayout } from './layout.js';
+import { ShardWriter } from './shard-writer.js';
+
+/** By which a run knows its own work again. */
+export interface RunIdentity {
+  /** Everything that decides the bytes of the result. JSON. */
+  readonly identity: unknown;
+  /** What is different about another's, for people; undefined where it is the same. */
+  readonly difference: (other: unknown) => string | undefined;
+}
+
+/** Work that is done wholly or not at all. */
+export interface Unit {
+  readonly id: string;
+  /** The bytes of the output that it writes. */
+  readonly parts: readonly Omit<PartEntry, 'crc'>[];
+  /** It is finished only once that was noted. */
+  readonly noted: boolean;
+}
+
+/** The units that are finished, and what was noted of each. */
+export type FinishedUnits = ReadonlyMap<string, unknown>;
+
+export const STATE_SUFFIX = '.state';
+
+/** Undefined where nothing was left that is worth going on from. */
+export async function findUnfinished(folder: string, fs: FileSystem): Promise<JournalContent | undefined> {
+  const partial = join(folder, PARTIAL_FOLDER);
+  const journal = await readJournal(join(partial, JOURNAL_FILE), fs);
+  if (!journal) return undefined;
+  const states = (await fs.readdir(partial)).some((name) => name.endsWith(STATE_SUFFIX));
+  return journal.entries.length > 0 || states ? journal : undefined;
+}
+
+/** Throws `UnfinishedRunError` where it was another run; one that is not to be continued is another than any. */
+export function checkSameRun(folder: string, { identity }: JournalContent, run: RunIdentity | undefined): void {
+  const difference = run ? run.difference(identity) : 'what comes now cannot be continued';
+  if (difference !== undefined) throw new UnfinishedRunError(folder, difference);
+}
+
+export interface Recovered {
+  /** Those that are in order, with the bytes of finished units counted as written. */
+  readonly shards: ReadonlyMap<string, ShardWriter>;
+  readonly finished: FinishedUnits;
+  /** Of the finished units alone: what else there was is done again. */
+  readonly entries: readonly JournalEntry[];
+}
+
+/**
+ * Compares what the journal claims with what is on disk.
+ * @param onBytes told how many bytes were read; may throw
+ */
+export async function recoverUnits(
+  partial: string,
+  { entries }: JournalContent,
+  layouts: readonly ShardLayout[],
+  units: readonly Unit[],
+  fs: FileSystem,
+  onBytes: (bytes: number) => void,
+): Promise<Recovered> {
+  const shards = new Map<string, ShardWriter>();
+  const holders = new Map<string, ShardWriter>();
+  try {
+    for (const layout of layouts) {
+      const path = join(partial, layout.file);
+      const shard = await ShardWriter.reopen(path, layout, fs);
+      if (!shard) {
+        await fs.remove(path);
+        continue;
+      }
+      shards.set(layout.file, shard);
+      for (const tensor of shard.tensors) holders.set(tensor, shard);
+    }
+    const sound = new Map<string, PartEntry[]>();
+    let checked = 0;
+    for (const entry of entries) {
+      if (!('part' in entry)) continue;
+      const { tensor, offset, bytes, crc } = entry.part;
+      if ((await holders.get(tensor)?.checksum(tensor, offset, bytes)) === crc)
+        sound.set(tensor, [...(sound.get(tensor) ?? []), entry.part]);
+      checked += bytes;
+      onBytes(checked);
+    }
+    const notes = new Map(entries.flatMap((entry) => ('done' in entry ? [[entry.done, entry.note] as const] : [])));
+    const finished = new Map<string, unknown>();
+    const kept: JournalEntry[] = [];
+    for (const { id, parts, noted } of units) {
+      if (noted && !notes.has(id)) continue;
+      const found = parts.map((part) => within(part, sound.get(part.tensor) ?? []));
+      if (found.some((it) => it === undefined)) continue;
+      finished.set(id, notes.get(id));
+      kept.push(...found.flatMap((it) => (it as PartEntry[]).map((part) => ({ part }))));
+      if (noted) kept.push({ done: id, note: notes.get(id) });
+      for (const { tensor, offset, bytes } of parts) holders.get(tensor)?.trust(tensor, offset, bytes);
+    }
+    return { shards, finished, entries: kept };
+  } catch (error) {
+    for (const shard of shards.values()) await shard.abandon();
+    throw error;
+  }
+}
+
+/** The entries that make up a part without a hole; undefined where there is one. */
+function within({ offset, bytes }: Unit['parts'][number], entries: readonly PartEntry[]): PartEntry[] | undefined {
+  const end = offset + bytes;
+  const inside = entries.filter((it) => it.offset >= offset && it.offset + it.bytes <= end);
+  inside.sort((a, b) => a.offset - b.offset);
+  let position = offset;
+  for (const it of inside) {
+    if (it.offset > position) return undefined;
+    position = Math.max(position, it.offset + it.bytes);
+  }
+  return position >= end ? inside : undefined;
+}

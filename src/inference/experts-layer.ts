@@ -1,0 +1,70 @@
+/** A layer of experts: routes each token, and runs only the experts that were chosen, each once for all its tokens. */
+import type { ExpertsLayer } from './architecture.js';
+import type { Tensors } from './attention.js';
+import { beforeExperts, gated } from './feed-forward.js';
+import { route } from './router.js';
+import type { Runner } from './runner.js';
+import type { Unit, WeightCache } from './weight-cache.js';
+
+export interface ExpertsCall {
+  readonly runner: Runner;
+  readonly cache: WeightCache;
+  readonly epsilon: number;
+  /** Of the layer's own weights. */
+  readonly unit: Unit;
+  /** (n), where the layer has one */
+  readonly bias: Float32Array | undefined;
+  /** Called before each expert. */
+  readonly onExpert: () => void;
+}
+
+/** hidden (t, d) → (t, d): with the residual, the routed and the shared experts' outputs. */
+export async function runExperts(
+  { weights, rule, experts }: ExpertsLayer,
+  hidden: Float32Array,
+  { runner, cache, epsilon, unit, bias, onExpert }: ExpertsCall,
+): Promise<Float32Array> {
+  const width = weights.norm.shape[0] as number;
+  const tokens = hidden.length / width;
+  const sizes = { tokens, width, experts: experts.count, sharedRows: weights.gate?.shape[0] ?? 0, epsilon };
+  const { x, logits, base } = await cache.with(unit, (tensors: Tensors) =>
+    runner.run(beforeExperts, sizes, { ...tensors, hidden }, ['x', 'logits', 'base']),
+  );
+  const routing = route(rule, logits, experts.count, bias);
+  for (const [expert, places] of byExpert(routing.experts)) {
+    onExpert();
+    const room = powerOfTwo(places.length);
+    const rows = new Float32Array(room * width);
+    for (const [i, place] of places.entries()) {
+      const token = Math.floor(place / rule.expertsPerToken);
+      rows.set(x.subarray(token * width, (token + 1) * width), i * width);
+    }
+    const gatedSizes = { tokens: room, width, rows: experts.rows, ranks: experts.ranks };
+    const { y } = await cache.with(experts.unit(expert), (tensors: Tensors) =>
+      runner.run(gated, gatedSizes, { ...tensors, x: rows }, ['y']),
+    );
+    for (const [i, place] of places.entries()) {
+      const token = Math.floor(place / rule.expertsPerToken);
+      const weight = routing.weights[place] as number;
+      for (let j = 0; j < width; j++) {
+        const at = token * width + j;
+        base[at] = (base[at] as number) + weight * (y[i * width + j] as number);
+      }
+    }
+  }
+  return base;
+}
+
+/** Expert → the places in the routing where it stands, both in rising order. */
+function byExpert(experts: Int32Array): Array<[expert: number, places: number[]]> {
+  const places = new Map<number, number[]>();
+  for (const [place, expert] of experts.entries()) {
+    const own = places.get(expert);
+    if (own) own.push(place);
+    else places.set(expert, [place]);
+  }
+  return [...places].sort(([a], [b]) => a - b);
+}
+
+/** Few numbers of rows mean few programs; the rows that are not needed are 0. */
+const powerOfTwo = (count: number): number => 2 ** Math.ceil(Math.log2(count));

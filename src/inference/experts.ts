@@ -1,0 +1,156 @@
+/** A model's routed experts as units of the weight cache: dense, or factors of a native MoBE checkpoint. */
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
+import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import type { GroupPlan } from '../conversion/groups.js';
+import { findNativeGroups } from '../conversion/native-groups.js';
+import { MissingExpertError, WeightShapeError } from '../errors.js';
+import { expertsOf } from '../models/expert-names.js';
+import { PROJECTIONS, type Projection } from '../models/family.js';
+import { BASES_NAME } from '../models/native.js';
+import { gatedShapes, mixBases, type Ranks } from './feed-forward.js';
+import type { Runner } from './runner.js';
+import { findWeight, type Weight, type WeightReader } from './weight.js';
+import type { Unit, WeightCache } from './weight-cache.js';
+
+/** One layer's routed experts. Letters: n experts, p rows, d hidden size, m bases, r rank. */
+export interface LayerExperts {
+  readonly count: number;
+  readonly rows: number;
+  /** Of the projections that are factors. */
+  readonly ranks: Ranks;
+  /** The expert's tensors, named and shaped as `gatedShapes` has them. */
+  unit(expert: number): Unit;
+  /** The bases that are mixed for one: units of their own. Empty where experts are dense. */
+  readonly bases: readonly Unit[];
+}
+
+/** What the units read with. */
+export interface ExpertTools {
+  readonly reader: WeightReader;
+  readonly runner: Runner;
+  readonly cache: () => WeightCache;
+}
+
+const SHORT = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down' } as const satisfies Record<Projection, string>;
+
+/** By layer. Throws an `InputError` where an expert is missing or of another shape than the others. */
+export function findExperts(checkpoint: Checkpoint, width: number, tools: ExpertTools): Map<string, LayerExperts> {
+  const native = [...checkpoint.tensors.keys()].some((name) => BASES_NAME.test(name));
+  const groups = new Map<string, GroupPlan>();
+  for (const group of native ? findNativeGroups(checkpoint) : [])
+    groups.set(`${group.names.bases.replace(/B_\w+$/, '')} ${group.projection} ${group.group}`, group);
+  const found = new Map<string, Map<Projection, StoredMatrix[]>>();
+  for (const tensor of checkpoint.tensors.values()) {
+    for (const { prefix, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
+      const layer = found.get(prefix) ?? new Map(PROJECTIONS.map((it) => [it, [] as StoredMatrix[]] as const));
+      found.set(prefix, layer);
+      (layer.get(projection) as StoredMatrix[])[expert] = matrix;
+    }
+  }
+  return new Map(
+    [...found].map(([prefix, matrices]) => {
+      const factors = (projection: Projection): GroupPlan[] => {
+        const parts: GroupPlan[] = [];
+        for (let i = 0; ; i++) {
+          const part = groups.get(`${prefix} ${projection} ${i}`);
+          if (!part) return parts;
+          parts.push(part);
+        }
+      };
+      return [prefix, layerExperts(checkpoint, prefix, matrices, factors, width, tools)] as const;
+    }),
+  );
+}
+
+/** One projection of a layer. */
+interface Part {
+  readonly name: 'gate' | 'up' | 'down';
+  readonly matrices: readonly StoredMatrix[];
+  /** Of a factorised one, in the order of their experts. */
+  readonly groups: readonly FactorGroup[];
+}
+
+interface FactorGroup {
+  readonly plan: GroupPlan;
+  readonly bases: Unit;
+  readonly coefficients: Weight;
+}
+
+function layerExperts(
+  checkpoint: Checkpoint,
+  prefix: string,
+  matrices: ReadonlyMap<Projection, readonly StoredMatrix[]>,
+  factors: (projection: Projection) => GroupPlan[],
+  width: number,
+  tools: ExpertTools,
+): LayerExperts {
+  const { reader, runner, cache } = tools;
+  const count = Math.max(...[...matrices.values()].map(({ length }) => length));
+  const parts = PROJECTIONS.map(
+    (projection): Part => ({
+      name: SHORT[projection],
+      matrices: matrices.get(projection) as StoredMatrix[],
+      groups: factors(projection).map((plan) => factorGroup(checkpoint, plan, reader)),
+    }),
+  );
+  const rows = (parts[0] as Part).matrices[0]?.rows ?? 0;
+  const ranks = Object.fromEntries(
+    parts.flatMap(({ name, groups: [first] }) => (first ? [[name, first.plan.problem.rank]] : [])),
+  );
+  const shapes = gatedShapes({ width, rows }, ranks);
+  for (const { name, matrices: own, groups } of parts) {
+    const shape = shapes[groups.length ? `${name}A` : name] as number[];
+    for (let expert = 0; expert < count; expert++) {
+      const matrix = own[expert];
+      if (!matrix) throw new MissingExpertError(`${prefix}experts.${expert}.${name}_proj.weight`, checkpoint.folder);
+      if (matrix.rows !== shape[0] || matrix.cols !== shape[1])
+        throw new WeightShapeError(matrix.name, matrix.data.file, [matrix.rows, matrix.cols], shape);
+    }
+  }
+
+  const fillPart = async (part: Part, expert: number, buffers: Readonly<Record<string, Float32Array>>) => {
+    const { name, groups } = part;
+    const matrix = part.matrices[expert] as StoredMatrix;
+    await reader.fill(buffers[groups.length ? `${name}A` : name] as Float32Array, matrix);
+    if (groups.length === 0) return;
+    const size = count / groups.length;
+    const { plan, bases, coefficients } = groups[Math.floor(expert / size)] as FactorGroup;
+    const { bases: m, rank: r, cols: d, activation } = plan.problem;
+    const alpha = new Float32Array(m);
+    await reader.fill(alpha, coefficients.matrix, { first: expert % size, count: 1 });
+    const { F } = await cache().with(bases, ({ B }) =>
+      runner.run(mixBases, { bases: m, size: r * d, activation }, { B: B as NonNullable<typeof B>, alpha }, ['F']),
+    );
+    (buffers[`${name}F`] as Float32Array).set(F);
+  };
+  return {
+    count,
+    rows,
+    ranks,
+    bases: parts.flatMap(({ groups }) => groups.map(({ bases }) => bases)),
+    unit: (expert) => ({
+      key: `${prefix}experts.${expert}`,
+      shapes,
+      needed: 'routed',
+      async fill(buffers) {
+        for (const part of parts) await fillPart(part, expert, buffers);
+      },
+    }),
+  };
+}
+
+function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, reader: WeightReader): FactorGroup {
+  const { bases: m, rank: r, cols: d, experts: n } = plan.problem;
+  const stacked = findWeight(checkpoint, plan.names.bases, [m * r, d]);
+  return {
+    plan,
+    coefficients: findWeight(checkpoint, plan.names.coefficients, [n, m]),
+    bases: {
+      key: plan.names.bases,
+      shapes: { B: [m, r * d] },
+      // As rarely as the experts whose factors they make: those that are made stay.
+      needed: 'routed',
+      fill: ({ B }) => reader.fill(B as Float32Array, stacked.matrix),
+    },
+  };
+}

@@ -1,0 +1,268 @@
+/** A language model that runs from its checkpoint: weights are read when they are needed and kept within a budget. */
+import { setImmediate } from 'node:timers/promises';
+import { fileIn } from '../checkpoint/files.js';
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
+import { CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
+import {
+  InterruptedError,
+  MissingExpertError,
+  OptionError,
+  TokenRangeError,
+  UnsupportedModelError,
+} from '../errors.js';
+import type { Architecture, Blueprint, DecoderLayer } from './architecture.js';
+import { MASKED, type Tensors } from './attention.js';
+import { bailing, bailingV2 } from './bailing.js';
+import { configReader } from './config-reader.js';
+import { deepseekV2, deepseekV3 } from './deepseek.js';
+import { findExperts, type LayerExperts } from './experts.js';
+import { runExperts } from './experts-layer.js';
+import { dense } from './feed-forward.js';
+import { createHead } from './head.js';
+import { KeyValueCache, roomFor } from './key-value-cache.js';
+import { type ModelMemory, planModelMemory } from './memory.js';
+import { qwen3Moe } from './qwen3-moe.js';
+import { rotation } from './rotary.js';
+import type { Runner } from './runner.js';
+import { findWeight, type Weight, WeightReader } from './weight.js';
+import { type Unit, WeightCache } from './weight-cache.js';
+
+export const ARCHITECTURES: readonly Architecture[] = [qwen3Moe, deepseekV2, deepseekV3, bailing, bailingV2];
+
+/** Numbers of one chunk's attention scores, all heads; more tokens go in several chunks. */
+const SCORES = 4 * 2 ** 20;
+
+export interface ModelOptions {
+  readonly runner: Runner;
+  /** Bytes for weights, activations, and what is kept of tokens. */
+  readonly bytes: number;
+  /** Tokens that sequences will have, added up. */
+  readonly keptTokens: number;
+  /** Most tokens of one call. */
+  readonly batchTokens: number;
+  /** Instead of the config's. */
+  readonly expertsPerToken?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Tokens that follow those a sequence has. */
+export interface SequencePart {
+  readonly sequence: KeyValueCache;
+  readonly tokens: readonly number[];
+}
+
+export interface LanguageModel {
+  readonly layers: number;
+  /** d */
+  readonly width: number;
+  /** v */
+  readonly vocabulary: number;
+  /** Positions it was made for. */
+  readonly context: number;
+  readonly memory: ModelMemory;
+  newSequence(): KeyValueCache;
+  /**
+   * Runs tokens through all layers at once, so that each layer's weights are read once for all of them. Yields the hidden
+   * states (t, d) after each layer, the parts' one after the other; returns the last.
+   */
+  forward(parts: readonly SequencePart[]): AsyncGenerator<Float32Array, Float32Array>;
+  /** hidden states (t, d) of the last layer → logits (t, v) */
+  logits(hidden: Float32Array): Promise<Float32Array>;
+  /** Stored bytes read so far; units of weights that were found in the cache, and that were not. */
+  usage(): { bytesRead: number; hits: number; misses: number };
+  close(): Promise<void>;
+}
+
+/** Throws an `InputError` where the checkpoint is of no known architecture, incomplete, or too large for the budget. */
+export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions): LanguageModel {
+  const { runner, signal } = options;
+  const reader = new WeightReader(checkpoint.files);
+  const tools = { reader, runner, cache: () => cache };
+  const blueprint = drawBlueprint(checkpoint, options, tools);
+  const { embedding, layers, epsilon } = blueprint;
+  const [vocabulary, width] = embedding.shape as [number, number];
+  const head = createHead(blueprint, tools);
+  const units = layers.map(({ attention, feedForward }, i) => ({
+    attention: unitOf(`layer ${i} attention`, attention.weights, reader),
+    feedForward: unitOf(`layer ${i} feed-forward`, feedForward.weights, reader),
+  }));
+  const memory = planModelMemory({ blueprint, units, head: head.units, ...options });
+  const cache = new WeightCache(runner.engine, memory.weightBytes, memory.keptWeightBytes);
+  const biases = new Map<number, Float32Array>();
+
+  async function embed(parts: readonly SequencePart[]): Promise<Float32Array> {
+    const tokens = parts.flatMap((part) => part.tokens);
+    const hidden = new Float32Array(tokens.length * width);
+    for (const [i, token] of tokens.entries()) {
+      if (!Number.isInteger(token) || token < 0 || token >= vocabulary) throw new TokenRangeError(token, vocabulary);
+      await reader.fill(hidden.subarray(i * width, (i + 1) * width), embedding.matrix, { first: token, count: 1 });
+    }
+    return hidden;
+  }
+
+  /** Writes into `hidden`. */
+  async function attend(number: number, hidden: Float32Array, parts: readonly PlacedPart[]): Promise<void> {
+    const { attention } = layers[number] as DecoderLayer;
+    await cache.with((units[number] as LayerUnits).attention, async (weights) => {
+      for (const { sequence, chunks } of parts) {
+        for (const { position, tokens, row, mask } of chunks(attention.heads)) {
+          const own = hidden.subarray(row * width, (row + tokens) * width);
+          const angles = rotation(attention.rotary, position, tokens);
+          const { query, key, value } = await attention.project(runner, weights, own, angles);
+          const kept = sequence.append(number, key, value);
+          own.set(await attention.attend(runner, weights, own, query, kept, mask(kept.room)));
+        }
+      }
+    });
+  }
+
+  async function feedForward(number: number, hidden: Float32Array): Promise<Float32Array> {
+    const layer = (layers[number] as DecoderLayer).feedForward;
+    const unit = (units[number] as LayerUnits).feedForward;
+    if (layer.kind === 'dense') {
+      const sizes = { tokens: hidden.length / width, width, rows: layer.weights.gate.shape[0] as number, epsilon };
+      const run = (tensors: Tensors) => runner.run(dense, sizes, { ...tensors, hidden }, ['hidden']);
+      return (await cache.with(unit, run)).hidden;
+    }
+    if (layer.bias && !biases.has(number)) {
+      const bias = new Float32Array(layer.experts.count);
+      await reader.fill(bias, layer.bias.matrix);
+      biases.set(number, bias);
+    }
+    return runExperts(layer, hidden, {
+      runner,
+      cache,
+      epsilon,
+      unit,
+      bias: biases.get(number),
+      onExpert: () => {
+        if (signal?.aborted) throw new InterruptedError();
+      },
+    });
+  }
+
+  return {
+    layers: layers.length,
+    width,
+    vocabulary,
+    context: configReader(checkpoint).number('max_position_embeddings', Number.MAX_SAFE_INTEGER),
+    memory,
+    newSequence: () => new KeyValueCache(layers.map(({ attention }) => attention.cached)),
+    async *forward(parts) {
+      let hidden = await embed(parts);
+      const placed = placeParts(parts);
+      for (let number = 0; number < layers.length; number++) {
+        await setImmediate(); // runs block their thread: signals get their turn here
+        if (signal?.aborted) throw new InterruptedError();
+        await attend(number, hidden, placed);
+        hidden = await feedForward(number, hidden);
+        yield hidden;
+      }
+      return hidden;
+    },
+    logits: (hidden) => head.logits(hidden),
+    usage: () => ({ bytesRead: reader.bytesRead, ...cache.counts }),
+    async close() {
+      cache.dispose();
+      await checkpoint.files.close();
+    },
+  };
+}
+
+interface LayerUnits {
+  readonly attention: Unit;
+  readonly feedForward: Unit;
+}
+
+function unitOf(key: string, weights: Readonly<Record<string, Weight>>, reader: WeightReader): Unit {
+  const named = Object.entries(weights);
+  return {
+    key,
+    shapes: Object.fromEntries(named.map(([name, { shape }]) => [name, shape])),
+    needed: 'always',
+    async fill(buffers) {
+      for (const [name, { matrix }] of named) await reader.fill(buffers[name] as Float32Array, matrix);
+    },
+  };
+}
+
+function drawBlueprint(
+  checkpoint: Checkpoint,
+  { expertsPerToken }: ModelOptions,
+  tools: Parameters<typeof findExperts>[2],
+): Blueprint {
+  const config = configReader(checkpoint);
+  const modelType = String(checkpoint.config.model_type ?? 'unknown');
+  const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.includes(modelType));
+  if (!architecture)
+    throw new UnsupportedModelError(fileIn(checkpoint.folder, CONFIG_FILE), `its model_type is "${modelType}"`);
+  const activation = config.text('hidden_act', 'silu');
+  if (activation !== 'silu') throw new UnsupportedModelError(config.file, `its activation is "${activation}"`);
+  const experts = findExperts(checkpoint, config.number('hidden_size'), tools);
+  return architecture.draw({
+    config,
+    weight: (name, shape) => findWeight(checkpoint, name, shape),
+    experts(prefix): LayerExperts {
+      const found = experts.get(prefix);
+      if (!found) throw new MissingExpertError(`${prefix}experts.0.gate_proj.weight`, checkpoint.folder);
+      if (expertsPerToken !== undefined && expertsPerToken > found.count)
+        throw new OptionError('--experts-per-token', `a layer has ${found.count} experts`);
+      return found;
+    },
+    expertsPerToken,
+  });
+}
+
+interface Chunk {
+  /** Of its first token in the sequence. */
+  readonly position: number;
+  readonly tokens: number;
+  /** Of its first token among all parts. */
+  readonly row: number;
+  /** (tokens, room): each token sees itself and those before it. */
+  mask(room: number): Float32Array;
+}
+
+interface PlacedPart {
+  readonly sequence: KeyValueCache;
+  chunks(heads: number): Iterable<Chunk>;
+}
+
+/** Where each part's rows are, and its tokens in chunks whose scores are not too many. */
+function placeParts(parts: readonly SequencePart[]): PlacedPart[] {
+  let row = 0;
+  return parts.map(({ sequence, tokens: { length } }) => {
+    const first = row;
+    const before = sequence.length;
+    row += length;
+    const masks = new Map<string, Float32Array>();
+    return {
+      sequence,
+      *chunks(heads) {
+        const most = Math.max(1, Math.floor(SCORES / (heads * roomFor(before + length))));
+        for (let done = 0; done < length; done += most) {
+          const tokens = Math.min(most, length - done);
+          const position = before + done;
+          yield {
+            position,
+            tokens,
+            row: first + done,
+            mask(room) {
+              // The same in every layer.
+              const key = `${position} ${room}`;
+              const mask = masks.get(key) ?? causalMask(position, tokens, room);
+              masks.set(key, mask);
+              return mask;
+            },
+          };
+        }
+      },
+    };
+  });
+}
+
+function causalMask(position: number, tokens: number, room: number): Float32Array {
+  const mask = new Float32Array(tokens * room);
+  for (let t = 0; t < tokens; t++) mask.fill(MASKED, t * room + position + t + 1, (t + 1) * room);
+  return mask;
+}

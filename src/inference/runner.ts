@@ -1,0 +1,76 @@
+/** Runs tensor programs on data of the host, compiling each once for the sizes it is called with. */
+import type { Engine, EngineTensor, Program } from '../engine/engine.js';
+import type { Graph } from '../engine/graph.js';
+
+/** A program for given sizes: a pure function of them, so that equal sizes mean the same program. */
+export type Recipe<Sizes> = (sizes: Sizes) => Graph;
+
+/** Compiled programs kept for their next use; a model needs about ten for each number of tokens. */
+const MAX_PROGRAMS = 256;
+
+/** What a program is fed: a tensor of the engine, or an array that takes its shape from the program. */
+export type Feed = EngineTensor | Float32Array;
+
+export class Runner {
+  /** In order of last use. */
+  private readonly programs = new Map<string, { graph: Graph; program: Program }>();
+  private readonly names = new Map<Recipe<never>, string>();
+
+  constructor(readonly engine: Engine) {}
+
+  /** @returns the outputs as arrays of their own */
+  async run<Sizes, Out extends string>(
+    recipe: Recipe<Sizes>,
+    sizes: Sizes,
+    feeds: Readonly<Record<string, Feed>>,
+    outputs: readonly Out[],
+  ): Promise<Record<Out, Float32Array>> {
+    const { graph, program } = await this.compiled(recipe, sizes);
+    const passing: EngineTensor[] = [];
+    try {
+      const inputs: Record<string, EngineTensor> = {};
+      for (const [name, { shape }] of graph.inputs) {
+        const feed = feeds[name];
+        if (feed === undefined) continue; // the engine tells
+        inputs[name] = feed instanceof Float32Array ? this.engine.tensor(feed, shape) : feed;
+        if (feed instanceof Float32Array) passing.push(inputs[name]);
+      }
+      const results = await program.run(inputs);
+      passing.push(...Object.values(results));
+      const read = {} as Record<Out, Float32Array>;
+      for (const name of outputs) read[name] = (await this.engine.read(results[name] as EngineTensor)).slice();
+      return read;
+    } finally {
+      for (const tensor of passing) tensor.dispose();
+    }
+  }
+
+  private async compiled<Sizes>(recipe: Recipe<Sizes>, sizes: Sizes): Promise<{ graph: Graph; program: Program }> {
+    const key = `${this.nameOf(recipe)} ${JSON.stringify(sizes)}`;
+    let compiled = this.programs.get(key);
+    if (compiled) this.programs.delete(key);
+    else {
+      const graph = recipe(sizes);
+      compiled = { graph, program: await this.engine.compile(graph) };
+    }
+    this.programs.set(key, compiled);
+    if (this.programs.size > MAX_PROGRAMS) {
+      const [oldest, { program }] = this.programs.entries().next().value as [string, { program: Program }];
+      this.programs.delete(oldest);
+      await program.dispose();
+    }
+    return compiled;
+  }
+
+  /** Two recipes may have the same function name. */
+  private nameOf(recipe: Recipe<never>): string {
+    const known = this.names.get(recipe) ?? String(this.names.size);
+    this.names.set(recipe, known);
+    return known;
+  }
+
+  async dispose(): Promise<void> {
+    for (const { program } of this.programs.values()) await program.dispose();
+    this.programs.clear();
+  }
+}

@@ -1,0 +1,39 @@
+/** Chooses the next token. */
+import type { Random } from '../factorization/random.js';
+import { softmax } from './router.js';
+
+export interface Sampling {
+  /** 0: always the most likely token. */
+  readonly temperature: number;
+  /** Only the most likely tokens that together have this probability are eligible; 1: all. */
+  readonly topP: number;
+}
+
+/** @param logits (v) */
+export function sample(logits: Float32Array, { temperature, topP }: Sampling, random: Random): number {
+  if (temperature === 0) return mostLikely(logits);
+  const probabilities = softmax(logits.map((it) => it / temperature));
+  const order = Array.from(probabilities.keys()).sort(
+    (a, b) => (probabilities[b] as number) - (probabilities[a] as number) || a - b,
+  );
+  let mass = 0;
+  const eligible = order.findIndex((token) => {
+    mass += probabilities[token] as number;
+    return mass >= topP;
+  });
+  const nucleus = eligible < 0 ? order : order.slice(0, eligible + 1);
+  let rest = random.uniform() * mass;
+  for (const token of nucleus) {
+    rest -= probabilities[token] as number;
+    if (rest < 0) return token;
+  }
+  return nucleus.at(-1) as number;
+}
+
+/** Of equal ones the first. */
+export function mostLikely(logits: Float32Array): number {
+  let best = 0;
+  for (let token = 1; token < logits.length; token++)
+    if ((logits[token] as number) > (logits[best] as number)) best = token;
+  return best;
+}

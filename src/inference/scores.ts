@@ -1,0 +1,39 @@
+/** How well a model predicts a text, and how far its predictions are from another's. All sums in f64. */
+
+/** Of logits: log-probabilities, and the most likely token. */
+export interface Prediction {
+  /** (v) */
+  readonly logProbabilities: Float64Array;
+  readonly mostLikely: number;
+}
+
+export function predict(logits: Float32Array): Prediction {
+  let mostLikely = 0;
+  for (let i = 1; i < logits.length; i++) if ((logits[i] as number) > (logits[mostLikely] as number)) mostLikely = i;
+  const top = logits[mostLikely] as number;
+  let sum = 0;
+  for (const logit of logits) sum += Math.exp(logit - top);
+  const normaliser = top + Math.log(sum);
+  return { logProbabilities: Float64Array.from(logits, (logit) => logit - normaliser), mostLikely };
+}
+
+/** KL divergence of `other` from `truth`, Σ p·(log p − log q), nats. */
+export function divergence(truth: Prediction, other: Prediction): number {
+  let sum = 0;
+  for (const [token, logP] of truth.logProbabilities.entries()) {
+    const p = Math.exp(logP);
+    if (p > 0) sum += p * (logP - (other.logProbabilities[token] as number));
+  }
+  return sum;
+}
+
+/** Squares of a − b, and of b, added up. */
+export function squaredDifference(a: Float32Array, b: Float32Array): { error: number; norm: number } {
+  let error = 0;
+  let norm = 0;
+  for (const [i, value] of b.entries()) {
+    error += ((a[i] as number) - value) ** 2;
+    norm += value ** 2;
+  }
+  return { error, norm };
+}

@@ -1,0 +1,80 @@
+/** A model's weights by name and shape, however the checkpoint stores them. */
+import { isFloatDtype } from '../checkpoint/dtype.js';
+import { decodeRows, storedBytes } from '../checkpoint/encoding.js';
+import { type RangeReader, READ_BYTES } from '../checkpoint/files.js';
+import type { TensorInfo } from '../checkpoint/header.js';
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
+import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
+import { checkDeclaredShape, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { MissingTensorError, UnsupportedDtypeError, WeightShapeError } from '../errors.js';
+
+/** A vector or a matrix of the model, (out, in) as linear layers store it. */
+export interface Weight {
+  readonly shape: readonly number[];
+  /** A vector is a matrix of one row. */
+  readonly matrix: StoredMatrix;
+}
+
+/** Finds a weight and checks its shape; nothing is read. Throws `MissingTensorError`, `WeightShapeError`. */
+export function findWeight(checkpoint: Checkpoint, name: string, shape: readonly number[]): Weight {
+  const tensor = checkpoint.tensors.get(name) ?? checkpoint.tensors.get(`${name}_packed`);
+  if (!tensor) throw new MissingTensorError(name, checkpoint.folder);
+  const matrix = isQuantised(tensor) ? quantisedMatrix(tensor, checkpoint) : plainMatrix(tensor);
+  const [rows, cols] = shape.length === 1 ? [1, shape[0]] : shape;
+  if (matrix.rows !== rows || matrix.cols !== cols)
+    throw new WeightShapeError(tensor.name, tensor.file, tensor.shape, shape);
+  return { shape, matrix };
+}
+
+/** A tensor of floats as a matrix of its last axis. */
+export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo): StoredMatrix {
+  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
+  const cols = shape.at(-1) ?? 1;
+  const rows = shape.slice(0, -1).reduce((product, size) => product * size, 1);
+  const place = { tensor: name, element: 0 };
+  return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
+}
+
+/** Rows of a matrix. */
+export interface Rows {
+  readonly first: number;
+  readonly count: number;
+}
+
+/** Reads weights into memory that is there already, through one small buffer. Calls may not overlap. */
+export class WeightReader {
+  private buffer = new Uint8Array(0);
+  private read = 0;
+
+  constructor(private readonly files: RangeReader) {}
+
+  /** Stored bytes that were read so far. */
+  get bytesRead(): number {
+    return this.read;
+  }
+
+  /**
+   * @param target (rows.count, cols) f32
+   * @param rows default: all
+   */
+  async fill(target: Float32Array, matrix: StoredMatrix, rows: Rows = { first: 0, count: matrix.rows }): Promise<void> {
+    const { cols, encoding, data } = matrix;
+    await checkDeclaredShape(this.files, matrix);
+    const scales = matrix.scales ? await this.files.readRange(matrix.scales) : new Uint8Array(0);
+    const stride = storedBytes(encoding, 1, cols).data;
+    const most = Math.max(1, Math.floor(READ_BYTES / stride));
+    for (let done = 0; done < rows.count; done += most) {
+      const count = Math.min(most, rows.count - done);
+      const bytes = this.scratch(count * stride);
+      const first = rows.first + done;
+      await this.files.read(data.file, data.start + first * stride, bytes);
+      decodeRows(encoding, cols, { first, count }, bytes, scales, target.subarray(done * cols, (done + count) * cols));
+      this.read += bytes.byteLength;
+    }
+  }
+
+  private scratch(bytes: number): Uint8Array {
+    if (this.buffer.byteLength < bytes) this.buffer = new Uint8Array(bytes);
+    return this.buffer.subarray(0, bytes);
+  }
+}

@@ -1,0 +1,31 @@
+import { createCipheriv } from 'node:crypto';
+
+export const CHECKSUM_BYTES = 16;
+
+const KEY = Buffer.alloc(32);
+const NONCE = Buffer.alloc(12);
+
+export interface Checksum {
+  update(bytes: Uint8Array): void;
+  /** Once, at the end. */
+  digest(): Uint8Array<ArrayBuffer>;
+}
+
+/**
+ * A checksum of 128 bits: the tag of ChaCha20-Poly1305 (RFC 8439, section 2.8) over nothing encrypted and the bytes as
+ * additional data, with key and nonce zero. It finds damage; with a key everyone knows it is no protection from anyone,
+ * which is TLS's to give. Of what Node has, this is the fastest: 11 GiB/s on the machine of bench/results/transport.json,
+ * where zlib.crc32 does 6.5, SHA-256 2.0; and the receiver, which must check while it reads, is what bounds a transfer.
+ */
+export function createChecksum(): Checksum {
+  const cipher = createCipheriv('chacha20-poly1305', KEY, NONCE, { authTagLength: CHECKSUM_BYTES });
+  return {
+    update(bytes) {
+      cipher.setAAD(bytes, { plaintextLength: 0 });
+    },
+    digest() {
+      cipher.final();
+      return Uint8Array.from(cipher.getAuthTag());
+    },
+  };
+}

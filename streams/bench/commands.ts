@@ -1,0 +1,64 @@
+/** What else copies checkpoints: run as it is, timed from its start to its end. */
+import { execFile } from 'node:child_process';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { inFolder } from './in-folder.js';
+import { type Outcome, startTimer } from './sample.js';
+import type { Command, SampleOfModel } from './task.js';
+
+const execute = promisify(execFile);
+
+/** The Python that has `safetensors` and `torch` (NumPy knows no bf16). */
+export const PYTHON = process.env.PYTHON ?? 'python3';
+
+/** Loads every tensor and saves it again, file by file; says the seconds that took and its peak memory in KiB. */
+const PYTHON_COPY = `
+import os, resource, sys, time
+from safetensors.torch import load_file, save_file
+target, files = sys.argv[1], sys.argv[2:]
+started = time.perf_counter()
+for file in files:
+    save_file(load_file(file), os.path.join(target, os.path.basename(file)))
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+`;
+
+/** Undefined where it can run here, else why it cannot. */
+export async function missing(command: Command): Promise<string | undefined> {
+  const probe: readonly [string, string[]] =
+    command === 'python' ? [PYTHON, ['-c', 'import torch, safetensors.torch']] : [command, ['--version']];
+  try {
+    await execute(...probe);
+    return undefined;
+  } catch (error) {
+    const { code, stderr } = error as { code?: string | number; stderr?: string };
+    return code === 'ENOENT' ? `there is no ${probe[0]}` : (stderr?.trim().split('\n').at(-1) ?? String(code));
+  }
+}
+
+export const runCommand = (command: Command, source: SampleOfModel, parent: string, sync: boolean): Promise<Outcome> =>
+  inFolder(parent, async (folder) => {
+    const { bytes, shards } = source;
+    const from = shards.map((shard) => join(source.folder, shard));
+    const to = shards.map((shard) => join(folder, shard));
+    const stop = startTimer();
+    let reported: { seconds?: number; peakRssBytes?: number } = {};
+    if (command === 'cp') await execute('cp', [...from, folder]);
+    else if (command === 'dd')
+      for (const [i, file] of from.entries()) await execute('dd', [`if=${file}`, `of=${to[i]}`, 'bs=8M']);
+    else {
+      const { stdout } = await execute(PYTHON, ['-c', PYTHON_COPY, folder, ...from]);
+      const [seconds, kibibytes] = stdout.trim().split(' ').map(Number) as [number, number];
+      reported = { seconds, peakRssBytes: kibibytes * 1024 }; // starting Python and loading torch is not copying
+    }
+    const copied = stop();
+    if (sync) await Promise.all(to.map(syncFile));
+    const { seconds, cpuSeconds } = stop();
+    const { seconds: own = copied.seconds, ...peak } = reported;
+    return { bytes, besideLoop: true, ...peak, cpuSeconds, seconds: own + seconds - copied.seconds };
+  });
+
+async function syncFile(file: string): Promise<void> {
+  const handle = await open(file, 'r+');
+  await handle.sync().finally(() => handle.close());
+}

@@ -1,0 +1,73 @@
+import { join } from 'node:path';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { planCompression } from '../../src/conversion/compression.js';
+import { planConversion } from '../../src/conversion/plan.js';
+import { UnknownModelError } from '../../src/errors.js';
+import { detectModel } from '../../src/models/detect.js';
+import { compressPlanned } from '../compress.js';
+import { convert } from '../convert.js';
+import { createStageClocks, type Slowdown } from '../stage-clock.js';
+import { inFolder } from './in-folder.js';
+import { type Outcome, startTimer } from './sample.js';
+import { planCopy, restrict } from './sample-model.js';
+import type { SampleOfModel } from './task.js';
+
+/** What `mobe compress --layers none` does, with the shards that take part. */
+export const passThroughConversion = (source: SampleOfModel, parent: string, slow?: Slowdown): Promise<Outcome> =>
+  inFolder(parent, async (folder) => {
+    const clocks = createStageClocks(slow);
+    const stop = startTimer();
+    const plan = planCopy(await openCheckpoint(source.folder), source.shards);
+    await convert({
+      plan,
+      out: join(folder, 'out'),
+      inputs: [source.folder],
+      expertBranch: async function* () {},
+      config: {},
+      record: { kind: 'compress', sourceFingerprint: 'of a measurement', settings: {} },
+      run: { clocks },
+      started: performance.now(),
+    });
+    const time = stop();
+    return { bytes: source.bytes, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
+  });
+
+/** Few, of few experts and of a low rank, since their time is the arithmetic's, and known from elsewhere (`npm run bench:step`). */
+const SOLVER_STEPS = 3;
+const MOST_EXPERTS = 8;
+
+/** `mobe compress` of the first layer with experts, of which only some are fitted and the others pass through. */
+export const compressLayer = (model: string, parent: string, slow?: Slowdown): Promise<Outcome> =>
+  inFolder(parent, async (folder) => {
+    const checkpoint = await openCheckpoint(model);
+    const [layer] = detectModel(checkpoint).layers;
+    if (!layer) throw new UnknownModelError(checkpoint.folder, 'no layer has routed experts');
+    const gates = layer.experts.gate_proj;
+    const groups =
+      gates.findIndex((_, i) => gates.length % (i + 1) === 0 && gates.length / (i + 1) <= MOST_EXPERTS) + 1;
+    const planned = await planCompression(checkpoint, {
+      layers: [layer.layer],
+      projections: ['gate_proj'],
+      groups,
+      bases: groups,
+      rank: Math.max(1, (gates[0] as StoredMatrix).rows >> 3),
+      steps: SOLVER_STEPS,
+      format: 'hf',
+    });
+    const source = restrict(checkpoint, (name) => name.startsWith(layer.prefix));
+    const { format, settings, model: detected } = planned;
+    const fitted = planned.groups.slice(0, 1);
+    const part = planConversion({
+      source,
+      groups: fitted,
+      layers: detected.layers,
+      format,
+      shardBytes: settings.shardSize,
+    });
+    const clocks = createStageClocks(slow);
+    const stop = startTimer();
+    await compressPlanned({ planned: { ...planned, ...part }, remote: undefined }, join(folder, 'out'), { clocks });
+    const time = stop();
+    return { bytes: part.bytesBefore, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
+  });

@@ -1,0 +1,62 @@
+import { createReadStream } from 'node:fs';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { PASS_THROUGH_BLOCKS } from '../../src/conversion/memory.js';
+import { BufferPool } from '../buffer-pool.js';
+import { passThrough } from '../pass-through.js';
+import { createStageClocks } from '../stage-clock.js';
+import { type Outcome, startTimer } from './sample.js';
+import { planCopy } from './sample-model.js';
+import { BLOCK_BYTES, type SampleOfModel } from './task.js';
+
+const files = ({ folder, shards }: SampleOfModel): string[] => shards.map((shard) => join(folder, shard));
+
+/** One read at a time into one buffer: the least that reading takes here. */
+export async function pread(source: SampleOfModel): Promise<Outcome> {
+  const buffer = new Uint8Array(BLOCK_BYTES);
+  let bytes = 0;
+  const stop = startTimer();
+  for (const file of files(source)) {
+    const handle = await open(file);
+    try {
+      for (let at = 0; ; ) {
+        const { bytesRead } = await handle.read(buffer, 0, buffer.byteLength, at);
+        if (bytesRead === 0) break;
+        at += bytesRead;
+        bytes += bytesRead;
+      }
+    } finally {
+      await handle.close();
+    }
+  }
+  return { bytes, heldBytes: BLOCK_BYTES, ...stop() };
+}
+
+/** @param blockBytes `highWaterMark`; Node's own without */
+export async function readStream(source: SampleOfModel, blockBytes?: number): Promise<Outcome> {
+  let bytes = 0;
+  const stop = startTimer();
+  for (const file of files(source)) {
+    const stream = createReadStream(file, blockBytes === undefined ? {} : { highWaterMark: blockBytes });
+    for await (const chunk of stream) bytes += (chunk as Buffer).byteLength;
+  }
+  return { bytes, ...stop() };
+}
+
+/** What pass-through reads, released at once. */
+export async function ourSource(source: SampleOfModel): Promise<Outcome> {
+  const checkpoint = await openCheckpoint(source.folder);
+  const { copies } = planCopy(checkpoint, source.shards);
+  const clocks = createStageClocks();
+  const pool = new BufferPool(PASS_THROUGH_BLOCKS, BLOCK_BYTES, clocks.held);
+  let bytes = 0;
+  const stop = startTimer(); // headers are measured by themselves
+  for await (const { data, release } of passThrough(copies, checkpoint.files, pool)) {
+    bytes += data.byteLength;
+    release?.();
+  }
+  const time = stop();
+  await checkpoint.files.close();
+  return { bytes, ...time, heldBytes: clocks.peakHeldBytes };
+}

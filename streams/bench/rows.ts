@@ -1,0 +1,119 @@
+/** From samples to rows: medians, spreads, ratios, and what limits a pipeline. */
+import { bottleneck, type StageTimes } from '../stage-clock.js';
+import type { Sample } from './sample.js';
+import { NORMALISE, OURS, type Way } from './ways.js';
+
+/** The samples of a way, one for each round. */
+export interface Measured extends Omit<Way, 'task'> {
+  readonly samples: readonly Sample[];
+}
+
+export interface Row extends Omit<Measured, 'samples'> {
+  /** GB of source a second: median, least and most. */
+  readonly rate: Spread;
+  readonly cpuSecondsPerGigabyte: number;
+  /** The largest of all rounds. */
+  readonly peakRssBytes: number;
+  readonly heldBytes?: number;
+  readonly loopP99Ms?: number;
+  /** Of the way it is compared with: median, least and most of the rounds' own ratios, since both ran in the same minute. */
+  readonly ratio?: Spread;
+  /** Shares of the time, of the median round. */
+  readonly stages?: readonly StageShare[];
+  /** "write-bound: write 1.1 of 1.2 GB/s" */
+  readonly limit?: string;
+}
+
+export interface Spread {
+  readonly median: number;
+  readonly low: number;
+  readonly high: number;
+}
+
+export interface StageShare {
+  readonly stage: string;
+  readonly working: number;
+  readonly starved: number;
+  readonly blocked: number;
+  /** GB/s that went through it over the whole time. */
+  readonly rate: number;
+}
+
+export function spread(values: readonly number[]): Spread {
+  const sorted = [...values].sort((a, b) => a - b);
+  const middle = sorted.length / 2;
+  const median = ((sorted[Math.ceil(middle) - 1] as number) + (sorted[Math.floor(middle)] as number)) / 2;
+  return { median, low: sorted[0] as number, high: sorted.at(-1) as number };
+}
+
+export const gigabytesPerSecond = ({ bytes, seconds }: Sample): number => bytes / 1e9 / seconds;
+
+export function makeRows(measured: readonly Measured[]): Row[] {
+  const plain = measured.map((it) => makeRow(it, measured));
+  return plain.map((row) => {
+    const limit = row.stages && describeLimit(row, row.stages, plain);
+    return limit ? { ...row, limit } : row;
+  });
+}
+
+function makeRow({ samples, ...way }: Measured, all: readonly Measured[]): Row {
+  const most = (values: ReadonlyArray<number | undefined>): number | undefined => {
+    const known = values.filter((value) => value !== undefined);
+    return known.length ? Math.max(...known) : undefined;
+  };
+  const rates = samples.map(gigabytesPerSecond);
+  const other = all.find((it) => it.stage === way.stage && it.cache === way.cache && it.way === way.against);
+  const heldBytes = most(samples.map((it) => it.heldBytes));
+  const loopP99Ms = most(samples.map((it) => it.loopP99Ms));
+  const stages = middleOf(samples).stages;
+  return {
+    ...way,
+    rate: spread(rates),
+    cpuSecondsPerGigabyte: spread(samples.map(({ cpuSeconds, bytes }) => (1e9 * cpuSeconds) / bytes)).median,
+    peakRssBytes: Math.max(...samples.map(({ peakRssBytes }) => peakRssBytes)),
+    ...(heldBytes !== undefined && { heldBytes }),
+    ...(loopP99Ms !== undefined && { loopP99Ms }),
+    ...(other && {
+      ratio: spread(rates.map((rate, round) => rate / gigabytesPerSecond(other.samples[round] as Sample))),
+    }),
+    ...(stages && { stages: stages.map(shareOf) }),
+  };
+}
+
+/** The sample of the median rate. */
+const middleOf = (samples: readonly Sample[]): Sample =>
+  [...samples].sort((a, b) => gigabytesPerSecond(a) - gigabytesPerSecond(b))[samples.length >> 1] as Sample;
+
+function shareOf({ stage, working, starved, blocked, bytes }: StageTimes): StageShare {
+  const total = working + starved + blocked || 1;
+  return {
+    stage,
+    working: working / total,
+    starved: starved / total,
+    blocked: blocked / total,
+    rate: bytes / 1e6 / total,
+  };
+}
+
+/** What a stage of a pipeline is called where it is measured alone, and what it wears out. */
+const ALONE: Readonly<Record<string, { stage: Way['stage']; way: string; resource: string }>> = {
+  read: { stage: 'read', way: OURS, resource: 'read' },
+  'read experts': { stage: 'read', way: OURS, resource: 'read' },
+  normalise: { stage: 'compute', way: NORMALISE, resource: 'processor' },
+  write: { stage: 'write', way: OURS, resource: 'disk' },
+};
+
+/** Names the stage that was at work most of the time, with its rate and what it reaches alone. */
+function describeLimit({ cache }: Row, stages: readonly StageShare[], rows: readonly Row[]): string | undefined {
+  const top = bottleneck(stages.map((stage) => ({ ...stage, bytes: 0 })));
+  if (!top) return undefined;
+  const { stage, rate } = stages.find((it) => it.stage === top.stage) as StageShare;
+  const known = ALONE[stage];
+  const alone = rows.find(
+    (row) => row.stage === known?.stage && row.way === known.way && (row.cache === cache || row.cache === 'memory'),
+  );
+  const resource = stage === 'read' && cache === 'cold' ? 'disk' : (known?.resource ?? 'processor');
+  const share = `at work ${(100 * top.working).toFixed(0)} % of the time`;
+  const rates = alone ? `${rate.toFixed(2)} of ${alone.rate.median.toFixed(2)} GB/s` : `${rate.toFixed(3)} GB/s`;
+  return `${resource}-bound: ${stage} ${rates}, ${share}`;
+}

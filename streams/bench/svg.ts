@@ -1,0 +1,128 @@
+/** Plots as SVG, of text alone: nothing is loaded, nothing runs. */
+
+export interface Bar {
+  readonly label: string;
+  readonly value: number;
+  readonly low: number;
+  readonly high: number;
+  /** Ours, as against what it is compared with. */
+  readonly ours: boolean;
+}
+
+export interface Point {
+  readonly x: number;
+  readonly y: number;
+}
+
+export interface Series {
+  readonly label: string;
+  readonly points: readonly Point[];
+}
+
+export const markup = (plain: string): string =>
+  plain.replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/"/g, '&quot;');
+
+const OURS = '#c2410c';
+const OTHER = '#64748b';
+const COLOURS = [OURS, '#1d4ed8', '#15803d', '#7e22ce'] as const;
+const WIDTH = 720;
+const ROW = 22;
+const LABEL = 210;
+const END = 96;
+
+const round = (value: number): number => Math.round(10 * value) / 10;
+
+const svg = (height: number, title: string, body: readonly string[]): string =>
+  [
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" width="${WIDTH}" height="${height}" role="img" font-family="system-ui, sans-serif" font-size="12" fill="#334155">`,
+    `<title>${markup(title)}</title>`,
+    ...body,
+    '</svg>',
+  ].join('\n');
+
+/** Medians as bars from 0, the spread as a line through the end. */
+export function bars(title: string, unit: string, rows: readonly Bar[]): string {
+  const most = Math.max(...rows.map(({ high }) => high), Number.MIN_VALUE);
+  const x = (value: number): number => round(LABEL + (WIDTH - LABEL - END) * (value / most));
+  const body = rows.flatMap(({ label, value, low, high, ours }, i) => {
+    const y = i * ROW + 4;
+    const middle = y + ROW / 2 - 3;
+    return [
+      `<text x="${LABEL - 8}" y="${middle + 4}" text-anchor="end">${markup(label)}</text>`,
+      `<rect x="${LABEL}" y="${y}" width="${round(x(value) - LABEL)}" height="${ROW - 6}" fill="${ours ? OURS : OTHER}"/>`,
+      `<path d="M${x(low)} ${middle}H${x(high)}" stroke="#0f172a" stroke-width="1.5"/>`,
+      `<text x="${x(high) + 6}" y="${middle + 4}">${value.toFixed(2)} ${markup(unit)}</text>`,
+    ];
+  });
+  return svg(rows.length * ROW + 8, title, body);
+}
+
+export interface Share {
+  readonly label: string;
+  readonly working: number;
+  readonly starved: number;
+  readonly blocked: number;
+}
+
+const STATES = [
+  ['working', OURS],
+  ['starved', '#e2e8f0'],
+  ['blocked', '#94a3b8'],
+] as const;
+
+/** What each stage did with the time. */
+export function shares(title: string, rows: readonly Share[]): string {
+  const scale = WIDTH - LABEL - END;
+  const legend = STATES.map(
+    ([state, colour], i) =>
+      `<rect x="${LABEL + 90 * i}" y="2" width="11" height="11" fill="${colour}"/><text x="${LABEL + 90 * i + 16}" y="12">${state}</text>`,
+  );
+  const body = rows.flatMap((row, i) => {
+    const y = 22 + i * ROW;
+    let from = LABEL;
+    const parts = STATES.map(([state, colour]) => {
+      const width = scale * row[state];
+      const part = `<rect x="${round(from)}" y="${y}" width="${round(width)}" height="${ROW - 6}" fill="${colour}"/>`;
+      from += width;
+      return part;
+    });
+    return [`<text x="${LABEL - 8}" y="${y + 12}" text-anchor="end">${markup(row.label)}</text>`, ...parts];
+  });
+  return svg(rows.length * ROW + 26, title, [...legend, ...body]);
+}
+
+const HEIGHT = 230;
+const BOX = { left: 70, right: 170, top: 14, bottom: 36 };
+
+/** Lines over a logarithmic axis; y from 0. */
+export function lines(title: string, xTitle: string, yTitle: string, series: readonly Series[]): string {
+  const points = series.flatMap((it) => it.points);
+  const xs = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
+  const [first, last] = [xs[0] as number, xs.at(-1) as number];
+  const most = Math.max(...points.map((point) => point.y), Number.MIN_VALUE) * 1.1;
+  const [right, bottom] = [WIDTH - BOX.right, HEIGHT - BOX.bottom];
+  const x = (value: number): number =>
+    round(last > first ? BOX.left + ((right - BOX.left) * Math.log(value / first)) / Math.log(last / first) : BOX.left);
+  const y = (value: number): number => round(bottom - ((bottom - BOX.top) * value) / most);
+  const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => (share * most) / 1.1);
+  return svg(HEIGHT, title, [
+    ...ticks.map(
+      (tick) =>
+        `<path d="M${BOX.left} ${y(tick)}H${right}" stroke="#e2e8f0"/><text x="${BOX.left - 6}" y="${y(tick) + 4}" text-anchor="end">${Number(tick.toPrecision(3))}</text>`,
+    ),
+    ...xs.map((tick) => `<text x="${x(tick)}" y="${bottom + 15}" text-anchor="middle">${tick}</text>`),
+    `<path d="M${BOX.left} ${BOX.top}V${bottom}H${right}" fill="none" stroke="#94a3b8"/>`,
+    `<text x="${(BOX.left + right) / 2}" y="${bottom + 31}" text-anchor="middle">${markup(xTitle)}</text>`,
+    `<text transform="translate(14 ${(BOX.top + bottom) / 2}) rotate(-90)" text-anchor="middle">${markup(yTitle)}</text>`,
+    ...series.flatMap(({ label, points: own }, i) => {
+      const colour = COLOURS[i % COLOURS.length];
+      const sorted = [...own].sort((a, b) => a.x - b.x);
+      const path = sorted.map((point) => `${x(point.x)} ${y(point.y)}`).join('L');
+      return [
+        `<path d="M${path}" fill="none" stroke="${colour}" stroke-width="1.8"/>`,
+        ...sorted.map((point) => `<circle cx="${x(point.x)}" cy="${y(point.y)}" r="3" fill="${colour}"/>`),
+        `<text x="${right + 10}" y="${BOX.top + 14 + 17 * i}" fill="${colour}">${markup(label)}</text>`,
+      ];
+    }),
+  ]);
+}

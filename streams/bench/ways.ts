@@ -1,0 +1,120 @@
+/** The stages of the dataflow, and the ways in which each is measured beside what it is compared with. */
+import type { Slowdown } from '../stage-clock.js';
+import { type Command, MEMORY_TASKS, type MemoryTask, type SampleOfModel, type Task } from './task.js';
+
+export interface Way {
+  readonly stage: 'read' | 'compute' | 'hop' | 'write' | 'convert' | 'pipeline';
+  readonly way: string;
+  /** Of the source's pages; `memory` where there is no file. */
+  readonly cache: 'warm' | 'cold' | 'memory';
+  /** The way of the same stage and cache that it is compared with. */
+  readonly against?: string;
+  readonly task: Task;
+}
+
+export interface WayOptions {
+  readonly source: SampleOfModel;
+  /** Where to write. */
+  readonly folder: string;
+  /** Of what is written from memory, or sent. */
+  readonly bytes: number;
+  readonly cold: boolean;
+  readonly commands: readonly Command[];
+  /** The whole way of a layer too. */
+  readonly compress: boolean;
+  readonly slow?: Slowdown | undefined;
+}
+
+const STREAM_BYTES = 4 * 2 ** 20;
+
+/** What decoding and checksums are called. */
+const MEMORY_NAMES: Readonly<Record<MemoryTask, string>> = {
+  copy: 'copy of f32',
+  bf16: 'bf16 to f32',
+  fp16: 'fp16 to f32',
+  fp8: 'fp8 blocks to f32',
+  normalise: 'normalise bf16',
+  crc32: 'crc32',
+  sha256: 'sha256',
+};
+
+export const OURS = 'ours';
+export const PREAD = 'pread 8 MiB';
+export const PWRITE = 'pwrite 8 MiB + fsync';
+export const CP = 'cp + fsync';
+export const BF16 = MEMORY_NAMES.bf16;
+export const COPY = MEMORY_NAMES.copy;
+export const NORMALISE = MEMORY_NAMES.normalise;
+
+export function listWays({ source, folder, bytes, cold, commands, compress, slow }: WayOptions): Way[] {
+  const slowed = slow ? { slow } : {};
+  const reads = (cache: 'warm' | 'cold'): Way[] => [
+    { stage: 'read', way: PREAD, cache, task: { kind: 'pread', source } },
+    { stage: 'read', way: OURS, cache, against: PREAD, task: { kind: 'source', source } },
+    {
+      stage: 'read',
+      way: 'createReadStream 4 MiB',
+      cache,
+      against: PREAD,
+      task: { kind: 'read stream', source, blockBytes: STREAM_BYTES },
+    },
+    { stage: 'read', way: 'createReadStream', cache, against: PREAD, task: { kind: 'read stream', source } },
+  ];
+  const command = (name: Command, sync: boolean): Way[] =>
+    commands.includes(name)
+      ? [
+          {
+            stage: 'convert',
+            way: `${COMMAND_NAMES[name]}${sync ? ' + fsync' : ''}`,
+            cache: 'warm',
+            ...(!(name === 'cp' && sync) && { against: CP }),
+            task: { kind: 'command', command: name, source, folder, sync },
+          },
+        ]
+      : [];
+  const conversion = (cache: 'warm' | 'cold'): Way => ({
+    stage: 'convert',
+    way: OURS,
+    cache,
+    ...(cache === 'warm' && { against: CP }),
+    task: { kind: 'convert', source, folder, ...slowed },
+  });
+  return [
+    ...reads('warm'),
+    ...(cold ? reads('cold') : []),
+    ...MEMORY_TASKS.map(
+      (what): Way => ({
+        stage: 'compute',
+        way: MEMORY_NAMES[what],
+        cache: 'memory',
+        ...(what !== 'copy' && { against: COPY }),
+        task: { kind: 'memory', what },
+      }),
+    ),
+    { stage: 'hop', way: 'WebSocket, loopback', cache: 'memory', task: { kind: 'hop', bytes } },
+    { stage: 'write', way: PWRITE, cache: 'memory', task: { kind: 'pwrite', folder, bytes } },
+    { stage: 'write', way: OURS, cache: 'memory', against: PWRITE, task: { kind: 'sink', folder, bytes } },
+    ...command('cp', true),
+    conversion('warm'),
+    ...command('cp', false),
+    ...command('dd', true),
+    ...command('python', true),
+    ...(cold ? [conversion('cold')] : []),
+    ...(compress
+      ? [
+          {
+            stage: 'pipeline',
+            way: 'compress a layer',
+            cache: 'warm',
+            task: { kind: 'compress', model: source.folder, folder, ...slowed },
+          } as const,
+        ]
+      : []),
+  ];
+}
+
+const COMMAND_NAMES: Readonly<Record<Command, string>> = {
+  cp: 'cp',
+  dd: 'dd bs=8M',
+  python: 'safetensors in Python',
+};

@@ -1,0 +1,11 @@
+import type { Files } from '../src/checkpoint/files.js';
+import { ReadError } from '../src/errors.js';
+
+/** The error itself; of a read that failed because its file was changed, the `SourceChangedError` that says so. */
+export async function blameSource(error: unknown, files: Files): Promise<unknown> {
+  if (!(error instanceof ReadError)) return error;
+  return files.checkUnchanged().then(
+    () => error,
+    (changed: Error) => changed,
+  );
+}

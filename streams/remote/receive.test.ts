@@ -1,0 +1,168 @@
+/** What `mobe receive` does with a peer that does not behave: refuse it, in words, and keep nothing. */
+import { existsSync, mkdirSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { encodeHeader } from '../../src/checkpoint/header.js';
+import type { Channel } from '../../src/transport/channel.js';
+import { connect } from '../../src/transport/connect.js';
+import { createRequester, type Requester } from '../../src/transport/requests.js';
+import { wholePiece } from '../../src/transport/tensor-piece.js';
+import { OUTPUT_SERVICE, pieceName } from './output-protocol.js';
+import { type Receiver, receive } from './receive.js';
+
+const root = temporaryFolder();
+const TENSORS = [{ name: 'a', dtype: 'U8', shape: [4], bytes: 4 }];
+const HEADER = encodeHeader(TENSORS);
+const SHARD = { file: 'model.safetensors', bytes: HEADER.byteLength + 4 };
+const WANTED = { kind: 'copy', sourceFingerprint: '0', settings: {} };
+
+let out: string;
+let made = 0;
+let receiver: Receiver;
+let channels: Channel[];
+async function peer(): Promise<Requester> {
+  const channel = await connect(receiver.url, { service: OUTPUT_SERVICE });
+  channels.push(channel);
+  return createRequester(channel);
+}
+beforeEach(async () => {
+  out = join(root, `${made++}`, 'out');
+  mkdirSync(join(out, '..'));
+  channels = [];
+  receiver = await receive(out, { host: '127.0.0.1', port: 0 });
+});
+afterEach(async () => {
+  await receiver.close();
+  for (const channel of channels) channel.fail(new Error('the test is over'));
+});
+
+const create = (ask: Requester) => ask('create', { wanted: WANTED, neededBytes: 10, force: false });
+const reserve = (ask: Requester) => ask('reserve', SHARD, { uploads: [wholePiece('header', HEADER)] });
+const write = (ask: Requester, name: string, data: Uint8Array) =>
+  ask('write', null, { uploads: [wholePiece(name, data)] });
+
+/** Nothing under a final name, nothing beside the folder. */
+function expectNothing(): void {
+  expect(existsSync(out) ? readdirSync(out).filter((name) => !name.startsWith('.')) : []).toEqual([]);
+  expect(readdirSync(join(out, '..')).filter((name) => name !== 'out')).toEqual([]);
+}
+
+test('the whole conversation of one that does behave', async () => {
+  const ask = await peer();
+  expect(await create(ask)).toBeNull();
+  await reserve(ask);
+  await write(ask, pieceName('a', 0), Uint8Array.of(1, 2, 3, 4));
+  await ask('file', { file: 'sub/x.txt', bytes: 2 }, { uploads: [wholePiece('sub/x.txt', Uint8Array.of(104, 105))] });
+  await ask('commit', { last: [] });
+  await channels[0]?.close();
+  await receiver.done;
+  expect(
+    readdirSync(out)
+      .filter((name) => !name.startsWith('.'))
+      .sort(),
+  ).toEqual(['model.safetensors', 'sub']);
+});
+
+describe('refused:', () => {
+  test.each([
+    '../escape',
+    '/etc/escape',
+    'a/../../escape',
+    '..',
+    'c:\\escape',
+    'a\\..\\escape',
+    './escape',
+    'nul\0',
+    '',
+  ])('the path %j', async (file) => {
+    const ask = await peer();
+    await create(ask);
+    await expect(ask('file', { file, bytes: 1 }, { uploads: [wholePiece('x', Uint8Array.of(1))] })).rejects.toThrow();
+    await expect(ask('reserve', { ...SHARD, file }, { uploads: [wholePiece('header', HEADER)] })).rejects.toThrow();
+    expectNothing();
+  });
+
+  test.each<[string, (ask: Requester) => Promise<unknown>, string]>([
+    ['work before "create"', (ask) => reserve(ask), 'before "create"'],
+    ['a second "create"', (ask) => create(ask).then(() => create(ask)), 'twice'],
+    [
+      'a tensor that was not reserved',
+      (ask) => create(ask).then(() => write(ask, pieceName('b', 0), Uint8Array.of(1))),
+      'no room',
+    ],
+    [
+      'a part beyond its tensor',
+      async (ask) => {
+        await create(ask);
+        await reserve(ask);
+        await write(ask, pieceName('a', 3), Uint8Array.of(1, 2));
+      },
+      'no room',
+    ],
+    [
+      'a part without a place',
+      async (ask) => {
+        await create(ask);
+        await reserve(ask);
+        await write(ask, 'a', Uint8Array.of(1));
+      },
+      'no part',
+    ],
+    [
+      'a header of other tensors than the file has room for',
+      (ask) =>
+        create(ask).then(() =>
+          ask('reserve', { ...SHARD, bytes: SHARD.bytes + 1 }, { uploads: [wholePiece('header', HEADER)] }),
+        ),
+      'follow the last tensor',
+    ],
+    [
+      'a header larger than its file',
+      (ask) =>
+        create(ask).then(() => ask('reserve', { ...SHARD, bytes: 9 }, { uploads: [wholePiece('header', HEADER)] })),
+      'the header',
+    ],
+    [
+      'a shard without a header',
+      (ask) => create(ask).then(() => ask('reserve', SHARD, { uploads: [] })),
+      'did not come',
+    ],
+    [
+      'a file with fewer bytes than said',
+      (ask) =>
+        create(ask).then(() => ask('file', { file: 'x', bytes: 9 }, { uploads: [wholePiece('x', Uint8Array.of(1))] })),
+      '1 of 9',
+    ],
+    [
+      'a commit before all bytes are there',
+      async (ask) => {
+        await create(ask);
+        await reserve(ask);
+        await ask('commit', { last: [] });
+      },
+      '0 of 4 bytes',
+    ],
+    ['parameters that are none', (ask) => ask('create', { wanted: 3 }), 'wanted'],
+  ])('%s', async (_, act, says) => {
+    await expect(act(await peer())).rejects.toThrow(says);
+    expectNothing();
+  });
+
+  test('a second conversation while one is under way; the first goes on', async () => {
+    const [first, second] = [await peer(), await peer()];
+    await create(first);
+    await expect(create(second)).rejects.toThrow('another conversion');
+    await reserve(first);
+  });
+});
+
+test('a peer that leaves before the end: nothing looks whole, and the next one can come', async () => {
+  const first = await peer();
+  await create(first);
+  await reserve(first);
+  await channels[0]?.close();
+  expectNothing();
+  const second = await peer();
+  expect(await create(second)).toBeNull();
+});

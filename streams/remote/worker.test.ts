@@ -1,0 +1,131 @@
+/** What `mobe worker` does with a coordinator that does not behave. Runs that do are in machines.test.ts. */
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { Channel } from '../../src/transport/channel.js';
+import { connect } from '../../src/transport/connect.js';
+import type { Listener } from '../../src/transport/listen.js';
+import { createRequester, type Requester } from '../../src/transport/requests.js';
+import { wholePiece } from '../../src/transport/tensor-piece.js';
+import { work } from './worker.js';
+import { type FitParams, WORKER_SERVICE } from './worker-protocol.js';
+
+const FIT: FitParams = {
+  problem: { experts: 3, rows: 4, cols: 16, bases: 1, rank: 4, activation: 'silu' },
+  format: { encoding: { kind: 'float', dtype: 'F32' }, rows: 4, cols: 16, transposed: false },
+  dtype: 'F32',
+  sigma: 1,
+  solver: 'varpro',
+  options: { steps: 3, batchExperts: 3, holdTargets: true, seed: 0, label: 'a group' },
+};
+const EXPERT = new Uint8Array(Float32Array.from({ length: 64 }, (_, i) => Math.sin(i * i)).buffer);
+const uploads = (...names: string[]) => names.map((name) => wholePiece(name, EXPERT));
+
+let worker: Listener;
+let channels: Channel[];
+beforeEach(async () => {
+  channels = [];
+  worker = await work({ threads: 1, maxMemory: 600e6 }, { host: '127.0.0.1', port: 0 });
+});
+afterEach(async () => {
+  for (const channel of channels) channel.fail(new Error('the test is over'));
+  await worker.close();
+});
+async function peer(): Promise<Requester> {
+  const channel = await connect(worker.url, { service: WORKER_SERVICE });
+  channels.push(channel);
+  return createRequester(channel);
+}
+async function opened(): Promise<Requester> {
+  const ask = await peer();
+  await ask('open', { threads: 1 });
+  return ask;
+}
+const askFit = (ask: Requester, params: unknown = FIT, ...names: string[]) =>
+  ask('fit', params, { uploads: uploads(...names), onPiece() {}, onEvent() {} });
+
+test('the whole conversation of one that does behave', async () => {
+  const ask = await opened();
+  expect(await ask('facts', null)).toMatchObject({ name: 'onnx-cpu', threads: 1 });
+  expect(await ask('rate', { rows: 4, cols: 16, rank: 4 })).toBeGreaterThan(0);
+  expect(await askFit(ask, FIT, '0', '1', '2')).toMatchObject({ steps: 3 });
+  const sizes: number[] = [];
+  const onPiece = ({ bytes }: { bytes: number }) => void sizes.push(bytes);
+  expect(await ask('fold', { expert: 2, written: 'factors' }, { onPiece })).toMatchObject({
+    squaredNorm: expect.any(Number),
+  });
+  expect(sizes).toEqual([4 * 4 * 4]);
+});
+
+describe('refused, and the session goes on:', () => {
+  const other = (change: (params: FitParams) => unknown) =>
+    JSON.parse(JSON.stringify(FIT), (key, value) => (key === '' ? change(value) : value));
+  test.each<[string, (ask: Requester) => Promise<unknown>, string]>([
+    ['an expert too few', (ask) => askFit(ask, FIT, '0', '1'), 'did not send tensor "2"'],
+    ['an expert too many', (ask) => askFit(ask, FIT, '0', '1', '2', '3'), 'tensor "3"'],
+    [
+      'an expert of another size',
+      (ask) =>
+        askFit(
+          ask,
+          other((it) => ({ ...it, format: { ...it.format, cols: 8 } })),
+          '0',
+          '1',
+          '2',
+        ),
+      '256 bytes',
+    ],
+    [
+      'a problem larger than the memory',
+      (ask) =>
+        askFit(
+          ask,
+          other((it) => ({ ...it, problem: { ...it.problem, bases: 2 ** 20 } })),
+        ),
+      '--max-memory',
+    ],
+    [
+      'sizes that are none',
+      (ask) =>
+        askFit(
+          ask,
+          other((it) => ({ ...it, problem: { ...it.problem, experts: -1 } })),
+        ),
+      'problem.experts',
+    ],
+    [
+      'a solver nobody knows',
+      (ask) =>
+        askFit(
+          ask,
+          other((it) => ({ ...it, solver: 'magic' })),
+        ),
+      'solver',
+    ],
+    ['an expert of no fit', (ask) => ask('fold', { expert: 0, written: 'factors' }), 'no fitted group'],
+  ])('%s', async (_, act, says) => {
+    const ask = await opened();
+    await expect(act(ask)).rejects.toThrow(says);
+    expect(await askFit(ask, FIT, '0', '1', '2')).toMatchObject({ steps: 3 });
+  });
+
+  test('an expert that the fitted group has not', async () => {
+    const ask = await opened();
+    await askFit(ask, FIT, '0', '1', '2');
+    await expect(ask('fold', { expert: 3, written: 'factors' })).rejects.toThrow('expert 3 of 3');
+  });
+
+  test('work before "open"', async () => {
+    const ask = await peer();
+    await expect(askFit(ask, FIT, '0', '1', '2')).rejects.toThrow('before "open"');
+    await ask('open', { threads: 1 });
+    expect(await askFit(ask, FIT, '0', '1', '2')).toMatchObject({ steps: 3 });
+  });
+});
+
+test('memory that a session gives back is there for the next', async () => {
+  const needs = { ...FIT, options: { ...FIT.options } };
+  for (let session = 0; session < 4; session++) {
+    const ask = await opened();
+    expect(await askFit(ask, needs, '0', '1', '2')).toMatchObject({ steps: 3 });
+    await channels[session]?.close();
+  }
+});
