@@ -1,14 +1,16 @@
 import { execFile } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { cpSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles } from '../fixtures/compare-weights.js';
+import { forgetManifest } from '../fixtures/forget-manifest.js';
 import { generateFamily } from '../fixtures/generate-family.js';
 import { CLI } from '../fixtures/paths.js';
 import type { StoredTensor } from '../fixtures/quantised-storage.js';
 import { readFolder } from '../fixtures/read-folder.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
+import type { TensorInfo } from '../src/checkpoint/header.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import type { GroupKey } from '../src/conversion/groups.js';
 import { isFitted, isKept, POOR_FIT } from '../src/conversion/report.js';
@@ -18,13 +20,17 @@ import { compress } from './compress.js';
 import { expand } from './expand.js';
 import { exportFactors } from './export.js';
 import { fitFactors } from './fit.js';
-import type { RunResult } from './progress.js';
+import type { Progress, RunResult } from './progress.js';
 import { verify } from './verify.js';
 
 const root = temporaryFolder();
 const at = (...path: string[]): string => join(root, ...path);
 const QUICK = { bases: 3, steps: 3, threads: 1 } as const;
 const label = ({ layer, projection }: GroupKey): string => `${layer} ${projection}`;
+const isOf = ({ layer, projection }: GroupKey, tensor: string): boolean =>
+  tensor.includes(`layers.${layer}.mlp.experts.`) &&
+  (tensor.endsWith(`${projection}.weight`) ||
+    tensor.endsWith(projection === 'down_proj' ? 'down_proj' : 'gate_up_proj'));
 const bytesOf = (tensors: ReturnType<typeof readFolder>, name: string): Buffer =>
   Buffer.from(tensors.get(name)?.bytes ?? []);
 
@@ -97,7 +103,24 @@ describe.each([
     const { problems, groups, copiedTensors } = await verify(model, out('bounded'), { threads: 1 });
     expect(problems).toEqual([]);
     expect(groups.map(label)).toEqual(bounded.groups.filter(isFitted).map(label));
-    expect(copiedTensors).toBeGreaterThan((await verify(model, out('plain'), { threads: 1 })).copiedTensors - 1);
+    const first = bounded.groups.filter(isKept)[0] as GroupKey;
+    cpSync(out('bounded'), out('flipped'), { recursive: true });
+    forgetManifest(out('flipped'));
+    const { tensors } = await openCheckpoint(out('flipped'));
+    const name = [...tensors.keys()].find((it) => isOf(first, it)) as string;
+    const { file, start, end } = tensors.get(name) as TensorInfo;
+    const bytes = readFileSync(file);
+    // The last bit that counts of the last number of the projection's first expert.
+    const position = start + (end - start) / (name.endsWith('gate_up_proj') ? 16 : 1) - 2;
+    const fused = first.projection === 'up_proj' && name.endsWith('gate_up_proj');
+    const at = fused ? position + (end - start) / 16 : position;
+    bytes[at] = (bytes[at] as number) ^ 1;
+    writeFileSync(file, bytes);
+    const flipped = await verify(model, out('flipped'), { threads: 1 });
+    expect(flipped.problems).toHaveLength(1);
+    expect(flipped.problems[0]).toContain(`tensor "${name}"`);
+    expect(flipped.problems[0]).toContain('differs from the source at byte');
+    expect(copiedTensors).toBeGreaterThan(0);
   });
 });
 
@@ -166,10 +189,14 @@ describe('found before anything is fitted or written:', () => {
   /** Runs until it is refused, and holds that no step was taken and nothing is left. */
   async function refused(name: string, options: CompressOptions): Promise<unknown> {
     const kinds = new Set<string>();
-    const onProgress = ({ kind }: { kind: string }) => kinds.add(kind);
+    const onProgress = (progress: Progress) => {
+      kinds.add(progress.kind === 'phase' ? progress.phase : progress.kind);
+    };
     const run = compress(at(name, 'model'), at(name, 'out'), { ...QUICK, ...options }, { onProgress });
     const error = await run.catch((reason: unknown) => reason);
-    expect(kinds.has('step')).toBe(false);
+    expect(kinds).toContain('check');
+    expect(kinds).not.toContain('convert'); // with which shards are there to be written
+    expect(kinds).not.toContain('step');
     expect(existsSync(at(name, 'out'))).toBe(false);
     return error;
   }

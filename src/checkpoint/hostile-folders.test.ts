@@ -199,14 +199,18 @@ describe('sizes are not taken on trust:', () => {
     expect((await model(64)).tensors.size).toBe(0);
   });
 
-  test('a config of a gigabyte is refused before it is read', async () => {
-    put(at('huge', 'config.json'), '{');
-    truncateSync(at('huge', 'config.json'), 2 ** 30); // a hole
-    put(at('huge', 'model.safetensors'), shard({}));
-    const before = process.memoryUsage.rss();
-    await expect(openCheckpoint(at('huge'))).rejects.toThrow('the limit is');
-    expect(process.memoryUsage.rss() - before).toBeLessThan(200e6);
-  });
+  test.each(['config.json', 'model.safetensors.index.json'])(
+    'a gigabyte of %s is refused before it is read',
+    async (file) => {
+      put(at(`huge ${file}`, 'config.json'), '{}');
+      put(at(`huge ${file}`, file), '{');
+      truncateSync(at(`huge ${file}`, file), 2 ** 30); // a hole
+      put(at(`huge ${file}`, 'model.safetensors'), shard({}));
+      const before = process.memoryUsage.rss();
+      await expect(openCheckpoint(at(`huge ${file}`))).rejects.toThrow('the limit is');
+      expect(process.memoryUsage.rss() - before).toBeLessThan(200e6);
+    },
+  );
 
   test('a config on one long line is edited in time', () => {
     const long = `{"a": [${Array.from({ length: 50_000 }, () => 1).join(',')}]}`;

@@ -111,17 +111,21 @@ async function readHeader(path: string, files: Files): Promise<{ json: Uint8Arra
   return { json, bytes };
 }
 
-/** A whole text file. */
-async function readText(path: string, files: Files): Promise<string> {
+/** A whole file of JSON, which is refused before it is read where it is larger than any real one. */
+async function readBytes(path: string, files: Files): Promise<Uint8Array<ArrayBuffer>> {
   const end = await files.size(path);
   if (end > MAX_JSON_BYTES) throw new InvalidJsonError(path, `it has ${end} bytes, the limit is ${MAX_JSON_BYTES}`);
-  return new TextDecoder().decode(await files.readRange({ file: path, start: 0, end }));
+  return files.readRange({ file: path, start: 0, end });
+}
+
+/** A whole text file. */
+async function readText(path: string, files: Files): Promise<string> {
+  return new TextDecoder().decode(await readBytes(path, files));
 }
 
 /** shard file → the tensors the index places in it */
 async function readIndex(path: string, files: Files): Promise<Map<string, string[]>> {
-  const range = { file: path, start: 0, end: await files.size(path) };
-  const json = Buffer.from((await files.readRange(range)).buffer);
+  const json = Buffer.from((await readBytes(path, files)).buffer);
   let placed: Map<string, string[]> | undefined;
   const keys = new Set<string>();
   try {
