@@ -12,10 +12,7 @@ import { inFolder } from './in-folder.js';
 import { type Outcome, startTimer } from './sample.js';
 import { BLOCK_BYTES } from './task.js';
 
-/**
- * A file of known size, one write at a time, then brought to the disk. Like a shard it begins with a header, so that blocks are
- * not at multiples of their size: Linux may take several times as long for those that are.
- */
+/** A file of known size, one write at a time behind a header as a shard has one, then brought to the disk. */
 export const pwrite = (parent: string, bytes: number): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const block = randomFillSync(new Uint8Array(BLOCK_BYTES));
