@@ -27,10 +27,10 @@ const ENGINE_BYTES: Record<EngineName, number> = {
 /** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
 const TENSOR_BYTES = 1200;
 
-/** Blocks that are read and not yet written: two being read, one on its way, two being written. */
-export const PASS_THROUGH_BLOCKS = 5;
-/** Those, and a block that is decoded with what it is decoded from. */
-const PASS_THROUGH_BYTES = (PASS_THROUGH_BLOCKS + 2) * READ_BYTES;
+/** Blocks that are read and not yet written: two that are being written, one that is being read. */
+export const PASS_THROUGH_BLOCKS = 3;
+/** Those, and a block's numbers where it is decoded. */
+const PASS_THROUGH_BYTES = (PASS_THROUGH_BLOCKS + 1) * READ_BYTES;
 
 /** Buffers come and go; at times a step holds a little more than is counted. */
 const OVERHEAD = 1.15;

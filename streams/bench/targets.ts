@@ -32,14 +32,19 @@ export function checkTargets(rows: readonly Row[]): Target[] {
     const found = `${percent(median)} (${percent(low)} to ${percent(high)})`;
     return [{ target, wanted: `≥ ${percent(LEAST_RATIO)}`, found, reached: median >= LEAST_RATIO }];
   });
-  const decode = find('compute', BF16)?.rate.median;
-  const copy = find('compute', COPY)?.rate.median;
+  // Of a core's time, not of the clock's: the rest of it may have been somebody else's.
+  const perCore = (way: string): number | undefined => {
+    const row = find('compute', way);
+    return row && 1 / row.cpuSecondsPerGigabyte;
+  };
+  const decode = perCore(BF16);
+  const copy = perCore(COPY);
   if (decode !== undefined && copy !== undefined) {
     const wanted = Math.min(LEAST_DECODE, LEAST_OF_COPY * copy);
     targets.push({
-      target: 'bf16 to f32, on one core',
-      wanted: `≥ ${wanted.toFixed(2)} GB/s`,
-      found: `${decode.toFixed(2)} GB/s`,
+      target: 'bf16 to f32, a second of one core',
+      wanted: `≥ ${wanted.toFixed(2)} GB`,
+      found: `${decode.toFixed(2)} GB`,
       reached: decode >= wanted,
     });
   }

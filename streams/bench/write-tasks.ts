@@ -12,22 +12,26 @@ import { inFolder } from './in-folder.js';
 import { type Outcome, startTimer } from './sample.js';
 import { BLOCK_BYTES } from './task.js';
 
-/** A file of known size, one write at a time, then brought to the disk. */
+/** A file of known size, one write at a time behind a header as a shard has one, then brought to the disk. */
 export const pwrite = (parent: string, bytes: number): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const block = randomFillSync(new Uint8Array(BLOCK_BYTES));
     const stop = startTimer();
     const handle = await open(join(folder, 'raw'), 'wx');
     try {
-      await handle.truncate(bytes);
+      await handle.truncate(HEADER_BYTES + bytes);
+      await handle.write(block, 0, HEADER_BYTES, 0);
       for (let at = 0; at < bytes; at += BLOCK_BYTES)
-        await handle.write(block, 0, Math.min(BLOCK_BYTES, bytes - at), at);
+        await handle.write(block, 0, Math.min(BLOCK_BYTES, bytes - at), HEADER_BYTES + at);
       await handle.sync();
     } finally {
       await handle.close();
     }
     return { bytes, heldBytes: BLOCK_BYTES, ...stop() };
   });
+
+/** That of the one tensor that our sink is given. */
+const HEADER_BYTES = 96;
 
 /** One shard, by our sink, of chunks that are there already. */
 export const ourSink = (parent: string, bytes: number): Promise<Outcome> =>
