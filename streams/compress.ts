@@ -13,7 +13,8 @@ import { stateFiles } from './state-file.js';
 
 /**
  * Compresses the checkpoint in `model` into `out` in one streaming pass (two reads of the experts: one checks them).
- * Throws a `MobeError`; nothing is then left in `out` that was not there before.
+ * Throws a `MobeError`; `out` then holds nothing that looks whole, and, where the error's `kept` says so, what the same call goes on
+ * from.
  */
 export async function compress(
   model: string,
