@@ -62,7 +62,7 @@ async function* nothing(): AsyncGenerator<TensorPiece, unknown> {
 }
 
 /** A loop over it may be left, by an error for one, without ending what it reads from. */
-function leavable(pieces: AsyncGenerator<TensorPiece, unknown>): AsyncIterableIterator<TensorPiece> {
+function leavable(pieces: AsyncIterator<TensorPiece, unknown>): AsyncIterableIterator<TensorPiece> {
   return {
     next: () => pieces.next(),
     [Symbol.asyncIterator]() {
@@ -72,7 +72,7 @@ function leavable(pieces: AsyncGenerator<TensorPiece, unknown>): AsyncIterableIt
 }
 
 /** Reads on to the end of what came with a request: the next request comes after it. */
-async function passOver(uploads: AsyncGenerator<TensorPiece, unknown>): Promise<void> {
+async function passOver(uploads: AsyncIterator<TensorPiece, unknown>): Promise<void> {
   try {
     while (!(await uploads.next()).done);
   } catch (error) {
