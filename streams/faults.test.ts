@@ -235,10 +235,8 @@ describe('a shard that changes while it is read stops the run, is named, and not
       await expect(run).rejects.toThrow(errors.SourceChangedError);
       await expect(run).rejects.toThrow(shard);
       await expect(run).rejects.toThrow(words);
-      const left = existsSync(out) ? readdirSync(out) : [];
-      expect(left.filter((file) => file !== PARTIAL_FOLDER)).toEqual([]);
+      expect(existsSync(out)).toBe(false);
       rmSync(model, { recursive: true });
-      rmSync(out, { recursive: true, force: true });
     }
   });
 });
