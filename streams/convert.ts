@@ -148,7 +148,9 @@ async function write(
   const groups = plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []);
   const notes: Array<Promise<void>> = [];
   const finish = async (report: GroupReport): Promise<void> => {
-    await output.finish?.(units.get(groupLabel(report)) as Unit, report);
+    const unit = units.get(groupLabel(report));
+    if (!unit) return; // of a layer that a native export leaves out whole: told, but nothing of it is written
+    await output.finish?.(unit, report);
     if (states) await removeState(states.folder, report, run.fileSystem);
   };
   const onGroup = (report: GroupReport): void => {
