@@ -86,10 +86,10 @@ export {
   type LanguageModel,
   type ModelOptions,
   openLanguageModel,
-  type SequencePart,
 } from './inference/language-model.js';
 export type { EvaluateOptions, GenerateOptions } from './inference/options.js';
 export { Runner } from './inference/runner.js';
+export type { SequencePart } from './inference/sequence-parts.js';
 export { openTokenizer, type TextStream, type Tokenizer, textStream } from './inference/tokenizer.js';
 export { detectModel } from './models/detect.js';
 export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';

@@ -11,7 +11,7 @@ import {
   UnsupportedModelError,
 } from '../errors.js';
 import type { Architecture, Blueprint, DecoderLayer } from './architecture.js';
-import { MASKED, type Tensors } from './attention.js';
+import type { Tensors } from './attention.js';
 import { bailing, bailingV2 } from './bailing.js';
 import { configReader } from './config-reader.js';
 import { deepseekV2, deepseekV3 } from './deepseek.js';
@@ -19,18 +19,16 @@ import { findExperts, type LayerExperts } from './experts.js';
 import { runExperts } from './experts-layer.js';
 import { dense } from './feed-forward.js';
 import { createHead } from './head.js';
-import { KeyValueCache, roomFor } from './key-value-cache.js';
+import { KeyValueCache } from './key-value-cache.js';
 import { type ModelMemory, planModelMemory } from './memory.js';
 import { qwen3Moe } from './qwen3-moe.js';
 import { rotation } from './rotary.js';
 import type { Runner } from './runner.js';
+import { type PlacedPart, placeParts, type SequencePart } from './sequence-parts.js';
 import { findWeight, type Weight, WeightReader } from './weight.js';
 import { type Unit, WeightCache } from './weight-cache.js';
 
 export const ARCHITECTURES: readonly Architecture[] = [qwen3Moe, deepseekV2, deepseekV3, bailing, bailingV2];
-
-/** Numbers of one chunk's attention scores, all heads; more tokens go in several chunks. */
-const SCORES = 4 * 2 ** 20;
 
 export interface ModelOptions {
   readonly runner: Runner;
@@ -43,12 +41,6 @@ export interface ModelOptions {
   /** Instead of the config's. */
   readonly expertsPerToken?: number | undefined;
   readonly signal?: AbortSignal | undefined;
-}
-
-/** Tokens that follow those a sequence has. */
-export interface SequencePart {
-  readonly sequence: KeyValueCache;
-  readonly tokens: readonly number[];
 }
 
 export interface LanguageModel {
@@ -211,58 +203,4 @@ function drawBlueprint(
     },
     expertsPerToken,
   });
-}
-
-interface Chunk {
-  /** Of its first token in the sequence. */
-  readonly position: number;
-  readonly tokens: number;
-  /** Of its first token among all parts. */
-  readonly row: number;
-  /** (tokens, room): each token sees itself and those before it. */
-  mask(room: number): Float32Array;
-}
-
-interface PlacedPart {
-  readonly sequence: KeyValueCache;
-  chunks(heads: number): Iterable<Chunk>;
-}
-
-/** Where each part's rows are, and its tokens in chunks whose scores are not too many. */
-function placeParts(parts: readonly SequencePart[]): PlacedPart[] {
-  let row = 0;
-  return parts.map(({ sequence, tokens: { length } }) => {
-    const first = row;
-    const before = sequence.length;
-    row += length;
-    const masks = new Map<string, Float32Array>();
-    return {
-      sequence,
-      *chunks(heads) {
-        const most = Math.max(1, Math.floor(SCORES / (heads * roomFor(before + length))));
-        for (let done = 0; done < length; done += most) {
-          const tokens = Math.min(most, length - done);
-          const position = before + done;
-          yield {
-            position,
-            tokens,
-            row: first + done,
-            mask(room) {
-              // The same in every layer.
-              const key = `${position} ${room}`;
-              const mask = masks.get(key) ?? causalMask(position, tokens, room);
-              masks.set(key, mask);
-              return mask;
-            },
-          };
-        }
-      },
-    };
-  });
-}
-
-function causalMask(position: number, tokens: number, room: number): Float32Array {
-  const mask = new Float32Array(tokens * room);
-  for (let t = 0; t < tokens; t++) mask.fill(MASKED, t * room + position + t + 1, (t + 1) * room);
-  return mask;
 }
