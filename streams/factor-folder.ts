@@ -9,6 +9,7 @@ import { lockFolder } from '../src/checkpoint/folder-lock.js';
 import { PARTIAL_FOLDER } from '../src/checkpoint/journal.js';
 import { asWriteError } from '../src/checkpoint/shard-writer.js';
 import { STATE_SUFFIX } from '../src/checkpoint/unfinished-run.js';
+import { readReport } from '../src/conversion/existing-output.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { ConversionPlan } from '../src/conversion/plan.js';
@@ -85,6 +86,7 @@ async function fillLocked(target: FactorFolder, partial: string): Promise<RunRes
   const already = missing.length === 0;
   const reports: FittedGroupReport[] = [...finished.values()];
   if (!already) reports.push(...(await writeGroups(target, missing, partial)));
+  reports.sort(compareGroups);
   const warnings = fitWarnings(reports);
   const report: StoredReport = {
     version: 1,
@@ -94,11 +96,12 @@ async function fillLocked(target: FactorFolder, partial: string): Promise<RunRes
     ...sizesAfter(plan, groups),
     peakRssBytes: peakRssBytes(),
     seconds: (performance.now() - started) / 1000,
-    groups: reports.sort(compareGroups),
+    groups: reports,
     ...(warnings.length && { warnings }),
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
-  if (!already) await writeReport(folder, report, run.fileSystem ?? nodeFileSystem);
+  // A run that was killed after its last group has left no record.
+  if (!already || !(await readReport(folder))) await writeReport(folder, report, run.fileSystem ?? nodeFileSystem);
   return { ...report, already };
 }
 

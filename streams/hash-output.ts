@@ -2,7 +2,6 @@ import { READ_BYTES } from '../src/checkpoint/files.js';
 import type { ShardLayout } from '../src/checkpoint/layout.js';
 import { hashParts, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
-import type { Unit } from '../src/checkpoint/unfinished-run.js';
 import { WriteError } from '../src/errors.js';
 
 export interface HashedOutput extends Output {
@@ -38,9 +37,9 @@ export function hashOutput(output: Output): HashedOutput {
     }
     return parts;
   };
-  /** What an interrupted run has written is read once more. */
-  const hashFinished = async (unit: Unit): Promise<void> => {
-    for (const { tensor, offset, bytes } of unit.parts) {
+  /** What an interrupted run has written is read once more, in the pieces in which it was written: they are hashed alike. */
+  const hashFinished = async (): Promise<void> => {
+    for (const { tensor, offset, bytes } of output.finishedParts ?? []) {
       for (let from = offset; from < offset + bytes; from += READ_BYTES) {
         const data = new Uint8Array(Math.min(READ_BYTES, offset + bytes - from));
         await output.readBack?.(tensor, from, data);
@@ -56,7 +55,7 @@ export function hashOutput(output: Output): HashedOutput {
     async resume(layouts, units, onBytes) {
       const finished = (await output.resume?.(layouts, units, onBytes)) ?? new Map();
       layouts.forEach(place);
-      for (const unit of units) if (finished.has(unit.id)) await hashFinished(unit);
+      await hashFinished();
       return finished;
     },
     async reserve(layout) {

@@ -51,6 +51,7 @@ export class OutputFolder implements Output {
   private readonly holder = new Map<string, ShardWriter>();
   private readonly files = new Set<string>();
   private journal: Journal | undefined;
+  finishedParts: NonNullable<Output['finishedParts']> = [];
   private unsynced = 0;
   /** Units of which something is not written yet. */
   private readonly waiting = new Set<{ written(): boolean; resolve(): void }>();
@@ -151,6 +152,7 @@ export class OutputFolder implements Output {
       onBytes,
     );
     for (const [file, shard] of shards) this.hold(file, shard);
+    this.finishedParts = entries.flatMap((entry) => ('part' in entry ? [entry.part] : []));
     await this.openJournal({ identity: this.found.identity, entries });
     return finished;
   }

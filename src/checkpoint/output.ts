@@ -21,6 +21,8 @@ export interface Output {
   write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
   /** `write` goes on using `data` after it has resolved, so its memory must not be used again. */
   readonly retains?: boolean;
+  /** The parts of finished units that `resume` has found, as they were written. */
+  readonly finishedParts?: ReadonlyArray<{ readonly tensor: string; readonly offset: number; readonly bytes: number }>;
   /** Reads back part of a tensor that `resume` has found finished. */
   readBack?(tensor: string, offset: number, target: Uint8Array): Promise<void>;
   /** All of a unit has been handed over; resolves once it is written. `note` (JSON) is given back where the run is resumed. */
