@@ -1,0 +1,172 @@
+/** A model is not understood, or not what its config says. */
+import { InputError } from './base.js';
+
+export class UnknownModelError extends InputError {
+  constructor(
+    readonly folder: string,
+    seen: string,
+  ) {
+    super(`${folder} has no experts in a layout mobe knows. ${seen}`);
+  }
+}
+
+export class UnsupportedLayoutError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} holds experts in a layout mobe does not know: ${what}. Save the model with one tensor an expert.`,
+    );
+  }
+}
+
+export class MissingExpertError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly folder: string,
+  ) {
+    super(
+      `${folder}: expert tensor "${tensor}" is missing while others of its layer are there. The download is incomplete.`,
+    );
+  }
+}
+
+export class MissingLayerError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly layer: number,
+    expected: boolean,
+  ) {
+    super(
+      expected
+        ? `${file} gives layer ${layer} routed experts, but no shard has them. The download is incomplete, or the config is of another model.`
+        : `${file} makes layer ${layer} a dense one, but the shards hold routed experts for it. Config and weights are of different models.`,
+    );
+  }
+}
+
+export class UnequalExpertError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike: the files are of different conversions, or damaged. Download them again.`,
+    );
+  }
+}
+
+export class ConfigMismatchError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly key: string,
+    configured: unknown,
+    found: unknown,
+  ) {
+    super(
+      `${file} says "${key}": ${JSON.stringify(configured)}, the tensors say ${JSON.stringify(found)}. Config and weights are of different models.`,
+    );
+  }
+}
+
+export class UnsupportedModelError extends InputError {
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `${file}: ${what}, which mobe cannot compute. It runs Qwen3-MoE, DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Ling; for others use transformers.`,
+    );
+  }
+}
+
+export class ConfigValueError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly key: string,
+    expected: string,
+    readonly value: unknown,
+  ) {
+    super(
+      `${file}: "${key}" is ${value === undefined ? 'missing' : JSON.stringify(value)}, expected ${expected}. The file is damaged or of another model: download it again.`,
+    );
+  }
+}
+
+export class MissingTensorError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly folder: string,
+  ) {
+    super(`${folder} has no tensor "${tensor}", which its config.json asks for. The download is incomplete.`);
+  }
+}
+
+export class WeightShapeError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    readonly found: readonly number[],
+    readonly expected: readonly number[],
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} has shape [${found}], the config asks for [${expected}]. Config and weights are of different models.`,
+    );
+  }
+}
+
+export class TokenRangeError extends InputError {
+  constructor(
+    readonly token: number,
+    readonly vocabulary: number,
+  ) {
+    super(
+      `The text has token ${token}, the model's vocabulary only ${vocabulary}. Tokenizer and weights are of different models.`,
+    );
+  }
+}
+
+export class UnlikeModelsError extends InputError {
+  constructor(
+    readonly model: string,
+    readonly against: string,
+    what: string,
+  ) {
+    super(`${model} cannot be compared with ${against}: ${what}. Give the model it was made from.`);
+  }
+}
+
+export class TokenizerError extends InputError {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
+    super(`${file}: ${reason}. The model's tokenizer is needed to read and write text: download it again.`);
+  }
+}
+
+export class NonFiniteWeightError extends InputError {
+  constructor(
+    readonly tensor: string,
+    readonly file: string,
+    readonly count: number,
+  ) {
+    super(
+      `Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Repair it, or leave its layer out with --layers.`,
+    );
+  }
+}
+
+export class DegenerateGroupError extends InputError {
+  constructor(
+    readonly group: string,
+    readonly value: number,
+  ) {
+    super(
+      `All weights of ${group} are ${value}: there is nothing to factorise. Leave the layer out with --layers or the projection with --projections.`,
+    );
+  }
+}

@@ -1,0 +1,220 @@
+/** What goes wrong between machines. */
+import { InputError, RunError } from './base.js';
+
+export class TokenError extends InputError {
+  constructor(
+    readonly source: string,
+    reason: string,
+  ) {
+    super(`The token in ${source} cannot be used: ${reason}. Make one with "openssl rand -hex 32".`);
+  }
+}
+
+export class TokenRequiredError extends InputError {
+  constructor(readonly host: string) {
+    super(
+      `Listening on ${host} would let others in without a token. Give one with --token-file or MOBE_TOKEN, or listen on 127.0.0.1.`,
+    );
+  }
+}
+
+export class ListenError extends InputError {
+  constructor(
+    readonly address: string,
+    reason: string,
+  ) {
+    super(`Cannot listen on ${address}: ${reason}. Choose another host or port with --listen.`);
+  }
+}
+
+export class PeerUrlError extends InputError {
+  constructor(
+    readonly url: string,
+    reason: string,
+  ) {
+    super(`${url} is not the address of a peer: ${reason}. It looks like ws://host:port/ or wss://host:port/.`);
+  }
+}
+
+export class UnauthorisedError extends InputError {
+  constructor(readonly peer: string) {
+    super(`${peer} does not accept the token. Give the same one on both sides, with --token-file or MOBE_TOKEN.`);
+  }
+}
+
+export class CertificateError extends InputError {
+  constructor(
+    readonly peer: string,
+    reason: string,
+  ) {
+    super(`The certificate of ${peer} is not trusted: ${reason}. Name the one to trust with --ca.`);
+  }
+}
+
+export class ProtocolVersionError extends InputError {
+  constructor(
+    readonly peer: string,
+    readonly theirs: number,
+    readonly ours: number,
+  ) {
+    super(`${peer} speaks version ${theirs} of the protocol, this program version ${ours}. Use the same mobe on both.`);
+  }
+}
+
+export class WrongServiceError extends InputError {
+  constructor(
+    readonly peer: string,
+    readonly theirs: string,
+    readonly ours: string,
+  ) {
+    super(`${peer} is for "${theirs}", not for "${ours}". Check the address.`);
+  }
+}
+
+export class BusyError extends RunError {
+  constructor(readonly folder: string) {
+    super(`${folder} is being written by another conversion. Wait for it, or receive in another folder.`);
+  }
+}
+
+export class UnlikeWorkersError extends InputError {
+  constructor(
+    readonly first: string,
+    firstEngine: string,
+    readonly other: string,
+    otherEngine: string,
+  ) {
+    super(
+      `${first} runs on ${firstEngine}, ${other} on ${otherEngine}: the result would depend on who fitted what. Start all workers with the same --engine.`,
+    );
+  }
+}
+
+/** Something went wrong between this program and another, or in the other. */
+export abstract class PeerError extends RunError {
+  abstract readonly peer: string;
+}
+
+export class UnreachablePeerError extends PeerError {
+  constructor(
+    readonly peer: string,
+    readonly seconds: number,
+    reason: string,
+  ) {
+    super(
+      `${peer} cannot be reached (tried for ${Math.round(seconds)} s): ${reason}. Is it running, and is the address right?`,
+    );
+  }
+}
+
+/** The connection broke and did not come back, or the peer ended it early. */
+export class PeerLostError extends PeerError {
+  constructor(
+    readonly peer: string,
+    reason: string,
+  ) {
+    super(`The connection to ${peer} was lost: ${reason}. Check that machine, then run the command again.`);
+  }
+}
+
+/** The peer was connected and sent nothing, not even heartbeats. */
+export class PeerTimeoutError extends PeerError {
+  constructor(
+    readonly peer: string,
+    readonly seconds: number,
+  ) {
+    super(`${peer} sent nothing for ${seconds} s. Check that machine, then run the command again.`);
+  }
+}
+
+/** The peer was stopped, or answers but no longer knows what was going on: a new conversation may work. */
+export class SessionLostError extends PeerError {
+  constructor(readonly peer: string) {
+    super(
+      `${peer} no longer knows this session: it was stopped or restarted, or has waited too long. Run the command again.`,
+    );
+  }
+}
+
+/** The peer sent what the protocol does not allow. */
+export class ProtocolError extends PeerError {
+  constructor(
+    readonly peer: string,
+    reason: string,
+  ) {
+    super(`${peer} broke the protocol: ${reason}. Use the same mobe on both sides; if they are, please report this.`);
+  }
+}
+
+/** The peer sent more than its credit. */
+export class FloodError extends PeerError {
+  constructor(
+    readonly peer: string,
+    readonly held: number,
+    readonly credit: number,
+  ) {
+    super(`${peer} has ${held} bytes unanswered with a credit of ${credit}. Use the same mobe on both sides.`);
+  }
+}
+
+/** A group was fitted again after its worker was lost, and came out otherwise. */
+export class UnlikeFitsError extends RunError {
+  constructor(
+    readonly group: string,
+    readonly worker: string,
+  ) {
+    super(
+      `A worker was lost while ${group} was written, and ${worker} computes it otherwise: the machines' processors round differently. Run the command again, with workers that are alike.`,
+    );
+  }
+}
+
+export class StreamWriteError extends RunError {
+  constructor(reason: string) {
+    super(`Writing the stream failed: ${reason}. Did the program that reads it end?`);
+  }
+}
+
+/** A stream or a conversation ended before it said so. */
+export class TruncatedStreamError extends PeerError {
+  constructor(readonly peer: string) {
+    super(`The stream from ${peer} ends too early. Was the other side interrupted? Start it again.`);
+  }
+}
+
+export class ChecksumError extends PeerError {
+  constructor(
+    readonly peer: string,
+    readonly tensor: string,
+  ) {
+    super(`Tensor "${tensor}" from ${peer} was damaged on the way: its checksum is wrong. Run the command again.`);
+  }
+}
+
+/** What the peer reports of itself. `remoteName` is the name of its error, where it has one. */
+export class RemoteError extends PeerError {
+  constructor(
+    readonly peer: string,
+    readonly remoteName: string,
+    readonly remoteMessage: string,
+  ) {
+    super(`${peer} failed (${remoteName}): ${remoteMessage}`);
+  }
+}
+
+export class RemoteChangedError extends PeerError {
+  constructor(readonly peer: string) {
+    super(`The files that ${peer} offers changed during the run. Run the command again.`);
+  }
+}
+
+/** Bytes that are not a frame, or a frame that no peer would accept. */
+export class InvalidFrameError extends RunError {
+  /** @param protocol of a hello that speaks another version, whatever else it says */
+  constructor(
+    readonly reason: string,
+    readonly protocol?: number,
+  ) {
+    super(`A frame is invalid: ${reason}.`);
+  }
+}

@@ -1,0 +1,143 @@
+/** What fails while running. */
+import { RunError } from './base.js';
+
+/** What to do about the failures of a file system that happen to people. */
+const REMEDIES: Readonly<Record<string, string>> = {
+  ENOSPC: 'Free some space on that disk.',
+  EDQUOT: 'Free some space, or have the quota raised.',
+  EIO: 'The disk or its connection is failing: look into the system log.',
+  EMFILE: 'Raise the limit of open files (ulimit -n).',
+  ENFILE: 'The whole system has too many files open: close some programs.',
+  EACCES: 'Give this user its permissions back.',
+  EPERM: 'Give this user its permissions back.',
+  EROFS: 'Mount that disk writable.',
+};
+
+const remedyFor = (code: string | undefined, otherwise: string): string => REMEDIES[code ?? ''] ?? otherwise;
+
+export class ReadError extends RunError {
+  /** @param code of the system's error */
+  constructor(
+    readonly file: string,
+    readonly offset: number,
+    reason: string,
+    readonly code?: string,
+  ) {
+    super(
+      `Reading ${file} at byte ${offset} failed: ${reason}. ${remedyFor(code, 'Was it changed or moved during the run?')}`,
+    );
+  }
+}
+
+/** Parts of the result may be of the old content, others of the new. */
+export class SourceChangedError extends RunError {
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `${file} changed while it was being read (${what}), so nothing of this run can be trusted. Run the command again once it is left alone.`,
+    );
+  }
+}
+
+export class WriteError extends RunError {
+  /** @param code of the system's error */
+  constructor(
+    readonly file: string,
+    reason: string,
+    readonly code?: string,
+  ) {
+    super(
+      `Writing ${file} failed: ${reason}. Nothing that could be taken for a whole result was left. ${remedyFor(code, 'Put that right, then run the command again.')}`,
+    );
+  }
+}
+
+export class OverflowError extends RunError {
+  constructor(
+    readonly tensor: string,
+    readonly dtype: string,
+  ) {
+    super(`Tensor "${tensor}" does not fit ${dtype}: a value is too large. Use --dtype bfloat16.`);
+  }
+}
+
+export class DivergedError extends RunError {
+  constructor(
+    readonly group: string,
+    readonly step: number,
+  ) {
+    super(`The fit of ${group} did not stay finite at step ${step}. Lower --learning-rate.`);
+  }
+}
+
+export class EngineRunError extends RunError {
+  constructor(
+    readonly engine: string,
+    readonly device: string,
+    readonly reason: string,
+  ) {
+    super(
+      `Engine ${engine} failed on ${device}: ${reason}\nIf the device's memory is full, lower --batch-experts or use --engine onnx-cpu.`,
+    );
+  }
+}
+
+export class CompilationError extends RunError {
+  constructor(
+    readonly command: string,
+    output: string,
+  ) {
+    super(
+      `The compiler failed:\n${output.trimEnd()}\nThe command was: ${command}\nIt must be a C++17 compiler (name another in CXX) and the wheel must be for this machine's processor.`,
+    );
+  }
+}
+
+export class LinkedTensorflowError extends RunError {
+  constructor(
+    readonly addon: string,
+    reason: string,
+  ) {
+    super(
+      `${addon} was built but does not work: ${reason.trimEnd()}\nTry another TensorFlow wheel: "pip install --force-reinstall tensorflow", then link again.`,
+    );
+  }
+}
+
+export class WorkerError extends RunError {
+  constructor(reason: string) {
+    super(`The compute worker stopped: ${reason}`);
+  }
+}
+
+export class IncompleteOutputError extends RunError {
+  constructor(
+    readonly tensor: string,
+    readonly written: number,
+    readonly expected: number,
+  ) {
+    super(
+      `Only ${written} of ${expected} bytes of "${tensor}" were written. This is a defect in mobe: please report it.`,
+    );
+  }
+}
+
+export class VerificationError extends RunError {
+  constructor(readonly problems: readonly string[]) {
+    super(`The output is not what it should be:\n${problems.map((problem) => `  - ${problem}`).join('\n')}`);
+  }
+}
+
+export class InterruptedError extends RunError {
+  constructor() {
+    super('Interrupted. Nothing unfinished was put under its final name.');
+  }
+}
+
+/** Shapes or names of a traced program do not fit. */
+export class GraphError extends RunError {}
+
+/** An engine was fed something it cannot run. */
+export class EngineError extends RunError {}

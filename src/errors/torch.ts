@@ -1,0 +1,34 @@
+/** A file of torch.save cannot be read. */
+import { InputError } from './base.js';
+
+export class TorchFileError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly reason: string,
+    readonly remedy = 'The file is damaged: copy or download it again.',
+  ) {
+    super(`${file}: ${reason}. ${remedy}`);
+  }
+}
+
+export class PickleNotAllowedError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly what: string,
+  ) {
+    super(
+      `${file}: ${what} is not allowed: only a state dict of plain tensors is read, and nothing in a pickle is executed. If you trust the file, load it with torch and save its state dict alone.`,
+    );
+  }
+}
+
+export class TorchTensorError extends InputError {
+  constructor(
+    readonly file: string,
+    readonly tensor: string,
+    readonly reason: string,
+    readonly remedy = 'The file is damaged: copy or download it again.',
+  ) {
+    super(`${file}: tensor "${tensor}" ${reason}. ${remedy}`);
+  }
+}
