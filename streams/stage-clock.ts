@@ -107,7 +107,9 @@ export function createStageClocks(slow?: Slowdown): StageClocks {
     },
     async *transform(stage, input, bytes, through) {
       const clock = clockOf(stage);
-      let resumed = 0;
+      // Of the record in hand: how long it was worked on before the record it led to was passed on, and since when again.
+      let worked = 0;
+      let since = 0;
       const counted = async function* () {
         const records = input[Symbol.asyncIterator]();
         try {
@@ -117,9 +119,10 @@ export function createStageClocks(slow?: Slowdown): StageClocks {
             enter(clock, 'working');
             if (done) return;
             clock.bytes += bytes(value);
-            resumed = performance.now();
+            since = performance.now();
             yield value;
-            await drag(stage, resumed);
+            await drag(stage, since - worked);
+            worked = 0;
           }
         } finally {
           await records.return?.();
@@ -127,10 +130,11 @@ export function createStageClocks(slow?: Slowdown): StageClocks {
       };
       try {
         for await (const record of through(counted())) {
+          worked += performance.now() - since;
           enter(clock, 'blocked');
           yield record;
           enter(clock, 'working');
-          resumed = performance.now();
+          since = performance.now();
         }
       } finally {
         enter(clock, 'starved');
