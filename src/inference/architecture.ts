@@ -57,15 +57,3 @@ export interface Architecture {
   readonly modelTypes: readonly string[];
   draw(source: Source): Blueprint;
 }
-
-/** `gate`, `up` and `down` of a gated layer, under the names that all families give them. */
-export const gatedWeights = (
-  { weight }: Source,
-  prefix: string,
-  width: number,
-  rows: number,
-): Record<'gate' | 'up' | 'down', Weight> => ({
-  gate: weight(`${prefix}gate_proj.weight`, [rows, width]),
-  up: weight(`${prefix}up_proj.weight`, [rows, width]),
-  down: weight(`${prefix}down_proj.weight`, [width, rows]),
-});

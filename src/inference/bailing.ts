@@ -1,7 +1,8 @@
 /** Ling and Ring ("Bailing"), 1 and 2. What a config leaves out is what inclusionAI's own code assumes. */
 import { followsDenseLayers } from '../models/family.js';
-import { type Architecture, type DecoderLayer, gatedWeights, type Source } from './architecture.js';
+import type { Architecture, Source } from './architecture.js';
 import type { Attention } from './attention.js';
+import { decoder } from './decoder.js';
 import { groupedAttention } from './grouped-attention.js';
 import { readRotary } from './rotary.js';
 import type { RouterRule } from './router.js';
@@ -13,7 +14,7 @@ interface Version {
   readonly queryKeyNorm: boolean;
   /** Of the attention's output. */
   readonly outputBias: boolean;
-  readonly routerBias: boolean;
+  readonly routerBias?: string;
   rule(source: Source): Omit<RouterRule, 'expertsPerToken'>;
 }
 
@@ -23,7 +24,6 @@ const V1: Version = {
   sharedExperts: 0,
   queryKeyNorm: false,
   outputBias: true,
-  routerBias: false,
   rule: ({ config }) => ({ score: 'softmax', normalised: config.flag('norm_topk_prob', true), scale: 1 }),
 };
 
@@ -33,7 +33,7 @@ const V2: Version = {
   sharedExperts: 1,
   queryKeyNorm: true,
   outputBias: false,
-  routerBias: true,
+  routerBias: 'expert_bias',
   rule: ({ config }) => ({
     score: 'sigmoid',
     groups: { count: config.number('n_group', 8), kept: config.number('topk_group', 4), top: 2 },
@@ -42,57 +42,27 @@ const V2: Version = {
   }),
 };
 
-const architecture = (version: Version, modelType: string): Architecture => ({
-  modelTypes: [modelType],
-  draw(source) {
-    const { config, weight } = source;
-    const width = config.number('hidden_size');
-    const vocabulary = config.number('vocab_size');
-    const embedding = weight('model.word_embeddings.weight', [vocabulary, width]);
-    const layers = config.number('num_hidden_layers');
-    return {
-      embedding,
-      layers: Array.from({ length: layers }, (_, layer) => decoderLayer(source, version, layer)),
-      norm: weight('model.norm.weight', [width]),
-      head: config.flag('tie_word_embeddings', false) ? embedding : weight('lm_head.weight', [vocabulary, width]),
-      headNormalised: config.flag('norm_head', false),
-      epsilon: config.number('rms_norm_eps', version.epsilon),
-    };
-  },
-});
+const architecture = (version: Version, modelType: string): Architecture =>
+  decoder({
+    modelTypes: [modelType],
+    embedding: 'word_embeddings',
+    epsilon: version.epsilon,
+    headNormalised: (config) => config.flag('norm_head', false),
+    isMoeLayer: followsDenseLayers,
+    attention: (source, prefix) => attention(source, version, prefix),
+    rule(source) {
+      const rule = version.rule(source);
+      const own = source.config.number('num_experts_per_tok');
+      // A single expert's weight is left as it is.
+      return { ...rule, normalised: rule.normalised && own > 1, expertsPerToken: source.expertsPerToken ?? own };
+    },
+    routerBias: version.routerBias,
+    sharedRows: (config) =>
+      config.number('num_shared_experts', version.sharedExperts) * config.number('moe_intermediate_size'),
+  });
 
 export const bailing = architecture(V1, 'bailing_moe');
 export const bailingV2 = architecture(V2, 'bailing_moe_v2');
-
-function decoderLayer(source: Source, version: Version, layer: number): DecoderLayer {
-  const { config, weight, expertsPerToken } = source;
-  const width = config.number('hidden_size');
-  const prefix = `model.layers.${layer}.`;
-  const norm = weight(`${prefix}post_attention_layernorm.weight`, [width]);
-  if (!followsDenseLayers(layer, config.entries)) {
-    const weights = { norm, ...gatedWeights(source, `${prefix}mlp.`, width, config.number('intermediate_size')) };
-    return { attention: attention(source, version, prefix), feedForward: { kind: 'dense', weights } };
-  }
-  const experts = source.experts(`${prefix}mlp.`);
-  const shared = config.number('num_shared_experts', version.sharedExperts) * config.number('moe_intermediate_size');
-  const own = config.number('num_experts_per_tok');
-  const rule = version.rule(source);
-  return {
-    attention: attention(source, version, prefix),
-    feedForward: {
-      kind: 'experts',
-      weights: {
-        norm,
-        router: weight(`${prefix}mlp.gate.weight`, [experts.count, width]),
-        ...(shared && gatedWeights(source, `${prefix}mlp.shared_experts.`, width, shared)),
-      },
-      ...(version.routerBias && { bias: weight(`${prefix}mlp.gate.expert_bias`, [experts.count]) }),
-      // A single expert's weight is left as it is.
-      rule: { ...rule, normalised: rule.normalised && own > 1, expertsPerToken: expertsPerToken ?? own },
-      experts,
-    },
-  };
-}
 
 /** One fused matrix; part of a head may stay unrotated. */
 function attention({ config, weight }: Source, version: Version, prefix: string): Attention {

@@ -1,20 +1,15 @@
 /** DeepSeek-V2, V2-Lite; DeepSeek-V3, R1; Kimi-K2, which is V3's architecture under its own name. */
 import { followsDenseLayers } from '../models/family.js';
-import { type Architecture, type DecoderLayer, gatedWeights, type Source } from './architecture.js';
+import type { Architecture, Source } from './architecture.js';
 import type { Attention } from './attention.js';
+import { type Decoder, decoder } from './decoder.js';
 import { latentAttention } from './latent-attention.js';
 import { latentScale, readRotary } from './rotary.js';
-import type { RouterRule } from './router.js';
 
-interface Version {
-  rule(source: Source): RouterRule;
-  /** Beside the router's weight, for choosing alone. */
-  readonly bias: boolean;
-}
+type Version = Pick<Decoder, 'rule' | 'routerBias'>;
 
 /** Softmax; the best groups by their best expert, in V2 but not in V2-Lite. */
 const V2: Version = {
-  bias: false,
   rule: ({ config, expertsPerToken }) => ({
     expertsPerToken: expertsPerToken ?? config.number('num_experts_per_tok'),
     score: 'softmax',
@@ -29,7 +24,7 @@ const V2: Version = {
 
 /** Sigmoid; the best groups by their two best experts. */
 const V3: Version = {
-  bias: true,
+  routerBias: 'e_score_correction_bias',
   rule: ({ config, expertsPerToken }) => ({
     expertsPerToken: expertsPerToken ?? config.number('num_experts_per_tok'),
     score: 'sigmoid',
@@ -39,54 +34,17 @@ const V3: Version = {
   }),
 };
 
-const architecture = (version: Version, ...modelTypes: string[]): Architecture => ({
-  modelTypes,
-  draw(source) {
-    const { config, weight } = source;
-    const width = config.number('hidden_size');
-    const vocabulary = config.number('vocab_size');
-    const embedding = weight('model.embed_tokens.weight', [vocabulary, width]);
-    const layers = config.number('num_hidden_layers');
-    return {
-      embedding,
-      layers: Array.from({ length: layers }, (_, layer) => decoderLayer(source, version, layer)),
-      norm: weight('model.norm.weight', [width]),
-      head: config.flag('tie_word_embeddings', false) ? embedding : weight('lm_head.weight', [vocabulary, width]),
-      headNormalised: false,
-      epsilon: config.number('rms_norm_eps', 1e-6),
-    };
-  },
-});
+const architecture = (version: Version, ...modelTypes: string[]): Architecture =>
+  decoder({
+    ...version,
+    modelTypes,
+    isMoeLayer: followsDenseLayers,
+    attention,
+    sharedRows: (config) => config.number('n_shared_experts', 0) * config.number('moe_intermediate_size'),
+  });
 
 export const deepseekV2 = architecture(V2, 'deepseek_v2');
 export const deepseekV3 = architecture(V3, 'deepseek_v3', 'kimi_k2');
-
-function decoderLayer(source: Source, version: Version, layer: number): DecoderLayer {
-  const { config, weight } = source;
-  const width = config.number('hidden_size');
-  const prefix = `model.layers.${layer}.`;
-  const norm = weight(`${prefix}post_attention_layernorm.weight`, [width]);
-  if (!followsDenseLayers(layer, config.entries)) {
-    const weights = { norm, ...gatedWeights(source, `${prefix}mlp.`, width, config.number('intermediate_size')) };
-    return { attention: attention(source, prefix), feedForward: { kind: 'dense', weights } };
-  }
-  const experts = source.experts(`${prefix}mlp.`);
-  const shared = config.number('n_shared_experts', 0) * config.number('moe_intermediate_size');
-  return {
-    attention: attention(source, prefix),
-    feedForward: {
-      kind: 'experts',
-      weights: {
-        norm,
-        router: weight(`${prefix}mlp.gate.weight`, [experts.count, width]),
-        ...(shared && gatedWeights(source, `${prefix}mlp.shared_experts.`, width, shared)),
-      },
-      ...(version.bias && { bias: weight(`${prefix}mlp.gate.e_score_correction_bias`, [experts.count]) }),
-      rule: version.rule(source),
-      experts,
-    },
-  };
-}
 
 function attention({ config, weight }: Source, prefix: string): Attention {
   const width = config.number('hidden_size');

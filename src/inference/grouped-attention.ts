@@ -4,7 +4,7 @@ import { add, reshape, slice, transpose, type Value } from '../engine/ops.js';
 import { type Attention, attend, linear } from './attention.js';
 import { rmsNorm } from './rms-norm.js';
 import { type Rotary, rotate } from './rotary.js';
-import type { Weight } from './weight.js';
+import { shapesOf, type Weight } from './weight.js';
 
 interface HeadSizes {
   readonly heads: number;
@@ -84,14 +84,8 @@ const attendAndProject = ({ shapes, tokens, width, room, heads, keyHeads, headSi
 export function groupedAttention({ weights, rotary, heads, keyHeads, headSize, epsilon }: GroupedAttention): Attention {
   const sizes: HeadSizes = { heads, keyHeads, headSize, epsilon };
   const width = weights.norm?.shape[0] as number;
-  const shapesOf = (wanted: (name: string) => boolean): Shapes =>
-    Object.fromEntries(
-      Object.entries(weights)
-        .filter(([name]) => wanted(name))
-        .map(([name, { shape }]) => [name, shape]),
-    );
-  const after = shapesOf((name) => name.startsWith('output'));
-  const before = shapesOf((name) => !name.startsWith('output'));
+  const after = shapesOf(weights, (name) => name.startsWith('output'));
+  const before = shapesOf(weights, (name) => !name.startsWith('output'));
   return {
     weights,
     rotary,

@@ -25,7 +25,7 @@ import { qwen3Moe } from './qwen3-moe.js';
 import { rotation } from './rotary.js';
 import type { Runner } from './runner.js';
 import { type PlacedPart, placeParts, type SequencePart } from './sequence-parts.js';
-import { findWeight, type Weight, WeightReader } from './weight.js';
+import { findWeight, shapesOf, type Weight, WeightReader } from './weight.js';
 import { type Unit, WeightCache } from './weight-cache.js';
 
 export const ARCHITECTURES: readonly Architecture[] = [qwen3Moe, deepseekV2, deepseekV3, bailing, bailingV2];
@@ -170,7 +170,7 @@ function unitOf(key: string, weights: Readonly<Record<string, Weight>>, reader: 
   const named = Object.entries(weights);
   return {
     key,
-    shapes: Object.fromEntries(named.map(([name, { shape }]) => [name, shape])),
+    shapes: shapesOf(weights),
     needed: 'always',
     async fill(buffers) {
       for (const [name, { matrix }] of named) await reader.fill(buffers[name] as Float32Array, matrix);

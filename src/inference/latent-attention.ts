@@ -8,7 +8,7 @@ import { add, concat, matmul, reshape, slice, transpose, type Value } from '../e
 import { type Attention, attend, linear } from './attention.js';
 import { rmsNorm } from './rms-norm.js';
 import { type Rotary, type RotaryLayout, rotate } from './rotary.js';
-import type { Weight } from './weight.js';
+import { shapesOf, type Weight } from './weight.js';
 
 /** Of the latents' norms, whatever the config says of the others. */
 const LATENT_EPSILON = 1e-6;
@@ -107,14 +107,8 @@ const AFTER = ['expand', 'output', 'outputBias'];
 
 export function latentAttention({ weights, rotary, ...sizes }: LatentAttention): Attention {
   const width = weights.norm?.shape[0] as number;
-  const shapesOf = (wanted: (name: string) => boolean): Shapes =>
-    Object.fromEntries(
-      Object.entries(weights)
-        .filter(([name]) => wanted(name))
-        .map(([name, { shape }]) => [name, shape]),
-    );
-  const before = shapesOf((name) => !name.startsWith('output'));
-  const after = shapesOf((name) => AFTER.includes(name));
+  const before = shapesOf(weights, (name) => !name.startsWith('output'));
+  const after = shapesOf(weights, (name) => AFTER.includes(name));
   const none = new Float32Array(0);
   return {
     weights,

@@ -1,59 +1,28 @@
 /** Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder. */
 import { UnsupportedModelError } from '../errors.js';
 import { isSparseStep } from '../models/family.js';
-import { type Architecture, type DecoderLayer, gatedWeights, type Source } from './architecture.js';
+import type { Source } from './architecture.js';
 import type { Attention } from './attention.js';
+import { decoder } from './decoder.js';
 import { groupedAttention } from './grouped-attention.js';
 import { readRotary } from './rotary.js';
 
-export const qwen3Moe: Architecture = {
+export const qwen3Moe = decoder({
   modelTypes: ['qwen3_moe'],
-  draw(source) {
-    const { config, weight } = source;
-    const width = config.number('hidden_size');
-    const vocabulary = config.number('vocab_size');
-    if (config.flag('use_sliding_window', false))
-      throw new UnsupportedModelError(config.file, 'its attention has a sliding window');
-    const embedding = weight('model.embed_tokens.weight', [vocabulary, width]);
-    return {
-      embedding,
-      layers: Array.from({ length: config.number('num_hidden_layers') }, (_, layer) => decoderLayer(source, layer)),
-      norm: weight('model.norm.weight', [width]),
-      head: config.flag('tie_word_embeddings', false) ? embedding : weight('lm_head.weight', [vocabulary, width]),
-      headNormalised: false,
-      epsilon: config.number('rms_norm_eps', 1e-6),
-    };
-  },
-};
-
-function decoderLayer(source: Source, layer: number): DecoderLayer {
-  const { config, weight, expertsPerToken } = source;
-  const width = config.number('hidden_size');
-  const prefix = `model.layers.${layer}.`;
-  const norm = weight(`${prefix}post_attention_layernorm.weight`, [width]);
-  if (!isSparseStep(layer, config.entries)) {
-    const weights = { norm, ...gatedWeights(source, `${prefix}mlp.`, width, config.number('intermediate_size')) };
-    return { attention: attention(source, prefix), feedForward: { kind: 'dense', weights } };
-  }
-  const experts = source.experts(`${prefix}mlp.`);
-  return {
-    attention: attention(source, prefix),
-    feedForward: {
-      kind: 'experts',
-      weights: { norm, router: weight(`${prefix}mlp.gate.weight`, [experts.count, width]) },
-      rule: {
-        expertsPerToken: expertsPerToken ?? config.number('num_experts_per_tok'),
-        score: 'softmax',
-        normalised: config.flag('norm_topk_prob', false),
-        scale: 1,
-      },
-      experts,
-    },
-  };
-}
+  isMoeLayer: isSparseStep,
+  attention,
+  rule: ({ config, expertsPerToken }) => ({
+    expertsPerToken: expertsPerToken ?? config.number('num_experts_per_tok'),
+    score: 'softmax',
+    normalised: config.flag('norm_topk_prob', false),
+    scale: 1,
+  }),
+});
 
 /** Queries and keys are normalised, head by head, before they are rotated. */
 function attention({ config, weight }: Source, prefix: string): Attention {
+  if (config.flag('use_sliding_window', false))
+    throw new UnsupportedModelError(config.file, 'its attention has a sliding window');
   const width = config.number('hidden_size');
   const heads = config.number('num_attention_heads');
   const keyHeads = config.number('num_key_value_heads', heads);

@@ -15,6 +15,17 @@ export interface Weight {
   readonly matrix: StoredMatrix;
 }
 
+/** Of the weights whose name is wanted, as a program that takes them is told. */
+export const shapesOf = (
+  weights: Readonly<Record<string, Weight>>,
+  wanted: (name: string) => boolean = () => true,
+): Record<string, readonly number[]> =>
+  Object.fromEntries(
+    Object.entries(weights)
+      .filter(([name]) => wanted(name))
+      .map(([name, { shape }]) => [name, shape]),
+  );
+
 /** Finds a weight and checks its shape; nothing is read. Throws `MissingTensorError`, `WeightShapeError`. */
 export function findWeight(checkpoint: Checkpoint, name: string, shape: readonly number[]): Weight {
   const tensor = checkpoint.tensors.get(name) ?? checkpoint.tensors.get(`${name}_packed`);
