@@ -37,7 +37,7 @@ export function evalCommand(): Command {
       const line = progressLine();
       const interruption = interruptible(() => line.write('stopping (once more to stop at once) …'));
       try {
-        const peers = await peerOptions({ ...(tokens && { tokenFile: tokens }), ...(authority && { ca: authority }) });
+        const peers = await peerOptions({ tokenFile: tokens, ca: authority });
         const result = await evaluate(models, text, options, {
           signal: interruption.signal,
           peers,

@@ -51,7 +51,7 @@ of the experts only those that the router picks.`,
     .action(async (model: string, { prompt, tokenFile: file, ca: authority, ...options }: Flags) => {
       const interruption = interruptible(() => process.stderr.write('\nstopping (once more to stop at once) …\n'));
       try {
-        const peers = await peerOptions({ ...(file && { tokenFile: file }), ...(authority && { ca: authority }) });
+        const peers = await peerOptions({ tokenFile: file, ca: authority });
         const run = generate(model, prompt, options, { signal: interruption.signal, peers });
         let step = await run.next();
         for (; !step.done; step = await run.next()) process.stdout.write(step.value);

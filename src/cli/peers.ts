@@ -6,8 +6,8 @@ import type { Listener } from '../transport/listen.js';
 import { readToken, TOKEN_VARIABLE } from '../transport/token.js';
 
 export interface PeerFlags {
-  readonly tokenFile?: string;
-  readonly ca?: string;
+  readonly tokenFile?: string | undefined;
+  readonly ca?: string | undefined;
 }
 
 export interface ListenFlags {
