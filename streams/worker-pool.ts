@@ -1,9 +1,10 @@
 /** Compute workers: engines block their thread, so each lives in one of its own. */
 import { once } from 'node:events';
 import { SHARE_ENV, Worker } from 'node:worker_threads';
-import * as errors from '../src/errors.js';
 import type { SolverOptions, SolverStep } from '../src/factorization/problem.js';
+import { InterruptedError, WorkerError } from '../src/errors.js';
 import type { Compute, ComputeOptions } from './compute.js';
+import { reviveError } from './revive-error.js';
 
 type Method = 'fit' | 'fold' | 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
 
@@ -50,10 +51,10 @@ export class ComputeWorker {
     const script = new URL('./compute-worker.js', import.meta.url);
     this.worker = new Worker(script, { workerData, env: SHARE_ENV });
     this.worker.on('message', (reply: Reply) => this.receive(reply));
-    this.worker.on('error', (error) => this.fail(new errors.WorkerError(error.message)));
+    this.worker.on('error', (error) => this.fail(new WorkerError(error.message)));
     this.worker.on('exit', (code) => {
       const asked = Atomics.load(this.stop, 0) === 1;
-      this.fail(asked ? new errors.InterruptedError() : new errors.WorkerError(`it exited with code ${code}`));
+      this.fail(asked ? new InterruptedError() : new WorkerError(`it exited with code ${code}`));
     });
     signal?.addEventListener('abort', () => void this.close(), { once: true });
   }
@@ -80,7 +81,8 @@ export class ComputeWorker {
       return;
     }
     this.waiting.delete(reply.id);
-    if ('error' in reply) waiting.reject(revive(reply.error));
+    if ('error' in reply)
+      waiting.reject(reviveError(reply.error) ?? new WorkerError(`${reply.error.name}: ${reply.error.message}`));
     else waiting.resolve(reply.value);
   }
 
@@ -117,12 +119,4 @@ export async function* withWorker<T>(
   } finally {
     await worker.close();
   }
-}
-
-/** An error of the worker as the class it was there. */
-function revive(error: { name: string; message: string }): Error {
-  const known = (errors as unknown as Record<string, { prototype: Error } | undefined>)[error.name];
-  if (!known) return new errors.WorkerError(`${error.name}: ${error.message}`);
-  const { name: _, ...fields } = error;
-  return Object.assign(Object.create(known.prototype) as Error, fields);
 }

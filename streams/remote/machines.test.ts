@@ -144,6 +144,7 @@ test('a worker whose memory is too small refuses the group, and the error says h
   const worker = await start('worker', '--max-memory', '200MB');
   const run = compress(TINY_MODEL, at('never'), QUICK, { workers: [worker.url] });
   await expect(run).rejects.toThrow(errors.BudgetTooSmallError);
+  await expect(run).rejects.toMatchObject({ exitCode: 2 });
   await expect(run).rejects.toThrow(worker.url);
   expect(existsSync(at('never'))).toBe(false);
 });

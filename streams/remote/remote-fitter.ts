@@ -2,8 +2,7 @@
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import type { RemoteFitters } from '../../src/conversion/memory.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
-import * as errors from '../../src/errors.js';
-import { RemoteError, UnlikeWorkersError } from '../../src/errors.js';
+import { InterruptedError, RemoteError, UnlikeWorkersError } from '../../src/errors.js';
 import type { Problem } from '../../src/factorization/problem.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
@@ -11,6 +10,7 @@ import { createRequester } from '../../src/transport/requests.js';
 import { wholePiece } from '../../src/transport/tensor-piece.js';
 import type { FitTask, FoldedExpert } from '../compute.js';
 import type { Fitter } from '../fitter.js';
+import { reviveError } from '../revive-error.js';
 import { collector } from './collect.js';
 import type { PeerOptions } from './peer-options.js';
 import {
@@ -108,7 +108,7 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
     ...peers,
     service: WORKER_SERVICE,
   });
-  signal.addEventListener('abort', () => channel.fail(new errors.InterruptedError()), { once: true });
+  signal.addEventListener('abort', () => channel.fail(new InterruptedError()), { once: true });
   const ask = createRequester(channel);
   await ask('open', { threads });
   let task: FitTask | undefined;
@@ -157,8 +157,7 @@ async function revived<T>(answer: Promise<T>): Promise<T> {
     return await answer;
   } catch (error) {
     if (!(error instanceof RemoteError)) throw error;
-    const known = (errors as unknown as Record<string, { prototype: Error } | undefined>)[error.remoteName];
-    if (!known) throw error;
-    throw Object.assign(Object.create(known.prototype) as Error, { message: `${error.peer}: ${error.remoteMessage}` });
+    const [name, message] = [error.remoteName, `${error.peer}: ${error.remoteMessage}`];
+    throw reviveError({ name, message }) ?? error;
   }
 }

@@ -1,0 +1,7 @@
+import * as errors from '../src/errors.js';
+
+/** An error that came as data from a thread or another machine, as the class it was there; undefined where it is none of ours. */
+export function reviveError({ name, ...fields }: { name: string; message: string }): Error | undefined {
+  const known = (errors as unknown as Record<string, { prototype: Error } | undefined>)[name];
+  return known && Object.assign(Object.create(known.prototype) as Error, fields);
+}
