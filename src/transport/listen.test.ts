@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { readFileSync, writeFileSync } from 'node:fs';
+import { networkInterfaces } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import WebSocket, { WebSocketServer } from 'ws';
@@ -34,6 +35,14 @@ import { isAuthorised, readToken, TOKEN_VARIABLE } from './token.js';
 
 const token = 'a-token-of-some-length';
 const tls = { key: readFileSync(TEST_KEY), cert: readFileSync(TEST_CERTIFICATE) };
+
+const hasIPv6 = Object.values(networkInterfaces()).some((all) => all?.some(({ address }) => address === '::1'));
+test.skipIf(!hasIPv6).each(['::1', '[::1]'])('on %s, the URL it gives is one to connect to', async (host) => {
+  const server = await listen({ host, port: 0, service: 'test' }, echo);
+  expect(server.url).toMatch(/^ws:\/\/\[::1\]:\d+\/$/);
+  expect(await isEchoed(await startClient(server.url), 1)).toBe(true);
+  await server.close();
+});
 
 describe('with a token', () => {
   test('its holder is served', async () => {

@@ -1,6 +1,6 @@
 import { createServer as createHttpServer, type IncomingMessage } from 'node:http';
 import { createServer as createHttpsServer } from 'node:https';
-import type { AddressInfo, Socket } from 'node:net';
+import { type AddressInfo, isIPv6, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { WebSocketServer } from 'ws';
 import {
@@ -25,7 +25,7 @@ import {
   SILENCE_TIMEOUT_MS,
 } from './limits.js';
 import { createLink, type Link, SOCKET_OPTIONS } from './link.js';
-import { isLoopback } from './loopback.js';
+import { bareHost, isLoopback } from './loopback.js';
 import { isAuthorised } from './token.js';
 
 export interface ListenOptions {
@@ -85,11 +85,11 @@ export async function listen(options: ListenOptions, converse: (channel: Channel
   });
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error) => reject(new ListenError(`${host}:${port}`, error.message)));
-    server.listen(port, host.replace(/^\[(.*)\]$/, '$1'), resolve);
+    server.listen(port, bareHost(host), resolve);
   });
   const { port: bound } = server.address() as AddressInfo;
   return {
-    url: `${tls ? 'wss' : 'ws'}://${host}:${bound}/`,
+    url: `${tls ? 'wss' : 'ws'}://${isIPv6(bareHost(host)) ? `[${bareHost(host)}]` : host}:${bound}/`,
     async close() {
       for (const channel of sessions.values()) channel.fail(new InterruptedError());
       const closed = new Promise((resolve) => server.close(resolve));
