@@ -85,6 +85,9 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['eval', TINY_MODEL], '--text'],
     [['eval', TINY_MODEL, '--text', 'nowhere.txt'], 'cannot be read'],
     [['eval', TINY_MODEL, '--text', join(TINY_MODEL, 'model-00001-of-00003.safetensors')], 'not UTF-8'],
+    [['compress', TINY_MODEL, 'x', '--ca', 'nowhere.pem'], '--ca: nowhere.pem cannot be read'],
+    [['serve', TINY_MODEL, '--listen', '127.0.0.1:0', '--tls-cert', 'nowhere.pem'], '--tls-cert: nowhere.pem cannot'],
+    [['serve', TINY_MODEL, '--listen', '127.0.0.1:0', '--tls-cert', CLI], 'go together'],
     [['engines', '--link-tensorflow', TINY_MODEL], 'has no libtensorflow_cc.so.2'],
   ])('%j', async (args, words) => {
     const { code, stdout, stderr } = await mobe(...args);

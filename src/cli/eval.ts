@@ -1,11 +1,19 @@
-import { readFile } from 'node:fs/promises';
 import { Command } from 'commander';
 import { type Evaluation, evaluate, type ModelScore } from '../../streams/evaluate.js';
 import { OptionError } from '../errors.js';
 import { formatBytes, formatPercent } from '../format.js';
 import type { EvaluateOptions } from '../inference/options.js';
 import { interruptible } from './interrupt.js';
-import { engine, expertsPerToken, json, MODEL, maxMemory, positiveInteger, threads } from './options.js';
+import {
+  engine,
+  expertsPerToken,
+  json,
+  MODEL,
+  maxMemory,
+  positiveInteger,
+  readOptionFile,
+  threads,
+} from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { formatTable, left, right } from './table.js';
 
@@ -53,12 +61,7 @@ export function evalCommand(): Command {
 }
 
 async function readText(file: string): Promise<string> {
-  let bytes: Buffer;
-  try {
-    bytes = await readFile(file);
-  } catch (error) {
-    throw new OptionError('--text', `${file} cannot be read: ${(error as Error).message}`);
-  }
+  const bytes = await readOptionFile('--text', file);
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch {

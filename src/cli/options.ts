@@ -1,8 +1,10 @@
 /** Flags that several commands share, and how their text becomes values. */
+import { readFile } from 'node:fs/promises';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type CompressOptions, DTYPE_NAMES, FORMATS, QUALITIES, QUALITY_NAMES } from '../conversion/settings.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
+import { OptionError } from '../errors.js';
 import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { parseBytes } from '../format.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
@@ -175,6 +177,15 @@ function projections(text: string): string[] {
   const unknown = names.find((name) => !PROJECTIONS.some((known) => known === name));
   if (unknown !== undefined) throw new InvalidArgumentError(`"${unknown}" is not one of ${PROJECTIONS.join(', ')}.`);
   return names;
+}
+
+/** The file that an option names. */
+export async function readOptionFile(option: string, file: string): Promise<Buffer> {
+  try {
+    return await readFile(file);
+  } catch (error) {
+    throw new OptionError(option, `${file} cannot be read: ${(error as Error).message}`);
+  }
 }
 
 /** "0-3,7" → [0, 1, 2, 3, 7]; "none" → [] */

@@ -1,9 +1,10 @@
 /** Flags and environment for other machines: the token, certificates, where to listen. */
-import { readFile } from 'node:fs/promises';
 import { InvalidArgumentError, Option } from 'commander';
 import type { ListenAt, PeerOptions, ServiceHooks } from '../../streams/remote/peer-options.js';
+import { OptionError } from '../errors.js';
 import type { Listener } from '../transport/listen.js';
 import { readToken, TOKEN_VARIABLE } from '../transport/token.js';
+import { readOptionFile } from './options.js';
 
 export interface PeerFlags {
   readonly tokenFile?: string | undefined;
@@ -41,23 +42,16 @@ export function hostAndPort(text: string): { host: string; port: number } {
   return { host: (match[1] ?? match[2]) as string, port };
 }
 
-const readIf = async (file: string | undefined): Promise<Buffer | undefined> => {
-  if (file === undefined) return undefined;
-  try {
-    return await readFile(file);
-  } catch (error) {
-    throw new InvalidArgumentError(`${file} cannot be read: ${(error as Error).message}`);
-  }
-};
+const readIf = async (option: string, file: string | undefined): Promise<Buffer | undefined> =>
+  file === undefined ? undefined : readOptionFile(option, file);
 
 export async function peerOptions(flags: PeerFlags): Promise<PeerOptions> {
-  return { token: await readToken(flags.tokenFile), ca: await readIf(flags.ca) };
+  return { token: await readToken(flags.tokenFile), ca: await readIf('--ca', flags.ca) };
 }
 
 export async function listenOptions({ listen, ...flags }: ListenFlags): Promise<ListenAt> {
-  const [cert, key] = [await readIf(flags.tlsCert), await readIf(flags.tlsKey)];
-  if ((cert === undefined) !== (key === undefined))
-    throw new InvalidArgumentError('--tls-cert and --tls-key go together.');
+  const [cert, key] = [await readIf('--tls-cert', flags.tlsCert), await readIf('--tls-key', flags.tlsKey)];
+  if ((cert === undefined) !== (key === undefined)) throw new OptionError('--tls-cert', 'and --tls-key go together');
   return { ...listen, token: await readToken(flags.tokenFile), tls: cert && key && { cert, key } };
 }
 

@@ -1,6 +1,6 @@
-import { Command, Option } from 'commander';
+import { Command } from 'commander';
 import { work } from '../../streams/remote/worker.js';
-import { bytes, engine, threads } from './options.js';
+import { engine, maxMemory, threads } from './options.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
 
 export function workerCommand(): Command {
@@ -9,12 +9,7 @@ export function workerCommand(): Command {
     .addOption(listenAt())
     .addOption(engine())
     .addOption(threads())
-    .addOption(
-      new Option(
-        '--max-memory <size>',
-        'peak memory to stay within, e.g. 8GiB (default: 80 % of this machine)',
-      ).argParser(bytes),
-    )
+    .addOption(maxMemory())
     .addOption(tokenFile())
     .addOption(tlsCert())
     .addOption(tlsKey())
