@@ -7,6 +7,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { FolderLockedError } from '../errors.js';
 import { type FileSystem, readWhole, writeAll } from './file-system.js';
+import { removeLink } from './folder-checks.js';
 
 export const LOCK_FILE = 'lock';
 
@@ -27,10 +28,11 @@ export interface FolderLock {
 const MOST_TRIES = 5;
 
 /**
- * Takes the lock in `folder`, which is created. Throws `FolderLockedError` where another process has it.
+ * Takes the lock in `folder`, which is created; a link in its place is removed. Throws `FolderLockedError` where another process has it.
  * @param force takes it from another machine too; never from a process that runs here
  */
 export async function lockFolder(folder: string, force: boolean, fs: FileSystem): Promise<FolderLock> {
+  await removeLink(folder);
   const path = join(folder, LOCK_FILE);
   const self: Holder = {
     pid: process.pid,

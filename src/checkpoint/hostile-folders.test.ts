@@ -115,6 +115,7 @@ describe('links', () => {
     put(at('victim', 'file'), 'precious');
     mkdirSync(at('factors'));
     symlinkSync(at('victim', 'file'), at('factors', 'mobe.json'));
+    symlinkSync(at('victim'), at('factors', '.mobe-partial'));
     await fitFactors(at('model'), at('factors'), { bases: 1, steps: 1, threads: 1 });
     mkdirSync(at('out'));
     symlinkSync(at('victim'), at('out', '.mobe-partial'));
