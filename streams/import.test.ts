@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../fixtures/generate.js';
 import { TINY_MODEL, WAB_FILES } from '../fixtures/paths.js';
+import { startService } from '../fixtures/services.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
 import { isFitted } from '../src/conversion/report.js';
 import * as errors from '../src/errors.js';
@@ -57,6 +58,17 @@ describe.each([
     expect(groups).toHaveLength(files.length);
     expect((await verify(TINY_MODEL, out)).problems).toEqual([]);
   });
+});
+
+test('a model elsewhere gives the same files as one here', async () => {
+  const service = await startService(['serve', TINY_MODEL]);
+  try {
+    await importFactors(service.url, wab('served-wab', GATE), at('served'));
+    const file = 'layer-001.gate_proj.safetensors';
+    expect(readFileSync(at('served', file)).equals(readFileSync(at('gate', file)))).toBe(true);
+  } finally {
+    await service.stop();
+  }
 });
 
 test('the other activation can be forced, and fits worse', async () => {

@@ -1,6 +1,6 @@
 import { encodeFinite, floatsOf } from '../src/checkpoint/codec.js';
 import type { FloatDtype } from '../src/checkpoint/dtype.js';
-import { type ByteRange, LocalFiles, type RangeReader } from '../src/checkpoint/files.js';
+import type { ByteRange, Files, RangeReader } from '../src/checkpoint/files.js';
 import { fingerprint } from '../src/checkpoint/open-checkpoint.js';
 import { readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, groupLabel, planGroups, sourceBytes } from '../src/conversion/groups.js';
@@ -50,17 +50,14 @@ export async function importFactors(
   const source = await openSource(model, run.peers, run.fileSystem);
   const detected = detectModel(source);
   const files = await openWabFolder(wab);
-  const match = (activation: Activation) =>
-    files.map((it) => matchGroup(it, files, detected, { ...(options.dtype && { dtype: options.dtype }), activation }));
-  const engine = await chooseEngine(choice, threads, match(ACTIVATIONS[0])[0]?.group.problem);
+  const matched = files.map((it) =>
+    matchGroup(it, files, detected, { ...(options.dtype && { dtype: options.dtype }) }),
+  );
+  const [first] = matched as [Imported];
+  const engine = await chooseEngine(choice, threads, first.group.problem);
   const compute = { engine: engine.name, threads };
-  const activation =
-    given ??
-    (await findActivation(
-      ACTIVATIONS.map((it) => match(it)[0] as Imported),
-      compute,
-    ));
-  const imported = match(activation);
+  const activation = given ?? (await findActivation(first, source.files, compute));
+  const imported = matched.map((it) => withActivation(it, activation));
   const groups = imported.map(({ group }) => group);
   return fillFactorFolder({
     folder,
@@ -146,15 +143,19 @@ function matchGroup(
   return { path, file, group };
 }
 
-/** Of the same group with each activation, the one that is nearer to the first expert. */
+const withActivation = ({ group, ...rest }: Imported, activation: Activation): Imported => ({
+  ...rest,
+  group: { ...group, problem: { ...group.problem, activation } },
+});
+
+/** The one with which a file is nearest to its first expert. */
 async function findActivation(
-  candidates: readonly Imported[],
+  first: Imported,
+  reader: Files,
   options: ConstructorParameters<typeof ComputeWorker>[0],
 ): Promise<Activation> {
-  const reader = new LocalFiles();
   const worker = new ComputeWorker(options);
   try {
-    const [first] = candidates as [Imported];
     const sigmas = await measureGroups(
       [first.group],
       [first.group],
@@ -164,12 +165,11 @@ async function findActivation(
     );
     const sigma = sigmas.get(first.group) as number;
     const errors: number[] = [];
-    for (const candidate of candidates) {
-      const factorization = await loadFactorization(candidate, sigma, reader, worker);
+    for (const activation of ACTIVATIONS) {
+      const factorization = await loadFactorization(withActivation(first, activation), sigma, reader, worker);
       errors.push((await factorization.expert(0)).squaredError);
     }
-    const best = candidates[errors.indexOf(Math.min(...errors))] as Imported;
-    return best.group.problem.activation;
+    return ACTIVATIONS[errors.indexOf(Math.min(...errors))] as Activation;
   } finally {
     await worker.close();
     await reader.close();
