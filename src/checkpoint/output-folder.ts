@@ -182,7 +182,7 @@ export class OutputFolder implements Output {
     const shard = this.holder.get(tensor);
     if (!shard) throw new WriteError(this.folder, `no room is reserved for "${tensor}"`);
     await shard.write(tensor, offset, data);
-    await this.record({ part: { tensor, offset, bytes: data.byteLength, crc: crc32(data) } });
+    if (this.journal) await this.record({ part: { tensor, offset, bytes: data.byteLength, crc: crc32(data) } });
     for (const it of this.waiting) {
       if (!it.written()) continue;
       this.waiting.delete(it);
