@@ -2,7 +2,7 @@ import { setImmediate } from 'node:timers/promises';
 import { allFinite, encodeFloats } from '../src/checkpoint/codec.js';
 import { decodeRows, storedBytes } from '../src/checkpoint/encoding.js';
 import type { StoredMatrix } from '../src/checkpoint/stored-matrix.js';
-import { type GroupPlan, groupLabel } from '../src/conversion/groups.js';
+import type { GroupPlan } from '../src/conversion/groups.js';
 import { DegenerateGroupError, NonFiniteWeightError, OverflowError } from '../src/errors.js';
 import { addMoments, deviation, type Moments, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
 import type { Written } from './compute.js';
@@ -10,15 +10,9 @@ import type { ExpertGroup, NormalisedGroup } from './records.js';
 
 export type Sigmas = ReadonlyMap<GroupPlan, number>;
 
-/** Attaches each group's σ: as measured before, else that of the group alone. Throws for weights that are NaN, infinite, or all the same. */
-export async function* normalise(
-  groups: AsyncIterable<ExpertGroup>,
-  known: Sigmas = new Map(),
-): AsyncGenerator<NormalisedGroup> {
-  for await (const group of groups) {
-    const sigma = known.get(group.group) ?? sigmaOf(await measureGroup(group), groupLabel(group.group));
-    yield { ...group, sigma };
-  }
+/** Attaches each group's σ, which `measureGroups` has found. */
+export async function* normalise(groups: AsyncIterable<ExpertGroup>, sigmas: Sigmas): AsyncGenerator<NormalisedGroup> {
+  for await (const group of groups) yield { ...group, sigma: sigmas.get(group.group) as number };
 }
 
 /**

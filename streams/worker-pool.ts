@@ -1,8 +1,8 @@
 /** Compute workers: engines block their thread, so each lives in one of its own. */
 import { once } from 'node:events';
 import { SHARE_ENV, Worker } from 'node:worker_threads';
-import type { SolverOptions, SolverStep } from '../src/factorization/problem.js';
 import { InterruptedError, WorkerError } from '../src/errors.js';
+import type { SolverOptions, SolverStep } from '../src/factorization/problem.js';
 import type { Compute, ComputeOptions } from './compute.js';
 import { reviveError } from './revive-error.js';
 
