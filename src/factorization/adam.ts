@@ -60,7 +60,7 @@ export async function solveAdam(
   const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
   const report = stepReporter(options.onStep);
   const rate = options.learningRate ?? DEFAULT_RATE;
-  const saved = await options.states?.load();
+  let saved = await options.states?.load();
   const start = saved ? undefined : startingFactors(problem, halfPrecision(targets, sigma, 1));
   /** As it was saved under that name, else beginning at `values`. */
   const moving = (name: string, shape: number[], values?: Float32Array): Moving<EngineTensor> => {
@@ -94,6 +94,7 @@ export async function solveAdam(
   let best: { loss: number; bases: Float32Array; logits: Float32Array } | undefined;
   const [done = 0, bestLoss = 0] = saved?.progress ?? [];
   if (saved?.bases) best = { loss: bestLoss, bases: saved.bases as Float32Array, logits: saved.logits as Float32Array };
+  saved = undefined; // `moving` would keep it for the whole run
 
   const keep = async (loss: number): Promise<void> => {
     if (best && best.loss <= loss) return;

@@ -100,8 +100,8 @@ class VarproSolver {
     /** The scale of each input axis, (1, 1, d). */
     private readonly columns: EngineTensor,
     private state: State,
-    /** The run goes on from there. */
-    private readonly saved: SolverState | undefined,
+    /** The run goes on from there; let go of once it does. */
+    private saved: SolverState | undefined,
   ) {}
 
   static async create(
@@ -251,6 +251,7 @@ class VarproSolver {
   /** Goes back to where `save` was called; the gradient at it, or undefined where nothing was saved. */
   private restore(schedule: Schedule, at: Progress): Gradient | undefined {
     const { saved } = this;
+    this.saved = undefined;
     if (!saved) return undefined;
     const { bases: m, rank: r, cols: d } = this.problem;
     const [steps, scale, undos, meanBias, best, loss] = saved.progress as unknown as [
