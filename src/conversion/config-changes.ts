@@ -1,7 +1,7 @@
 /** What a conversion changes in the source's `config.json`. */
 import { QUANTISATION_KEYS, quantisationConfig } from '../checkpoint/quantisation.js';
 import { UnevenFactorsError } from '../errors.js';
-import type { MoeModel } from '../models/family.js';
+import type { MoeModel, Projection } from '../models/family.js';
 import { type ModellingFile, modellingFiles } from '../models/modelling-files.js';
 import { type ConfigChanges, nativeConfig } from '../models/native.js';
 import { compareGroups, type GroupPlan, groupLabel } from './groups.js';
@@ -34,7 +34,9 @@ function nativeChanges(
 ): ConfigChanges {
   const sorted = [...groups].sort(compareGroups);
   const [first] = sorted as [GroupPlan];
-  checkUniform(sorted);
+  const layers = [...new Set(sorted.map(({ layer }) => layer))];
+  const projections = [...new Set(sorted.map(({ projection }) => projection))];
+  checkUniform(sorted, layers, projections);
   if (!family.native) return {}; // refused before (planGroups)
   const { bases, rank, activation } = first.problem;
   return nativeConfig(source.config, family.native, {
@@ -42,15 +44,19 @@ function nativeChanges(
     groups: first.groups,
     rank,
     activation,
-    layers: [...new Set(sorted.map(({ layer }) => layer))],
-    projections: [...new Set(sorted.map(({ projection }) => projection))],
+    layers,
+    projections,
     solver,
     sourceFingerprint,
   });
 }
 
 /** A native config has one m, r, f and number of groups for all, and one list of projections for all its layers. */
-function checkUniform(groups: readonly GroupPlan[]): void {
+function checkUniform(
+  groups: readonly GroupPlan[],
+  layers: readonly number[],
+  projections: readonly Projection[],
+): void {
   const [first] = groups as [GroupPlan];
   const held = new Set(groups.map(groupLabel));
   for (const group of groups) {
@@ -65,8 +71,8 @@ function checkUniform(groups: readonly GroupPlan[]): void {
         `${groupLabel(group)} has ${bases} bases of rank ${rank} in ${group.groups} group(s) with ${activation}, ${groupLabel(first)} ${first.problem.bases} of ${first.problem.rank} in ${first.groups} with ${first.problem.activation}`,
       );
   }
-  for (const { layer } of groups) {
-    for (const { projection } of groups) {
+  for (const layer of layers) {
+    for (const projection of projections) {
       for (let group = 0; group < first.groups; group++) {
         const label = groupLabel({ layer, projection, group, groups: first.groups });
         if (!held.has(label)) throw new UnevenFactorsError(`${label} is missing`);
