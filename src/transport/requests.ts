@@ -24,10 +24,13 @@ export interface Reply {
 /** What it returns ends the answer. What it throws is a `RemoteError` for whoever asked, and the conversation goes on. */
 export type Handler = (params: unknown, reply: Reply) => Promise<unknown>;
 
-/** Answers until the peer closes. */
+/**
+ * Answers until the peer closes.
+ * @param sink undefined: nobody listens for answers, so what fails ends it
+ */
 export async function answerRequests(
   source: MessageSource,
-  sink: MessageSink,
+  sink: MessageSink | undefined,
   handlers: Readonly<Record<string, Handler>>,
 ): Promise<void> {
   const { peer } = source;
@@ -39,8 +42,12 @@ export async function answerRequests(
     const pieces = header.uploads ? receiveTensors(source) : nothing();
     const reply: Reply = {
       uploads: leavable(pieces),
-      tensors: (pieces) => sendTensors(sink, pieces),
-      event: (value) => sink.send({ kind: 'event', value }),
+      async tensors(pieces) {
+        if (sink) await sendTensors(sink, pieces);
+      },
+      async event(value) {
+        await sink?.send({ kind: 'event', value });
+      },
     };
     let failure: Error | undefined;
     let value: unknown;
@@ -50,11 +57,13 @@ export async function answerRequests(
       failure = error as Error;
     }
     await passOver(pieces);
-    if (!failure) await sink.send({ kind: 'end', value: value ?? null });
-    else
-      await sink.send({ kind: 'failure', name: failure.name, message: failure.message.slice(0, MAX_MESSAGE_LENGTH) });
+    if (failure && !sink) throw failure;
+    await sink?.send(failure ? failureOf(failure) : { kind: 'end', value: value ?? null });
   }
 }
+
+const failureOf = ({ name, message }: Error) =>
+  ({ kind: 'failure', name, message: message.slice(0, MAX_MESSAGE_LENGTH) }) as const;
 
 async function* nothing(): AsyncGenerator<TensorPiece, unknown> {
   yield* [];
@@ -137,8 +146,7 @@ async function sendRequest(
   try {
     await sendTensors(sink, unlessAborted(uploads, failed));
   } catch (error) {
-    const { name, message } = error as Error;
-    await sink.send({ kind: 'failure', name, message: message.slice(0, MAX_MESSAGE_LENGTH) });
+    await sink.send(failureOf(error as Error));
     if (failed.aborted) return; // the answer tells
     throw error;
   }

@@ -5,7 +5,6 @@ import type { WantedOutput } from '../../src/conversion/existing-output.js';
 import { BusyError, ProtocolError, TruncatedStreamError } from '../../src/errors.js';
 import { readByteStream } from '../../src/transport/byte-stream.js';
 import { checkParams } from '../../src/transport/check-params.js';
-import type { MessageSink } from '../../src/transport/header.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
 import { answerRequests, type Handler } from '../../src/transport/requests.js';
 import { openFolder } from '../open-output.js';
@@ -62,28 +61,8 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
 export async function receivePipe(folder: string, input: Readable, hooks: ReceiveHooks = {}): Promise<void> {
   const peer = 'standard input';
   const session = new OutputSession(peer, folder, hooks);
-  let failure: Error | undefined;
-  const handlers = Object.fromEntries(
-    Object.entries(session.handlers).map(([method, handler]): [string, Handler] => [
-      method,
-      async (params, reply) => {
-        try {
-          return await handler(params, reply);
-        } catch (error) {
-          failure = error as Error;
-          throw error;
-        }
-      },
-    ]),
-  );
-  // Nobody listens for answers, so a failure ends it here.
-  const sink: MessageSink = {
-    async send({ kind }) {
-      if (kind === 'failure') throw failure ?? new TruncatedStreamError(peer);
-    },
-  };
   try {
-    await answerRequests(readByteStream(input, OUTPUT_SERVICE, peer), sink, handlers);
+    await answerRequests(readByteStream(input, OUTPUT_SERVICE, peer), undefined, session.handlers);
     if (!session.finished) throw new TruncatedStreamError(peer);
   } finally {
     await session.end();
