@@ -215,26 +215,20 @@ async function writeSmallFiles(
 ): Promise<StoredReport> {
   const { plan, config, modelling, record, started } = conversion;
   const { source, layout, format, parametersBefore, parametersAfter, bytesBefore, bytesAfter } = plan;
-  const files = layout.shards.map(({ file }) => file);
-  const put = async (file: string, text: string): Promise<void> => {
-    await output.writeText(file, text);
-    files.push(file);
-  };
   const added = modelling?.add ?? [];
   const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
   for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (ours.has(target)) continue;
     await output.writeFile(target, bytes, wholeFile({ file, start: 0, end: bytes }, source.files));
-    files.push(target);
   }
   for (const { source: file, target } of added) {
-    await put(target, await readFile(file, 'utf8'));
+    await output.writeText(target, await readFile(file, 'utf8'));
   }
   const index = encodeIndex(layout);
-  if (index) await put(index.file, index.text);
-  await put(CONFIG_FILE, editConfig(source.configText, config));
+  if (index) await output.writeText(index.file, index.text);
+  await output.writeText(CONFIG_FILE, editConfig(source.configText, config));
   const sizes = { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
-  await put(
+  await output.writeText(
     CARD_FILE,
     modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
   );
@@ -247,7 +241,7 @@ async function writeSmallFiles(
     seconds: (performance.now() - started) / 1000,
     groups,
     ...(warnings.length && { warnings }),
-    files: [...files, MANIFEST_FILE, REPORT_FILE].sort(),
+    files: [...output.written.keys(), MANIFEST_FILE, REPORT_FILE].sort(),
   };
   // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.
   await output.writeText(MANIFEST_FILE, encodeManifest(output.written));

@@ -1,7 +1,9 @@
 /** A matrix of a checkpoint: where its bytes lie, and how they become numbers. */
-import { QuantisedShapeError } from '../errors.js';
+import { QuantisedShapeError, UnsupportedDtypeError } from '../errors.js';
+import { isFloatDtype } from './dtype.js';
 import { decodeRows, type Encoding, storedBytes } from './encoding.js';
 import type { ByteRange, RangeReader } from './files.js';
+import type { TensorInfo } from './header.js';
 
 export interface StoredMatrix {
   /** What it is called where it stands alone and unquantised, e.g. `model.layers.0.mlp.experts.3.up_proj.weight`. */
@@ -17,6 +19,15 @@ export interface StoredMatrix {
   readonly declaredShape?: ByteRange;
   /** Where it belongs in a checkpoint of the source's own layout: a tensor, and the element it begins at. */
   readonly place: { readonly tensor: string; readonly element: number };
+}
+
+/** A tensor of floats as a matrix of its last axis. */
+export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo): StoredMatrix {
+  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
+  const cols = shape.at(-1) ?? 1;
+  const rows = shape.slice(0, -1).reduce((product, size) => product * size, 1);
+  const place = { tensor: name, element: 0 };
+  return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
 }
 
 /** What `decodeMatrix` needs to know. */

@@ -15,15 +15,13 @@ import {
   threads,
 } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { LINE_INTERVAL_MS } from './progress.js';
 import { formatTable, left, right } from './table.js';
 
 interface Flags extends EvaluateOptions, PeerFlags {
   readonly text: string;
   readonly json?: boolean;
 }
-
-/** Elsewhere than on a terminal: a line as often as this. */
-const LINE_INTERVAL_MS = 10_000;
 
 export function evalCommand(): Command {
   return new Command('eval')

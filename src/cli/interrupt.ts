@@ -5,7 +5,11 @@ export interface Interruption {
   stop(): void;
 }
 
-/** What was asked to stop has so long to do it; a solver step of a large model takes longer. */
+/**
+ * Who asks to stop gets the terminal back within two seconds. A step of a large model takes longer than this, and a thread
+ * inside native code cannot be stopped: then the process ends as it is. What is finished, and the state saved last, is kept all
+ * the same; the lock it leaves is void.
+ */
 const STOP_WITHIN_MS = 1_500;
 
 /**

@@ -8,7 +8,7 @@ import { describePlan } from './describe-plan.js';
 import { interruptible } from './interrupt.js';
 
 /** Elsewhere than on a terminal: a line as often as this. */
-const LINE_INTERVAL_MS = 10_000;
+export const LINE_INTERVAL_MS = 10_000;
 
 type Phase = Extract<Progress, { kind: 'phase' }>;
 
@@ -24,12 +24,6 @@ export interface ProgressDisplay {
   readonly hooks: RunHooks;
   stop(): void;
 }
-
-/**
- * Who asks to stop gets the terminal back within two seconds. A step of a large model takes longer than this, and a thread
- * inside native code cannot be stopped: then the process ends as it is. What is finished, and the state saved last, is kept all
- * the same; the lock it leaves is void.
- */
 
 /** Also turns Ctrl-C and SIGTERM into an orderly stop: once asks, twice ends the process. */
 export function showProgress(): ProgressDisplay {

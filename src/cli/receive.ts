@@ -4,9 +4,7 @@ import { PIPE } from '../../streams/remote/remote-output.js';
 import { OptionError } from '../errors.js';
 import { formatBytes } from '../format.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
-
-/** As often as on a pipe's other end. */
-const LINE_INTERVAL_MS = 10_000;
+import { LINE_INTERVAL_MS } from './progress.js';
 
 export function receiveCommand(): Command {
   return new Command('receive')

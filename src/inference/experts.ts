@@ -6,7 +6,7 @@ import { findNativeGroups } from '../conversion/native-groups.js';
 import { MissingExpertError, WeightShapeError } from '../errors.js';
 import { expertsOf } from '../models/expert-names.js';
 import { PROJECTIONS, type Projection } from '../models/family.js';
-import { BASES_NAME } from '../models/native.js';
+import { BASES_NAME, SHORT_NAMES } from '../models/native.js';
 import { gatedShapes, mixBases, type Ranks } from './feed-forward.js';
 import type { Runner } from './runner.js';
 import { findWeight, type Weight, type WeightReader } from './weight.js';
@@ -30,8 +30,6 @@ export interface ExpertTools {
   readonly runner: Runner;
   readonly cache: () => WeightCache;
 }
-
-const SHORT = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down' } as const satisfies Record<Projection, string>;
 
 /** By layer. Throws an `InputError` where an expert is missing or of another shape than the others. */
 export function findExperts(checkpoint: Checkpoint, width: number, tools: ExpertTools): Map<string, LayerExperts> {
@@ -88,7 +86,7 @@ function layerExperts(
   const count = Math.max(...[...matrices.values()].map(({ length }) => length));
   const parts = PROJECTIONS.map(
     (projection): Part => ({
-      name: SHORT[projection],
+      name: SHORT_NAMES[projection],
       matrices: matrices.get(projection) as StoredMatrix[],
       groups: factors(projection).map((plan) => factorGroup(checkpoint, plan, reader)),
     }),

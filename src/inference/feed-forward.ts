@@ -1,6 +1,6 @@
 /** The gated feed-forward layers of experts, shared experts and dense layers, as programs. */
 import { trace } from '../engine/graph.js';
-import { add, matmul, mul, sigmoid, type Value } from '../engine/ops.js';
+import { add, matmul, mul, type Value } from '../engine/ops.js';
 import { activate } from '../factorization/activation.js';
 import type { Activation } from '../factorization/problem.js';
 import { linear } from './attention.js';
@@ -36,8 +36,7 @@ function gatedOutput(x: Value, it: Readonly<Record<string, Value>>): Value {
     const whole = it[name];
     return whole ? linear(x, whole) : linear(linear(x, it[`${name}F`] as Value), it[`${name}A`] as Value);
   };
-  const gate = into('gate');
-  const inner = mul(mul(gate, sigmoid(gate)), into('up'));
+  const inner = mul(activate('silu', into('gate')), into('up'));
   return it.down ? linear(inner, it.down) : matmul(matmul(inner, it.downA as Value), it.downF as Value);
 }
 

@@ -1,8 +1,6 @@
 /** A language model that runs from its checkpoint: weights are read when they are needed and kept within a budget. */
 import { setImmediate } from 'node:timers/promises';
-import { fileIn } from '../checkpoint/files.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
-import { CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import {
   InterruptedError,
   MissingExpertError,
@@ -186,8 +184,7 @@ function drawBlueprint(
   const config = configReader(checkpoint);
   const modelType = String(checkpoint.config.model_type ?? 'unknown');
   const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.includes(modelType));
-  if (!architecture)
-    throw new UnsupportedModelError(fileIn(checkpoint.folder, CONFIG_FILE), `its model_type is "${modelType}"`);
+  if (!architecture) throw new UnsupportedModelError(config.file, `its model_type is "${modelType}"`);
   const activation = config.text('hidden_act', 'silu');
   if (activation !== 'silu') throw new UnsupportedModelError(config.file, `its activation is "${activation}"`);
   const experts = findExperts(checkpoint, config.number('hidden_size'), tools);

@@ -1,4 +1,5 @@
 /** How well a model predicts a text, and how far its predictions are from another's. All sums in f64. */
+import { mostLikely } from './sample.js';
 
 /** Of logits: log-probabilities, and the most likely token. */
 export interface Prediction {
@@ -8,13 +9,12 @@ export interface Prediction {
 }
 
 export function predict(logits: Float32Array): Prediction {
-  let mostLikely = 0;
-  for (let i = 1; i < logits.length; i++) if ((logits[i] as number) > (logits[mostLikely] as number)) mostLikely = i;
-  const top = logits[mostLikely] as number;
+  const best = mostLikely(logits);
+  const top = logits[best] as number;
   let sum = 0;
   for (const logit of logits) sum += Math.exp(logit - top);
   const normaliser = top + Math.log(sum);
-  return { logProbabilities: Float64Array.from(logits, (logit) => logit - normaliser), mostLikely };
+  return { logProbabilities: Float64Array.from(logits, (logit) => logit - normaliser), mostLikely: best };
 }
 
 /** KL divergence of `other` from `truth`, Σ p·(log p − log q), nats. */

@@ -1,12 +1,10 @@
 /** A model's weights by name and shape, however the checkpoint stores them. */
-import { isFloatDtype } from '../checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../checkpoint/encoding.js';
 import { type RangeReader, READ_BYTES } from '../checkpoint/files.js';
-import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
-import { checkDeclaredShape, type StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { MissingTensorError, UnsupportedDtypeError, WeightShapeError } from '../errors.js';
+import { checkDeclaredShape, plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { MissingTensorError, WeightShapeError } from '../errors.js';
 
 /** A vector or a matrix of the model, (out, in) as linear layers store it. */
 export interface Weight {
@@ -35,15 +33,6 @@ export function findWeight(checkpoint: Checkpoint, name: string, shape: readonly
   if (matrix.rows !== rows || matrix.cols !== cols)
     throw new WeightShapeError(tensor.name, tensor.file, tensor.shape, shape);
   return { shape, matrix };
-}
-
-/** A tensor of floats as a matrix of its last axis. */
-export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo): StoredMatrix {
-  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
-  const cols = shape.at(-1) ?? 1;
-  const rows = shape.slice(0, -1).reduce((product, size) => product * size, 1);
-  const place = { tensor: name, element: 0 };
-  return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
 }
 
 /** Rows of a matrix. */

@@ -3,8 +3,8 @@ import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
-import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { UnequalExpertError, UnsupportedDtypeError, UnsupportedLayoutError } from '../errors.js';
+import { plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
 import type { Projection } from './family.js';
 
 /** One expert a tensor; Mixtral, MiniMax and others say w1, w3, w2. */
@@ -44,12 +44,10 @@ export function expertsOf(tensor: TensorInfo, checkpoint: Checkpoint): FoundExpe
   return slices(tensor, projections, prefix, checkpoint).map((it) => ({ prefix, layer: Number(layer), ...it }));
 }
 
-function floatMatrix({ name, file, dtype, shape, start, end }: TensorInfo): StoredMatrix {
+function floatMatrix(tensor: TensorInfo): StoredMatrix {
+  const { name, file, shape } = tensor;
   if (shape.length !== 2) throw new UnequalExpertError(name, file, `has shape [${shape}], not a matrix`);
-  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
-  const [rows, cols] = shape as [number, number];
-  const place = { tensor: name, element: 0 };
-  return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
+  return plainMatrix(tensor);
 }
 
 /** The matrices of a fused tensor, each a range of it, in the order in which they lie. */

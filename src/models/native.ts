@@ -5,7 +5,10 @@ import type { ExpertLayer, NativeForm, Projection } from './family.js';
 /** Matches the bases of a group: prefix, layer, short name of the projection, index of the group where there are several. */
 export const BASES_NAME = /^((?:.+\.)?layers\.(\d+)\.mlp\.)B_(gate|up|down)(?:_(\d+))?$/;
 
-const SHORT: Record<Projection, string> = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down' };
+export const SHORT_NAMES = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down' } as const satisfies Record<
+  Projection,
+  string
+>;
 
 /** Part of a layer's experts: all of them are group 0 of 1. */
 export interface GroupNumber {
@@ -17,11 +20,11 @@ const suffix = ({ group, groups }: GroupNumber): string => (groups === 1 ? '' : 
 
 /** `B_gate`: a group's bases before the activation, [m, r, d]; `B_gate_1` where the layer has several groups. */
 export const basesName = (prefix: string, projection: Projection, number: GroupNumber): string =>
-  `${prefix}B_${SHORT[projection]}${suffix(number)}`;
+  `${prefix}B_${SHORT_NAMES[projection]}${suffix(number)}`;
 
 /** `W_gate`: the coefficients α as they multiply, [n, m]. */
 export const coefficientsName = (prefix: string, projection: Projection, number: GroupNumber): string =>
-  `${prefix}W_${SHORT[projection]}${suffix(number)}`;
+  `${prefix}W_${SHORT_NAMES[projection]}${suffix(number)}`;
 
 /** `experts.{j}.gate_proj.weight`: A·σ, [p, r], under the name the dense weight had. */
 export const expertName = ({ prefix }: Pick<ExpertLayer, 'prefix'>, expert: number, projection: Projection): string =>

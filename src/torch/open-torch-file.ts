@@ -2,7 +2,7 @@
  * Finds the tensors in a file that `torch.save` wrote of a state dict (torch ≥ 1.6: a zip of a pickle and the storages).
  * Reads the directory and the pickle, never tensor data, and runs nothing: see `pickle.ts`.
  */
-import { byteLength } from '../checkpoint/dtype.js';
+import { byteLength, elementCount } from '../checkpoint/dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import { TorchFileError, TorchTensorError } from '../errors.js';
 import { type ByteSource, decodeText, withFile } from './byte-source.js';
@@ -101,7 +101,7 @@ function locate(
       name,
       `is in the storage data/${key} of ${numel} ${dtype} elements, for which the file has ${entry.size} bytes`,
     );
-  const count = elements(shape);
+  const count = elementCount(shape);
   // A view of nothing may begin anywhere, even behind its storage.
   if (count === 0) return { dtype, shape, start: entry.dataStart, end: entry.dataStart };
   if (!isRowMajor(shape, strides))
@@ -117,10 +117,6 @@ function locate(
   const start = entry.dataStart + offset * element;
   return { dtype, shape, start, end: start + count * element };
 }
-
-/** Rounded above 2^53, which no storage reaches. 0 if any size is, however large the others. */
-const elements = (shape: readonly number[]): number =>
-  shape.includes(0) ? 0 : shape.reduce((count, size) => count * size, 1);
 
 /** The stride of a dimension of one element is never used, and torch writes any (`is_contiguous`). */
 function isRowMajor(shape: readonly number[], strides: readonly number[]): boolean {

@@ -25,14 +25,12 @@ export const reserveParams = z.strictObject({ file: path, bytes: z.int().positiv
 /** What `reserve` and `file` may bring. */
 export const MAX_HEADER = MAX_HEADER_BYTES + 8;
 
-/** Parts of reserved tensors, each as a tensor named `<offset>:<name>`, until all are there. Events tell the bytes written so far. */
-export const writeParams = z.null();
-
 /** A file, whose content comes as one tensor. */
 export const fileParams = z.strictObject({ file: path, bytes: z.int().nonnegative() });
 
 export const commitParams = z.strictObject({ last: z.array(path).max(16) });
 
+/** What `write` brings are parts of reserved tensors, each as a tensor of this name, until all are there. */
 export const pieceName = (tensor: string, offset: number): string => `${offset}:${tensor}`;
 
 export function parsePieceName(name: string): { tensor: string; offset: number } | undefined {
