@@ -15,12 +15,7 @@ export async function* fold(
     yield { tensor: names.bases, offset: 0, data: bases };
     yield { tensor: names.coefficients, offset: 0, data: coefficients };
   }
-  const experts = foldedExperts(factorization);
-  for (;;) {
-    const { value, done } = await experts.next();
-    if (done) return onGroup(value);
-    yield { ...(places[value.expert] as ExpertPlace), data: value.data };
-  }
+  onGroup(yield* eachExpert(factorization, (expert, data) => ({ ...(places[expert] as ExpertPlace), data })));
 }
 
 /** Hands every expert's bytes to `write`, then returns the error of them all. */
@@ -28,17 +23,18 @@ export async function foldExperts(
   factorization: Factorization,
   write: (expert: number, data: Uint8Array) => Promise<void>,
 ): Promise<FittedGroupReport> {
-  const experts = foldedExperts(factorization);
+  const written = eachExpert(factorization, write);
   for (;;) {
-    const { value, done } = await experts.next();
+    const { value, done } = await written.next();
     if (done) return value;
-    await write(value.expert, value.data);
   }
 }
 
-async function* foldedExperts(
+/** What `take` makes of each expert's bytes, awaited; then the error of them all. However it ends, the group is released. */
+async function* eachExpert<T>(
   factorization: Factorization,
-): AsyncGenerator<{ expert: number; data: Uint8Array }, FittedGroupReport> {
+  take: (expert: number, data: Uint8Array) => T,
+): AsyncGenerator<Awaited<T>, FittedGroupReport> {
   const { group, sigma, steps, seconds } = factorization;
   const { experts: n, rows, cols } = group.problem;
   const started = performance.now();
@@ -49,7 +45,7 @@ async function* foldedExperts(
       const { data, squaredError, squaredNorm } = await factorization.expert(expert);
       error += squaredError;
       norm += squaredNorm;
-      yield { expert, data };
+      yield await take(expert, data);
     }
   } finally {
     factorization.release();

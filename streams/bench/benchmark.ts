@@ -2,7 +2,7 @@
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { cpus, loadavg, tmpdir, totalmem } from 'node:os';
 import { join, resolve } from 'node:path';
-import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { checkDisk } from '../../src/checkpoint/output-folder.js';
 import { InterruptedError, MobeError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
@@ -71,7 +71,8 @@ export async function benchmark(model: string, options: BenchOptions = {}): Prom
   const { rounds = DEFAULT_ROUNDS, bytes: limit = DEFAULT_BYTES, slow, stages, signal, onMeasure } = options;
   const machine = machineFacts();
   const parent = resolve(options.folder ?? tmpdir());
-  const source = await sampleModel(model, limit);
+  const checkpoint = await openCheckpoint(model);
+  const source = sampleModel(checkpoint, limit);
   await checkDisk(parent, source.bytes);
   const made = await mkdir(parent, { recursive: true });
   const folder = await mkdtemp(join(parent, 'mobe-bench-'));
@@ -85,7 +86,7 @@ export async function benchmark(model: string, options: BenchOptions = {}): Prom
       if (reason === undefined) commands.push(command);
       else notes.push(`Not compared with ${command}: ${reason}.`);
     }
-    const obstacle = await whyNotCompressed(model);
+    const obstacle = whyNotCompressed(checkpoint);
     if (obstacle) notes.push(`The whole pipeline was not measured: ${obstacle}`);
     const ways = listWays({
       source,
@@ -120,9 +121,9 @@ export async function benchmark(model: string, options: BenchOptions = {}): Prom
 }
 
 /** Undefined where the model has experts that can be compressed. */
-async function whyNotCompressed(model: string): Promise<string | undefined> {
+function whyNotCompressed(checkpoint: Checkpoint): string | undefined {
   try {
-    const { layers } = detectModel(await openCheckpoint(model));
+    const { layers } = detectModel(checkpoint);
     return layers.length > 0 ? undefined : 'no layer has routed experts.';
   } catch (error) {
     if (error instanceof MobeError) return error.message;

@@ -1,6 +1,6 @@
 /** A part of a checkpoint that is large enough to measure and small enough to copy. */
 import { basename } from 'node:path';
-import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { type ConversionPlan, planConversion } from '../../src/conversion/plan.js';
 import { NotACheckpointError } from '../../src/errors.js';
 import type { SampleOfModel } from './task.js';
@@ -15,8 +15,7 @@ export function restrict(checkpoint: Checkpoint, keep: (tensor: string, shard: s
 }
 
 /** The first shards up to `limitBytes`, and at least one. */
-export async function sampleModel(model: string, limitBytes: number): Promise<SampleOfModel> {
-  const checkpoint = await openCheckpoint(model);
+export function sampleModel(checkpoint: Checkpoint, limitBytes: number): SampleOfModel {
   const shards: string[] = [];
   let bytes = 0;
   for (const shard of checkpoint.shards) {
