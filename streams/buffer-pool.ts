@@ -1,9 +1,9 @@
 /**
  * Memory that reads use again and again. A new block is mapped, zeroed and given back for every read, which costs as much as
- * copying its bytes out of the page cache.
+ * copying its bytes out of the page cache. It is shared with the thread that hashes what was read.
  */
 export interface PooledBuffer {
-  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly bytes: Uint8Array;
   /** Gives the memory to the next read. Nobody may look at it afterwards. */
   release(): void;
 }
@@ -13,7 +13,7 @@ export type OnHeld = (bytes: number) => void;
 
 /** At most `count` buffers of `size` bytes are out at a time; who asks for one more waits. They are made when first needed. */
 export class BufferPool {
-  private readonly idle: Array<Uint8Array<ArrayBuffer>> = [];
+  private readonly idle: Array<Uint8Array<SharedArrayBuffer>> = [];
   private readonly queue: Array<(buffer: PooledBuffer) => void> = [];
   private made = 0;
 
@@ -28,12 +28,12 @@ export class BufferPool {
     return bytes ? Promise.resolve(this.lend(bytes)) : new Promise((resolve) => this.queue.push(resolve));
   }
 
-  private make(): Uint8Array<ArrayBuffer> {
+  private make(): Uint8Array<SharedArrayBuffer> {
     this.made++;
-    return new Uint8Array(this.size);
+    return new Uint8Array(new SharedArrayBuffer(this.size));
   }
 
-  private lend(bytes: Uint8Array<ArrayBuffer>): PooledBuffer {
+  private lend(bytes: Uint8Array<SharedArrayBuffer>): PooledBuffer {
     this.onHeld(this.size);
     let lent = true;
     const release = (): void => {

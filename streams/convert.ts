@@ -202,8 +202,7 @@ async function resume(
 }
 
 /** Bringing it to the disk is part of writing it. */
-const timedOutput = (output: Output, clocks: StageClocks): Pick<Output, 'write' | 'commit' | 'retains'> => ({
-  retains: output.retains ?? false,
+const timedOutput = (output: Output, clocks: StageClocks): Pick<Output, 'write' | 'commit'> => ({
   write: (tensor, offset, data) => clocks.work('write', data.byteLength, () => output.write(tensor, offset, data)),
   commit: (last) => clocks.work('write', 0, () => output.commit(last)),
 });

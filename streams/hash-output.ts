@@ -1,6 +1,5 @@
-import { READ_BYTES } from '../src/checkpoint/files.js';
 import type { ShardLayout } from '../src/checkpoint/layout.js';
-import { hashParts, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
+import { type HashedPart, hashParts, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import { WriteError } from '../src/errors.js';
 
@@ -37,16 +36,10 @@ export function hashOutput(output: Output): HashedOutput {
     }
     return parts;
   };
-  /** What an interrupted run has written is read once more, in the pieces in which it was written: they are hashed alike. */
-  const hashFinished = async (): Promise<void> => {
-    for (const { tensor, offset, bytes } of output.finishedParts ?? []) {
-      for (let from = offset; from < offset + bytes; from += READ_BYTES) {
-        const data = new Uint8Array(Math.min(READ_BYTES, offset + bytes - from));
-        await output.readBack?.(tensor, from, data);
-        const { parts, start } = places.get(tensor) as { parts: ManifestPart[]; start: number };
-        parts.push(...(await hashParts(data, start + from, tensor)));
-      }
-    }
+  /** Offsets within the tensor become those in its file. */
+  const note = (tensor: string, hashes: readonly HashedPart[]): void => {
+    const { parts, start: from } = places.get(tensor) as { parts: ManifestPart[]; start: number };
+    for (const { start, end, sha256 } of hashes) parts.push({ tensor, start: from + start, end: from + end, sha256 });
   };
   return {
     written,
@@ -55,16 +48,17 @@ export function hashOutput(output: Output): HashedOutput {
     async resume(layouts, units, onBytes) {
       const finished = (await output.resume?.(layouts, units, onBytes)) ?? new Map();
       layouts.forEach(place);
-      await hashFinished();
+      for (const part of output.finishedParts ?? []) note(part.tensor, [part]);
       return finished;
     },
     async reserve(layout) {
       await both(output.reserve(layout), place(layout), hashParts(layout.header, 0));
     },
     async write(tensor, offset, data) {
-      const place = places.get(tensor);
-      if (!place) throw new WriteError('the output', `no room is reserved for "${tensor}"`);
-      await both(output.write(tensor, offset, data), place.parts, hashParts(data, place.start + offset, tensor));
+      if (!places.has(tensor)) throw new WriteError('the output', `no room is reserved for "${tensor}"`);
+      const hashes = await hashParts(data, offset);
+      await output.write(tensor, offset, data, hashes);
+      note(tensor, hashes);
     },
     async writeText(file, text) {
       await both(output.writeText(file, text), begin(file), hashParts(new TextEncoder().encode(text), 0));

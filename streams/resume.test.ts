@@ -95,7 +95,8 @@ test('a last line of the journal that is torn is as if it had not been written',
 test('a damaged line is believed as little as what follows it', async () => {
   const out = copyOf('damaged');
   const lines = readFileSync(journal(out), 'utf8').split('\n');
-  lines[1] = (lines[1] as string).replace('"offset":0', '"offset":1');
+  expect(lines[1]).toContain('"start":0');
+  lines[1] = (lines[1] as string).replace('"start":0', '"start":1');
   writeFileSync(journal(out), lines.join('\n'));
   expect((await finish(out)).fitted).toHaveLength(6);
   expectSame(out);

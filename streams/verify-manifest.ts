@@ -1,7 +1,8 @@
 /** Is a result as it was written? Told by its manifest alone; the source is not needed. */
 import { type Files, fileIn, normaliseLocation } from '../src/checkpoint/files.js';
-import { decodeManifest, MANIFEST_FILE, type Manifest, type ManifestPart, sha256 } from '../src/checkpoint/manifest.js';
+import { decodeManifest, MANIFEST_FILE, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
 import { checkSeal } from '../src/checkpoint/seal.js';
+import { sha256 } from '../src/checkpoint/sha256.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import { REPORT_FILE } from '../src/conversion/report.js';
 import { DamagedManifestError, InterruptedError, NotACheckpointError } from '../src/errors.js';

@@ -10,12 +10,11 @@ const chunks = (count: number, onRelease: () => void = () => {}): OutputChunk[] 
   Array.from({ length: count }, (_, i) => ({ tensor: 't', offset: i, data: Uint8Array.of(i), release: onRelease }));
 
 /** Writes that take a moment, counted. */
-function slowOutput(retains = false) {
+function slowOutput() {
   const state = { now: 0, most: 0, written: 0 };
   return {
     state,
     output: {
-      retains,
       async write() {
         state.most = Math.max(state.most, ++state.now);
         await delay(2);
@@ -38,15 +37,6 @@ test('two writes are under way at a time, and all are done at the end', async ()
   expect(state).toEqual({ now: 0, most: 2, written: 9 });
   expect(counted).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
   expect(released).toBe(9);
-});
-
-test('an output that keeps what it is given gets one at a time', async () => {
-  const { state, output } = slowOutput(true);
-  await pipeline(
-    Readable.from(chunks(4)),
-    writeCheckpoint(output, () => {}),
-  );
-  expect(state.most).toBe(1);
 });
 
 test('a write that fails after the next one was begun ends the stream', async () => {

@@ -3,11 +3,10 @@ import { Writable } from 'node:stream';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import type { OutputChunk } from './records.js';
 
-/** With two, the system has the next block when it is done with one. More would only wait: a file is written by one at a time. */
-export const WRITES_IN_FLIGHT = 2;
+/** With two, one block is hashed while another is written. More would only wait: a file is written by one at a time. */
+const WRITES_IN_FLIGHT = 2;
 
-export function writeCheckpoint(output: Pick<Output, 'write' | 'retains'>, onBytes: (bytes: number) => void): Writable {
-  const limit = output.retains ? 1 : WRITES_IN_FLIGHT;
+export function writeCheckpoint(output: Pick<Output, 'write'>, onBytes: (bytes: number) => void): Writable {
   let total = 0;
   let writing = 0;
   /** Whoever waits for room, or in the end for the last write. */
@@ -30,7 +29,7 @@ export function writeCheckpoint(output: Pick<Output, 'write' | 'retains'>, onByt
         },
         (error) => sink.destroy(error),
       );
-      if (writing < limit) done();
+      if (writing < WRITES_IN_FLIGHT) done();
       else proceed = done;
     },
     final(done) {

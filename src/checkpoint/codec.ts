@@ -72,11 +72,9 @@ export function encodeFinite(dtype: FloatDtype, values: Float32Array, tensor: st
  * Rounds to the nearest value of `dtype`, ties to even; a value too large becomes infinite.
  * @param memory where the bytes go, if it is large enough and aligned; else they have their own
  */
-export function encodeFloats(
-  dtype: FloatDtype,
-  values: Float32Array,
-  memory?: Uint8Array<ArrayBuffer>,
-): Uint8Array<ArrayBuffer> {
+export function encodeFloats(dtype: FloatDtype, values: Float32Array): Uint8Array<ArrayBuffer>;
+export function encodeFloats(dtype: FloatDtype, values: Float32Array, memory: Uint8Array | undefined): Uint8Array;
+export function encodeFloats(dtype: FloatDtype, values: Float32Array, memory?: Uint8Array): Uint8Array {
   const size = values.length * floatBytes(dtype);
   const fits = memory !== undefined && memory.byteLength >= size && memory.byteOffset % 4 === 0;
   const bytes = fits ? memory.subarray(0, size) : new Uint8Array(size);

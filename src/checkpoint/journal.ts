@@ -6,17 +6,15 @@
  */
 import { crc32 } from 'node:zlib';
 import { type FileSystem, type OpenFile, readWhole, syncFolder, writeAll, writeSynced } from './file-system.js';
+import type { HashedPart } from './manifest.js';
 
 /** In the output folder: all that is not whole yet. */
 export const PARTIAL_FOLDER = '.mobe-partial';
 export const JOURNAL_FILE = 'journal';
 
-/** Bytes of a tensor that were written, and their CRC-32. */
-export interface PartEntry {
+/** Bytes of a tensor that were written: offsets within it, and their hash. */
+export interface PartEntry extends HashedPart {
   readonly tensor: string;
-  readonly offset: number;
-  readonly bytes: number;
-  readonly crc: number;
 }
 
 /** The renames that end a run, written down before the first of them. */

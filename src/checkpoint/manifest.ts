@@ -1,21 +1,25 @@
 /** The manifest beside a result: the SHA-256 of every part of every file, so that what changed can be told, and where. */
-import { webcrypto } from 'node:crypto';
 import { z } from 'zod';
 import { DamagedManifestError, IncompleteOutputError } from '../errors.js';
 import { READ_BYTES } from './files.js';
 import { isPlainPath } from './plain-path.js';
 import { checkSeal, seal } from './seal.js';
+import { sha256 } from './sha256.js';
 
 export const MANIFEST_FILE = 'mobe.manifest.json';
 
-/** Some bytes of a file. Of a shard: of its header, or of one tensor. */
-export interface ManifestPart {
-  /** Whose data it is; absent for headers, and in files that are no shards. */
-  readonly tensor?: string;
-  /** Byte offsets in the file. At most `READ_BYTES` apart. */
+/** Some bytes, at most `READ_BYTES` of them. */
+export interface HashedPart {
+  /** Byte offsets. */
   readonly start: number;
   readonly end: number;
   readonly sha256: string;
+}
+
+/** Some bytes of a file. Of a shard: of its header, or of one tensor. */
+export interface ManifestPart extends HashedPart {
+  /** Whose data it is; absent for headers, and in files that are no shards. */
+  readonly tensor?: string;
 }
 
 /** File, relative to the folder → its parts in order, which cover it without a gap. */
@@ -40,18 +44,12 @@ const manifestSchema = z.object({
   ),
 });
 
-/** SHA-256 in hexadecimal, computed on another thread. */
-export async function sha256(bytes: Uint8Array): Promise<string> {
-  return Buffer.from(await webcrypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)).toString('hex');
-}
-
-/** The hashes of bytes that lie at `start` of a file, in parts of at most `READ_BYTES`. */
-export async function hashParts(bytes: Uint8Array, start: number, tensor?: string): Promise<ManifestPart[]> {
-  const parts: ManifestPart[] = [];
+/** The hashes of bytes that lie at `start` of a file or a tensor, in parts of at most `READ_BYTES`. */
+export async function hashParts(bytes: Uint8Array, start: number): Promise<HashedPart[]> {
+  const parts: HashedPart[] = [];
   for (let from = 0; from < bytes.byteLength; from += READ_BYTES) {
     const slice = bytes.subarray(from, from + READ_BYTES);
-    const place = { start: start + from, end: start + from + slice.byteLength };
-    parts.push({ ...(tensor !== undefined && { tensor }), ...place, sha256: await sha256(slice) });
+    parts.push({ start: start + from, end: start + from + slice.byteLength, sha256: await sha256(slice) });
   }
   return parts;
 }

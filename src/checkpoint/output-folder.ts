@@ -1,5 +1,4 @@
 import { dirname, join } from 'node:path';
-import { crc32 } from 'node:zlib';
 import { MobeError, OutputNotEmptyError, OutputNotWritableError, UnsafePathError, WriteError } from '../errors.js';
 import { clearPartial, moveFiles } from './commit.js';
 import { type FileSystem, nodeFileSystem, writeSynced } from './file-system.js';
@@ -14,6 +13,7 @@ import {
   readJournal,
 } from './journal.js';
 import type { ShardLayout } from './layout.js';
+import { type HashedPart, hashParts } from './manifest.js';
 import type { Output } from './output.js';
 import { isPlainPath } from './plain-path.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
@@ -43,8 +43,8 @@ export interface OutputFolderOptions {
   fs?: FileSystem;
 }
 
-/** As often as so much was written it is put on disk: what a power failure can cost. */
-const SYNC_BYTES = 256 * 2 ** 20;
+/** As often as so much was written it is put on disk, beside what is written next. Twice as much is what a power failure can cost. */
+const SYNC_BYTES = 64 * 2 ** 20;
 
 export class OutputFolder implements Output {
   private readonly shards = new Map<string, ShardWriter>();
@@ -53,6 +53,8 @@ export class OutputFolder implements Output {
   private journal: Journal | undefined;
   finishedParts: NonNullable<Output['finishedParts']> = [];
   private unsynced = 0;
+  /** What is being put on disk. */
+  private syncing: Promise<void> = Promise.resolve();
   /** Units of which something is not written yet. */
   private readonly waiting = new Set<{ written(): boolean; resolve(): void }>();
   private committing = false;
@@ -178,22 +180,24 @@ export class OutputFolder implements Output {
     this.hold(layout.file, await ShardWriter.create(this.partial(layout.file), layout, this.fs));
   }
 
-  async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
+  async write(tensor: string, offset: number, data: Uint8Array, hashes?: readonly HashedPart[]): Promise<void> {
     const shard = this.holder.get(tensor);
     if (!shard) throw new WriteError(this.folder, `no room is reserved for "${tensor}"`);
     await shard.write(tensor, offset, data);
-    if (this.journal) await this.record({ part: { tensor, offset, bytes: data.byteLength, crc: crc32(data) } });
+    if (this.journal) {
+      for (const hash of hashes ?? (await hashParts(data, offset))) await this.record({ part: { tensor, ...hash } });
+    }
     for (const it of this.waiting) {
       if (!it.written()) continue;
       this.waiting.delete(it);
       it.resolve();
     }
     this.unsynced += data.byteLength;
-    if (this.journal && this.unsynced >= SYNC_BYTES) await this.sync();
-  }
-
-  async readBack(tensor: string, offset: number, target: Uint8Array): Promise<void> {
-    await this.holder.get(tensor)?.read(tensor, offset, target);
+    if (this.journal && this.unsynced >= SYNC_BYTES) {
+      const before = this.syncing;
+      void this.sync().catch(() => {}); // told by whoever waits for it next
+      await before;
+    }
   }
 
   async finish({ id, parts }: Unit, note: unknown): Promise<void> {
@@ -212,8 +216,14 @@ export class OutputFolder implements Output {
     }
   }
 
-  async sync(): Promise<void> {
+  sync(): Promise<void> {
     this.unsynced = 0;
+    this.syncing = this.syncing.then(() => this.syncAll());
+    this.syncing.catch(() => {});
+    return this.syncing;
+  }
+
+  private async syncAll(): Promise<void> {
     for (const shard of this.shards.values()) await shard.sync();
     try {
       await this.journal?.sync();
@@ -243,6 +253,7 @@ export class OutputFolder implements Output {
   }
 
   async commit(last: readonly string[]): Promise<void> {
+    await this.syncing;
     for (const [file, shard] of this.shards) {
       await shard.finish();
       this.shards.delete(file);
@@ -265,6 +276,7 @@ export class OutputFolder implements Output {
   }
 
   async abandon(keep = false): Promise<boolean> {
+    await this.syncing.catch(() => {});
     for (const shard of this.shards.values()) await shard.abandon();
     this.shards.clear();
     const kept = this.committing || (keep && (await this.isWorthKeeping()));
@@ -288,7 +300,7 @@ export class OutputFolder implements Output {
 }
 
 const partBytes = (journal: JournalContent | undefined): number =>
-  journal?.entries.reduce((sum, entry) => sum + ('part' in entry ? entry.part.bytes : 0), 0) ?? 0;
+  journal?.entries.reduce((sum, entry) => sum + ('part' in entry ? entry.part.end - entry.part.start : 0), 0) ?? 0;
 /** Names may come from another machine or a stranger's folder; none leads out of the output folder. */
 function checkPlain(folder: string, file: string): void {
   if (!isPlainPath(file)) throw new UnsafePathError(folder, file);

@@ -1,4 +1,6 @@
+import type { PartEntry } from './journal.js';
 import type { ShardLayout } from './layout.js';
+import type { HashedPart } from './manifest.js';
 import type { FinishedUnits, Unit } from './unfinished-run.js';
 
 /** Where a conversion's files go: a folder here, or one on another machine. */
@@ -17,14 +19,15 @@ export interface Output {
   ): Promise<FinishedUnits>;
   /** Makes room for a shard at its full size, with its header, ready for writes in any order. */
   reserve(layout: ShardLayout): Promise<void>;
-  /** Writes part of a reserved tensor, `offset` bytes into it. Several may be under way. */
-  write(tensor: string, offset: number, data: Uint8Array): Promise<void>;
+  /**
+   * Writes part of a reserved tensor, `offset` bytes into it. Several may be under way.
+   * @param hashes of `data`, as `hashParts` gives them; an output that can be continued makes a note of them
+   */
+  write(tensor: string, offset: number, data: Uint8Array, hashes?: readonly HashedPart[]): Promise<void>;
   /** `write` goes on using `data` after it has resolved, so its memory must not be used again. */
   readonly retains?: boolean;
   /** The parts of finished units that `resume` has found, as they were written. */
-  readonly finishedParts?: ReadonlyArray<{ readonly tensor: string; readonly offset: number; readonly bytes: number }>;
-  /** Reads back part of a tensor that `resume` has found finished. */
-  readBack?(tensor: string, offset: number, target: Uint8Array): Promise<void>;
+  readonly finishedParts?: readonly PartEntry[];
   /** All of a unit has been handed over; resolves once it is written. `note` (JSON) is given back where the run is resumed. */
   finish?(unit: Unit, note: unknown): Promise<void>;
   /** Puts on disk what was written so far. */

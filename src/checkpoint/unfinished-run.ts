@@ -25,7 +25,7 @@ export interface RunIdentity {
 export interface Unit {
   readonly id: string;
   /** The bytes of the output that it writes. */
-  readonly parts: readonly Omit<PartEntry, 'crc'>[];
+  readonly parts: ReadonlyArray<{ readonly tensor: string; readonly offset: number; readonly bytes: number }>;
   /** It is finished only once that was noted. */
   readonly noted: boolean;
 }
@@ -87,10 +87,9 @@ export async function recoverUnits(
     let checked = 0;
     for (const entry of entries) {
       if (!('part' in entry)) continue;
-      const { tensor, offset, bytes, crc } = entry.part;
-      if ((await holders.get(tensor)?.checksum(tensor, offset, bytes)) === crc)
-        sound.set(tensor, [...(sound.get(tensor) ?? []), entry.part]);
-      checked += bytes;
+      const { tensor, start, end } = entry.part;
+      if (await holders.get(tensor)?.holds(entry.part)) sound.set(tensor, [...(sound.get(tensor) ?? []), entry.part]);
+      checked += end - start;
       onBytes(checked);
     }
     const notes = new Map(entries.flatMap((entry) => ('done' in entry ? [[entry.done, entry.note] as const] : [])));
@@ -115,12 +114,12 @@ export async function recoverUnits(
 /** The entries that make up a part without a hole; undefined where there is one. */
 function within({ offset, bytes }: Unit['parts'][number], entries: readonly PartEntry[]): PartEntry[] | undefined {
   const end = offset + bytes;
-  const inside = entries.filter((it) => it.offset >= offset && it.offset + it.bytes <= end);
-  inside.sort((a, b) => a.offset - b.offset);
+  const inside = entries.filter((it) => it.start >= offset && it.end <= end);
+  inside.sort((a, b) => a.start - b.start);
   let position = offset;
   for (const it of inside) {
-    if (it.offset > position) return undefined;
-    position = Math.max(position, it.offset + it.bytes);
+    if (it.start > position) return undefined;
+    position = Math.max(position, it.end);
   }
   return position >= end ? inside : undefined;
 }
