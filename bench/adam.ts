@@ -12,7 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { createEngine } from '../src/engine/create-engine.js';
 import { solveAdam } from '../src/factorization/adam.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
-import { ACTIVATIONS, type Activation, type Problem } from '../src/factorization/problem.js';
+import { type Activation, type Problem, REFERENCE_ACTIVATIONS } from '../src/factorization/problem.js';
 import { createRandom } from '../src/factorization/random.js';
 import { machine } from './machine.js';
 import { encodeNpy } from './npy.js';
@@ -33,7 +33,7 @@ try {
     const file = join(folder, 'experts.npy');
     writeFileSync(file, encodeNpy(experts, [shape.experts, shape.rows, shape.cols]));
     for (const threads of [1, 2]) {
-      for (const activation of ACTIVATIONS) {
+      for (const activation of REFERENCE_ACTIVATIONS) {
         const times = { ours: Number.POSITIVE_INFINITY, torch: Number.POSITIVE_INFINITY };
         for (let round = 0; round < (shape === LARGE ? 1 : ROUNDS); round++) {
           times.torch = Math.min(times.torch, torchStep(file, shape, activation, threads));

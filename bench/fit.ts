@@ -22,7 +22,7 @@ import { env } from 'onnxruntime-node';
 import { formatTable, left, right } from '../src/cli/table.js';
 import { groupedSvd, perExpertSvd, sharedBasisSvd } from '../src/factorization/baselines.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
-import { ACTIVATIONS, factorParameters } from '../src/factorization/problem.js';
+import { factorParameters, REFERENCE_ACTIVATIONS } from '../src/factorization/problem.js';
 import { VERSION } from '../src/version.js';
 import { goalOf, mean, type Reached } from './levels.js';
 import { machine } from './machine.js';
@@ -51,7 +51,7 @@ const { values: flags } = parseArgs({
 });
 const { quick } = flags;
 const out = flags.out ?? (quick ? 'out/fit' : 'bench/results/fit');
-const activations = choice(flags.activation ?? (quick ? 'silu' : 'all'), ACTIVATIONS);
+const activations = choice(flags.activation ?? (quick ? 'silu' : 'all'), REFERENCE_ACTIVATIONS);
 const kinds = choice(flags.groups, KINDS);
 const chosen = subjects().filter(({ name, kind }) =>
   quick ? QUICK_GROUPS.includes(name) : kinds.includes(kind) && name.includes(flags.only),

@@ -10,7 +10,7 @@ import { type CompressOptions, resolveSettings } from '../src/conversion/setting
 import { chooseEngine } from '../src/engine/choose-engine.js';
 import { ForeignFactorsError } from '../src/errors.js';
 import { roundToHalf } from '../src/factorization/half.js';
-import { ACTIVATIONS, type Activation } from '../src/factorization/problem.js';
+import { type Activation, REFERENCE_ACTIVATIONS } from '../src/factorization/problem.js';
 import { detectModel } from '../src/models/detect.js';
 import type { MoeModel } from '../src/models/family.js';
 import { listWabFiles, openWabFile, type WabFile, type WabFileName } from '../src/torch/wab.js';
@@ -165,11 +165,11 @@ async function findActivation(
     );
     const sigma = sigmas.get(first.group) as number;
     const errors: number[] = [];
-    for (const activation of ACTIVATIONS) {
+    for (const activation of REFERENCE_ACTIVATIONS) {
       const factorization = await loadFactorization(withActivation(first, activation), sigma, reader, worker);
       errors.push((await factorization.expert(0)).squaredError);
     }
-    return ACTIVATIONS[errors.indexOf(Math.min(...errors))] as Activation;
+    return REFERENCE_ACTIVATIONS[errors.indexOf(Math.min(...errors))] as Activation;
   } finally {
     await worker.close();
     await reader.close();

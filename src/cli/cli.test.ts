@@ -71,7 +71,7 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['compress', TINY_MODEL, 'x', '--projections', 'gate_proj,middle_proj'], 'down_proj'],
     [['compress', TINY_MODEL, 'x', '--max-memory', 'plenty'], 'size'],
     [['compress', TINY_MODEL, 'x', '--max-memory', '100MB'], 'smallest that works'],
-    [['compress', TINY_MODEL, 'x', '--activation', 'relu'], 'silu, tanh'],
+    [['compress', TINY_MODEL, 'x', '--activation', 'swish'], 'silu, tanh, gelu, relu, sigmoid, none'],
     [['compress', 'nowhere', 'x'], 'no such folder'],
     [['compress', TINY_MODEL, 'x', '--engine', 'abacus'], 'auto, onnx-cpu'],
     [['inspect', 'nowhere'], 'no such folder'],

@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander';
 import { importFactors } from '../../streams/import.js';
 import { DTYPE_NAMES } from '../conversion/settings.js';
-import { ACTIVATIONS } from '../factorization/problem.js';
+import { REFERENCE_ACTIVATIONS } from '../factorization/problem.js';
 import { compressOptions, engine, force, json, MODEL, threads } from './options.js';
 import { ca, tokenFile } from './peers.js';
 import { runAndPrint } from './run.js';
@@ -16,7 +16,7 @@ export function importCommand(): Command {
     .argument('<factors>', 'folder for the factor files')
     .addOption(
       new Option('--activation <f>', 'they were trained with (default: whichever fits the weights better)').choices(
-        ACTIVATIONS,
+        REFERENCE_ACTIVATIONS,
       ),
     )
     .addOption(

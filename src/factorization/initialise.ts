@@ -9,7 +9,14 @@ import { createRandom, type Random } from './random.js';
 /** Bases start this small: f is all but linear there, and bends them as far as pays. */
 const STARTING_SCALE = 0.25;
 /** α starts as normal numbers of this deviation, over √m: the arguments of f about as large as they end. */
-const STARTING_COEFFICIENT: Record<Activation, number> = { silu: 0.2, tanh: 0.5 };
+const STARTING_COEFFICIENT: Record<Activation, number> = {
+  silu: 0.2,
+  tanh: 0.5,
+  gelu: 0.2,
+  relu: 0.2,
+  sigmoid: 1,
+  none: 0.2,
+};
 
 /** Input axes are scaled by the quarter power of their energy, and no energy counts for less than this share of the mean. */
 const COLUMN_POWER = 0.25;

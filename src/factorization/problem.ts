@@ -16,7 +16,10 @@ export interface Problem {
   readonly activation: Activation;
 }
 
-export const ACTIVATIONS = ['silu', 'tanh'] as const;
+/** Those of the paper's models, and all that its scripts know. */
+export const REFERENCE_ACTIVATIONS = ['silu', 'tanh'] as const;
+/** `gelu` is its tanh form, `none` the identity. */
+export const ACTIVATIONS = [...REFERENCE_ACTIVATIONS, 'gelu', 'relu', 'sigmoid', 'none'] as const;
 export type Activation = (typeof ACTIVATIONS)[number];
 
 /** The normalised weights W_i/σ, decoded when asked for. */

@@ -9,9 +9,16 @@ const DECAY_POWER = 0.6;
 
 /**
  * Long runs want smaller steps and a longer memory: fitted at 100 to 2400 steps. silu's bases stay where it is all but
- * linear, tanh's spread over its bend, and that is farther to go.
+ * linear, tanh's spread over its bend, and that is farther to go. σ(x) is ½ + ½tanh(x/2), so its arguments are twice tanh's.
  */
-const FIRST_RATE: Record<Activation, number> = { silu: 0.15, tanh: 0.25 };
+const FIRST_RATE: Record<Activation, number> = {
+  silu: 0.15,
+  tanh: 0.25,
+  gelu: 0.15,
+  relu: 0.4,
+  sigmoid: 0.5,
+  none: 0.4,
+};
 const defaultRate = (steps: number, activation: Activation): number =>
   FIRST_RATE[activation] * (100 / Math.max(20, steps)) ** 0.55;
 const lastMomentum = (steps: number): number => 1 - 0.03 * (100 / Math.max(20, steps)) ** 0.5;

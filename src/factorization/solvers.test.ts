@@ -73,6 +73,10 @@ describe('varpro', () => {
     ['one basis', { experts: 6, rows: 12, cols: 40, bases: 1, rank: 12, activation: 'tanh' }],
     ['more bases than experts', { experts: 3, rows: 20, cols: 40, bases: 5, rank: 3, activation: 'silu' }],
     ['more rows than columns', { experts: 4, rows: 40, cols: 12, bases: 2, rank: 6, activation: 'silu' }],
+    ...(['gelu', 'relu', 'sigmoid', 'none'] as const).map((activation): [string, Problem] => [
+      activation,
+      { experts: 8, rows: 12, cols: 40, bases: 3, rank: 12, activation },
+    ]),
     ['one row', { experts: 4, rows: 1, cols: 16, bases: 2, rank: 1, activation: 'silu' }],
   ];
   test.each(shapes)('reduces the loss steadily, and the refit reaches it: %s', async (_, problem) => {

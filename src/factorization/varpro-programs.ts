@@ -1,7 +1,7 @@
 /** The tensor programs of a varpro step; varpro.ts runs them. */
 import { trace } from '../engine/graph.js';
 import { add, div, identity, matmul, mul, reshape, sqrt, square, sub, sum, total, type Value } from '../engine/ops.js';
-import { activate, derivative } from './activation.js';
+import { activateWithDerivative } from './activation.js';
 import { gram, type restart, type sharpen, track } from './inverse.js';
 import type { Problem } from './problem.js';
 
@@ -17,22 +17,20 @@ const QUINTIC = [3.4445, -4.775, 2.0315] as const;
 /** What the Gram matrix of the bases' momentum keeps of itself from step to step. */
 export const GRAM_DECAY = 0.9;
 
-/** f(α·B): (count, r, d), from α (count, m) and B (m, r·d). Also returns the argument of f. */
-function mixBases(problem: Problem, B: Value, alpha: Value): { S: Value; F: Value } {
-  const S = reshape(matmul(alpha, B), [alpha.shape[0] as number, problem.rank, problem.cols]);
-  return { S, F: activate(problem.activation, S) };
-}
+/** f(α·B): (count, r, d), from α (count, m) and B (m, r·d). Also returns f′. */
+const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =>
+  activateWithDerivative(activation, reshape(matmul(alpha, B), [alpha.shape[0] as number, rank, cols]));
 
 /** One batch's share of loss and gradients, these without the factor 2/N: neither way of moving minds it. */
 export function traceGradient(problem: Problem, count: number) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d] };
   return trace(shapes, ({ B, alpha, X: X0, W, dB0 }) => {
-    const { S, F } = mixBases(problem, B, alpha);
+    const { value: F, derivative } = mixBases(problem, B, alpha);
     const { X, residual } = track(gram(F), X0, TRACKING_STEPS);
     const A = matmul(matmul(W, F, { transposeB: true }), X);
     const R = sub(matmul(A, F), W);
-    const D = reshape(mul(matmul(A, R, { transposeA: true }), derivative(problem.activation, S, F)), [count, r * d]);
+    const D = reshape(mul(matmul(A, R, { transposeA: true }), derivative), [count, r * d]);
     return {
       X,
       residual,
@@ -47,7 +45,7 @@ export function traceGradient(problem: Problem, count: number) {
 export function traceInverse(problem: Problem, count: number, iterate: typeof restart | typeof sharpen) {
   const { cols: d, bases: m, rank: r } = problem;
   return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r] }, ({ B, alpha, X }) => ({
-    ...iterate(gram(mixBases(problem, B, alpha).F), X, FRESH_STEPS),
+    ...iterate(gram(mixBases(problem, B, alpha).value), X, FRESH_STEPS),
   }));
 }
 

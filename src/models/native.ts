@@ -36,7 +36,7 @@ export interface NativeSettings {
   bases: number;
   groups: number;
   rank: number;
-  activation: 'silu' | 'tanh';
+  activation: string;
   layers: readonly number[];
   projections: readonly Projection[];
   solver: string;

@@ -2,19 +2,27 @@
 
     gate_proj of expert e:  W_e (p, d) = A_e (p, r) · F_e (r, d),   F_e = f(Σ_k α_ek B_k)
 
-with f tanh or SiLU. The bases B and the coefficients α belong to the layer, A_e to the expert. Which layers and
+with f one of BASES_ACTIVATIONS. The bases B and the coefficients α belong to the layer, A_e to the expert. Which layers and
 projections are factorised is said by `mobe` in config.json; all others are dense, as in the source model. Letters:
 n experts, m bases, g groups, d hidden size, p an expert's rows (`moe_intermediate_size`), r rank, t tokens.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-BASES_ACTIVATIONS = {"tanh": torch.tanh, "silu": F.silu}
+BASES_ACTIVATIONS = {
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "none": nn.Identity(),
+}
 
 
 class Transposed(nn.Linear):
