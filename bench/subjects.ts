@@ -2,7 +2,7 @@
 import { TINY_MODEL } from '../fixtures/paths.js';
 import { LocalFiles } from '../src/checkpoint/files.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
-import { decodeMatrix, readMatrix } from '../src/checkpoint/stored-matrix.js';
+import { decodeMatrix, readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
 import type { Problem } from '../src/factorization/problem.js';
 import { createRandom, type Random } from '../src/factorization/random.js';
 import { detectModel } from '../src/models/detect.js';
@@ -46,21 +46,25 @@ const trained = (layer: number, projection: 'gate_proj' | 'up_proj'): Subject =>
   problem: shape(32, 64, 192, 8),
   async experts() {
     const { layers } = detectModel(await openCheckpoint(TINY_MODEL));
-    const reader = new LocalFiles();
-    try {
-      const tensors = layers.find((it) => it.layer === layer)?.experts[projection] ?? [];
-      return await Promise.all(
-        tensors.map(async (matrix) => {
-          const values = new Float32Array(64 * 192);
-          decodeMatrix({ ...matrix, transposed: false }, await readMatrix(reader, matrix), values);
-          return values;
-        }),
-      );
-    } finally {
-      await reader.close();
-    }
+    return decodeExperts(layers.find((it) => it.layer === layer)?.experts[projection] ?? []);
   },
 });
+
+/** (rows, cols) each, row-major, as stored. */
+export async function decodeExperts(matrices: readonly StoredMatrix[]): Promise<Float32Array[]> {
+  const reader = new LocalFiles();
+  try {
+    return await Promise.all(
+      matrices.map(async (matrix) => {
+        const values = new Float32Array(matrix.rows * matrix.cols);
+        decodeMatrix({ ...matrix, transposed: false }, await readMatrix(reader, matrix), values);
+        return values;
+      }),
+    );
+  } finally {
+    await reader.close();
+  }
+}
 
 type Generator = (problem: Subject['problem'], random: Random) => Float32Array[];
 

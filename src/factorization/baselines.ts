@@ -5,11 +5,21 @@
 import { bidiagonalSvd } from './bidiagonal-svd.js';
 import { addScaled, reduce } from './householder.js';
 
-export interface Baseline {
+/** The largest rank that a budget allows, and what it takes of it. */
+export interface Rank {
   readonly rank: number;
   readonly parameters: number;
+}
+
+export interface Baseline extends Rank {
   /** ‖W − Ŵ‖/‖W‖ over all experts, in exact arithmetic. */
   readonly relativeError: number;
+}
+
+/** `perRank`: parameters for each unit of rank; `most`: the rank that leaves no error. */
+export function rankWithin(parameters: number, perRank: number, most: number): Rank {
+  const rank = Math.min(Math.floor(parameters / perRank), most);
+  return { rank, parameters: rank * perRank };
 }
 
 /** Every expert by itself: W_i ≈ U_i V_i, n·k·(p + d) parameters. Experts: (p, d) row-major each. */
@@ -46,8 +56,7 @@ export function groupedSvd(
   parameters: number,
   groups: number,
 ): Baseline {
-  const perRank = experts.length * rows + groups * cols;
-  const rank = Math.min(Math.floor(parameters / perRank), cols);
+  const fits = rankWithin(parameters, experts.length * rows + groups * cols, cols);
   let kept = 0;
   let whole = 0;
   for (let g = 0; g < groups; g++) {
@@ -56,10 +65,10 @@ export function groupedSvd(
       Math.floor(((g + 1) * experts.length) / groups),
     );
     const energies = singularEnergies(members, rows, cols);
-    kept += energies.subarray(0, rank).reduce((a, b) => a + b, 0);
+    kept += energies.subarray(0, fits.rank).reduce((a, b) => a + b, 0);
     whole += energies.reduce((a, b) => a + b, 0);
   }
-  return { rank, parameters: rank * perRank, relativeError: Math.sqrt(Math.max(0, 1 - kept / whole)) };
+  return { ...fits, relativeError: Math.sqrt(Math.max(0, 1 - kept / whole)) };
 }
 
 /** Squared singular values of the stacked experts, largest first: those of Σ WᵀW, (d, d), in f64. */

@@ -38,6 +38,26 @@ export const table = (titles: readonly string[], rows: ReadonlyArray<readonly st
     '</tbody></table>',
   ].join('\n');
 
+export const paragraphs = (lines: readonly string[]): string =>
+  lines.map((line) => `<p>${markup(line)}</p>`).join('\n');
+
+/** `intro`: plain text, a paragraph each. */
+export const htmlPage = (title: string, intro: readonly string[], sections: readonly Section[]): string =>
+  `<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"/>
+<title>${markup(title)}</title>
+<style>${STYLE}</style>
+</head>
+<body>
+<h1>${markup(title)}</h1>
+${paragraphs(intro)}
+${sections.map(({ title, body }) => `<h2>${markup(title)}</h2>\n${body}`).join('\n')}
+</body>
+</html>
+`;
+
 const cell = (text: string): string => `<td${text === 'missed' ? ' class="missed"' : ''}>${markup(text)}</td>`;
 
 export function reportPage(report: BenchReport, more: readonly Section[] = []): string {
@@ -45,7 +65,6 @@ export function reportPage(report: BenchReport, more: readonly Section[] = []): 
   const { cpu, cores, memoryBytes, platform, node, load } = machine;
   const piped = rows.filter(({ stages }) => stages?.length);
   const stages = [...new Set(rows.map(({ stage }) => stage))];
-  const paragraphs = (lines: readonly string[]): string => lines.map((line) => `<p>${markup(line)}</p>`).join('\n');
   const sections: Section[] = [
     {
       title: 'Targets',
@@ -81,21 +100,11 @@ export function reportPage(report: BenchReport, more: readonly Section[] = []): 
     },
     { title: 'Notes', body: paragraphs(notes) },
   ];
-  return `<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<title>How fast this machine streams a model</title>
-<style>${STYLE}</style>
-</head>
-<body>
-<h1>How fast this machine streams a model</h1>
-<p>${markup(`${cpu}, ${cores} cores, ${formatBytes(memoryBytes)}, ${platform}, Node ${node}; load ${load.toFixed(1)} at the start.`)}</p>
-<p>${markup(`${source.shards.length} shard(s), ${formatBytes(source.bytes)}. Medians of ${rounds} rounds, ways taking turns; lines through the bars are from the lowest to the highest.`)}</p>
-${sections.map(({ title, body }) => `<h2>${markup(title)}</h2>\n${body}`).join('\n')}
-</body>
-</html>
-`;
+  const intro = [
+    `${cpu}, ${cores} cores, ${formatBytes(memoryBytes)}, ${platform}, Node ${node}; load ${load.toFixed(1)} at the start.`,
+    `${source.shards.length} shard(s), ${formatBytes(source.bytes)}. Medians of ${rounds} rounds, ways taking turns; lines through the bars are from the lowest to the highest.`,
+  ];
+  return htmlPage('How fast this machine streams a model', intro, sections);
 }
 
 const bar = ({ way, cache, rate }: Row) => ({

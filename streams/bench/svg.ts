@@ -24,7 +24,7 @@ export const markup = (plain: string): string =>
 
 const OURS = '#c2410c';
 const OTHER = '#64748b';
-const COLOURS = [OURS, '#1d4ed8', '#15803d', '#7e22ce'] as const;
+const COLOURS = [OURS, '#1d4ed8', '#15803d', '#7e22ce', '#0e7490', '#a16207', '#be185d', '#475569'] as const;
 const WIDTH = 720;
 const ROW = 22;
 const LABEL = 210;
@@ -94,23 +94,71 @@ export function shares(title: string, rows: readonly Share[]): string {
 const HEIGHT = 230;
 const BOX = { left: 70, right: 170, top: 14, bottom: 36 };
 
-/** Lines over a logarithmic axis; y from 0. */
-export function lines(title: string, xTitle: string, yTitle: string, series: readonly Series[]): string {
+/** Most pixels that a tick's text takes. */
+const TICK = 34;
+
+/** Of rising values those whose ticks do not run into each other. */
+function apart(values: readonly number[], x: (value: number) => number): number[] {
+  let end = Number.NEGATIVE_INFINITY;
+  return values.filter((value) => {
+    if (x(value) < end) return false;
+    end = x(value) + TICK;
+    return true;
+  });
+}
+
+interface Axis {
+  readonly ticks: readonly number[];
+  /** 0 at one end, 1 at the other. */
+  position(value: number): number;
+}
+
+function fromZero(values: readonly number[]): Axis {
+  const most = Math.max(...values, Number.MIN_VALUE) * 1.1;
+  return {
+    ticks: [0, 0.25, 0.5, 0.75, 1].map((share) => (share * most) / 1.1),
+    position: (value) => value / most,
+  };
+}
+
+/** Of values above 0. */
+function logarithmic(values: readonly number[]): Axis {
+  const low = Math.min(...values) / 1.2;
+  const high = Math.max(...values) * 1.2;
+  const first = Math.floor(Math.log10(low));
+  const decades = Array.from({ length: Math.ceil(Math.log10(high)) - first }, (_, i) => 10 ** (first + i));
+  return {
+    ticks: decades.flatMap((decade) => [decade, 3 * decade]).filter((tick) => tick >= low && tick <= high),
+    position: (value) => Math.log(value / low) / Math.log(high / low),
+  };
+}
+
+const Y_AXES = { 'from zero': fromZero, logarithmic } as const;
+
+/** Lines over a logarithmic axis. */
+export function lines(
+  title: string,
+  xTitle: string,
+  yTitle: string,
+  series: readonly Series[],
+  yAxis: keyof typeof Y_AXES = 'from zero',
+): string {
   const points = series.flatMap((it) => it.points);
   const xs = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
   const [first, last] = [xs[0] as number, xs.at(-1) as number];
-  const most = Math.max(...points.map((point) => point.y), Number.MIN_VALUE) * 1.1;
+  const axis = Y_AXES[yAxis](points.map((point) => point.y));
   const [right, bottom] = [WIDTH - BOX.right, HEIGHT - BOX.bottom];
   const x = (value: number): number =>
     round(last > first ? BOX.left + ((right - BOX.left) * Math.log(value / first)) / Math.log(last / first) : BOX.left);
-  const y = (value: number): number => round(bottom - ((bottom - BOX.top) * value) / most);
-  const ticks = [0, 0.25, 0.5, 0.75, 1].map((share) => (share * most) / 1.1);
+  const y = (value: number): number => round(bottom - (bottom - BOX.top) * axis.position(value));
   return svg(HEIGHT, title, [
-    ...ticks.map(
+    ...axis.ticks.map(
       (tick) =>
         `<path d="M${BOX.left} ${y(tick)}H${right}" stroke="#e2e8f0"/><text x="${BOX.left - 6}" y="${y(tick) + 4}" text-anchor="end">${Number(tick.toPrecision(3))}</text>`,
     ),
-    ...xs.map((tick) => `<text x="${x(tick)}" y="${bottom + 15}" text-anchor="middle">${tick}</text>`),
+    ...apart(xs, x).map(
+      (tick) => `<text x="${x(tick)}" y="${bottom + 15}" text-anchor="middle">${Number(tick.toPrecision(3))}</text>`,
+    ),
     `<path d="M${BOX.left} ${BOX.top}V${bottom}H${right}" fill="none" stroke="#94a3b8"/>`,
     `<text x="${(BOX.left + right) / 2}" y="${bottom + 31}" text-anchor="middle">${markup(xTitle)}</text>`,
     `<text transform="translate(14 ${(BOX.top + bottom) / 2}) rotate(-90)" text-anchor="middle">${markup(yTitle)}</text>`,

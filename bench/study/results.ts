@@ -1,0 +1,56 @@
+/** Runs studies: makes their variants one after the other, then scores them side by side. */
+import type { Rank } from '../../src/factorization/baselines.js';
+import { mean } from '../levels.js';
+import type { Row, Study } from './studies.js';
+import type { Score, Workshop } from './workshop.js';
+
+/** Models scored at once, on a thread each. */
+const LANES = 2;
+
+export interface ResultRow extends Row {
+  readonly size?: Rank;
+  /** The mean of the seeds. */
+  readonly score: Score;
+  /** Of each seed, where there are several. */
+  readonly scores?: readonly Score[];
+}
+
+export interface Result extends Study {
+  readonly rows: readonly ResultRow[];
+}
+
+export async function runStudies(
+  studies: readonly Study[],
+  workshop: Workshop,
+  log: (line: string) => void,
+): Promise<Result[]> {
+  const rows = studies.flatMap((study) => study.rows);
+  const variants = new Map(rows.flatMap((row) => row.variants).map((variant) => [variant.key, variant]));
+  for (const variant of variants.values()) {
+    await workshop.make(variant);
+    log(`made ${variant.key}`);
+  }
+  const subjects = rows.flatMap((row) => row.variants.map((variant) => ({ variant, k: row.expertsPerToken })));
+  const waiting = [...new Map(subjects.map((it) => [`${it.variant.key} ${it.k}`, it])).values()];
+  const lane = async (): Promise<void> => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) {
+      await workshop.score(next.variant, next.k);
+      log(`scored ${next.variant.key}, ${waiting.length} to go`);
+    }
+  };
+  await Promise.all(Array.from({ length: LANES }, lane));
+  const results: Result[] = [];
+  for (const study of studies) results.push({ ...study, rows: await Promise.all(study.rows.map(result)) });
+  return results;
+
+  async function result(row: Row): Promise<ResultRow> {
+    const { size } = await workshop.make(row.variants[0] as Row['variants'][0]);
+    const scores = await Promise.all(row.variants.map((variant) => workshop.score(variant, row.expertsPerToken)));
+    return { ...row, ...(size && { size }), score: average(scores), ...(scores.length > 1 && { scores }) };
+  }
+}
+
+const average = (scores: readonly Score[]): Score => {
+  const of = (key: keyof Score): number => mean(scores.map((score) => score[key]));
+  return { error: of('error'), nll: of('nll'), divergence: of('divergence'), agreement: of('agreement') };
+};

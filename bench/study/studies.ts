@@ -1,0 +1,164 @@
+/** The studies: which variants of the fixture are compared, and under what names. */
+import {
+  type Activation,
+  denseParameters,
+  factorParameters,
+  type SolverName,
+} from '../../src/factorization/problem.js';
+import { meanAndDeltas, perExpert, sharedLeft, sharedRight } from './rivals.js';
+import { GROUP, mobe, noise, noiseLike, rival, source, type Variant } from './variants.js';
+
+export interface Scale {
+  /** Numbers of bases at full rank; the sizes at which all methods are compared. */
+  readonly bases: readonly number[];
+  /** Numbers of bases and ranks below p. */
+  readonly ranks: ReadonlyArray<readonly [bases: number, rank: number]>;
+  readonly activations: readonly Activation[];
+  /** Squared norms of the noise, as shares of each matrix's. */
+  readonly noise: readonly number[];
+  readonly expertsPerToken: readonly number[];
+  /** Of what is random: fits where seeds are compared, and noise. */
+  readonly seeds: readonly number[];
+  readonly steps: Readonly<Record<SolverName, number>>;
+}
+
+export const FULL: Scale = {
+  bases: [2, 4, 8, 16],
+  ranks: [
+    [8, 16],
+    [8, 32],
+    [8, 48],
+    [16, 32],
+    [16, 48],
+  ],
+  activations: ['silu', 'tanh', 'gelu', 'relu', 'sigmoid', 'none'],
+  noise: [0.01, 0.02, 0.05, 0.1, 0.2, 0.4],
+  expertsPerToken: [2, 3, 5, 6, 8],
+  seeds: [0, 1],
+  // Varpro's default; of the reference's method as many as the time allows.
+  steps: { varpro: 600, adam: 1000 },
+};
+
+/** To see that it runs. */
+export const QUICK: Scale = {
+  bases: [8],
+  ranks: [[8, 32]],
+  activations: ['silu', 'none'],
+  noise: [0.05],
+  expertsPerToken: [3],
+  seeds: [0],
+  steps: { varpro: 20, adam: 20 },
+};
+
+/** The number of bases at which everything but size is compared. */
+const BASES = 8;
+/** The fixture's own. */
+const EXPERTS_PER_TOKEN = 4;
+
+export interface Row {
+  /** What tells it from the others, by titles of columns. */
+  readonly what: Readonly<Record<string, string | number>>;
+  /** Its seeds: figures are their mean. */
+  readonly variants: readonly Variant[];
+  /** Undefined: as many as the model's config has. */
+  readonly expertsPerToken?: number;
+}
+
+export interface Study {
+  readonly name: 'methods' | 'activations' | 'ranks' | 'noise' | 'experts';
+  readonly title: string;
+  readonly rows: readonly Row[];
+}
+
+/** Parameters of a group's factors, r = p. */
+export const sizeOf = (bases: number): number => factorParameters({ ...GROUP, bases, rank: GROUP.rows });
+export const share = (parameters: number): number => parameters / denseParameters(GROUP);
+
+export function studies({ steps: { varpro, adam }, seeds, ...scale }: Scale): Study[] {
+  const fitted = (bases: number, rest: { rank?: number; activation?: Activation; seed?: number } = {}): Variant =>
+    mobe({ bases, steps: varpro, ...rest });
+  const usual = fitted(BASES);
+
+  const methods = (bases: number): Array<[method: string, variants: Variant[]]> => [
+    ['SVD of each expert', [rival('per-expert', perExpert, sizeOf(bases))]],
+    ['SVD, one left factor', [rival('shared-left', sharedLeft, sizeOf(bases))]],
+    ['SVD of m blocks', [rival(`${bases}-blocks`, sharedRight(bases), sizeOf(bases))]],
+    ['MoLAE-style', [rival('molae-style', sharedRight(1), sizeOf(bases))]],
+    ['D2-MoE-style', [rival('d2-moe-style', meanAndDeltas, sizeOf(bases))]],
+    ['MoBE, no activation', [fitted(bases, { activation: 'none' })]],
+    ['MoBE', bases === BASES ? seeds.map((seed) => fitted(bases, { seed })) : [fitted(bases)]],
+  ];
+  const reference = (activation: Activation): Variant =>
+    mobe({ bases: BASES, steps: adam, activation, solver: 'adam' });
+
+  const least = Math.min(...scale.bases);
+  const compared: Array<[name: string, variant: Variant]> = [
+    [`MoBE, m = ${BASES}`, usual],
+    ...(least < BASES ? [[`MoBE, m = ${least}`, fitted(least)] satisfies [string, Variant]] : []),
+    [`MoLAE-style, size of m = ${BASES}`, rival('molae-style', sharedRight(1), sizeOf(BASES))],
+    [`SVD of each expert, size of m = ${BASES}`, rival('per-expert', perExpert, sizeOf(BASES))],
+  ];
+
+  return [
+    {
+      name: 'methods',
+      title: 'Methods at equal parameters',
+      rows: scale.bases.flatMap((m) => methods(m).map(([method, variants]) => ({ what: { m, method }, variants }))),
+    },
+    {
+      name: 'activations',
+      title: `Activations, m = ${BASES}`,
+      rows: (['varpro', 'adam'] as const).flatMap((solver) =>
+        scale.activations.map((activation) => ({
+          what: { solver, activation },
+          variants: [solver === 'adam' ? reference(activation) : fitted(BASES, { activation })],
+        })),
+      ),
+    },
+    {
+      name: 'ranks',
+      title: 'Number of bases and rank',
+      rows: [...scale.bases.map((m) => [m, GROUP.rows] as const), ...scale.ranks].map(([m, rank]) => ({
+        what: { m },
+        variants: [fitted(m, { rank })],
+      })),
+    },
+    {
+      name: 'noise',
+      title: 'Noise in place of factors',
+      rows: [
+        ...scale.noise.map((size) => ({
+          what: { weights: 'noise', size },
+          variants: seeds.map((seed) => noise(size, seed)),
+        })),
+        ...compared.flatMap(([weights, variant]) => [
+          { what: { weights, size: '' }, variants: [variant] },
+          {
+            what: { weights: 'noise', size: `as ${weights}` },
+            variants: seeds.map((seed) => noiseLike(variant, seed)),
+          },
+        ]),
+      ],
+    },
+    {
+      name: 'experts',
+      title: 'MoBE†: fewer experts a token, and more',
+      rows: [EXPERTS_PER_TOKEN, ...scale.expertsPerToken]
+        .sort((a, b) => a - b)
+        .flatMap((k) =>
+          [['source', source] as const, [`MoBE, m = ${BASES}`, usual] as const].map(([model, variant]) => ({
+            what: { k, model, ...active(k, variant !== source) },
+            variants: [variant],
+            ...(k !== EXPERTS_PER_TOKEN && { expertsPerToken: k }),
+          })),
+        ),
+    },
+  ];
+}
+
+/** Parameters of the experts that a token goes to, as a share of the source's; MoBE's as A·(f(ΣαB)·x). */
+function active(k: number, compressed: boolean): { 'active parameters': string } {
+  const { rows: p, cols: d } = GROUP;
+  const own = compressed ? 2 * (p * p + p * d) + p * d : 3 * p * d;
+  return { 'active parameters': `${((100 * k * own) / (EXPERTS_PER_TOKEN * 3 * p * d)).toFixed(0)} %` };
+}
