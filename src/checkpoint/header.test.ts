@@ -64,6 +64,7 @@ describe('a malformed header is refused:', () => {
       errors.SizeMismatchError,
       () => parseText(`{"a":${entry(0, 8, [3])}}`, 8),
     ],
+    ['metadata twice', errors.DuplicateKeyError, () => parseText('{"__metadata__":{},"__metadata__":{}}', 0)],
     ['metadata that is not text', errors.InvalidHeaderError, () => parseText('{"__metadata__":{"a":1}}', 0)],
   ];
   test.each(cases)('%s', (_, error, run) => {

@@ -9,13 +9,16 @@ import {
 } from '../errors.js';
 import { byteLength, elementCount, type FloatDtype, floatBytes } from './dtype.js';
 import { duplicateKey } from './duplicate-key.js';
-import { parseSpan, type Span, scanObject, wholeText } from './scan-json.js';
+import { parseSpan, parseString, type Span, scanObject, wholeText } from './scan-json.js';
 
 /** The limit of the reference implementation (safetensors `MAX_HEADER_SIZE`). */
 export const MAX_HEADER_BYTES = 100_000_000;
 
 /** The length field before the header: one little-endian u64. */
 export const LENGTH_BYTES = 8;
+
+/** The one key that is no tensor. */
+const METADATA = '__metadata__';
 
 /** One tensor of a shard. `start` and `end` are absolute byte offsets in `file`. */
 export interface TensorInfo {
@@ -40,14 +43,27 @@ export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: s
 /**
  * Parses and validates the JSON part of a header: dtype, shape and offsets of every tensor, no duplicate key, and data
  * that fills the rest of the file without hole or overlap (safetensors format description, "Format").
- * @returns the tensors in the order of their data.
+ * @param names empty; filled with those of the tensors
+ * @returns the tensors in the order of their data
  */
-export function parseHeader(json: Uint8Array, fileBytes: number, file: string): TensorInfo[] {
+export function parseHeader(
+  json: Uint8Array,
+  fileBytes: number,
+  file: string,
+  names = new Set<string>(),
+): TensorInfo[] {
   const dataStart = LENGTH_BYTES + json.byteLength;
   const tensors: TensorInfo[] = [];
+  const share = shapeSharer();
+  let hasMetadata = false;
   forEachEntry(json, file, (name, entry) => {
-    if (name === '__metadata__') checkMetadata(entry, file);
-    else tensors.push(parseEntry(name, entry, dataStart, file));
+    if (name === METADATA ? hasMetadata : names.has(name)) throw new DuplicateKeyError(file, name);
+    if (name === METADATA) {
+      hasMetadata = true;
+      return checkMetadata(entry, file);
+    }
+    names.add(name);
+    tensors.push(parseEntry(name, entry, dataStart, file, share));
   });
   tensors.sort((a, b) => a.start - b.start || a.end - b.end);
   let position = dataStart;
@@ -65,11 +81,10 @@ export function parseHeader(json: Uint8Array, fileBytes: number, file: string): 
 
 function forEachEntry(json: Uint8Array, file: string, visit: (name: string, entry: unknown) => void): void {
   const bytes = Buffer.from(json.buffer, json.byteOffset, json.byteLength);
-  const names = new Set<string>();
   try {
     if (bytes[0] !== 0x7b) throw new InvalidHeaderError(file, 'the header does not begin with "{"');
-    scanObject(bytes, wholeText(bytes), (name, span) => {
-      if (names.size === names.add(name).size) throw new DuplicateKeyError(file, name);
+    scanObject(bytes, wholeText(bytes), (key, span) => {
+      const name = parseString(bytes, key);
       const entry = parseSpan(bytes, span);
       const duplicate = hasTwins(entry, bytes, span)
         ? duplicateKey(bytes.toString('utf8', span.start, span.end))
@@ -96,7 +111,25 @@ function checkMetadata(entry: unknown, file: string): void {
   if (!isText) throw new InvalidHeaderError(file, '"__metadata__" is not a map from string to string');
 }
 
-function parseEntry(name: string, entry: unknown, dataStart: number, file: string): TensorInfo {
+/** Hundreds of thousands of tensors have a handful of shapes: what this returns for equal ones is one array. */
+function shapeSharer(): (shape: readonly number[]) => readonly number[] {
+  const known = new Map<number, readonly number[]>();
+  return (shape) => {
+    const key = shape.reduce((hash, size) => (31 * hash + size) | 0, shape.length);
+    const same = known.get(key);
+    if (same?.length === shape.length && same.every((size, i) => size === shape[i])) return same;
+    known.set(key, shape);
+    return shape;
+  };
+}
+
+function parseEntry(
+  name: string,
+  entry: unknown,
+  dataStart: number,
+  file: string,
+  share: (shape: readonly number[]) => readonly number[],
+): TensorInfo {
   if (!isObject(entry)) throw new InvalidHeaderError(file, `the entry of tensor "${name}" is not an object`);
   const { dtype, shape, data_offsets: offsets } = entry;
   if (typeof dtype !== 'string') throw new InvalidHeaderError(file, `tensor "${name}" has no dtype`);
@@ -108,7 +141,7 @@ function parseEntry(name: string, entry: unknown, dataStart: number, file: strin
   const expected = byteLength(dtype, shape);
   if (expected !== undefined && expected !== end - start)
     throw new SizeMismatchError(file, name, expected, end - start);
-  return { name, dtype, shape, file, start: dataStart + start, end: dataStart + end };
+  return { name, dtype, shape: share(shape), file, start: dataStart + start, end: dataStart + end };
 }
 
 const isObject = (value: unknown): value is Record<string, unknown> =>
