@@ -30,6 +30,14 @@ export interface TensorInfo {
   readonly end: number;
 }
 
+/** What a header says. */
+export interface ShardHeader {
+  /** In the order of their data. */
+  readonly tensors: readonly TensorInfo[];
+  /** Its `__metadata__`; empty where it has none. */
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
 /** Reads the length field and checks it against the file before anything is allocated for it. */
 export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: string): number {
   if (prefix.byteLength < LENGTH_BYTES) throw new InvalidHeaderError(file, `it has only ${fileBytes} bytes`);
@@ -44,23 +52,17 @@ export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: s
  * Parses and validates the JSON part of a header: dtype, shape and offsets of every tensor, no duplicate key, and data
  * that fills the rest of the file without hole or overlap (safetensors format description, "Format").
  * @param names empty; filled with those of the tensors
- * @returns the tensors in the order of their data
  */
-export function parseHeader(
-  json: Uint8Array,
-  fileBytes: number,
-  file: string,
-  names = new Set<string>(),
-): TensorInfo[] {
+export function parseHeader(json: Uint8Array, fileBytes: number, file: string, names = new Set<string>()): ShardHeader {
   const dataStart = LENGTH_BYTES + json.byteLength;
   const tensors: TensorInfo[] = [];
   const share = shapeSharer();
-  let hasMetadata = false;
+  let metadata: ShardHeader['metadata'] | undefined;
   forEachEntry(json, file, (name, entry) => {
-    if (name === METADATA ? hasMetadata : names.has(name)) throw new DuplicateKeyError(file, name);
+    if (name === METADATA ? metadata : names.has(name)) throw new DuplicateKeyError(file, name);
     if (name === METADATA) {
-      hasMetadata = true;
-      return checkMetadata(entry, file);
+      metadata = checkMetadata(entry, file);
+      return;
     }
     names.add(name);
     tensors.push(parseEntry(name, entry, dataStart, file, share));
@@ -76,7 +78,7 @@ export function parseHeader(
   }
   if (position !== fileBytes)
     throw new InvalidHeaderError(file, `${fileBytes - position} bytes follow the last tensor`);
-  return tensors;
+  return { tensors, metadata: metadata ?? {} };
 }
 
 function forEachEntry(json: Uint8Array, file: string, visit: (name: string, entry: unknown) => void): void {
@@ -106,9 +108,10 @@ function hasTwins(entry: unknown, bytes: Buffer, { start, end }: Span): boolean 
   return colons !== Object.keys(entry).length;
 }
 
-function checkMetadata(entry: unknown, file: string): void {
-  const isText = isObject(entry) && Object.values(entry).every((value) => typeof value === 'string');
-  if (!isText) throw new InvalidHeaderError(file, '"__metadata__" is not a map from string to string');
+function checkMetadata(entry: unknown, file: string): Record<string, string> {
+  if (isObject(entry) && Object.values(entry).every((value) => typeof value === 'string'))
+    return entry as Record<string, string>;
+  throw new InvalidHeaderError(file, '"__metadata__" is not a map from string to string');
 }
 
 /** Hundreds of thousands of tensors have a handful of shapes: what this returns for equal ones is one array. */

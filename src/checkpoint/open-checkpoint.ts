@@ -13,7 +13,7 @@ import {
 } from '../errors.js';
 import { duplicateKey } from './duplicate-key.js';
 import { type Files, fileIn, LocalFiles, normaliseLocation } from './files.js';
-import { LENGTH_BYTES, parseHeader, parseHeaderLength, type TensorInfo } from './header.js';
+import { LENGTH_BYTES, parseHeader, parseHeaderLength, type ShardHeader, type TensorInfo } from './header.js';
 import { isDeeperThan } from './json-depth.js';
 import { isPlainPath } from './plain-path.js';
 import { parseSpan, parseString, type Span, scanObject, stringAt, wholeText } from './scan-json.js';
@@ -28,12 +28,10 @@ const MAX_JSON_BYTES = 256 * 1024 * 1024;
 /** Configs nest some six deep; what walks them does so by recursion. */
 const MAX_JSON_DEPTH = 64;
 
-export interface Shard {
+export interface Shard extends ShardHeader {
   /** Absolute path, or a URL. */
   readonly path: string;
   readonly bytes: number;
-  /** In the order of their data. */
-  readonly tensors: readonly TensorInfo[];
 }
 
 export interface Checkpoint {
@@ -113,20 +111,13 @@ class HeaderMemory {
 export async function openShard(path: string, files: Files, memory = new HeaderMemory()): Promise<Shard> {
   const { json, bytes } = await readHeader(path, files, memory);
   memory.names = new Set();
-  return { path, bytes, tensors: parseHeader(json, bytes, path, memory.names) };
-}
-
-/** The `__metadata__` of a safetensors file; empty where it has none. */
-export async function readMetadata(path: string, files: Files): Promise<Record<string, string>> {
-  const { json, bytes } = await readHeader(path, files);
-  parseHeader(json, bytes, path);
-  return JSON.parse(new TextDecoder().decode(json)).__metadata__ ?? {};
+  return { path, bytes, ...parseHeader(json, bytes, path, memory.names) };
 }
 
 async function readHeader(
   path: string,
   files: Files,
-  memory = new HeaderMemory(),
+  memory: HeaderMemory,
 ): Promise<{ json: Uint8Array; bytes: number }> {
   const bytes = await files.size(path);
   const prefix = new Uint8Array(Math.min(LENGTH_BYTES, bytes));
