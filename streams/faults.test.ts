@@ -76,7 +76,7 @@ describe('the message names the file and what to do; nothing looks whole; the sa
       'no space for the journal',
       (it) => it.operation === 'write' && it.path.endsWith('journal'),
       'ENOSPC',
-      8,
+      2,
       errors.WriteError,
       /Free some space/,
     ],

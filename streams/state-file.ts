@@ -8,7 +8,7 @@ import { crc32 } from 'node:zlib';
 import { type FileSystem, nodeFileSystem, syncFolder, writeSynced } from '../src/checkpoint/file-system.js';
 import { LocalFiles } from '../src/checkpoint/files.js';
 import { encodeHeader, type TensorSpec } from '../src/checkpoint/header.js';
-import { openShard, readMetadata } from '../src/checkpoint/open-checkpoint.js';
+import { openShard } from '../src/checkpoint/open-checkpoint.js';
 import { asWriteError } from '../src/checkpoint/shard-writer.js';
 import { STATE_SUFFIX } from '../src/checkpoint/unfinished-run.js';
 import { factorFileName } from '../src/conversion/factor-files.js';
@@ -116,8 +116,7 @@ async function saveState(
 async function loadState(path: string, identity: string, fs: FileSystem): Promise<SolverState | undefined> {
   const files = new LocalFiles(fs);
   try {
-    const { tensors } = await openShard(path, files);
-    const metadata = await readMetadata(path, files);
+    const { tensors, metadata } = await openShard(path, files);
     if (metadata.identity !== identity) return undefined;
     const state: Record<string, Float32Array | Float64Array> = {};
     let crc = 0;

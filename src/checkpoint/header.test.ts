@@ -8,7 +8,7 @@ import { encodeHeader, LENGTH_BYTES, parseHeader, parseHeaderLength, type Tensor
 const FILE = 'model.safetensors';
 const text = (json: string): Uint8Array => new TextEncoder().encode(json);
 const parseText = (json: string, dataBytes: number) =>
-  parseHeader(text(json), LENGTH_BYTES + text(json).length + dataBytes, FILE);
+  parseHeader(text(json), LENGTH_BYTES + text(json).length + dataBytes, FILE).tensors;
 const entry = (start: number, end: number, shape = [(end - start) / 4], dtype = 'F32') =>
   JSON.stringify({ dtype, shape, data_offsets: [start, end] });
 
@@ -64,6 +64,7 @@ describe('a malformed header is refused:', () => {
       errors.SizeMismatchError,
       () => parseText(`{"a":${entry(0, 8, [3])}}`, 8),
     ],
+    ['metadata twice', errors.DuplicateKeyError, () => parseText('{"__metadata__":{},"__metadata__":{}}', 0)],
     ['metadata that is not text', errors.InvalidHeaderError, () => parseText('{"__metadata__":{"a":1}}', 0)],
   ];
   test.each(cases)('%s', (_, error, run) => {
@@ -116,17 +117,18 @@ test('what is encoded parses to the same tensors, aligned to 8 bytes', () => {
       const bytes = tensors.reduce((sum, tensor) => sum + tensor.bytes, encoded.byteLength);
       const length = parseHeaderLength(encoded, bytes, FILE);
       expect(length).toBe(encoded.byteLength - LENGTH_BYTES);
-      const parsed = parseHeader(encoded.subarray(LENGTH_BYTES), bytes, FILE);
+      const { tensors: parsed, metadata } = parseHeader(encoded.subarray(LENGTH_BYTES), bytes, FILE);
       const strip = ({ name, dtype, shape }: Omit<TensorSpec, 'bytes'>) => ({ name, dtype, shape: [...shape] });
       const byName = (a: { name: string }, b: { name: string }) => (a.name < b.name ? -1 : 1);
       expect(parsed.map(strip).sort(byName)).toEqual(tensors.map(strip).sort(byName));
+      expect(metadata).toEqual({ format: 'pt', note: 'x' });
     }),
   );
 });
 
 test('room for a longer header can be kept', () => {
   expect(encodeHeader([], {}, 4096).byteLength).toBe(4096);
-  expect(parseHeader(encodeHeader([], {}, 4096).subarray(LENGTH_BYTES), 4096, FILE)).toEqual([]);
+  expect(parseHeader(encodeHeader([], {}, 4096).subarray(LENGTH_BYTES), 4096, FILE).tensors).toEqual([]);
 });
 
 test('the npm package "safetensors" reads an encoded file', () => {

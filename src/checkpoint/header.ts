@@ -9,13 +9,16 @@ import {
 } from '../errors.js';
 import { byteLength, elementCount, type FloatDtype, floatBytes } from './dtype.js';
 import { duplicateKey } from './duplicate-key.js';
-import { parseSpan, type Span, scanObject, wholeText } from './scan-json.js';
+import { parseSpan, parseString, type Span, scanObject, wholeText } from './scan-json.js';
 
 /** The limit of the reference implementation (safetensors `MAX_HEADER_SIZE`). */
 export const MAX_HEADER_BYTES = 100_000_000;
 
 /** The length field before the header: one little-endian u64. */
 export const LENGTH_BYTES = 8;
+
+/** The one key that is no tensor. */
+const METADATA = '__metadata__';
 
 /** One tensor of a shard. `start` and `end` are absolute byte offsets in `file`. */
 export interface TensorInfo {
@@ -25,6 +28,14 @@ export interface TensorInfo {
   readonly file: string;
   readonly start: number;
   readonly end: number;
+}
+
+/** What a header says. */
+export interface ShardHeader {
+  /** In the order of their data. */
+  readonly tensors: readonly TensorInfo[];
+  /** Its `__metadata__`; empty where it has none. */
+  readonly metadata: Readonly<Record<string, string>>;
 }
 
 /** Reads the length field and checks it against the file before anything is allocated for it. */
@@ -40,14 +51,21 @@ export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: s
 /**
  * Parses and validates the JSON part of a header: dtype, shape and offsets of every tensor, no duplicate key, and data
  * that fills the rest of the file without hole or overlap (safetensors format description, "Format").
- * @returns the tensors in the order of their data.
+ * @param names empty; filled with those of the tensors
  */
-export function parseHeader(json: Uint8Array, fileBytes: number, file: string): TensorInfo[] {
+export function parseHeader(json: Uint8Array, fileBytes: number, file: string, names = new Set<string>()): ShardHeader {
   const dataStart = LENGTH_BYTES + json.byteLength;
   const tensors: TensorInfo[] = [];
+  const share = shapeSharer();
+  let metadata: ShardHeader['metadata'] | undefined;
   forEachEntry(json, file, (name, entry) => {
-    if (name === '__metadata__') checkMetadata(entry, file);
-    else tensors.push(parseEntry(name, entry, dataStart, file));
+    if (name === METADATA ? metadata : names.has(name)) throw new DuplicateKeyError(file, name);
+    if (name === METADATA) {
+      metadata = checkMetadata(entry, file);
+      return;
+    }
+    names.add(name);
+    tensors.push(parseEntry(name, entry, dataStart, file, share));
   });
   tensors.sort((a, b) => a.start - b.start || a.end - b.end);
   let position = dataStart;
@@ -60,16 +78,15 @@ export function parseHeader(json: Uint8Array, fileBytes: number, file: string): 
   }
   if (position !== fileBytes)
     throw new InvalidHeaderError(file, `${fileBytes - position} bytes follow the last tensor`);
-  return tensors;
+  return { tensors, metadata: metadata ?? {} };
 }
 
 function forEachEntry(json: Uint8Array, file: string, visit: (name: string, entry: unknown) => void): void {
   const bytes = Buffer.from(json.buffer, json.byteOffset, json.byteLength);
-  const names = new Set<string>();
   try {
     if (bytes[0] !== 0x7b) throw new InvalidHeaderError(file, 'the header does not begin with "{"');
-    scanObject(bytes, wholeText(bytes), (name, span) => {
-      if (names.size === names.add(name).size) throw new DuplicateKeyError(file, name);
+    scanObject(bytes, wholeText(bytes), (key, span) => {
+      const name = parseString(bytes, key);
       const entry = parseSpan(bytes, span);
       const duplicate = hasTwins(entry, bytes, span)
         ? duplicateKey(bytes.toString('utf8', span.start, span.end))
@@ -91,12 +108,31 @@ function hasTwins(entry: unknown, bytes: Buffer, { start, end }: Span): boolean 
   return colons !== Object.keys(entry).length;
 }
 
-function checkMetadata(entry: unknown, file: string): void {
-  const isText = isObject(entry) && Object.values(entry).every((value) => typeof value === 'string');
-  if (!isText) throw new InvalidHeaderError(file, '"__metadata__" is not a map from string to string');
+function checkMetadata(entry: unknown, file: string): Record<string, string> {
+  if (isObject(entry) && Object.values(entry).every((value) => typeof value === 'string'))
+    return entry as Record<string, string>;
+  throw new InvalidHeaderError(file, '"__metadata__" is not a map from string to string');
 }
 
-function parseEntry(name: string, entry: unknown, dataStart: number, file: string): TensorInfo {
+/** Hundreds of thousands of tensors have a handful of shapes: what this returns for equal ones is one array. */
+function shapeSharer(): (shape: readonly number[]) => readonly number[] {
+  const known = new Map<number, readonly number[]>();
+  return (shape) => {
+    const key = shape.reduce((hash, size) => (31 * hash + size) | 0, shape.length);
+    const same = known.get(key);
+    if (same?.length === shape.length && same.every((size, i) => size === shape[i])) return same;
+    known.set(key, shape);
+    return shape;
+  };
+}
+
+function parseEntry(
+  name: string,
+  entry: unknown,
+  dataStart: number,
+  file: string,
+  share: (shape: readonly number[]) => readonly number[],
+): TensorInfo {
   if (!isObject(entry)) throw new InvalidHeaderError(file, `the entry of tensor "${name}" is not an object`);
   const { dtype, shape, data_offsets: offsets } = entry;
   if (typeof dtype !== 'string') throw new InvalidHeaderError(file, `tensor "${name}" has no dtype`);
@@ -108,7 +144,7 @@ function parseEntry(name: string, entry: unknown, dataStart: number, file: strin
   const expected = byteLength(dtype, shape);
   if (expected !== undefined && expected !== end - start)
     throw new SizeMismatchError(file, name, expected, end - start);
-  return { name, dtype, shape, file, start: dataStart + start, end: dataStart + end };
+  return { name, dtype, shape: share(shape), file, start: dataStart + start, end: dataStart + end };
 }
 
 const isObject = (value: unknown): value is Record<string, unknown> =>

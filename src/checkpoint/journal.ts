@@ -64,8 +64,13 @@ export async function readJournal(path: string, fs: FileSystem): Promise<Journal
   return identity === undefined ? undefined : { identity, entries: entries as JournalEntry[] };
 }
 
+/** What is appended waits for so much more, or for the next `sync`: a write for each of half a million tensors takes minutes. */
+const WAITING_BYTES = 64 * 1024;
+
 export class Journal {
-  /** Appends wait for each other: a short write must not be followed by another's line. */
+  private waiting: Uint8Array[] = [];
+  private waitingBytes = 0;
+  /** Writes wait for each other: a short write must not be followed by another's line. */
   private tail: Promise<unknown> = Promise.resolve();
 
   private constructor(
@@ -92,19 +97,31 @@ export class Journal {
     return this.count === 0;
   }
 
-  append(entry: JournalEntry): Promise<void> {
-    return this.queue(async () => {
-      await writeAll(this.file, encodeLine(entry), null);
-      this.count++;
-    });
+  /** The entry is in the file after the next `sync`, or before. */
+  async append(entry: JournalEntry): Promise<void> {
+    const line = encodeLine(entry);
+    this.count++;
+    this.waiting.push(line);
+    this.waitingBytes += line.byteLength;
+    if (this.waitingBytes >= WAITING_BYTES) await this.queue(() => this.flush());
   }
 
   sync(): Promise<void> {
-    return this.queue(() => this.file.sync());
+    return this.queue(async () => {
+      await this.flush();
+      await this.file.sync();
+    });
   }
 
   async close(): Promise<void> {
     await this.queue(() => this.file.close());
+  }
+
+  private async flush(): Promise<void> {
+    const lines = Buffer.concat(this.waiting);
+    this.waiting = [];
+    this.waitingBytes = 0;
+    await writeAll(this.file, lines, null);
   }
 
   private queue<T>(action: () => Promise<T>): Promise<T> {

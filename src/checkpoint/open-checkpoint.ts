@@ -13,10 +13,10 @@ import {
 } from '../errors.js';
 import { duplicateKey } from './duplicate-key.js';
 import { type Files, fileIn, LocalFiles, normaliseLocation } from './files.js';
-import { LENGTH_BYTES, parseHeader, parseHeaderLength, type TensorInfo } from './header.js';
+import { LENGTH_BYTES, parseHeader, parseHeaderLength, type ShardHeader, type TensorInfo } from './header.js';
 import { isDeeperThan } from './json-depth.js';
 import { isPlainPath } from './plain-path.js';
-import { parseSpan, parseString, type Span, scanObject, wholeText } from './scan-json.js';
+import { parseSpan, parseString, type Span, scanObject, stringAt, wholeText } from './scan-json.js';
 
 export const INDEX_FILE = 'model.safetensors.index.json';
 export const SINGLE_FILE = 'model.safetensors';
@@ -28,12 +28,10 @@ const MAX_JSON_BYTES = 256 * 1024 * 1024;
 /** Configs nest some six deep; what walks them does so by recursion. */
 const MAX_JSON_DEPTH = 64;
 
-export interface Shard {
+export interface Shard extends ShardHeader {
   /** Absolute path, or a URL. */
   readonly path: string;
   readonly bytes: number;
-  /** In the order of their data. */
-  readonly tensors: readonly TensorInfo[];
 }
 
 export interface Checkpoint {
@@ -58,7 +56,13 @@ export async function openCheckpoint(folder: string, files: Files = new LocalFil
     const config = parseJsonObject(configText, fileIn(root, CONFIG_FILE));
     const shards = await openShards(root, names, files);
     const tensors = new Map<string, TensorInfo>();
-    for (const shard of shards) for (const tensor of shard.tensors) tensors.set(tensor.name, tensor);
+    for (const shard of shards) {
+      for (const tensor of shard.tensors) {
+        // Of two shards that hold a tensor, an index can name both only by a key it has twice.
+        if (tensors.has(tensor.name)) throw new DuplicateKeyError(fileIn(root, INDEX_FILE), tensor.name);
+        tensors.set(tensor.name, tensor);
+      }
+    }
     return { folder: root, files, config, configText, shards, tensors };
   } finally {
     await files.close();
@@ -73,40 +77,52 @@ async function openShards(root: string, names: readonly string[], files: Files):
       throw new NotACheckpointError(root, `it has ${found.length} *.safetensors files but no ${INDEX_FILE}`);
     return [await openShard(fileIn(root, found[0] as string), files)];
   }
-  const placed = await readIndex(fileIn(root, INDEX_FILE), files);
-  for (const [file, tensors] of placed) {
+  const index = await readIndex(fileIn(root, INDEX_FILE), files);
+  for (const [file, tensors] of index.placed) {
     if (!found.includes(file)) throw new MissingShardError(fileIn(root, file), tensors.length);
   }
   const shards: Shard[] = [];
+  const memory = new HeaderMemory();
   for (const file of found) {
-    const expected = placed.get(file);
+    const expected = index.placed.get(file);
     if (!expected) throw new ExtraShardError(fileIn(root, file));
-    const shard = await openShard(fileIn(root, file), files);
-    checkAgainstIndex(shard, expected);
-    placed.delete(file); // names of half a million tensors are some 50 MB
+    const shard = await openShard(fileIn(root, file), files, memory);
+    checkAgainstIndex(shard, memory.names, expected, index);
+    index.placed.delete(file);
     shards.push(shard);
   }
   return shards;
 }
 
+/** For one header after another. Each may have some 50 MB, and V8 is in no hurry to collect what lies outside its heap. */
+class HeaderMemory {
+  private bytes = new Uint8Array(0);
+  /** Of the tensors of the last header. */
+  names = new Set<string>();
+
+  take(length: number): Uint8Array {
+    // Pages that are never touched take no memory.
+    if (this.bytes.byteLength < length) this.bytes = new Uint8Array(2 ** Math.ceil(Math.log2(length)));
+    return this.bytes.subarray(0, length);
+  }
+}
+
 /** Reads and validates the header of one safetensors file. */
-export async function openShard(path: string, files: Files): Promise<Shard> {
-  const { json, bytes } = await readHeader(path, files);
-  return { path, bytes, tensors: parseHeader(json, bytes, path) };
+export async function openShard(path: string, files: Files, memory = new HeaderMemory()): Promise<Shard> {
+  const { json, bytes } = await readHeader(path, files, memory);
+  memory.names = new Set();
+  return { path, bytes, ...parseHeader(json, bytes, path, memory.names) };
 }
 
-/** The `__metadata__` of a safetensors file; empty where it has none. */
-export async function readMetadata(path: string, files: Files): Promise<Record<string, string>> {
-  const { json, bytes } = await readHeader(path, files);
-  parseHeader(json, bytes, path);
-  return JSON.parse(new TextDecoder().decode(json)).__metadata__ ?? {};
-}
-
-async function readHeader(path: string, files: Files): Promise<{ json: Uint8Array; bytes: number }> {
+async function readHeader(
+  path: string,
+  files: Files,
+  memory: HeaderMemory,
+): Promise<{ json: Uint8Array; bytes: number }> {
   const bytes = await files.size(path);
   const prefix = new Uint8Array(Math.min(LENGTH_BYTES, bytes));
   await files.read(path, 0, prefix);
-  const json = new Uint8Array(parseHeaderLength(prefix, bytes, path));
+  const json = memory.take(parseHeaderLength(prefix, bytes, path));
   await files.read(path, LENGTH_BYTES, json);
   return { json, bytes };
 }
@@ -123,48 +139,75 @@ async function readText(path: string, files: Files): Promise<string> {
   return new TextDecoder().decode(await readBytes(path, files));
 }
 
-/** shard file → the tensors the index places in it */
-async function readIndex(path: string, files: Files): Promise<Map<string, string[]>> {
+interface Index {
+  readonly path: string;
+  readonly json: Buffer;
+  /** Shard file → where in the text the names of its tensors begin. Names themselves, of half a million, are some 50 MB. */
+  readonly placed: Map<string, number[]>;
+}
+
+async function readIndex(path: string, files: Files): Promise<Index> {
   const json = Buffer.from((await readBytes(path, files)).buffer);
-  let placed: Map<string, string[]> | undefined;
+  let placed: Index['placed'] | undefined;
   const keys = new Set<string>();
   try {
-    scanObject(json, wholeText(json), (key, span) => {
+    scanObject(json, wholeText(json), (keySpan, span) => {
+      const key = parseString(json, keySpan);
       if (keys.size === keys.add(key).size) throw new DuplicateKeyError(path, key);
       if (key === 'weight_map' && json[span.start] === 0x7b) placed = readWeightMap(json, span, path);
       else parseJson(json.toString('utf8', span.start, span.end), path);
     });
   } catch (error) {
-    if (!(error instanceof SyntaxError)) throw error;
-    throw new InvalidJsonError(path, `not JSON (${error.message})`);
+    throw notJson(path, error);
   }
   if (!placed) throw new InvalidJsonError(path, 'it has no "weight_map" object');
-  return placed;
+  return { path, json, placed };
 }
 
-function readWeightMap(json: Buffer, within: Span, path: string): Map<string, string[]> {
-  const placed = new Map<string, string[]>();
-  const names = new Set<string>();
-  scanObject(json, within, (tensor, span) => {
-    if (names.size === names.add(tensor).size) throw new DuplicateKeyError(path, tensor);
+function readWeightMap(json: Buffer, within: Span, path: string): Index['placed'] {
+  const placed = new Map<string, number[]>();
+  scanObject(json, within, (key, span) => {
     const file = json[span.start] === 0x22 ? parseString(json, span) : parseSpan(json, span);
-    if (typeof file !== 'string') throw new InvalidJsonError(path, `"weight_map" places "${tensor}" in no file`);
+    if (typeof file !== 'string')
+      throw new InvalidJsonError(path, `"weight_map" places "${parseString(json, key)}" in no file`);
     const tensors = placed.get(file);
     if (tensors) {
-      tensors.push(tensor);
+      tensors.push(key.start);
       return;
     }
     if (basename(file) !== file || !isPlainPath(file)) throw new UnsafePathError(path, file);
-    placed.set(file, [tensor]);
+    placed.set(file, [key.start]);
   });
   return placed;
 }
 
-function checkAgainstIndex(shard: Shard, expected: readonly string[]): void {
-  const held = new Set(shard.tensors.map(({ name }) => name));
-  for (const name of expected) if (!held.delete(name)) throw new TensorNotInShardError(name, shard.path);
-  for (const name of held) throw new UnindexedTensorError(name, shard.path);
+/** @param held the names of its tensors, of which none are left afterwards */
+function checkAgainstIndex(
+  { path, tensors }: Shard,
+  held: Set<string>,
+  expected: readonly number[],
+  { json, path: index }: Index,
+): void {
+  for (const start of expected) {
+    const name = indexedName(index, json, start);
+    if (held.delete(name)) continue;
+    throw tensors.some((it) => it.name === name)
+      ? new DuplicateKeyError(index, name)
+      : new TensorNotInShardError(name, path);
+  }
+  for (const name of held) throw new UnindexedTensorError(name, path);
 }
+
+function indexedName(path: string, json: Buffer, start: number): string {
+  try {
+    return parseString(json, stringAt(json, start));
+  } catch (error) {
+    throw notJson(path, error);
+  }
+}
+
+const notJson = (path: string, error: unknown): unknown =>
+  error instanceof SyntaxError ? new InvalidJsonError(path, `not JSON (${error.message})`) : error;
 
 /** Reads a JSON object, refusing duplicate keys. */
 export async function readJsonObject(path: string, files: Files): Promise<Record<string, unknown>> {

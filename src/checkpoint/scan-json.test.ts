@@ -1,11 +1,11 @@
 import fc from 'fast-check';
 import { expect, test } from 'vitest';
-import { parseSpan, scanObject, wholeText } from './scan-json.js';
+import { parseSpan, parseString, scanObject, wholeText } from './scan-json.js';
 
 function members(text: string | Uint8Array): Array<[string, unknown]> {
   const json = Buffer.from(text as string);
   const found: Array<[string, unknown]> = [];
-  scanObject(json, wholeText(json), (key, span) => found.push([key, parseSpan(json, span)]));
+  scanObject(json, wholeText(json), (key, span) => found.push([parseString(json, key), parseSpan(json, span)]));
   return found;
 }
 

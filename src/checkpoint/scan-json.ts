@@ -31,10 +31,10 @@ export function wholeText(json: Uint8Array): Span {
 }
 
 /**
- * Visits the members of the object that `within` holds, and nothing else but white space, in their order. What a value spans
- * is not checked further: `parseSpan` or another scan does that. Throws a `SyntaxError`.
+ * Visits the members of the object that `within` holds, and nothing else but white space, in their order. What a key and a
+ * value span is not checked further: `parseString`, `parseSpan` or another scan does that. Throws a `SyntaxError`.
  */
-export function scanObject(json: Buffer, within: Span, visit: (key: string, value: Span) => void): void {
+export function scanObject(json: Buffer, within: Span, visit: (key: Span, value: Span) => void): void {
   const { end } = within;
   let at = skipSpace(json, within.start, end);
   if (json[at] !== OPEN) throw unexpected(at);
@@ -43,7 +43,7 @@ export function scanObject(json: Buffer, within: Span, visit: (key: string, valu
   else {
     for (;;) {
       const keyEnd = endOfString(json, at, end);
-      const key = parseString(json, { start: at, end: keyEnd });
+      const key = { start: at, end: keyEnd };
       at = skipSpace(json, keyEnd, end);
       if (json[at] !== COLON) throw unexpected(at);
       const start = skipSpace(json, at + 1, end);
@@ -63,6 +63,12 @@ export function scanObject(json: Buffer, within: Span, visit: (key: string, valu
 
 /** The value of a span. Throws a `SyntaxError`. */
 export const parseSpan = (json: Buffer, { start, end }: Span): unknown => JSON.parse(json.toString('utf8', start, end));
+
+/** Where the string ends that begins at `start`. Throws a `SyntaxError` where none does. */
+export const stringAt = (json: Buffer, start: number): Span => ({
+  start,
+  end: endOfString(json, start, json.byteLength),
+});
 
 /** The string of a span that begins and ends with a quote. Escapes can spell a name in several ways; this is what they mean. */
 export function parseString(json: Buffer, { start, end }: Span): string {

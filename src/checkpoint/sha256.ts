@@ -1,5 +1,5 @@
 /** SHA-256 on another thread, so that bytes are hashed while others are read and written. */
-import { webcrypto } from 'node:crypto';
+import { createHash, webcrypto } from 'node:crypto';
 import { Worker } from 'node:worker_threads';
 
 /** Sent to the thread; its answer has the same number. */
@@ -13,8 +13,12 @@ export interface HashReply {
   readonly sha256: string;
 }
 
+/** To hash so few takes no longer than to hand them to a thread. */
+const SMALL_BYTES = 32 * 1024;
+
 /** In hexadecimal. `bytes` must stay as they are until then; those in shared memory are not copied. */
 export async function sha256(bytes: Uint8Array): Promise<string> {
+  if (bytes.byteLength <= SMALL_BYTES) return createHash('sha256').update(bytes).digest('hex');
   if (isShared(bytes)) {
     thread ??= new HashThread();
     return thread.hash(bytes);

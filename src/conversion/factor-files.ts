@@ -5,7 +5,7 @@ import { z } from 'zod';
 import { isFloatDtype } from '../checkpoint/dtype.js';
 import { type Files, LocalFiles } from '../checkpoint/files.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
-import { openShard, readMetadata } from '../checkpoint/open-checkpoint.js';
+import { openShard } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
 import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
 import { PROJECTIONS } from '../models/family.js';
@@ -82,8 +82,8 @@ export async function openFactorFile(path: string, files: Files = new LocalFiles
 }
 
 async function readFactorFile(path: string, files: Files): Promise<FactorFile> {
-  const { tensors } = await openShard(path, files);
-  const metadata = parseMetadata(path, (await readMetadata(path, files))[METADATA_KEY]);
+  const { tensors, metadata: texts } = await openShard(path, files);
+  const metadata = parseMetadata(path, texts[METADATA_KEY]);
   const named = (name: string, dimensions: number): TensorInfo => {
     const tensor = tensors.find((it) => it.name === name);
     if (!tensor || tensor.shape.length !== dimensions)

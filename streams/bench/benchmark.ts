@@ -81,7 +81,7 @@ export async function benchmark(model: string, options: BenchOptions = {}): Prom
     const dropper = await findCacheDropper(source);
     notes.push(dropper ? `Cold: ${dropper.how}.` : 'Warm only: the cache cannot be emptied here, or not be checked.');
     const commands: Command[] = [];
-    for (const command of ['cp', 'dd', 'python'] as const) {
+    for (const command of ['cp', 'sha256sum', 'dd', 'python'] as const) {
       const reason = await missing(command);
       if (reason === undefined) commands.push(command);
       else notes.push(`Not compared with ${command}: ${reason}.`);

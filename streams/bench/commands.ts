@@ -43,7 +43,7 @@ export const runCommand = (command: Command, source: SampleOfModel, parent: stri
     const to = shards.map((shard) => join(folder, shard));
     const stop = startTimer();
     let reported: { seconds?: number; peakRssBytes?: number } = {};
-    if (command === 'cp') await execute('cp', [...from, folder]);
+    if (command === 'cp' || command === 'sha256sum') await execute('cp', [...from, folder]);
     else if (command === 'dd')
       for (const [i, file] of from.entries()) await execute('dd', [`if=${file}`, `of=${to[i]}`, 'bs=8M']);
     else {
@@ -53,6 +53,7 @@ export const runCommand = (command: Command, source: SampleOfModel, parent: stri
     }
     const copied = stop();
     if (sync) await Promise.all(to.map(syncFile));
+    if (command === 'sha256sum') await execute('sha256sum', to);
     const { seconds, cpuSeconds } = stop();
     const { seconds: own = copied.seconds, ...peak } = reported;
     return { bytes, besideLoop: true, ...peak, cpuSeconds, seconds: own + seconds - copied.seconds };

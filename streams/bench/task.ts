@@ -13,7 +13,8 @@ export interface SampleOfModel {
 export const MEMORY_TASKS = ['copy', 'bf16', 'fp16', 'fp8', 'normalise', 'crc32', 'sha256'] as const;
 export type MemoryTask = (typeof MEMORY_TASKS)[number];
 
-export type Command = 'cp' | 'dd' | 'python';
+/** `sha256sum`: of what `cp` wrote, since a conversion hashes too. */
+export type Command = 'cp' | 'dd' | 'python' | 'sha256sum';
 
 export type Task =
   /** `FileHandle.read` into one buffer. */

@@ -97,6 +97,7 @@ export function listWays({ source, folder, bytes, cold, commands, compress, slow
     ...command('cp', true),
     conversion('warm'),
     ...command('cp', false),
+    ...command('sha256sum', true),
     ...command('dd', true),
     ...command('python', true),
     ...(cold ? [conversion('cold')] : []),
@@ -116,5 +117,6 @@ export function listWays({ source, folder, bytes, cold, commands, compress, slow
 const COMMAND_NAMES: Readonly<Record<Command, string>> = {
   cp: 'cp',
   dd: 'dd bs=8M',
+  sha256sum: 'cp + sha256sum',
   python: 'safetensors in Python',
 };

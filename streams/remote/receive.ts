@@ -110,7 +110,7 @@ class OutputSession {
       for await (const piece of uploads) parts.put(piece);
       const header = parts.finish()('header');
       const length = parseHeaderLength(header, bytes, file);
-      const tensors = parseHeader(header.subarray(LENGTH_BYTES, LENGTH_BYTES + length), bytes, file);
+      const { tensors } = parseHeader(header.subarray(LENGTH_BYTES, LENGTH_BYTES + length), bytes, file);
       await this.opened().reserve({
         file,
         header,
