@@ -15,9 +15,10 @@ import { parseArgs } from 'node:util';
 import { generateCheckpoint } from '../fixtures/generate.js';
 import { describeReport } from '../src/cli/bench-table.js';
 import { formatTable, left, right } from '../src/cli/table.js';
+import { table } from '../src/page/page.js';
+import { lines } from '../src/page/svg.js';
 import { benchmark } from '../streams/bench/benchmark.js';
-import { reportPage, table } from '../streams/bench/page.js';
-import { lines } from '../streams/bench/svg.js';
+import { reportPage } from '../streams/bench/page.js';
 import type { Slowdown } from '../streams/stage-clock.js';
 import { checkScale, measureScale, SCALE_COLUMNS, type ScaleRow, scaleCells } from './scale.js';
 

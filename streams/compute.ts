@@ -9,6 +9,7 @@ import { createEngine, type EngineName } from '../src/engine/create-engine.js';
 import type { Engine } from '../src/engine/engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
 import { solveAdam } from '../src/factorization/adam.js';
+import type { LossPoint } from '../src/factorization/loss-curve.js';
 import type { Problem, SharedFactors, SolverName, SolverOptions, Targets } from '../src/factorization/problem.js';
 import { createReconstruction, type Reconstruction } from '../src/factorization/reconstruct.js';
 import { createRefit, type Refit } from '../src/factorization/refit.js';
@@ -38,6 +39,7 @@ export interface FitResult {
   readonly bases: Uint8Array<ArrayBuffer>;
   readonly coefficients: Uint8Array<ArrayBuffer>;
   readonly steps: number;
+  readonly losses: readonly LossPoint[];
   readonly seconds: number;
 }
 
@@ -108,7 +110,8 @@ export class Compute {
     await this.load(factors);
     const refit = await createRefit(this.engine, problem, decodeFactors(factors));
     this.held = { ...(this.held as Held), fit: { task, refit } };
-    return { bases, coefficients, steps: solution.steps, seconds: (performance.now() - started) / 1000 };
+    const { steps, losses } = solution;
+    return { bases, coefficients, steps, losses, seconds: (performance.now() - started) / 1000 };
   }
 
   /** What is written for one expert of the fitted group: A refitted to the rounded B and α, σ folded in. */

@@ -35,7 +35,7 @@ async function* eachExpert<T>(
   factorization: Factorization,
   take: (expert: number, data: Uint8Array) => T,
 ): AsyncGenerator<Awaited<T>, FittedGroupReport> {
-  const { group, sigma, steps, seconds } = factorization;
+  const { group, sigma, steps, losses, seconds } = factorization;
   const { experts: n, rows, cols } = group.problem;
   const started = performance.now();
   let error = 0;
@@ -59,6 +59,7 @@ async function* eachExpert<T>(
     mse: error / (n * rows * cols),
     sigma,
     steps,
+    ...(losses && { losses }),
     seconds: seconds + (performance.now() - started) / 1000,
   };
 }

@@ -1,5 +1,6 @@
 /** What flows between the stages. Every record with data knows its size: backpressure counts bytes. */
 import type { GroupPlan } from '../src/conversion/groups.js';
+import type { LossPoint } from '../src/factorization/loss-curve.js';
 import type { FoldedExpert } from './compute.js';
 
 /** One expert's dense weights, as `readMatrix` reads them. */
@@ -30,6 +31,8 @@ export interface Factorization {
   /** α, (n, m), in the group's dtype. */
   readonly coefficients: Uint8Array;
   readonly steps: number;
+  /** Where the fit was watched. */
+  readonly losses?: readonly LossPoint[];
   readonly seconds: number;
   /** A·σ (p, r), or Ŵ (p, d), of one expert in the group's dtype, with the error of exactly these bytes. */
   expert(expert: number): Promise<FoldedExpert>;

@@ -1,6 +1,6 @@
 /** The studies' plots and tables as one page. */
-import { htmlPage, type Section, table } from '../../streams/bench/page.js';
-import { bars, lines, type Point, type Series } from '../../streams/bench/svg.js';
+import { htmlPage, type Section, table } from '../../src/page/page.js';
+import { bars, lines, type Point, type Series } from '../../src/page/svg.js';
 import type { Result, ResultRow } from './results.js';
 import { share, sizeOf } from './studies.js';
 import { cells, columns } from './table.js';

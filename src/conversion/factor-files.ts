@@ -10,6 +10,7 @@ import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from 
 import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
 import { PROJECTIONS } from '../models/family.js';
 import { compareGroups, type GroupKey, type GroupPlan } from './groups.js';
+import { lossCurve } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
 
@@ -33,6 +34,7 @@ const metadataSchema = z.object({
     mse: z.number(),
     sigma: z.number(),
     steps: z.number(),
+    losses: lossCurve.optional(),
   }),
 });
 

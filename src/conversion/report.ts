@@ -1,5 +1,6 @@
 /** What a run did, as it is printed, returned and stored beside the result. */
 import type { EngineFacts } from '../engine/engine.js';
+import type { LossPoint } from '../factorization/loss-curve.js';
 import { type GroupKey, groupLabel } from './groups.js';
 
 /** The record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
@@ -18,6 +19,8 @@ export interface FittedGroupReport extends GroupReport {
   /** Standard deviation of the group's weights. */
   readonly sigma: number;
   readonly steps: number;
+  /** How the loss fell; not known of imported factors, nor in records of earlier versions. */
+  readonly losses?: readonly LossPoint[] | undefined;
 }
 
 /** A group that the fit described worse than `--max-error` allows: its weights are those of the source. */

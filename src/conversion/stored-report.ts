@@ -1,8 +1,15 @@
 /** The record of a result, read back. Folders come from strangers, so nothing in it is taken on trust. */
 import { z } from 'zod';
 import { isPlainPath } from '../checkpoint/plain-path.js';
+import { CURVE_POINTS } from '../factorization/loss-curve.js';
 import { PROJECTIONS } from '../models/family.js';
 import type { StoredReport } from './report.js';
+
+/** A `LossCurve`'s points. */
+export const lossCurve = z
+  .array(z.tuple([z.int().positive(), z.number()]).readonly())
+  .max(CURVE_POINTS)
+  .readonly();
 
 const group = z.looseObject({
   layer: z.int().nonnegative(),
@@ -12,6 +19,7 @@ const group = z.looseObject({
   seconds: z.number(),
   relativeError: z.number().optional(),
   keptError: z.number().nullish(),
+  losses: lossCurve.optional(),
 });
 
 const reportSchema = z.looseObject({

@@ -23,6 +23,7 @@ import { DivergedError } from '../errors.js';
 import { activateWithDerivative } from './activation.js';
 import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { roundToHalf } from './half.js';
+import { LossCurve } from './loss-curve.js';
 import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
 import { truncatedSvd } from './svd.js';
 
@@ -93,6 +94,7 @@ export async function solveAdam(
   let B = moving('B', [m, r * d], start?.B);
   let best: { loss: number; bases: Float32Array; logits: Float32Array } | undefined;
   const [done = 0, bestLoss = 0] = saved?.progress ?? [];
+  const curve = new LossCurve(options.steps, saved?.losses);
   if (saved?.bases) best = { loss: bestLoss, bases: saved.bases as Float32Array, logits: saved.logits as Float32Array };
   saved = undefined; // `moving` would keep it for the whole run
 
@@ -106,7 +108,10 @@ export async function solveAdam(
   /** Saves the state after step `t`, and the best so far. */
   const save = async (t: number): Promise<void> => {
     if (!options.states?.due(4 * (3 * n * p * r + 3 * n * m + 4 * m * r * d + n * m))) return;
-    const state: Record<string, Float32Array | Float64Array> = { progress: Float64Array.of(t, best?.loss ?? 0) };
+    const state: Record<string, Float32Array | Float64Array> = {
+      progress: Float64Array.of(t, best?.loss ?? 0),
+      losses: curve.state,
+    };
     if (best) Object.assign(state, { bases: best.bases, logits: best.logits });
     const parameters = [
       ['B', B] as const,
@@ -153,11 +158,12 @@ export async function solveAdam(
       if (!Number.isFinite(loss)) throw new DivergedError(options.label, t);
       // As in the reference, the loss is that of the state before this step, and what is kept is the state after it.
       if (t % KEEP_EVERY === 0 || t === options.steps) await keep(loss);
+      curve.add(t, loss);
       await save(t);
       report({ step: t, steps: options.steps, loss, rate });
     }
     const { loss, bases, logits } = best as NonNullable<typeof best>; // the last step keeps one
-    return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss };
+    return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss, losses: curve.points };
   } finally {
     for (const it of [B, ...batches.flatMap(({ A, w }) => [A, w])]) dispose(it);
     stacked.dispose();

@@ -1,3 +1,5 @@
+import type { LossPoint } from './loss-curve.js';
+
 /**
  * One group to factorise: W_i/σ ≈ A_i · f(Σ_j α_ij B_j) for n experts W_i (p×d), with A_i (p×r) of its own for each
  * expert and m bases B_j (r×d) shared by all (arXiv 2508.05257, eq. 3–5).
@@ -41,6 +43,8 @@ export interface Solution extends SharedFactors {
   readonly steps: number;
   /** Mean squared error in units of σ², as the solver last saw it. */
   readonly loss: number;
+  /** How it fell. */
+  readonly losses: readonly LossPoint[];
 }
 
 export interface SolverOptions {

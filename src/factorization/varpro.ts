@@ -14,6 +14,7 @@ import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { startingBases, startingCoefficients } from './initialise.js';
 import { restart, sharpen } from './inverse.js';
+import { LossCurve } from './loss-curve.js';
 import {
   type Problem,
   type Solution,
@@ -161,6 +162,7 @@ class VarproSolver {
   async solve(): Promise<Solution> {
     const schedule = new Schedule(this.options.steps, this.problem.activation, this.options.learningRate);
     const report = stepReporter(this.options.onStep);
+    const curve = new LossCurve(this.options.steps, this.saved?.losses);
     const at: Progress = { steps: 0, scale: 1, undos: 0, meanBias: 1, best: Number.POSITIVE_INFINITY };
     let accepted = this.restore(schedule, at);
     let previous: State | undefined;
@@ -183,10 +185,11 @@ class VarproSolver {
       accepted = undefined;
       loss = gradient.loss;
       at.best = Math.min(at.best, loss);
-      await this.save(schedule, at, gradient);
+      await this.save(schedule, at, gradient, curve);
       const steps = ++at.steps;
       const rates = schedule.rates;
       const decay = at.scale * rates.decay;
+      curve.add(steps, loss);
       report({ step: steps, steps: schedule.expectedSteps, loss, rate: rates.rate * decay });
       const momentum = Math.min(rates.momentum, COEFFICIENT_MOMENTUM_LIMIT);
       at.meanBias *= momentum;
@@ -219,6 +222,7 @@ class VarproSolver {
       coefficients: this.state.coefficients,
       steps: at.steps,
       loss,
+      losses: curve.points,
     };
   }
 
@@ -226,7 +230,7 @@ class VarproSolver {
    * Saves the state with the gradient at it. The step's other inputs follow from these; the state before, to which a step that
    * goes wrong is undone, is this one by then. The inverses are tracked from step to step, so they cannot be made again.
    */
-  private async save(schedule: Schedule, at: Progress, gradient: Gradient): Promise<void> {
+  private async save(schedule: Schedule, at: Progress, gradient: Gradient, curve: LossCurve): Promise<void> {
     const { states } = this.options;
     const { experts: n, bases: m, rank: r, cols: d } = this.problem;
     if (!states?.due(4 * (3 * m * r * d + m * r * r + n * r * r + 4 * n * m + d))) return;
@@ -234,6 +238,7 @@ class VarproSolver {
     const state: Record<string, Float32Array | Float64Array> = {
       progress: Float64Array.of(at.steps, at.scale, at.undos, at.meanBias, at.best, gradient.loss),
       schedule: Float64Array.from(schedule.position),
+      losses: curve.state,
       columns: await this.engine.read(this.columns),
       bases: await this.engine.read(bases),
       momentum: await this.engine.read(momentum),

@@ -1,17 +1,11 @@
-/** A report as one page that opens offline: no script, no style sheet, no picture from elsewhere. */
+/** The report as one page. */
 import { formatBytes } from '../../src/format.js';
+import { htmlPage, paragraphs, type Section, table } from '../../src/page/page.js';
+import { bars, shares } from '../../src/page/svg.js';
 import type { BenchReport } from './benchmark.js';
 import { COLUMNS, rowCells, STAGE_COLUMNS, stageCells } from './report-text.js';
 import type { Row } from './rows.js';
-import { bars, markup, shares } from './svg.js';
 import { OURS, type Way } from './ways.js';
-
-const STYLE = `
-body { font: 14px/1.45 system-ui, sans-serif; color: #0f172a; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e2e8f0 }
-td.missed { color: #b91c1c; font-weight: 600 } svg { max-width: 100%; height: auto }
-`;
 
 const TITLES: Readonly<Record<Way['stage'], string>> = {
   read: 'Reading',
@@ -22,44 +16,7 @@ const TITLES: Readonly<Record<Way['stage'], string>> = {
   pipeline: 'Everything, with a few solver steps',
 };
 
-/** A section that follows those of the report. */
-export interface Section {
-  readonly title: string;
-  /** HTML. */
-  readonly body: string;
-}
-
-export const table = (titles: readonly string[], rows: ReadonlyArray<readonly string[]>): string =>
-  [
-    '<table>',
-    `<thead><tr>${titles.map((title) => `<th>${markup(title)}</th>`).join('')}</tr></thead>`,
-    '<tbody>',
-    ...rows.map((row) => `<tr>${row.map(cell).join('')}</tr>`),
-    '</tbody></table>',
-  ].join('\n');
-
-export const paragraphs = (lines: readonly string[]): string =>
-  lines.map((line) => `<p>${markup(line)}</p>`).join('\n');
-
-/** `intro`: plain text, a paragraph each. */
-export const htmlPage = (title: string, intro: readonly string[], sections: readonly Section[]): string =>
-  `<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8"/>
-<title>${markup(title)}</title>
-<style>${STYLE}</style>
-</head>
-<body>
-<h1>${markup(title)}</h1>
-${paragraphs(intro)}
-${sections.map(({ title, body }) => `<h2>${markup(title)}</h2>\n${body}`).join('\n')}
-</body>
-</html>
-`;
-
-const cell = (text: string): string => `<td${text === 'missed' ? ' class="missed"' : ''}>${markup(text)}</td>`;
-
+/** @param more sections that follow those of the report */
 export function reportPage(report: BenchReport, more: readonly Section[] = []): string {
   const { machine, source, rounds, rows, targets, notes } = report;
   const { cpu, cores, memoryBytes, platform, node, load } = machine;

@@ -135,9 +135,9 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
           onEvent: (event) => onStep(checkParams(channel.peer, 'its progress', stepEvent, event)),
         }),
       );
-      const { steps, seconds } = checkParams(channel.peer, 'its fit', fitResult, value);
+      const { steps, losses, seconds } = checkParams(channel.peer, 'its fit', fitResult, value);
       const get = factors.finish();
-      return { bases: get('bases'), coefficients: get('coefficients'), steps, seconds };
+      return { bases: get('bases'), coefficients: get('coefficients'), steps, losses, seconds };
     },
     async fold(expert, written): Promise<FoldedExpert> {
       const { problem, dtype } = task as FitTask;

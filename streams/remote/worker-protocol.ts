@@ -1,5 +1,6 @@
 /** What a coordinator and a worker say to each other: docs/wire.md, "Worker". Checked on arrival, both ways. */
 import { z } from 'zod';
+import { lossCurve } from '../../src/conversion/stored-report.js';
 import { ENGINE_NAMES } from '../../src/engine/create-engine.js';
 import { ACTIVATIONS, SOLVERS } from '../../src/factorization/problem.js';
 
@@ -77,7 +78,7 @@ export const stepEvent = z.object({
 });
 
 /** B and α come as tensors. */
-export const fitResult = z.strictObject({ steps: z.number(), seconds: z.number() });
+export const fitResult = z.strictObject({ steps: z.number(), losses: lossCurve, seconds: z.number() });
 
 export const foldParams = z.strictObject({ expert: z.int().nonnegative(), written: z.enum(['factors', 'weights']) });
 

@@ -1,0 +1,33 @@
+/** The course of a fit in a few points. */
+
+/** The loss that the solver met at a step: before its update, in units of σ². Steps count from 1. */
+export type LossPoint = readonly [step: number, loss: number];
+
+/** Enough for a smooth line, and a thousand groups of them are no more than two megabytes. */
+export const CURVE_POINTS = 32;
+
+/**
+ * Keeps the loss at the last step and at some before it, evenly spread over the logarithm of the planned steps. Which those are
+ * depends on the plan alone, so a fit that goes on from a saved state ends with the same curve.
+ */
+export class LossCurve {
+  private readonly marks: ReadonlySet<number>;
+  readonly points: LossPoint[] = [];
+
+  /** @param saved `state` of the fit that goes on */
+  constructor(steps: number, saved: ArrayLike<number> = []) {
+    this.marks = new Set(Array.from({ length: CURVE_POINTS }, (_, i) => Math.round(steps ** (i / (CURVE_POINTS - 1)))));
+    for (let i = 0; i < saved.length; i += 2) this.points.push([saved[i] as number, saved[i + 1] as number]);
+  }
+
+  add(step: number, loss: number): void {
+    if (!Number.isFinite(loss)) return; // JSON has no infinity
+    const [last = 0] = this.points.at(-1) ?? [];
+    if (last > 0 && !this.marks.has(last)) this.points.pop();
+    this.points.push([step, Number(loss.toPrecision(5))]);
+  }
+
+  get state(): Float64Array {
+    return Float64Array.from(this.points.flat());
+  }
+}
