@@ -40,6 +40,7 @@ export { plan, type TimedPlan } from '../streams/plan.js';
 export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
 export { readExperts } from '../streams/read-experts.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
+export { type ReportOptions, type WrittenReport, writeReport } from '../streams/report.js';
 export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/stage-clock.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/verify.js';
 export { type Integrity, verifyIntegrity } from '../streams/verify-manifest.js';

@@ -15,6 +15,7 @@ import { PASS_THROUGH_BLOCKS } from '../src/conversion/memory.js';
 import { modelCard } from '../src/conversion/model-card.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../src/conversion/plan.js';
 import {
+  encodeReport,
   fitWarnings,
   type GroupReport,
   peakRssBytes,
@@ -244,7 +245,7 @@ async function writeSmallFiles(
   };
   // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.
   await output.writeText(MANIFEST_FILE, encodeManifest(output.written));
-  await output.writeText(REPORT_FILE, seal(JSON.stringify(report, null, 2)));
+  await output.writeText(REPORT_FILE, seal(encodeReport(report)));
   return report;
 }
 

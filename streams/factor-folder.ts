@@ -8,12 +8,14 @@ import { checkDisk, checkOutside, listOutput, removeIfEmpty } from '../src/check
 import { lockFolder } from '../src/checkpoint/folder-lock.js';
 import { PARTIAL_FOLDER } from '../src/checkpoint/journal.js';
 import { asWriteError } from '../src/checkpoint/shard-writer.js';
+import { PAGE_FILE } from '../src/checkpoint/side-files.js';
 import { STATE_SUFFIX } from '../src/checkpoint/unfinished-run.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
 import { compareGroups, type GroupPlan, sourceBytes } from '../src/conversion/groups.js';
 import type { ConversionPlan } from '../src/conversion/plan.js';
 import {
+  encodeReport,
   type FittedGroupReport,
   fitWarnings,
   peakRssBytes,
@@ -101,16 +103,16 @@ async function fillLocked(target: FactorFolder, partial: string): Promise<RunRes
     files: [...groups.map(factorFileName), REPORT_FILE].sort(),
   };
   // A run that was killed after its last group has left no record.
-  if (!already || !(await readReport(folder))) await writeReport(folder, report, run.fileSystem ?? nodeFileSystem);
+  if (!already || !(await readReport(folder))) await writeRecord(folder, report, run.fileSystem ?? nodeFileSystem);
   return { ...report, already };
 }
 
 /** Replaces the record at once: half of one would be no record. */
-async function writeReport(folder: string, report: StoredReport, fs: FileSystem): Promise<void> {
+async function writeRecord(folder: string, report: StoredReport, fs: FileSystem): Promise<void> {
   const path = join(folder, REPORT_FILE);
   const temporary = join(folder, PARTIAL_FOLDER, REPORT_FILE);
   try {
-    await writeSynced(fs, temporary, [new TextEncoder().encode(`${JSON.stringify(report, null, 2)}\n`)]);
+    await writeSynced(fs, temporary, [new TextEncoder().encode(`${encodeReport(report)}\n`)]);
     await fs.rename(temporary, path);
   } catch (error) {
     throw asWriteError(path, error);
@@ -176,6 +178,7 @@ async function finishedGroups(
   const held = (await listOutput(folder)) ?? [];
   const own = new Set([
     REPORT_FILE,
+    PAGE_FILE,
     `${REPORT_FILE}.partial`,
     ...groups.flatMap((group) => [factorFileName(group), `${factorFileName(group)}.partial`]),
   ]);

@@ -21,8 +21,8 @@ const PLOTS: { readonly [name in Result['name']]: (result: Result, all: readonly
     const against = (key: 'error' | 'divergence'): Series[] =>
       seriesBy('method', result, ({ what, score }) => ({ x: 100 * share(sizeOf(Number(what.m))), y: score[key] }));
     return [
-      lines('Error against size', OF_DENSE, ERROR, against('error'), 'logarithmic'),
-      lines('KL against size', OF_DENSE, KL, against('divergence'), 'logarithmic'),
+      lines('Error against size', OF_DENSE, ERROR, against('error'), { y: 'logarithmic' }),
+      lines('KL against size', OF_DENSE, KL, against('divergence'), { y: 'logarithmic' }),
     ];
   },
   activations: ({ rows }) => {
@@ -34,7 +34,7 @@ const PLOTS: { readonly [name in Result['name']]: (result: Result, all: readonly
   },
   ranks: (result) => {
     const at = ({ size, score }: ResultRow): Point => ({ x: 100 * share(size?.parameters ?? 0), y: score.error });
-    return [lines('Error against size', OF_DENSE, ERROR, seriesBy('m', result, at), 'logarithmic')];
+    return [lines('Error against size', OF_DENSE, ERROR, seriesBy('m', result, at), { y: 'logarithmic' })];
   },
   noise: ({ rows }, all) => {
     const point = ({ score }: ResultRow): Point => ({ x: score.error, y: score.divergence });
@@ -44,7 +44,7 @@ const PLOTS: { readonly [name in Result['name']]: (result: Result, all: readonly
       { label: 'noise', points: noise.map(point) },
       ...(methods ? seriesBy('method', methods, point) : []),
     ];
-    return [lines('KL against error', ERROR, KL, series, 'logarithmic')];
+    return [lines('KL against error', ERROR, KL, series, { y: 'logarithmic' })];
   },
   experts: (result) => {
     const at = ({ what, score }: ResultRow): Point => ({ x: Number(what.k), y: score.divergence });

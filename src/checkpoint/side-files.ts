@@ -10,6 +10,8 @@ const OTHER_WEIGHTS = /\.(safetensors|bin|pth|pt|ckpt|gguf|onnx|h5|msgpack)$|\.i
 /** Written anew for every result; see src/conversion/report.ts and model-card.ts. */
 export const REPORT_FILE = 'mobe.json';
 export const CARD_FILE = 'README.md';
+/** Of `mobe report`. Like the record it has timings, and no manifest lists it. */
+export const PAGE_FILE = 'mobe.report.html';
 const SOURCE_CARD_FILE = 'README.source.md';
 
 export interface SideFile {
@@ -27,7 +29,7 @@ export interface SideFile {
  */
 export async function listSideFiles({ folder, files }: Pick<Checkpoint, 'folder' | 'files'>): Promise<SideFile[]> {
   const held = (await files.list(folder)).filter(
-    ({ path }) => path !== CONFIG_FILE && path !== INDEX_FILE && path !== MANIFEST_FILE && !OTHER_WEIGHTS.test(path),
+    ({ path }) => ![CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PAGE_FILE].includes(path) && !OTHER_WEIGHTS.test(path),
   );
   // A peer's may be anything, and a folder's what another system takes for a path.
   for (const { path } of held) if (!isPlainPath(path)) throw new UnsafePathError(folder, path);

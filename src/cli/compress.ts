@@ -9,6 +9,7 @@ import {
   keepQuantized,
   MODEL,
   maxError,
+  report,
   saveEvery,
   shardSize,
 } from './options.js';
@@ -26,6 +27,7 @@ export function compressCommand(): Command {
     .addOption(keepQuantized())
     .addOption(maxError())
     .addOption(saveEvery())
+    .addOption(report())
     .addOption(force())
     .addOption(workers())
     .addOption(tokenFile())

@@ -1,88 +1,27 @@
 import { Command } from 'commander';
 import { type Evaluation, evaluate, type ModelScore } from '../../streams/evaluate.js';
-import { OptionError } from '../errors.js';
 import { formatBytes, formatPercent } from '../format.js';
-import type { EvaluateOptions } from '../inference/options.js';
-import { interruptible } from './interrupt.js';
-import {
-  engine,
-  expertsPerToken,
-  json,
-  MODEL,
-  maxMemory,
-  positiveInteger,
-  readOptionFile,
-  threads,
-} from './options.js';
-import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
-import { LINE_INTERVAL_MS } from './progress.js';
+import { json, MODEL } from './options.js';
+import { addScoringOptions, readText, type ScoringFlags, scoring } from './scoring.js';
 import { formatTable, left, right } from './table.js';
 
-interface Flags extends EvaluateOptions, PeerFlags {
+interface Flags extends ScoringFlags {
   readonly text: string;
   readonly json?: boolean;
 }
 
 export function evalCommand(): Command {
-  return new Command('eval')
+  const command = new Command('eval')
     .description('score models on a text: negative log-likelihood and perplexity, and what a conversion lost')
     .argument('<model...>', MODEL[1])
-    .requiredOption('--text <file>', 'UTF-8 text to score')
-    .option('--against <source>', 'also compare with this model: KL divergence, agreement, error of each layer')
-    .option('--window <n>', "tokens scored together (default: the model's context, at most 2048)", positiveInteger)
-    .addOption(expertsPerToken())
-    .addOption(maxMemory())
-    .addOption(engine())
-    .addOption(threads())
-    .addOption(tokenFile())
-    .addOption(ca())
+    .requiredOption('--text <file>', 'UTF-8 text to score');
+  return addScoringOptions(command)
     .addOption(json())
-    .action(async (models: string[], flags: Flags) => {
-      const { text: file, json: asJson, tokenFile: tokens, ca: authority, ...options } = flags;
+    .action(async (models: string[], { text: file, json: asJson, ...flags }: Flags) => {
       const text = await readText(file);
-      const line = progressLine();
-      const interruption = interruptible(() => line.write('stopping (once more to stop at once) …'));
-      try {
-        const peers = await peerOptions({ tokenFile: tokens, ca: authority });
-        const result = await evaluate(models, text, options, {
-          signal: interruption.signal,
-          peers,
-          onWindow: (model, done, windows) => line.update(`${model}: window ${done} of ${windows}`),
-        });
-        line.clear();
-        process.stdout.write(`${asJson ? JSON.stringify(result, null, 2) : describe(result)}\n`);
-      } finally {
-        line.clear();
-        interruption.stop();
-      }
+      const result = await scoring(flags, (options, hooks) => evaluate(models, text, options, hooks));
+      process.stdout.write(`${asJson ? JSON.stringify(result, null, 2) : describe(result)}\n`);
     });
-}
-
-async function readText(file: string): Promise<string> {
-  const bytes = await readOptionFile('--text', file);
-  try {
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
-  } catch {
-    throw new OptionError('--text', `${file} is not UTF-8`);
-  }
-}
-
-/** One line on stderr that changes, or now and then a new one where it is no terminal. */
-function progressLine() {
-  let last = performance.now();
-  const clear = (): void => void (process.stderr.isTTY && process.stderr.write('\r\x1b[K'));
-  return {
-    clear,
-    write: (text: string): void => void process.stderr.write(`${text}\n`),
-    update(text: string): void {
-      clear();
-      if (process.stderr.isTTY) process.stderr.write(text);
-      else if (performance.now() - last > LINE_INTERVAL_MS) {
-        process.stderr.write(`${text}\n`);
-        last = performance.now();
-      }
-    },
-  };
 }
 
 function describe({ models, window, textBytes, engine: { name, device }, peakRssBytes }: Evaluation): string {

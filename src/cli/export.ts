@@ -9,6 +9,7 @@ import {
   keepQuantized,
   MODEL,
   maxError,
+  report,
   shardSize,
   threads,
 } from './options.js';
@@ -27,6 +28,7 @@ export function exportCommand(): Command {
     .addOption(maxError())
     .addOption(engine())
     .addOption(threads())
+    .addOption(report())
     .addOption(force())
     .addOption(tokenFile())
     .addOption(ca())

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
 import { fitFactors } from '../../streams/fit.js';
-import { addFactorisationOptions, compressOptions, force, json, MODEL, saveEvery } from './options.js';
+import { addFactorisationOptions, compressOptions, force, json, MODEL, report, saveEvery } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
 import { runAndPrint } from './run.js';
 
@@ -11,6 +11,7 @@ export function fitCommand(): Command {
     .argument('<factors>', 'folder for the factor files');
   return addFactorisationOptions(command)
     .addOption(saveEvery())
+    .addOption(report())
     .addOption(force())
     .addOption(workers())
     .addOption(tokenFile())

@@ -15,6 +15,7 @@ import { importCommand } from './import.js';
 import { inspectCommand } from './inspect.js';
 import { planCommand } from './plan.js';
 import { receiveCommand } from './receive.js';
+import { reportCommand } from './report.js';
 import { serveCommand } from './serve.js';
 import { streamCommand } from './stream.js';
 import { verifyCommand } from './verify.js';
@@ -50,6 +51,7 @@ for (const command of [
   importCommand,
   expandCommand,
   verifyCommand,
+  reportCommand,
   generateCommand,
   evalCommand,
   enginesCommand,

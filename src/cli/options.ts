@@ -22,6 +22,9 @@ export const MODEL = [
 export const json = (): Option => new Option('--json', 'print one JSON object to stdout');
 export const force = (): Option => new Option('--force', 'replace what an earlier run left in the output folder');
 
+export const report = (): Option =>
+  new Option('--report', 'also write a page about the result into it, as "mobe report" does');
+
 export const saveEvery = (): Option =>
   new Option(
     '--save-every <seconds>',
@@ -132,7 +135,7 @@ export function addFactorisationOptions(command: Command): Command {
 
 /** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
-  const { json: _, force: __, tokenFile: ___, ca: ____, workers: _____, saveEvery: ______, ...options } = flags;
+  const { json, force, report, tokenFile, ca, workers, saveEvery, ...options } = flags;
   return options as CompressOptions;
 }
 

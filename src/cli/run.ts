@@ -2,7 +2,10 @@
 
 import type { RunOptions, RunResult } from '../../streams/progress.js';
 import { PIPE } from '../../streams/remote/remote-output.js';
+import { writeReport } from '../../streams/report.js';
+import { isRemote } from '../checkpoint/files.js';
 import { isFitted } from '../conversion/report.js';
+import { OptionError } from '../errors.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { type PeerFlags, peerOptions } from './peers.js';
 import { showProgress } from './progress.js';
@@ -12,6 +15,7 @@ export interface RunFlags extends PeerFlags {
   readonly workers?: readonly string[];
   readonly json?: boolean;
   readonly force?: boolean;
+  readonly report?: boolean;
   readonly saveEvery?: number;
 }
 
@@ -21,6 +25,8 @@ export async function runAndPrint(
   flags: RunFlags,
   run: (options: RunOptions) => Promise<RunResult>,
 ): Promise<void> {
+  if (flags.report && (out === PIPE || isRemote(out)))
+    throw new OptionError('--report', 'the page is written into the result, which must be a folder here for that');
   const display = showProgress();
   let result: RunResult;
   try {
@@ -35,6 +41,7 @@ export async function runAndPrint(
   } finally {
     display.stop();
   }
+  if (flags.report) await writeReport(out);
   for (const warning of result.warnings ?? []) process.stderr.write(`warning: ${warning}\n`);
   const stream = out === PIPE ? process.stderr : process.stdout; // the result itself goes there
   stream.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : `${describe(out, result)}\n`);

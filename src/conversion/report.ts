@@ -85,5 +85,9 @@ export interface StoredReport extends RunReport {
   readonly files: readonly string[];
 }
 
+/** As JSON, a point of a loss curve a line. */
+export const encodeReport = (report: StoredReport): string =>
+  JSON.stringify(report, null, 2).replace(/\[\n\s+([^\s,]+),\n\s+([^\s,]+)\n\s+\]/g, '[$1, $2]');
+
 /** Peak resident memory of this process so far. */
 export const peakRssBytes = (): number => process.resourceUsage().maxRSS * 1024;

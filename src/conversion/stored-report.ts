@@ -19,8 +19,17 @@ const group = z.looseObject({
   seconds: z.number(),
   relativeError: z.number().optional(),
   keptError: z.number().nullish(),
+  mse: z.number().optional(),
+  sigma: z.number().optional(),
+  steps: z.number().optional(),
   losses: lossCurve.optional(),
 });
+
+/** What was fitted has all the figures of a fit. */
+const wholeGroup = group.refine(
+  ({ relativeError, mse, sigma, steps }) =>
+    relativeError === undefined || [mse, sigma, steps].every((it) => it !== undefined),
+);
 
 const reportSchema = z.looseObject({
   version: z.literal(1),
@@ -28,7 +37,14 @@ const reportSchema = z.looseObject({
   sourceFingerprint: z.string(),
   settings: z.record(z.string(), z.unknown()),
   files: z.array(z.string().refine(isPlainPath)),
-  groups: z.array(group),
+  groups: z.array(wholeGroup),
+  engine: z.looseObject({ name: z.string(), device: z.string() }).optional(),
+  parametersBefore: z.number(),
+  parametersAfter: z.number(),
+  bytesBefore: z.number(),
+  bytesAfter: z.number(),
+  peakRssBytes: z.number(),
+  seconds: z.number(),
 });
 
 /** Throws a `ZodError` where it is not the record of a result. */

@@ -2,10 +2,16 @@
 import { markup } from './svg.js';
 
 const STYLE = `
-body { font: 14px/1.45 system-ui, sans-serif; color: #0f172a; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid #e2e8f0 }
-td.missed { color: #b91c1c; font-weight: 600 } svg { max-width: 100%; height: auto }
+:root { color-scheme: light dark; --ink: #0f172a; --paper: #fff; --rule: #e2e8f0; --quiet: #475569; --bad: #b91c1c; --warm: #fff7ed }
+@media (prefers-color-scheme: dark) { :root { --ink: #e2e8f0; --paper: #0f172a; --rule: #334155; --quiet: #94a3b8; --bad: #f87171; --warm: #431407 } }
+body { font: 14px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1100px; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem; break-after: avoid }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums } tr, svg { break-inside: avoid }
+th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--rule) }
+td.missed { color: var(--bad); font-weight: 600 } svg { max-width: 100%; height: auto; display: block }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem } .figures div { border: 1px solid var(--rule); border-radius: .5rem; padding: .6rem 1rem }
+.figures b { display: block; font-size: 1.4rem } .figures span { color: var(--quiet) }
+.told { background: var(--warm); border-left: 4px solid #ea580c; padding: .4rem 1rem }
 `;
 
 export interface Section {

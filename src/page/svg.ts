@@ -22,9 +22,10 @@ export interface Series {
 export const markup = (plain: string): string =>
   plain.replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/"/g, '&quot;');
 
-const OURS = '#c2410c';
-const OTHER = '#64748b';
-const COLOURS = [OURS, '#1d4ed8', '#15803d', '#7e22ce', '#0e7490', '#a16207', '#be185d', '#475569'] as const;
+// To be told apart on white and on black.
+const OURS = '#ea580c';
+const OTHER = '#7c8aa0';
+const COLOURS = [OURS, '#3b82f6', '#16a34a', '#a855f7', '#0891b2', '#ca8a04', '#db2777', OTHER] as const;
 const WIDTH = 720;
 const ROW = 22;
 const LABEL = 210;
@@ -34,7 +35,7 @@ const round = (value: number): number => Math.round(10 * value) / 10;
 
 const svg = (height: number, title: string, body: readonly string[]): string =>
   [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" width="${WIDTH}" height="${height}" role="img" font-family="system-ui, sans-serif" font-size="12" fill="#334155">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" width="${WIDTH}" height="${height}" role="img" font-family="system-ui, sans-serif" font-size="12" fill="currentColor">`,
     `<title>${markup(title)}</title>`,
     ...body,
     '</svg>',
@@ -50,7 +51,7 @@ export function bars(title: string, unit: string, rows: readonly Bar[]): string 
     return [
       `<text x="${LABEL - 8}" y="${middle + 4}" text-anchor="end">${markup(label)}</text>`,
       `<rect x="${LABEL}" y="${y}" width="${round(x(value) - LABEL)}" height="${ROW - 6}" fill="${ours ? OURS : OTHER}"/>`,
-      `<path d="M${x(low)} ${middle}H${x(high)}" stroke="#0f172a" stroke-width="1.5"/>`,
+      `<path d="M${x(low)} ${middle}H${x(high)}" stroke="currentColor" stroke-width="1.5"/>`,
       `<text x="${x(high) + 6}" y="${middle + 4}">${value.toFixed(2)} ${markup(unit)}</text>`,
     ];
   });
@@ -66,7 +67,7 @@ export interface Share {
 
 const STATES = [
   ['working', OURS],
-  ['starved', '#e2e8f0'],
+  ['starved', '#cbd5e1'],
   ['blocked', '#94a3b8'],
 ] as const;
 
@@ -135,31 +136,43 @@ function logarithmic(values: readonly number[]): Axis {
 
 const Y_AXES = { 'from zero': fromZero, logarithmic } as const;
 
-/** Lines over a logarithmic axis. */
+/** From the least value to the greatest, with their ticks at values there are. */
+const X_AXES = {
+  linear: (value: number) => value,
+  logarithmic: Math.log,
+} as const;
+
+export interface Axes {
+  readonly x?: keyof typeof X_AXES;
+  readonly y?: keyof typeof Y_AXES;
+}
+
+/** Lines through the points of each series. */
 export function lines(
   title: string,
   xTitle: string,
   yTitle: string,
   series: readonly Series[],
-  yAxis: keyof typeof Y_AXES = 'from zero',
+  { x: xAxis = 'logarithmic', y: yAxis = 'from zero' }: Axes = {},
 ): string {
   const points = series.flatMap((it) => it.points);
   const xs = [...new Set(points.map((point) => point.x))].sort((a, b) => a - b);
-  const [first, last] = [xs[0] as number, xs.at(-1) as number];
+  const along = X_AXES[xAxis];
+  const [first, last] = [along(xs[0] as number), along(xs.at(-1) as number)];
   const axis = Y_AXES[yAxis](points.map((point) => point.y));
   const [right, bottom] = [WIDTH - BOX.right, HEIGHT - BOX.bottom];
   const x = (value: number): number =>
-    round(last > first ? BOX.left + ((right - BOX.left) * Math.log(value / first)) / Math.log(last / first) : BOX.left);
+    round(BOX.left + (last > first ? ((right - BOX.left) * (along(value) - first)) / (last - first) : 0));
   const y = (value: number): number => round(bottom - (bottom - BOX.top) * axis.position(value));
   return svg(HEIGHT, title, [
     ...axis.ticks.map(
       (tick) =>
-        `<path d="M${BOX.left} ${y(tick)}H${right}" stroke="#e2e8f0"/><text x="${BOX.left - 6}" y="${y(tick) + 4}" text-anchor="end">${Number(tick.toPrecision(3))}</text>`,
+        `<path d="M${BOX.left} ${y(tick)}H${right}" stroke="currentColor" stroke-opacity=".15"/><text x="${BOX.left - 6}" y="${y(tick) + 4}" text-anchor="end">${Number(tick.toPrecision(3))}</text>`,
     ),
     ...apart(xs, x).map(
       (tick) => `<text x="${x(tick)}" y="${bottom + 15}" text-anchor="middle">${Number(tick.toPrecision(3))}</text>`,
     ),
-    `<path d="M${BOX.left} ${BOX.top}V${bottom}H${right}" fill="none" stroke="#94a3b8"/>`,
+    `<path d="M${BOX.left} ${BOX.top}V${bottom}H${right}" fill="none" stroke="currentColor" stroke-opacity=".5"/>`,
     `<text x="${(BOX.left + right) / 2}" y="${bottom + 31}" text-anchor="middle">${markup(xTitle)}</text>`,
     `<text transform="translate(14 ${(BOX.top + bottom) / 2}) rotate(-90)" text-anchor="middle">${markup(yTitle)}</text>`,
     ...series.flatMap(({ label, points: own }, i) => {

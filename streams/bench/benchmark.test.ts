@@ -2,6 +2,7 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
+import { pageFaults } from '../../fixtures/page.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { describeReport } from '../../src/cli/bench-table.js';
 import { MeasurementError, NotACheckpointError } from '../../src/errors.js';
@@ -75,25 +76,11 @@ describe('a report', () => {
 
   test('as a page is well-formed and fetches nothing', () => {
     const page = reportPage({ ...report, notes: ['a < b & "c"'] }, [{ title: 'More', body: '<p>more</p>' }]);
-    expect(unclosed(page)).toEqual([]);
-    expect(page).not.toMatch(/<script|<link|<img|<iframe|@import|url\(|\b(src|href)=/i);
-    expect(page.replaceAll('http://www.w3.org/2000/svg', '')).not.toMatch(/https?:/);
+    expect(pageFaults(page)).toEqual([]);
     expect(page).toContain('a &lt; b &amp; &quot;c&quot;');
     for (const { way } of report.rows) expect(page).toContain(way);
-    expect(page).not.toContain('NaN');
   });
 });
-
-/** Elements that are not closed in order. */
-function unclosed(page: string): string[] {
-  const open: string[] = [];
-  for (const [, end, name, attributes] of page.matchAll(/<(\/?)([a-zA-Z][\w-]*)([^<>]*)>/g)) {
-    if (attributes?.endsWith('/')) continue;
-    if (!end) open.push(name as string);
-    else if (open.pop() !== name) return [`</${name}> closes something else`];
-  }
-  return open;
-}
 
 test('a model that is none is refused before anything is measured', async () => {
   await expect(benchmark(join(folder, 'nothing'), { folder })).rejects.toThrow(NotACheckpointError);

@@ -1,0 +1,57 @@
+/** The page beside a result. */
+import { rename, rm, writeFile } from 'node:fs/promises';
+import { basename, join, resolve } from 'node:path';
+import { PAGE_FILE } from '../src/checkpoint/side-files.js';
+import { readReport } from '../src/conversion/existing-output.js';
+import { REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
+import { conversionPage } from '../src/conversion/report-page.js';
+import { NotACheckpointError, WriteError } from '../src/errors.js';
+import type { EvaluateOptions } from '../src/inference/options.js';
+import { type EvaluateHooks, type Evaluation, evaluate } from './evaluate.js';
+
+export interface ReportOptions {
+  /** Where to write the page; by default into the result. */
+  readonly html?: string | undefined;
+  /** To score the result on. */
+  readonly text?: string | undefined;
+  /** For scoring; `against`: the source, to be compared with. */
+  readonly scoring?: EvaluateOptions;
+}
+
+export interface WrittenReport {
+  readonly page: string;
+  readonly record: StoredReport;
+  readonly evaluation?: Evaluation;
+}
+
+/**
+ * Writes the page of a result, of what its record says. Throws `NotACheckpointError` where there is no record, and whatever
+ * `evaluate` throws where there is a text.
+ */
+export async function writeReport(
+  out: string,
+  { html, text, scoring }: ReportOptions = {},
+  hooks: EvaluateHooks = {},
+): Promise<WrittenReport> {
+  const folder = resolve(out);
+  const record = await readReport(folder);
+  if (!record)
+    throw new NotACheckpointError(folder, `it has no ${REPORT_FILE} that can be read, so it is no result of mobe's`);
+  const evaluation = text === undefined ? undefined : await evaluate([out], text, scoring, hooks);
+  const page = resolve(html ?? join(folder, PAGE_FILE));
+  await replaceFile(page, conversionPage(basename(folder), record, evaluation?.models));
+  return { page, record, ...(evaluation && { evaluation }) };
+}
+
+/** Whoever opens the file finds the old page or the new one. */
+async function replaceFile(path: string, text: string): Promise<void> {
+  const temporary = `${path}.new`;
+  try {
+    await writeFile(temporary, text);
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => {});
+    const { message, code } = error as NodeJS.ErrnoException;
+    throw new WriteError(path, message, code);
+  }
+}
