@@ -42,7 +42,6 @@ import { openOutput } from './open-output.js';
 import { passThrough } from './pass-through.js';
 import type { RunOptions, RunResult } from './progress.js';
 import type { OutputChunk } from './records.js';
-import type { StageClocks } from './stage-clock.js';
 import { removeState, type StatePlace, saveInterval } from './state-file.js';
 import { conversionUnits, copyId } from './units.js';
 import { writeCheckpoint } from './write-checkpoint.js';
@@ -99,8 +98,8 @@ const isFinal = (error: unknown): boolean =>
   [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind);
 
 async function fill(conversion: Conversion, place: Output, { identity }: RunIdentity): Promise<StoredReport> {
-  const output = hashOutput(place);
   const { plan, run, out } = conversion;
+  const output = hashOutput(place, run.clocks);
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
@@ -117,7 +116,7 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
     const groups = await write(conversion, output, statesIn(output, conversion, identity), signal, onSinkError);
     const report = await writeSmallFiles(conversion, output, groups);
     await plan.source.files.checkUnchanged();
-    await (run.clocks ? timedOutput(output, run.clocks) : output).commit(LOADABLE_LAST);
+    await output.commit(LOADABLE_LAST);
     return report;
   } catch (error) {
     stop.abort();
@@ -166,8 +165,7 @@ async function write(
     .reduce((sum, { parts }) => sum + parts.reduce((size, part) => size + part.bytes, 0), 0);
   run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
   const { clocks } = run;
-  const target = clocks ? timedOutput(output, clocks) : output;
-  const sink = writeCheckpoint(target, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
+  const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
   sink.once('error', onSinkError);
   const pool = output.retains ? undefined : new BufferPool(PASS_THROUGH_BLOCKS, READ_BYTES, clocks?.held);
   const copied = passThrough(copies, reader, pool);
@@ -201,12 +199,6 @@ async function resume(
   });
   return finished ?? new Map();
 }
-
-/** Bringing it to the disk is part of writing it. */
-const timedOutput = (output: Output, clocks: StageClocks): Pick<Output, 'write' | 'commit'> => ({
-  write: (tensor, offset, data) => clocks.work('write', data.byteLength, () => output.write(tensor, offset, data)),
-  commit: (last) => clocks.work('write', 0, () => output.commit(last)),
-});
 
 async function writeSmallFiles(
   conversion: Conversion,

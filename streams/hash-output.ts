@@ -2,6 +2,7 @@ import type { ShardLayout } from '../src/checkpoint/layout.js';
 import { type HashedPart, hashParts, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
 import type { Output } from '../src/checkpoint/output-folder.js';
 import { WriteError } from '../src/errors.js';
+import type { StageClocks } from './stage-clock.js';
 
 export interface HashedOutput extends Output {
   /** The hashes of all that was given to it so far. */
@@ -12,7 +13,7 @@ export interface HashedOutput extends Output {
  * Hashes what passes on its way to `output`, while it is written: nothing is read again, and nothing is held but one part.
  * Parts of a tensor may come in any order, so each is hashed for itself.
  */
-export function hashOutput(output: Output): HashedOutput {
+export function hashOutput(output: Output, clocks?: StageClocks): HashedOutput {
   const written = new Map<string, ManifestPart[]>();
   const places = new Map<string, { parts: ManifestPart[]; start: number }>();
   const begin = (file: string): ManifestPart[] => {
@@ -20,6 +21,8 @@ export function hashOutput(output: Output): HashedOutput {
     written.set(file, parts);
     return parts;
   };
+  const timed = <T>(stage: string, bytes: number, task: () => Promise<T>): Promise<T> =>
+    clocks ? clocks.work(stage, bytes, task) : task();
   /** Hashing runs on another thread, beside the writing. */
   const both = async (writing: Promise<void>, parts: ManifestPart[], hashing: Promise<ManifestPart[]>) => {
     const [own] = await Promise.all([hashing, writing]);
@@ -56,8 +59,8 @@ export function hashOutput(output: Output): HashedOutput {
     },
     async write(tensor, offset, data) {
       if (!places.has(tensor)) throw new WriteError('the output', `no room is reserved for "${tensor}"`);
-      const hashes = await hashParts(data, offset);
-      await output.write(tensor, offset, data, hashes);
+      const hashes = await timed('hash', data.byteLength, () => hashParts(data, offset));
+      await timed('write', data.byteLength, () => output.write(tensor, offset, data, hashes));
       note(tensor, hashes);
     },
     async writeText(file, text) {
@@ -77,7 +80,7 @@ export function hashOutput(output: Output): HashedOutput {
     },
     finish: async (unit, note) => output.finish?.(unit, note),
     sync: async () => output.sync?.(),
-    commit: (last) => output.commit(last),
+    commit: (last) => timed('write', 0, () => output.commit(last)), // bringing it to the disk is part of writing it
     abandon: (keep) => output.abandon(keep),
     onLost: (listener) => output.onLost?.(listener),
   };

@@ -64,12 +64,13 @@ export async function readJournal(path: string, fs: FileSystem): Promise<Journal
   return identity === undefined ? undefined : { identity, entries: entries as JournalEntry[] };
 }
 
-/** What is appended waits for so much more, or for the next `sync`: a write for each of half a million tensors takes minutes. */
-const WAITING_BYTES = 64 * 1024;
+/** Of lines that wait for those before them. */
+const MOST_WAITING_BYTES = 64 * 1024;
 
 export class Journal {
   private waiting: Uint8Array[] = [];
   private waitingBytes = 0;
+  private failure: unknown;
   /** Writes wait for each other: a short write must not be followed by another's line. */
   private tail: Promise<unknown> = Promise.resolve();
 
@@ -97,13 +98,19 @@ export class Journal {
     return this.count === 0;
   }
 
-  /** The entry is in the file after the next `sync`, or before. */
+  /**
+   * The entry is on its way to the file, and there after the next `sync`. Lines that come while others are written go together: a
+   * write for each of half a million tensors would take minutes. Throws what went wrong with earlier ones.
+   */
   async append(entry: JournalEntry): Promise<void> {
+    if (this.failure) throw this.failure;
     const line = encodeLine(entry);
     this.count++;
     this.waiting.push(line);
     this.waitingBytes += line.byteLength;
-    if (this.waitingBytes >= WAITING_BYTES) await this.queue(() => this.flush());
+    if (this.waiting.length > 1 && this.waitingBytes < MOST_WAITING_BYTES) return;
+    const flushed = this.queue(() => this.flush());
+    if (this.waitingBytes >= MOST_WAITING_BYTES) await flushed;
   }
 
   sync(): Promise<void> {
@@ -118,15 +125,21 @@ export class Journal {
   }
 
   private async flush(): Promise<void> {
+    if (this.failure) throw this.failure;
     const lines = Buffer.concat(this.waiting);
     this.waiting = [];
     this.waitingBytes = 0;
-    await writeAll(this.file, lines, null);
+    try {
+      await writeAll(this.file, lines, null);
+    } catch (error) {
+      this.failure = error;
+      throw error;
+    }
   }
 
   private queue<T>(action: () => Promise<T>): Promise<T> {
-    const result = this.tail.then(action, action);
-    this.tail = result.catch(() => {});
+    const result = this.tail.then(action);
+    this.tail = result.catch(() => {}); // told by `result`, if anybody waits for it, and by what comes next
     return result;
   }
 }

@@ -24,8 +24,8 @@ const ENGINE_BYTES: Record<EngineName, number> = {
   tensorflow: 350 * MIB,
 };
 
-/** Headers, index and plan, per tensor of the source; measured at 60 000 tensors. */
-const TENSOR_BYTES = 1200;
+/** Headers, index, plan, places and hashes, per tensor of the source; measured at 50 000 tensors. */
+const TENSOR_BYTES = 4000;
 
 /** Blocks that are read and not yet written: two that are being written, one that is being read. */
 export const PASS_THROUGH_BLOCKS = 3;

@@ -157,7 +157,7 @@ describe('memory', () => {
       expected.push((await planCompression(source, { bases: 1, threads: 1 })).memory.expectedBytes);
     }
     const [small, large] = expected as [number, number];
-    expect(large - small).toBe(18 * (3 * 8 + 9) * 1200);
+    expect(large - small).toBe(18 * (3 * 8 + 9) * 4000);
   });
 });
 

@@ -37,8 +37,20 @@ export const SOCKET_OPTIONS: Pick<ClientOptions & ServerOptions, 'perMessageDefl
 /** A peer that does not close in return within this time is cut off. */
 const CLOSE_TIMEOUT_MS = 2_000;
 
+/**
+ * Once in a process, before it receives. glibc hands every freed buffer of a frame's size back to the system and gets the next one
+ * page by page, which takes longer than the checksum, until one of nearly 32 MiB was freed: then it keeps up to twice as much for
+ * the next (mallopt(3), M_MMAP_THRESHOLD). This one is never touched, so it takes no memory, and V8 soon frees it.
+ */
+function keepFreedMemory(): void {
+  if (!kept) new Uint8Array(31 * 2 ** 20);
+  kept = true;
+}
+let kept = false;
+
 /** @param socket the connection underneath `ws` */
 export function createLink(ws: WebSocket, socket: Socket): Link {
+  keepFreedMemory();
   const binary = { binary: true, compress: false };
   const link: Link = {
     write({ head, payload }, flushed) {

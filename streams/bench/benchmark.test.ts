@@ -22,6 +22,7 @@ beforeAll(async () => {
 describe('a stage that is slowed is named as what limits the conversion', () => {
   test.each([
     ['read', 200, /^read-bound: read \d/],
+    ['hash', 40, /^processor-bound: hash \d/],
     ['write', 20, /^disk-bound: write \d/],
   ])('%s', async (stage, factor, limit) => {
     const { rows } = await benchmark(model, { folder, rounds: 1, stages: ['convert'], slow: { stage, factor } });

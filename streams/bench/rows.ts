@@ -1,7 +1,7 @@
 /** From samples to rows: medians, spreads, ratios, and what limits a pipeline. */
 import { bottleneck, type StageTimes } from '../stage-clock.js';
 import type { Sample } from './sample.js';
-import { NORMALISE, OURS, type Way } from './ways.js';
+import { NORMALISE, OURS, SHA256, type Way } from './ways.js';
 
 /** The samples of a way, one for each round. */
 export interface Measured extends Omit<Way, 'task'> {
@@ -100,6 +100,7 @@ const ALONE: Readonly<Record<string, { stage: Way['stage']; way: string; resourc
   read: { stage: 'read', way: OURS, resource: 'read' },
   'read experts': { stage: 'read', way: OURS, resource: 'read' },
   normalise: { stage: 'compute', way: NORMALISE, resource: 'processor' },
+  hash: { stage: 'compute', way: SHA256, resource: 'processor' },
   write: { stage: 'write', way: OURS, resource: 'disk' },
 };
 

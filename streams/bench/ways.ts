@@ -45,6 +45,7 @@ export const CP = 'cp + fsync';
 export const BF16 = MEMORY_NAMES.bf16;
 export const COPY = MEMORY_NAMES.copy;
 export const NORMALISE = MEMORY_NAMES.normalise;
+export const SHA256 = MEMORY_NAMES.sha256;
 
 export function listWays({ source, folder, bytes, cold, commands, compress, slow }: WayOptions): Way[] {
   const slowed = slow ? { slow } : {};
