@@ -91,6 +91,12 @@ describe('paths', () => {
       settings: {},
       files: ['gone', 'mine.txt'],
       groups: [],
+      parametersBefore: 0,
+      parametersAfter: 0,
+      bytesBefore: 0,
+      bytesAfter: 0,
+      peakRssBytes: 0,
+      seconds: 0,
     };
     put(at('names', 'mobe.json'), JSON.stringify(record));
     const existing = await examineOutput(at('names'), { kind: 'compress', sourceFingerprint: '', settings: {} }, true);
