@@ -7,6 +7,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { PAGE_FILE } from '../checkpoint/side-files.js';
 
 const root = temporaryFolder();
 
@@ -142,6 +143,25 @@ test('engines lists what works and what does not, with a remedy, or JSON', async
       stderr: expect.stringContaining(`Engine ${name} cannot be used`),
     });
   }
+});
+
+test('a result comes with its page where one is asked for; it can be written, and scored, later too', async () => {
+  const flags = ['--bases', '8', '--steps', '2', '--layers', '0', '--report', '--json'];
+  const { code, stdout, stderr } = await mobe('compress', TINY_MODEL, 'paged', ...flags);
+  expect(code).toBe(0);
+  expect(stderr).toContain(`${PAGE_FILE} is written.`);
+  expect(JSON.parse(stdout).groups).toHaveLength(2);
+  expect(readFileSync(join(root, 'paged', PAGE_FILE), 'utf8')).not.toContain('Scores');
+
+  writeFileSync(join(root, 'text'), 'A few words to be scored.\n'.repeat(4));
+  const scored = await mobe('report', 'paged', '--text', 'text', '--against', TINY_MODEL);
+  expect(scored).toMatchObject({ code: 0, stdout: `${join(root, 'paged', PAGE_FILE)} is written.\n` });
+  expect(readFileSync(join(root, 'paged', PAGE_FILE), 'utf8')).toContain('Scores');
+
+  expect((await mobe('report', 'nothing')).code).toBe(2);
+  expect((await mobe('report', 'paged', '--text', 'no such text')).stderr).toContain('--text');
+  const remote = await mobe('compress', TINY_MODEL, 'ws://localhost:1/', '--report');
+  expect(remote).toMatchObject({ code: 2, stderr: expect.stringContaining('--report') });
 });
 
 test('compress, verify and export: JSON on stdout, progress on stderr, exit code 0', async () => {

@@ -41,10 +41,10 @@ export async function runAndPrint(
   } finally {
     display.stop();
   }
-  if (flags.report) await writeReport(out);
   for (const warning of result.warnings ?? []) process.stderr.write(`warning: ${warning}\n`);
   const stream = out === PIPE ? process.stderr : process.stdout; // the result itself goes there
   stream.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : `${describe(out, result)}\n`);
+  if (flags.report) process.stderr.write(`${(await writeReport(out)).page} is written.\n`);
 }
 
 function describe(out: string, result: RunResult): string {
