@@ -88,6 +88,15 @@ describe('refused:', () => {
     await expect(writeReport(at(what))).rejects.toThrow(NotACheckpointError);
   });
 
+  test('a comparison without a text, and a text for factors', async () => {
+    const compared = writeReport(out, { scoring: { against: TINY_MODEL } });
+    await expect(compared).rejects.toThrow('give --text too');
+    await fitFactors(TINY_MODEL, at('no-model'), { ...options, layers: [0], steps: 1 });
+    const scored = writeReport(at('no-model'), { text: TEXT });
+    await expect(scored).rejects.toThrow('mobe export');
+    expect(readdirSync(at('no-model'))).not.toContain(PAGE_FILE);
+  });
+
   test('a place where no page can be written', async () => {
     const html = at('nowhere', 'page.html');
     await expect(writeReport(out, { html })).rejects.toThrow(WriteError);
@@ -100,6 +109,7 @@ test.skipIf(!BROWSER)('a browser shows it, light and dark (skipped without Chrom
     const picture = await photograph(at('out', PAGE_FILE), at(`dark-${dark}.png`), at('profile'), dark);
     expect(picture).toMatchObject({ width: 1100, height: 1800 });
     expect(picture.values).toBeGreaterThan(100);
+    expect(picture.brightness > 128).toBe(!dark);
   }
 });
 

@@ -5,7 +5,7 @@ import { PAGE_FILE } from '../src/checkpoint/side-files.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import { REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { conversionPage } from '../src/conversion/report-page.js';
-import { NotACheckpointError, WriteError } from '../src/errors.js';
+import { NotACheckpointError, OptionError, WriteError } from '../src/errors.js';
 import type { EvaluateOptions } from '../src/inference/options.js';
 import { type EvaluateHooks, type Evaluation, evaluate } from './evaluate.js';
 
@@ -25,8 +25,8 @@ export interface WrittenReport {
 }
 
 /**
- * Writes the page of a result, of what its record says. Throws `NotACheckpointError` where there is no record, and whatever
- * `evaluate` throws where there is a text.
+ * Writes the page of a result, of what its record says. Throws `NotACheckpointError` where there is no record, an `OptionError`
+ * where there is nothing to score, and whatever `evaluate` throws.
  */
 export async function writeReport(
   out: string,
@@ -37,6 +37,10 @@ export async function writeReport(
   const record = await readReport(folder);
   if (!record)
     throw new NotACheckpointError(folder, `it has no ${REPORT_FILE} that can be read, so it is no result of mobe's`);
+  if (text === undefined && scoring?.against !== undefined)
+    throw new OptionError('--against', 'scores compare models on a text: give --text too');
+  if (text !== undefined && record.kind === 'fit')
+    throw new OptionError('--text', `${folder} holds factors, which are no model: "mobe export" makes one of them`);
   const evaluation = text === undefined ? undefined : await evaluate([out], text, scoring, hooks);
   const page = resolve(html ?? join(folder, PAGE_FILE));
   await replaceFile(page, conversionPage(basename(folder), record, evaluation?.models));

@@ -71,7 +71,7 @@ export async function checkManifest(folder: string, files: Files, hooks: RunHook
   return { problems, files: manifest.size, tensors: tensors.size, bytes, unlisted, seconds };
 }
 
-/** Not in the manifest: it cannot hold its own hash, and the record has timings. Both are sealed. */
+/** Not in the manifest: it cannot hold its own hash; record and page have timings. The first two are sealed. */
 const OWN_FILES = [MANIFEST_FILE, REPORT_FILE, PAGE_FILE];
 
 type Held = ReadonlyMap<string, number>;

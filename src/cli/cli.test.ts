@@ -36,6 +36,7 @@ describe('help', () => {
       'export',
       'expand',
       'verify',
+      'report',
       'generate',
       'eval',
       'engines',
@@ -43,7 +44,7 @@ describe('help', () => {
     ])
       expect(stdout).toContain(word);
   });
-  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'eval', 'engines'])(
+  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'report', 'eval', 'engines'])(
     'of %s exists',
     async (command) => {
       const { code, stdout } = await mobe(command, '--help');
@@ -77,6 +78,8 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['compress', TINY_MODEL, 'x', '--engine', 'abacus'], 'auto, onnx-cpu'],
     [['inspect', 'nowhere'], 'no such folder'],
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
+    [['report', TINY_MODEL], 'mobe.json'],
+    [['compress', TINY_MODEL, '-', '--report'], 'must be a folder here'],
     [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
     [['expand', TINY_MODEL, 'x'], 'not a native'],
     [['generate', TINY_MODEL], '--prompt'],
@@ -166,7 +169,7 @@ test('a result comes with its page where one is asked for; it can be written, an
 
 test('compress, verify and export: JSON on stdout, progress on stderr, exit code 0', async () => {
   const flags = ['--bases', '8', '--steps', '15', '--layers', '0-1,3'];
-  const { code, stdout, stderr } = await mobe('compress', TINY_MODEL, 'out', ...flags, '--json');
+  const { code, stdout, stderr } = await mobe('compress', TINY_MODEL, 'out', ...flags, '--report', '--json');
   expect(code).toBe(0);
   const report = JSON.parse(stdout);
   expect(report.groups).toHaveLength(6);
@@ -189,6 +192,11 @@ test('compress, verify and export: JSON on stdout, progress on stderr, exit code
   expect(again.code).toBe(0);
   expect(again.stdout).toContain('nothing was done');
   expect((await mobe('compress', TINY_MODEL, 'out', '--bases', '8', '--steps', '16')).code).toBe(2);
+
+  const page = join(root, 'out', 'mobe.report.html');
+  expect(readFileSync(page, 'utf8')).toContain('layer 3 up_proj');
+  const told = JSON.parse((await mobe('report', 'out', '--json')).stdout);
+  expect(told).toEqual({ page, record: JSON.parse(readFileSync(join(root, 'out', 'mobe.json'), 'utf8')) });
 
   const verified = await mobe('verify', TINY_MODEL, 'out');
   expect(verified.code).toBe(0);

@@ -2,6 +2,7 @@ import { expect, test } from 'vitest';
 import { pageFaults } from '../../fixtures/page.js';
 import type { FittedGroupReport, KeptGroupReport, StoredReport } from './report.js';
 import { conversionPage } from './report-page.js';
+import { parseReport } from './stored-report.js';
 
 const group = (layer: number, projection: 'gate_proj' | 'up_proj'): FittedGroupReport => ({
   layer,
@@ -77,6 +78,20 @@ test('what fits badly or was kept is told first', () => {
   expect(pageFaults(page)).toEqual([]);
   expect(page.indexOf('layer 0 gate_proj fits badly')).toBeGreaterThan(page.indexOf('To be known'));
   expect(page).toContain('layer 1 up_proj was kept uncompressed');
+});
+
+test('a kept error that was not a number is null in a record, and told', () => {
+  const kept = { layer: 1, projection: 'up_proj', group: 0, groups: 1, seconds: 2, keptError: Number.NaN };
+  const read = parseReport(JSON.parse(JSON.stringify({ ...record(1), groups: [kept] })));
+  expect(conversionPage('model', read)).toContain('relative error is not a number');
+});
+
+test('of factors that were exported no times are known, and none are shown', () => {
+  const groups = record(2).groups.map((it) => ({ ...it, seconds: 0 }));
+  const page = conversionPage('model', { ...record(2), kind: 'export', groups });
+  expect(pageFaults(page)).toEqual([]);
+  expect(page).not.toContain('Time by layer');
+  expect(page.match(/<td>not known<\/td>/g)).toHaveLength(4);
 });
 
 test('a record of an earlier version, or of an expansion, has no losses or no errors', () => {

@@ -105,8 +105,8 @@ function scoreTable(scores: readonly PageScore[]): string {
 }
 
 function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
-  const byLayer = (value: (group: FittedGroupReport) => number): Series[] =>
-    projections(fitted).map(([label, own]) => {
+  const byLayer = (groups: readonly FittedGroupReport[], value: (group: FittedGroupReport) => number): Series[] =>
+    projections(groups).map(([label, own]) => {
       const layers = [...new Set(own.map(({ layer }) => layer))];
       return {
         label,
@@ -115,6 +115,8 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
     });
   const axes: Axes = { x: 'linear' };
   const courses = lossCourses(fitted);
+  // Of factors that were there already it is not known.
+  const timed = fitted.filter(({ seconds }) => seconds > 0);
   return [
     {
       title: 'Relative error ‖W − Ŵ‖/‖W‖ by layer',
@@ -122,7 +124,7 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
         'Relative error by layer',
         'layer',
         'relative error',
-        byLayer(({ relativeError }) => relativeError),
+        byLayer(fitted, ({ relativeError }) => relativeError),
         axes,
       ),
     },
@@ -134,16 +136,20 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
           },
         ]
       : []),
-    {
-      title: 'Time by layer',
-      body: lines(
-        'Time by layer',
-        'layer',
-        'seconds',
-        byLayer(({ seconds }) => seconds),
-        axes,
-      ),
-    },
+    ...(timed.length
+      ? [
+          {
+            title: 'Time by layer',
+            body: lines(
+              'Time by layer',
+              'layer',
+              'seconds',
+              byLayer(timed, ({ seconds }) => seconds),
+              axes,
+            ),
+          },
+        ]
+      : []),
     {
       title: 'All groups',
       body: table(
@@ -154,7 +160,7 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
           mse.toExponential(2),
           sigma.toPrecision(3),
           String(steps || 'not known'),
-          formatSeconds(seconds),
+          seconds > 0 ? formatSeconds(seconds) : 'not known',
         ]),
       ),
     },

@@ -25,8 +25,8 @@ export interface FittedGroupReport extends GroupReport {
 
 /** A group that the fit described worse than `--max-error` allows: its weights are those of the source. */
 export interface KeptGroupReport extends GroupReport {
-  /** ‖W − Ŵ‖/‖W‖ that the fit reached; nothing of it was written. */
-  readonly keptError: number;
+  /** ‖W − Ŵ‖/‖W‖ that the fit reached; nothing of it was written. NaN is null in JSON. */
+  readonly keptError: number | null;
 }
 
 export const isKept = (report: GroupReport): report is KeptGroupReport => 'keptError' in report;
@@ -47,7 +47,7 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
     .filter(isKept)
     .map(
       (group) =>
-        `${groupLabel(group)} was kept uncompressed: the fit's relative error is ${group.keptError.toFixed(4)}.`,
+        `${groupLabel(group)} was kept uncompressed: the fit's relative error is ${group.keptError?.toFixed(4) ?? 'not a number'}.`,
     );
   return [...poor, ...kept];
 }

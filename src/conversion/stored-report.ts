@@ -48,7 +48,7 @@ const reportSchema = z.looseObject({
 });
 
 /** Throws a `ZodError` where it is not the record of a result. */
-export function parseReport(record: Readonly<Record<string, unknown>>): StoredReport {
+export function parseReport(record: unknown): StoredReport {
   reportSchema.parse(record);
-  return record as unknown as StoredReport;
+  return record as StoredReport;
 }

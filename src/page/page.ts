@@ -11,6 +11,7 @@ th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--
 td.missed { color: var(--bad); font-weight: 600 } svg { max-width: 100%; height: auto; display: block }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem } .figures div { border: 1px solid var(--rule); border-radius: .5rem; padding: .6rem 1rem }
 .figures b { display: block; font-size: 1.4rem } .figures span { color: var(--quiet) }
+@media (max-width: 700px) { table { display: block; overflow-x: auto } }
 .told { background: var(--warm); border-left: 4px solid #ea580c; padding: .4rem 1rem }
 `;
 
@@ -38,6 +39,7 @@ export const htmlPage = (title: string, intro: readonly string[], sections: read
 <html lang="en">
 <head>
 <meta charset="utf-8"/>
+<meta name="viewport" content="width=device-width, initial-scale=1"/>
 <title>${markup(title)}</title>
 <style>${STYLE}</style>
 </head>

@@ -115,7 +115,7 @@ interface Axis {
 }
 
 function fromZero(values: readonly number[]): Axis {
-  const most = Math.max(...values, Number.MIN_VALUE) * 1.1;
+  const most = (Math.max(...values, 0) || 1) * 1.1;
   return {
     ticks: [0, 0.25, 0.5, 0.75, 1].map((share) => (share * most) / 1.1),
     position: (value) => value / most,

@@ -4,9 +4,10 @@ import { ProtocolError, ReadError, RemoteChangedError, SessionLostError } from '
 import type { Channel } from './channel.js';
 import { checkParams } from './check-params.js';
 import { type ConnectOptions, connect } from './connect.js';
+import { jsonAnswer, jsonPiece } from './json-answer.js';
 import { MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES } from './limits.js';
 import { answerRequests, createRequester, type Requester } from './requests.js';
-import { type TensorPiece, wholePiece } from './tensor-piece.js';
+import type { TensorPiece } from './tensor-piece.js';
 
 /** Reads ranges of files. Local files, and those of a peer. */
 export interface RangeSource {
@@ -47,8 +48,7 @@ export async function offerFiles(channel: Channel, source: FileSource): Promise<
   const files = new Map((await source.list()).map((info) => [info.file, info]));
   await answerRequests(channel, channel, {
     async list(_params, reply) {
-      const json = Buffer.from(JSON.stringify([...files.values()]));
-      await reply.tensors([wholePiece('list', json)]);
+      await reply.tensors([jsonPiece([...files.values()])]);
     },
     async read(params, reply) {
       const { file, start, end } = checkParams(channel.peer, '"read"', range, params);
@@ -126,16 +126,9 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
 }
 
 async function listFiles({ channel, ask }: { channel: Channel; ask: Requester }): Promise<FileInfo[]> {
-  const parts: Uint8Array[] = [];
-  await ask('list', null, {
-    onPiece({ bytes, data }) {
-      if (bytes > MAX_LIST_BYTES) throw new ProtocolError(channel.peer, `its list of files has ${bytes} bytes`);
-      parts.push(data);
-    },
-  });
-  try {
-    return z.array(fileInfo).parse(JSON.parse(Buffer.concat(parts).toString()));
-  } catch {
-    throw new ProtocolError(channel.peer, 'its list of files is not one');
-  }
+  const answer = jsonAnswer(channel.peer, 'its list of files', MAX_LIST_BYTES);
+  await ask('list', null, answer.exchange);
+  const list = answer.read((value) => z.array(fileInfo).parse(value));
+  if (!list) throw new ProtocolError(channel.peer, 'its list of files did not come');
+  return list;
 }

@@ -29,6 +29,7 @@ import {
   WrongServiceError,
 } from '../errors.js';
 import { connect } from './connect.js';
+import { PROTOCOL_VERSION } from './limits.js';
 import { listen } from './listen.js';
 import { isLoopback } from './loopback.js';
 import { isAuthorised, readToken, TOKEN_VARIABLE } from './token.js';
@@ -172,7 +173,7 @@ describe('whoever connects learns', () => {
     const server = await startServer(echo);
     const peer = await startRawPeer(server.url);
     peer.send(rawHello({ protocol: 7 }));
-    expect(await peer.expect('error')).toMatchObject({ code: 'protocol-version', wanted: 1 });
+    expect(await peer.expect('error')).toMatchObject({ code: 'protocol-version', wanted: PROTOCOL_VERSION });
   });
 
   test.each<[string, unknown, typeof ProtocolError | typeof ProtocolVersionError]>([

@@ -8,7 +8,10 @@ export const OUTPUT_SERVICE = 'output';
 /** Paths below the output folder: of side files too, whose folders come along. */
 const path = z.string().min(1).max(1024).refine(isPlainPath, 'not a plain path');
 
-/** The first request. The answer is the report of the very same result, where it is there already, or null. */
+/** Of the record that answers `create`: room for ten thousand groups with their losses. */
+export const MAX_RECORD_BYTES = 16 * 1024 * 1024;
+
+/** The first request. With the answer comes the record of the very same result, where it is there already. */
 export const createParams = z.strictObject({
   wanted: z.strictObject({
     kind: z.enum(['compress', 'export', 'expand', 'fit', 'copy']),

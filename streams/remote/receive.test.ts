@@ -1,15 +1,17 @@
 /** What `mobe receive` does with a peer that does not behave: refuse it, in words, and keep nothing. */
-import { existsSync, mkdirSync, readdirSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { encodeHeader } from '../../src/checkpoint/header.js';
+import { REPORT_FILE, type StoredReport } from '../../src/conversion/report.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester, type Requester } from '../../src/transport/requests.js';
 import { wholePiece } from '../../src/transport/tensor-piece.js';
 import { OUTPUT_SERVICE, pieceName } from './output-protocol.js';
 import { type Receiver, receive } from './receive.js';
+import { remoteOutput } from './remote-output.js';
 
 const root = temporaryFolder();
 const TENSORS = [{ name: 'a', dtype: 'U8', shape: [4], bytes: 4 }];
@@ -165,4 +167,20 @@ test('a peer that leaves before the end: nothing looks whole, and the next one c
   expectNothing();
   const second = await peer();
   expect(await create(second)).toBeNull();
+});
+
+test('the record of a result that is there already comes back, however many groups it has', async () => {
+  const losses = Array.from({ length: 32 }, (_, i) => [i + 1, 1 / (i + 1)] as const);
+  const key = { projection: 'up_proj', group: 0, groups: 1 } as const;
+  const fit = { relativeError: 0.2, mse: 1e-4, sigma: 0.01, steps: 32, losses, seconds: 1 };
+  const record: StoredReport = {
+    ...{ version: 1, kind: 'compress', sourceFingerprint: '0', settings: { bases: 8 }, files: [REPORT_FILE] },
+    ...{ parametersBefore: 2, parametersAfter: 1, bytesBefore: 4, bytesAfter: 2, peakRssBytes: 1, seconds: 1 },
+    groups: Array.from({ length: 2000 }, (_, layer) => ({ layer, ...key, ...fit })),
+  };
+  mkdirSync(out);
+  writeFileSync(join(out, REPORT_FILE), JSON.stringify(record));
+  const opened = await remoteOutput(receiver.url, { wanted: record, neededBytes: 1, inputs: [] }, {});
+  expect(opened).toEqual({ done: record });
+  await receiver.done;
 });

@@ -5,6 +5,7 @@ import type { WantedOutput } from '../../src/conversion/existing-output.js';
 import { BusyError, ProtocolError, TruncatedStreamError } from '../../src/errors.js';
 import { readByteStream } from '../../src/transport/byte-stream.js';
 import { checkParams } from '../../src/transport/check-params.js';
+import { jsonPiece } from '../../src/transport/json-answer.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
 import { answerRequests, type Handler } from '../../src/transport/requests.js';
 import { openFolder } from '../open-output.js';
@@ -83,7 +84,7 @@ class OutputSession {
   ) {}
 
   readonly handlers: Readonly<Record<string, Handler>> = {
-    create: async (params) => {
+    create: async (params, { tensors }) => {
       if (this.output || this.finished) throw new ProtocolError(this.peer, 'it creates an output twice');
       const { wanted, neededBytes, force } = checkParams(this.peer, '"create"', createParams, params);
       const opened = await openFolder(
@@ -96,7 +97,8 @@ class OutputSession {
         return null;
       }
       this.finished = true;
-      return opened.done;
+      await tensors([jsonPiece(opened.done)]);
+      return null;
     },
 
     reserve: async (params, { uploads }) => {

@@ -2,15 +2,16 @@
 import { once } from 'node:events';
 import { PassThrough } from 'node:stream';
 import type { Output } from '../../src/checkpoint/output-folder.js';
-import type { StoredReport } from '../../src/conversion/report.js';
+import { parseReport } from '../../src/conversion/stored-report.js';
 import { InterruptedError } from '../../src/errors.js';
 import { writeByteStream } from '../../src/transport/byte-stream.js';
 import { connect } from '../../src/transport/connect.js';
+import { jsonAnswer } from '../../src/transport/json-answer.js';
 import { createRequester, createTeller, type Requester } from '../../src/transport/requests.js';
 import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import type { OpenedOutput, OutputRequest } from '../open-output.js';
 import type { RunOptions } from '../progress.js';
-import { OUTPUT_SERVICE, pieceName } from './output-protocol.js';
+import { MAX_RECORD_BYTES, OUTPUT_SERVICE, pieceName } from './output-protocol.js';
 
 /** As a location: standard output, or standard input. */
 export const PIPE = '-';
@@ -21,10 +22,13 @@ export async function remoteOutput(url: string, request: OutputRequest, run: Run
   const ask = createRequester(channel);
   try {
     const { wanted, neededBytes } = request;
-    const done = await ask('create', { wanted: plainWanted(wanted), neededBytes, force: run.force ?? false });
+    const answer = jsonAnswer(channel.peer, 'the record of its result', MAX_RECORD_BYTES);
+    const params = { wanted: plainWanted(wanted), neededBytes, force: run.force ?? false };
+    await ask('create', params, answer.exchange);
+    const done = answer.read(parseReport);
     if (done) {
       await channel.close();
-      return { done: done as StoredReport };
+      return { done };
     }
   } catch (error) {
     channel.fail(error as Error);
