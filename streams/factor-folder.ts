@@ -8,7 +8,7 @@ import { checkDisk, checkOutside, listOutput, removeIfEmpty } from '../src/check
 import { lockFolder } from '../src/checkpoint/folder-lock.js';
 import { PARTIAL_FOLDER } from '../src/checkpoint/journal.js';
 import { asWriteError } from '../src/checkpoint/shard-writer.js';
-import { PAGE_FILE } from '../src/checkpoint/side-files.js';
+import { PAGE_FILES } from '../src/checkpoint/side-files.js';
 import { STATE_SUFFIX } from '../src/checkpoint/unfinished-run.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import { factorFileName, factorTensors, openFactorFile } from '../src/conversion/factor-files.js';
@@ -178,7 +178,7 @@ async function finishedGroups(
   const held = (await listOutput(folder)) ?? [];
   const own = new Set([
     REPORT_FILE,
-    PAGE_FILE,
+    ...PAGE_FILES,
     `${REPORT_FILE}.partial`,
     ...groups.flatMap((group) => [factorFileName(group), `${factorFileName(group)}.partial`]),
   ]);

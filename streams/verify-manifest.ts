@@ -3,7 +3,7 @@ import { type Files, fileIn, normaliseLocation } from '../src/checkpoint/files.j
 import { decodeManifest, MANIFEST_FILE, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
 import { checkSeal } from '../src/checkpoint/seal.js';
 import { sha256 } from '../src/checkpoint/sha256.js';
-import { PAGE_FILE } from '../src/checkpoint/side-files.js';
+import { PAGE_FILES } from '../src/checkpoint/side-files.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import { REPORT_FILE } from '../src/conversion/report.js';
 import { DamagedManifestError, InterruptedError, NotACheckpointError } from '../src/errors.js';
@@ -72,7 +72,7 @@ export async function checkManifest(folder: string, files: Files, hooks: RunHook
 }
 
 /** Not in the manifest: it cannot hold its own hash; record and page have timings. The first two are sealed. */
-const OWN_FILES = [MANIFEST_FILE, REPORT_FILE, PAGE_FILE];
+const OWN_FILES = [MANIFEST_FILE, REPORT_FILE, ...PAGE_FILES];
 
 type Held = ReadonlyMap<string, number>;
 

@@ -12,6 +12,8 @@ export const REPORT_FILE = 'mobe.json';
 export const CARD_FILE = 'README.md';
 /** Of `mobe report`. Like the record it has timings, and no manifest lists it. */
 export const PAGE_FILE = 'mobe.report.html';
+/** With what a process that was killed as it wrote the page has left. */
+export const PAGE_FILES: readonly string[] = [PAGE_FILE, `${PAGE_FILE}.new`];
 const SOURCE_CARD_FILE = 'README.source.md';
 
 export interface SideFile {
@@ -29,7 +31,7 @@ export interface SideFile {
  */
 export async function listSideFiles({ folder, files }: Pick<Checkpoint, 'folder' | 'files'>): Promise<SideFile[]> {
   const held = (await files.list(folder)).filter(
-    ({ path }) => ![CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, PAGE_FILE].includes(path) && !OTHER_WEIGHTS.test(path),
+    ({ path }) => ![CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, ...PAGE_FILES].includes(path) && !OTHER_WEIGHTS.test(path),
   );
   // A peer's may be anything, and a folder's what another system takes for a path.
   for (const { path } of held) if (!isPlainPath(path)) throw new UnsafePathError(folder, path);

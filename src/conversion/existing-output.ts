@@ -5,7 +5,7 @@ import { type Files, fileIn, LocalFiles } from '../checkpoint/files.js';
 import { MANIFEST_FILE } from '../checkpoint/manifest.js';
 import { CONFIG_FILE, INDEX_FILE, readJsonObject } from '../checkpoint/open-checkpoint.js';
 import { listOutput } from '../checkpoint/output-folder.js';
-import { CARD_FILE, PAGE_FILE } from '../checkpoint/side-files.js';
+import { CARD_FILE, PAGE_FILES } from '../checkpoint/side-files.js';
 import { OutputNotEmptyError } from '../errors.js';
 import { REPORT_FILE, type StoredReport } from './report.js';
 import { parseReport } from './stored-report.js';
@@ -40,7 +40,7 @@ export async function examineOutput(folder: string, wanted: WantedOutput, force:
   if (!held?.length) return { replaces: [] };
   const report = await readReport(folder);
   // Only what is there: a record may be anybody's, and what it names is removed.
-  const own = report ? topLevel([...report.files, PAGE_FILE]) : undefined;
+  const own = report ? topLevel([...report.files, ...PAGE_FILES]) : undefined;
   if (force) return { replaces: held.filter((name) => own?.has(name) ?? isCheckpointFile(name)) };
   if (!report) throw new OutputNotEmptyError(folder, `is not empty (it holds ${held.slice(0, 3).join(', ')})`);
   const difference = describeDifference(report, wanted);
@@ -55,7 +55,7 @@ export async function examineOutput(folder: string, wanted: WantedOutput, force:
 
 const isCheckpointFile = (name: string): boolean =>
   /\.safetensors$/.test(name) ||
-  [INDEX_FILE, CONFIG_FILE, MANIFEST_FILE, REPORT_FILE, PAGE_FILE, CARD_FILE].includes(name);
+  [INDEX_FILE, CONFIG_FILE, MANIFEST_FILE, REPORT_FILE, CARD_FILE, ...PAGE_FILES].includes(name);
 
 const topLevel = (files: readonly string[]): ReadonlySet<string | undefined> =>
   new Set(files.map((file) => file.split('/')[0]));
