@@ -122,15 +122,16 @@ describe('a worker that is killed in the middle of a group', () => {
 
 test('a receiver that ends half-way: the error names it, and neither side keeps anything', async () => {
   const sink = await start('receive', at('ends'));
+  const ended = once(sink.process, 'exit'); // not `stop`: asked twice it would end at once
   let asked = false;
   const onProgress = ({ kind }: Progress) => {
-    if (kind === 'step' && !asked) asked = sink.process.kill('SIGINT'); // twice would end it at once
+    if (kind === 'step' && !asked) asked = sink.process.kill('SIGINT');
   };
   const peers = { resumeTimeoutMs: 500 };
   const run = compress(TINY_MODEL, sink.url, { ...QUICK, steps: 2000 }, { peers, onProgress });
   await expect(run).rejects.toThrow(errors.PeerError);
   await expect(run).rejects.toThrow(sink.url);
-  await sink.stop();
+  await ended;
   expect(existsSync(at('ends'))).toBe(false);
 });
 
