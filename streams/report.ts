@@ -1,11 +1,12 @@
 /** The page beside a result. */
-import { rename, rm, writeFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
+import { nodeFileSystem, writeSynced } from '../src/checkpoint/file-system.js';
+import { asWriteError } from '../src/checkpoint/shard-writer.js';
 import { PAGE_FILE } from '../src/checkpoint/side-files.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import { REPORT_FILE, type StoredReport } from '../src/conversion/report.js';
 import { conversionPage } from '../src/conversion/report-page.js';
-import { NotACheckpointError, OptionError, WriteError } from '../src/errors.js';
+import { NotACheckpointError, OptionError } from '../src/errors.js';
 import type { EvaluateOptions } from '../src/inference/options.js';
 import { type EvaluateHooks, type Evaluation, evaluate } from './evaluate.js';
 
@@ -51,11 +52,10 @@ export async function writeReport(
 async function replaceFile(path: string, text: string): Promise<void> {
   const temporary = `${path}.new`;
   try {
-    await writeFile(temporary, text);
-    await rename(temporary, path);
+    await writeSynced(nodeFileSystem, temporary, [new TextEncoder().encode(text)]);
+    await nodeFileSystem.rename(temporary, path);
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {});
-    const { message, code } = error as NodeJS.ErrnoException;
-    throw new WriteError(path, message, code);
+    await nodeFileSystem.remove(temporary).catch(() => {});
+    throw asWriteError(path, error);
   }
 }

@@ -195,7 +195,7 @@ export class OutputFolder implements Output {
     this.unsynced += data.byteLength;
     if (this.journal && this.unsynced >= SYNC_BYTES) {
       const before = this.syncing;
-      void this.sync().catch(() => {}); // told by whoever waits for it next
+      void this.sync();
       await before;
     }
   }
@@ -219,7 +219,7 @@ export class OutputFolder implements Output {
   sync(): Promise<void> {
     this.unsynced = 0;
     this.syncing = this.syncing.then(() => this.syncAll());
-    this.syncing.catch(() => {});
+    this.syncing.catch(() => {}); // told by whoever waits for it, now or next
     return this.syncing;
   }
 

@@ -1,6 +1,7 @@
 import { Command } from 'commander';
 import { type Evaluation, evaluate, type ModelScore } from '../../streams/evaluate.js';
-import { formatBytes, formatPercent } from '../format.js';
+import { scoreCells } from '../conversion/report-page.js';
+import { formatBytes } from '../format.js';
 import { json, MODEL } from './options.js';
 import { addScoringOptions, readText, type ScoringFlags, scoring } from './scoring.js';
 import { formatTable, left, right } from './table.js';
@@ -37,15 +38,10 @@ function describe({ models, window, textBytes, engine: { name, device }, peakRss
       ...(compared ? [right('KL'), right('same top-1')] : []),
       right('tokens/s'),
     ],
-    models.map(({ comparison, ...it }) => [
+    models.map((it) => [
       it.model,
       ...(reduced ? [String(it.expertsPerToken ?? '')] : []),
-      it.nll.toFixed(5),
-      it.nllPerByte.toFixed(5),
-      it.perplexity.toFixed(4),
-      ...(compared
-        ? [comparison?.divergence.toFixed(5) ?? '', comparison ? formatPercent(comparison.agreement) : '']
-        : []),
+      ...scoreCells(it, compared),
       it.tokensPerSecond.toPrecision(3),
     ]),
   );

@@ -1,6 +1,6 @@
 /** A conversion's record, and its scores where there are some, as one page. */
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
-import { htmlPage, type Section, table } from '../page/page.js';
+import { htmlPage, paragraphs, type Section, table } from '../page/page.js';
 import { type Axes, lines, markup, type Point, type Series } from '../page/svg.js';
 import { groupLabel } from './groups.js';
 import { type FittedGroupReport, fitWarnings, isFitted, type StoredReport } from './report.js';
@@ -85,24 +85,29 @@ function figures(report: StoredReport, fitted: readonly FittedGroupReport[], sco
   return `<div class="figures">\n${boxes.join('\n')}\n</div>`;
 }
 
-const told = (warnings: readonly string[]): string =>
-  `<div class="told">\n${warnings.map((warning) => `<p>${markup(warning)}</p>`).join('\n')}\n</div>`;
+const told = (warnings: readonly string[]): string => `<div class="told">\n${paragraphs(warnings)}\n</div>`;
 
 function scoreTable(scores: readonly PageScore[]): string {
   const compared = scores.some(({ comparison }) => comparison);
   return table(
     ['model', 'nll a token', 'nll a byte', 'perplexity', ...(compared ? ['KL', 'same top-1'] : [])],
-    scores.map(({ model, nll, nllPerByte, perplexity, comparison }) => [
-      model,
-      nll.toFixed(5),
-      nllPerByte.toFixed(5),
-      perplexity.toFixed(4),
-      ...(compared
-        ? [comparison?.divergence.toFixed(5) ?? '', comparison ? formatPercent(comparison.agreement) : '']
-        : []),
-    ]),
+    scores.map((score) => [score.model, ...scoreCells(score, compared)]),
   );
 }
+
+/**
+ * nll a token and a byte, perplexity.
+ * @param compared KL and agreement too, empty where this one was not compared
+ */
+export const scoreCells = (
+  { nll, nllPerByte, perplexity, comparison }: Omit<PageScore, 'model'>,
+  compared: boolean,
+): string[] => [
+  nll.toFixed(5),
+  nllPerByte.toFixed(5),
+  perplexity.toFixed(4),
+  ...(compared ? [comparison?.divergence.toFixed(5) ?? '', comparison ? formatPercent(comparison.agreement) : ''] : []),
+];
 
 function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
   const byLayer = (groups: readonly FittedGroupReport[], value: (group: FittedGroupReport) => number): Series[] =>
