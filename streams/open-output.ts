@@ -33,7 +33,7 @@ export async function openFolder(
   folder: string,
   { wanted, neededBytes, inputs, identity: run }: OutputRequest,
   { force = false, fileSystem }: { readonly force?: boolean | undefined; readonly fileSystem?: FileSystem | undefined },
-): Promise<OpenedOutput> {
+): Promise<{ readonly done: StoredReport } | { readonly output: OutputFolder }> {
   await checkOutside(folder, inputs);
   const options = { run, force, ...(fileSystem && { fs: fileSystem }) };
   const halfMoved = await OutputFolder.finishCommit(folder, options);

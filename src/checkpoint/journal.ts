@@ -30,6 +30,9 @@ export type JournalEntry =
   | { readonly done: string; readonly note: unknown }
   | { readonly commit: CommitEntry };
 
+export const partsOf = (entries: readonly JournalEntry[]): PartEntry[] =>
+  entries.flatMap((entry) => ('part' in entry ? [entry.part] : []));
+
 export interface JournalContent {
   readonly identity: unknown;
   readonly entries: readonly JournalEntry[];

@@ -25,13 +25,15 @@ export interface ManifestPart extends HashedPart {
 /** File, relative to the folder → its parts in order, which cover it without a gap. */
 export type Manifest = ReadonlyMap<string, readonly ManifestPart[]>;
 
-const partSchema = z
-  .strictObject({
-    tensor: z.string().optional(),
-    start: z.int().nonnegative(),
-    end: z.int().positive(),
-    sha256: z.string().regex(/^[0-9a-f]{64}$/),
-  })
+/** A `HashedPart`'s fields. */
+export const hashedPart = z.strictObject({
+  start: z.int().nonnegative(),
+  end: z.int().positive(),
+  sha256: z.string().regex(/^[0-9a-f]{64}$/),
+});
+
+const partSchema = hashedPart
+  .extend({ tensor: z.string().optional() })
   // A reader allocates it at once.
   .refine(({ start, end }) => end > start && end - start <= READ_BYTES, 'a part of an impossible size');
 

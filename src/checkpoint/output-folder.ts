@@ -10,6 +10,8 @@ import {
   type JournalContent,
   type JournalEntry,
   PARTIAL_FOLDER,
+  type PartEntry,
+  partsOf,
   readJournal,
 } from './journal.js';
 import type { ShardLayout } from './layout.js';
@@ -51,7 +53,8 @@ export class OutputFolder implements Output {
   private readonly holder = new Map<string, ShardWriter>();
   private readonly files = new Set<string>();
   private journal: Journal | undefined;
-  finishedParts: NonNullable<Output['finishedParts']> = [];
+  /** Of the finished units that `resume` has found. */
+  finishedEntries: readonly JournalEntry[] = [];
   private unsynced = 0;
   /** What is being put on disk. */
   private syncing: Promise<void> = Promise.resolve();
@@ -131,8 +134,17 @@ export class OutputFolder implements Output {
     return [];
   }
 
+  /** An interrupted run of this identity was found. */
+  get unfinished(): boolean {
+    return this.found !== undefined;
+  }
+
   get workspace(): string {
     return this.partial();
+  }
+
+  get finishedParts(): readonly PartEntry[] {
+    return partsOf(this.finishedEntries);
   }
 
   private partial(file = ''): string {
@@ -154,7 +166,7 @@ export class OutputFolder implements Output {
       onBytes,
     );
     for (const [file, shard] of shards) this.hold(file, shard);
-    this.finishedParts = entries.flatMap((entry) => ('part' in entry ? [entry.part] : []));
+    this.finishedEntries = entries;
     await this.openJournal({ identity: this.found.identity, entries });
     return finished;
   }
@@ -200,11 +212,16 @@ export class OutputFolder implements Output {
     }
   }
 
-  async finish({ id, parts }: Unit, note: unknown): Promise<void> {
-    const written = () => parts.every((it) => this.holder.get(it.tensor)?.covers(it.tensor, it.offset, it.bytes));
+  /** Whether all of a unit was written. */
+  covers({ parts }: Unit): boolean {
+    return parts.every((it) => this.holder.get(it.tensor)?.covers(it.tensor, it.offset, it.bytes));
+  }
+
+  async finish(unit: Unit, note: unknown): Promise<void> {
+    const written = () => this.covers(unit);
     // What is handed over may still be on its way here.
     if (!written()) await new Promise<void>((resolve) => this.waiting.add({ written, resolve }));
-    await this.record({ done: id, note });
+    await this.record({ done: unit.id, note });
     await this.sync();
   }
 
@@ -300,7 +317,8 @@ export class OutputFolder implements Output {
 }
 
 const partBytes = (journal: JournalContent | undefined): number =>
-  journal?.entries.reduce((sum, entry) => sum + ('part' in entry ? entry.part.end - entry.part.start : 0), 0) ?? 0;
+  partsOf(journal?.entries ?? []).reduce((sum, { start, end }) => sum + end - start, 0);
+
 /** Names may come from another machine or a stranger's folder; none leads out of the output folder. */
 function checkPlain(folder: string, file: string): void {
   if (!isPlainPath(file)) throw new UnsafePathError(folder, file);

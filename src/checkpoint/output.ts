@@ -21,7 +21,8 @@ export interface Output {
   reserve(layout: ShardLayout): Promise<void>;
   /**
    * Writes part of a reserved tensor, `offset` bytes into it. Several may be under way.
-   * @param hashes of `data`, as `hashParts` gives them; an output that can be continued makes a note of them
+   * @param hashes that are sound with it: of `data`, as `hashParts` gives them, or of more that ends with it. An output that can be
+   * continued makes a note of them.
    */
   write(tensor: string, offset: number, data: Uint8Array, hashes?: readonly HashedPart[]): Promise<void>;
   /** `write` goes on using `data` after it has resolved, so its memory must not be used again. */

@@ -83,25 +83,21 @@ export async function recoverUnits(
       shards.set(layout.file, shard);
       for (const tensor of shard.tensors) holders.set(tensor, shard);
     }
-    const sound = new Map<string, PartEntry[]>();
+    const sound: JournalEntry[] = [];
     let checked = 0;
     for (const entry of entries) {
-      if (!('part' in entry)) continue;
+      if (!('part' in entry)) {
+        sound.push(entry);
+        continue;
+      }
       const { tensor, start, end } = entry.part;
-      if (await holders.get(tensor)?.holds(entry.part)) sound.set(tensor, [...(sound.get(tensor) ?? []), entry.part]);
+      if (await holders.get(tensor)?.holds(entry.part)) sound.push(entry);
       checked += end - start;
       onBytes(checked);
     }
-    const notes = new Map(entries.flatMap((entry) => ('done' in entry ? [[entry.done, entry.note] as const] : [])));
-    const finished = new Map<string, unknown>();
-    const kept: JournalEntry[] = [];
-    for (const { id, parts, noted } of units) {
-      if (noted && !notes.has(id)) continue;
-      const found = parts.map((part) => within(part, sound.get(part.tensor) ?? []));
-      if (found.some((it) => it === undefined)) continue;
-      finished.set(id, notes.get(id));
-      kept.push(...found.flatMap((it) => (it as PartEntry[]).map((part) => ({ part }))));
-      if (noted) kept.push({ done: id, note: notes.get(id) });
+    const { finished, entries: kept } = finishedUnits(units, sound);
+    for (const { id, parts } of units) {
+      if (!finished.has(id)) continue;
       for (const { tensor, offset, bytes } of parts) holders.get(tensor)?.trust(tensor, offset, bytes);
     }
     return { shards, finished, entries: kept };
@@ -111,15 +107,44 @@ export async function recoverUnits(
   }
 }
 
-/** The entries that make up a part without a hole; undefined where there is one. */
+/** Those of the units that sound entries make up, and these entries alone. */
+export function finishedUnits(
+  units: readonly Unit[],
+  entries: readonly JournalEntry[],
+): Pick<Recovered, 'finished' | 'entries'> {
+  const written = new Map<string, PartEntry[]>();
+  const notes = new Map<string, unknown>();
+  for (const entry of entries) {
+    if ('done' in entry) notes.set(entry.done, entry.note);
+    if (!('part' in entry)) continue;
+    const { tensor } = entry.part;
+    const before = written.get(tensor);
+    if (before) before.push(entry.part);
+    else written.set(tensor, [entry.part]);
+  }
+  const finished = new Map<string, unknown>();
+  const kept: JournalEntry[] = [];
+  for (const { id, parts, noted } of units) {
+    if (noted && !notes.has(id)) continue;
+    const found = parts.map((part) => within(part, written.get(part.tensor) ?? []));
+    if (found.some((it) => it === undefined)) continue;
+    finished.set(id, notes.get(id));
+    kept.push(...found.flatMap((it) => (it as PartEntry[]).map((part) => ({ part }))));
+    if (noted) kept.push({ done: id, note: notes.get(id) });
+  }
+  return { finished, entries: kept };
+}
+
+/** The entries that make up a part, without a hole or an overlap; undefined where they do not. */
 function within({ offset, bytes }: Unit['parts'][number], entries: readonly PartEntry[]): PartEntry[] | undefined {
   const end = offset + bytes;
   const inside = entries.filter((it) => it.start >= offset && it.end <= end);
   inside.sort((a, b) => a.start - b.start);
   let position = offset;
-  for (const it of inside) {
-    if (it.start > position) return undefined;
-    position = Math.max(position, it.end);
-  }
-  return position >= end ? inside : undefined;
+  const found = inside.filter((it) => {
+    const follows = it.start === position;
+    if (follows) position = it.end;
+    return follows;
+  });
+  return position === end ? found : undefined;
 }

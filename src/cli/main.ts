@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
+import { isRemote } from '../checkpoint/files.js';
 import { InterruptedError, MobeError } from '../errors.js';
 import { printable } from '../format.js';
 import { VERSION } from '../version.js';
@@ -70,12 +71,14 @@ try {
   process.exitCode = reportFailure(error);
 }
 
+function howToGoOn(out: string): string {
+  const place = isRemote(out) ? `at ${out}: once "mobe receive" listens there for the same folder,` : `in ${out}:`;
+  return `What was finished is kept ${place} run the same command again to go on from there.\n`;
+}
+
 function reportFailure(error: unknown): number {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
-  const kept =
-    error instanceof MobeError && error.kept !== undefined
-      ? `What was finished is kept in ${error.kept}: run the same command again to go on from there.\n`
-      : '';
+  const kept = error instanceof MobeError && error.kept !== undefined ? howToGoOn(error.kept) : '';
   if (error instanceof InterruptedError) {
     process.stderr.write(`${error.message}\n${kept}`);
     return 130;

@@ -1,6 +1,7 @@
 /** What to do with an output folder that already holds something. */
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
+import { z } from 'zod';
 import { type Files, fileIn, LocalFiles } from '../checkpoint/files.js';
 import { MANIFEST_FILE } from '../checkpoint/manifest.js';
 import { CONFIG_FILE, INDEX_FILE, readJsonObject } from '../checkpoint/open-checkpoint.js';
@@ -21,12 +22,14 @@ export async function readReport(folder: string, files: Files = new LocalFiles()
   }
 }
 
-export interface WantedOutput {
+export const wantedOutput = z.strictObject({
   /** `copy`: a checkpoint as it is, without a record. */
-  kind: StoredReport['kind'] | 'copy';
-  sourceFingerprint: string;
-  settings: Readonly<Record<string, unknown>>;
-}
+  kind: z.enum(['compress', 'export', 'expand', 'fit', 'copy']),
+  sourceFingerprint: z.string().max(128),
+  settings: z.record(z.string(), z.unknown()),
+});
+
+export type WantedOutput = Readonly<z.infer<typeof wantedOutput>>;
 
 export type ExistingOutput =
   /** The very result that is wanted is there, whole. */

@@ -2,19 +2,29 @@
 import { createHash } from 'node:crypto';
 import { stat } from 'node:fs/promises';
 import { basename } from 'node:path';
+import { z } from 'zod';
 import { isRemote } from '../checkpoint/files.js';
 import type { RunIdentity } from '../checkpoint/unfinished-run.js';
 import { VERSION } from '../version.js';
-import { describeDifference, type WantedOutput } from './existing-output.js';
+import { describeDifference, type WantedOutput, wantedOutput } from './existing-output.js';
 import type { ConversionPlan } from './plan.js';
 
 /** What decides the bytes of a result beside its settings: what they leave open, and the place where it was settled. */
 export type Circumstances = Readonly<Record<string, string | number | undefined>>;
 
-/**
- * The wanted result, this program's version, the output's layout, the circumstances, and when the source's shards were last
- * written to: the fingerprint reads samples, and a run that goes on must not mix two contents.
- */
+const identitySchema = z.strictObject({
+  wanted: wantedOutput,
+  /** Of this program. */
+  version: z.string().max(64),
+  /** SHA-256 of the output's shards: their names and headers. */
+  layout: z.string().max(64),
+  circumstances: z.record(z.string(), z.union([z.string(), z.number()])),
+  /** When the source's shards were last written to: the fingerprint reads samples, and a run that goes on must not mix two contents. */
+  modified: z.record(z.string(), z.number()),
+});
+
+type Identity = z.infer<typeof identitySchema>;
+
 export async function runIdentity(
   { kind, sourceFingerprint, settings }: WantedOutput,
   { source, layout }: Pick<ConversionPlan, 'source' | 'layout'>,
@@ -25,24 +35,23 @@ export async function runIdentity(
   const modified: Record<string, number> = {};
   if (!isRemote(source.folder))
     for (const { path } of source.shards) modified[basename(path)] = (await stat(path)).mtimeMs;
-  const identity = JSON.parse(
-    JSON.stringify({
-      wanted: { kind, sourceFingerprint, settings },
-      version: VERSION,
-      layout: hash.digest('hex'),
-      circumstances,
-      modified,
-    }),
+  return parseIdentity(
+    JSON.parse(
+      JSON.stringify({
+        wanted: { kind, sourceFingerprint, settings },
+        version: VERSION,
+        layout: hash.digest('hex'),
+        circumstances,
+        modified,
+      }),
+    ),
   );
-  return { identity, difference: (other) => differenceBetween(other, identity) };
 }
 
-interface Identity {
-  readonly wanted: WantedOutput;
-  readonly version: string;
-  readonly layout: string;
-  readonly circumstances: Circumstances;
-  readonly modified: Readonly<Record<string, number>>;
+/** The identity of a run elsewhere, as JSON. Throws a `ZodError` where it is none. */
+export function parseIdentity(value: unknown): RunIdentity {
+  const identity = identitySchema.parse(value);
+  return { identity, difference: (other) => differenceBetween(other, identity) };
 }
 
 function differenceBetween(before: unknown, now: Identity): string | undefined {

@@ -25,8 +25,8 @@ const group = z.looseObject({
   losses: lossCurve.optional(),
 });
 
-/** What was fitted has all the figures of a fit. */
-const wholeGroup = group.refine(
+/** A `GroupReport`. What was fitted has all the figures of a fit. */
+export const groupReport = group.refine(
   ({ relativeError, mse, sigma, steps }) =>
     relativeError === undefined || [mse, sigma, steps].every((it) => it !== undefined),
 );
@@ -37,7 +37,7 @@ const reportSchema = z.looseObject({
   sourceFingerprint: z.string(),
   settings: z.record(z.string(), z.unknown()),
   files: z.array(z.string().refine(isPlainPath)),
-  groups: z.array(wholeGroup),
+  groups: z.array(groupReport),
   engine: z.looseObject({ name: z.string(), device: z.string() }).optional(),
   parametersBefore: z.number(),
   parametersAfter: z.number(),

@@ -94,6 +94,11 @@ export class Channel implements MessageSink, MessageSource {
     return this.outbox.heldBytes;
   }
 
+  /** There is a connection under it. */
+  get attached(): boolean {
+    return this.link !== undefined;
+  }
+
   /** For the hello of the next connection. */
   get received(): number {
     return this.inbox.received;

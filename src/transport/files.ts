@@ -4,7 +4,7 @@ import { ProtocolError, ReadError, RemoteChangedError, SessionLostError } from '
 import type { Channel } from './channel.js';
 import { checkParams } from './check-params.js';
 import { type ConnectOptions, connect } from './connect.js';
-import { jsonAnswer, jsonPiece } from './json-answer.js';
+import { jsonAnswer, jsonPiece } from './json-tensor.js';
 import { MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES } from './limits.js';
 import { answerRequests, createRequester, type Requester } from './requests.js';
 import type { TensorPiece } from './tensor-piece.js';

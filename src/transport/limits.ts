@@ -1,7 +1,7 @@
 /** Every cap of the wire protocol, and its reason. docs/wire.md states them for whoever writes a peer. */
 
 /** Raised by any change that an older peer would misread; peers of different versions refuse each other. */
-export const PROTOCOL_VERSION = 2;
+export const PROTOCOL_VERSION = 3;
 
 /** Large enough that a frame costs far more than its header, small enough that a slow line is never busy long with one. */
 export const MAX_PAYLOAD_BYTES = 4 * 1024 * 1024;

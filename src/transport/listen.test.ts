@@ -177,7 +177,7 @@ describe('whoever connects learns', () => {
   });
 
   test.each<[string, unknown, typeof ProtocolError | typeof ProtocolVersionError]>([
-    ['that the server speaks another version', { kind: 'hello', protocol: 3 }, ProtocolVersionError],
+    ['that the server speaks another version', { kind: 'hello', protocol: PROTOCOL_VERSION + 1 }, ProtocolVersionError],
     ['that the server is none of ours', { hello: 'there' }, ProtocolError],
     ['that the server answers for another session', rawHello(), ProtocolError],
   ])('%s', async (_, answer, errorClass) => {

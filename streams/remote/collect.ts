@@ -26,3 +26,35 @@ export function collector(peer: string, expected: ReadonlyMap<string, number>) {
     },
   };
 }
+
+/**
+ * The next tensor, whose pieces follow each other. Throws a `ProtocolError` where it does not come, is broken off, or has more than
+ * `most` bytes.
+ * @param what it is, for people
+ * @param first piece, where it was read already
+ */
+export async function takeTensor(
+  peer: string,
+  pieces: AsyncIterator<TensorPiece>,
+  what: string,
+  most: number,
+  first?: TensorPiece,
+): Promise<Uint8Array> {
+  const next = async (): Promise<TensorPiece> => {
+    const { value, done } = await pieces.next();
+    if (done) throw new ProtocolError(peer, `${what} did not come`);
+    return value;
+  };
+  let piece = first ?? (await next());
+  const { name, bytes } = piece;
+  if (bytes > most) throw new ProtocolError(peer, `${what} has ${bytes} bytes`);
+  const parts: Uint8Array[] = [];
+  for (let taken = 0; ; ) {
+    parts.push(piece.data);
+    taken += piece.data.byteLength;
+    if (taken === bytes) return Buffer.concat(parts);
+    piece = await next();
+    if (piece.name !== name || piece.offset !== taken)
+      throw new ProtocolError(peer, `${what} is broken off by "${piece.name}"`);
+  }
+}

@@ -3,6 +3,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { createInterface } from 'node:readline';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
 import { startProxy } from '../../fixtures/peers.js';
@@ -120,19 +121,63 @@ describe('a worker that is killed in the middle of a group', () => {
   });
 });
 
-test('a receiver that ends half-way: the error names it, and neither side keeps anything', async () => {
-  const sink = await start('receive', at('ends'));
-  const ended = once(sink.process, 'exit'); // not `stop`: asked twice it would end at once
-  let asked = false;
-  const onProgress = ({ kind }: Progress) => {
-    if (kind === 'step' && !asked) asked = sink.process.kill('SIGINT');
-  };
-  const peers = { resumeTimeoutMs: 500 };
-  const run = compress(TINY_MODEL, sink.url, { ...QUICK, steps: 2000 }, { peers, onProgress });
-  await expect(run).rejects.toThrow(errors.PeerError);
-  await expect(run).rejects.toThrow(sink.url);
-  await ended;
-  expect(existsSync(at('ends'))).toBe(false);
+describe('stopped half-way, the same command goes on from what the receiver has:', () => {
+  const HALF = 4;
+
+  /** Runs until so many groups are finished, then does that. */
+  async function until(url: string, act: () => void): Promise<void> {
+    let groups = 0;
+    const onProgress = ({ kind }: Progress) => {
+      if (kind === 'group' && ++groups === HALF) act();
+    };
+    const run = compress(TINY_MODEL, url, QUICK, { peers: { resumeTimeoutMs: 500 }, onProgress });
+    await expect(run).rejects.toThrow(errors.PeerError);
+    await expect(run).rejects.toThrow(url);
+    await expect(run).rejects.toMatchObject({ kept: url });
+  }
+
+  async function finish(url: string, out: string): Promise<void> {
+    const seen: string[] = [];
+    const onProgress = (it: Progress) => void seen.push(it.kind === 'phase' ? it.phase : it.kind);
+    const { groups } = await compress(TINY_MODEL, url, QUICK, { onProgress });
+    expect(groups).toHaveLength(8);
+    expect(seen).toContain('resume');
+    expect(seen.filter((kind) => kind === 'group').length).toBeLessThan(8);
+    expectSameFiles(out, at('local'));
+    const manifest = (folder: string) => readFileSync(join(folder, 'mobe.manifest.json'));
+    expect(manifest(out).equals(manifest(at('local')))).toBe(true);
+  }
+
+  test.each(['SIGINT', 'SIGKILL'] as const)('the receiver ends by %s', async (signal) => {
+    const out = at(`receiver-${signal}`);
+    const sink = await start('receive', out);
+    const ended = once(sink.process, 'exit'); // not `stop`: asked twice it would end at once
+    await until(sink.url, () => sink.process.kill(signal));
+    await ended;
+    expect(existsSync(join(out, 'config.json'))).toBe(false);
+    const again = await start('receive', out);
+    await finish(again.url, out);
+    await again.line(/is whole/);
+  });
+
+  test.each(['SIGINT', 'SIGKILL'] as const)('the sender ends by %s, and is started again at once', async (signal) => {
+    const out = at(`sender-${signal}`);
+    const sink = await start('receive', out);
+    const flags = ['--bases', '8', '--steps', '20', '--shard-size', '3MB', '--threads', '2'];
+    const sender = spawn(process.execPath, [CLI, 'compress', TINY_MODEL, sink.url, ...flags], {
+      stdio: ['ignore', 'ignore', 'pipe'],
+    });
+    const lines = createInterface({ input: sender.stderr });
+    const said: string[] = [];
+    lines.on('line', (line) => {
+      said.push(line);
+      if (/layer 1 \w+: relative error/.test(line)) sender.kill(signal);
+    });
+    const [code, by] = await once(sender, 'close');
+    expect(signal === 'SIGKILL' ? by : code).toBe(signal === 'SIGKILL' ? 'SIGKILL' : 130);
+    if (signal === 'SIGINT') expect(said.join('\n')).toContain(`is kept at ${sink.url}`);
+    await finish(sink.url, out);
+  });
 });
 
 test('what fails at the receiver is told with its own words, before anything is computed', async () => {

@@ -1,7 +1,11 @@
 /** What a conversion and the machine that keeps its result say to each other: docs/wire.md, "Output". Checked on arrival. */
 import { z } from 'zod';
 import { MAX_HEADER_BYTES } from '../../src/checkpoint/header.js';
+import { hashedPart } from '../../src/checkpoint/manifest.js';
 import { isPlainPath } from '../../src/checkpoint/plain-path.js';
+import { wantedOutput } from '../../src/conversion/existing-output.js';
+import { groupLabel } from '../../src/conversion/groups.js';
+import { groupReport } from '../../src/conversion/stored-report.js';
 
 export const OUTPUT_SERVICE = 'output';
 
@@ -11,16 +15,47 @@ const path = z.string().min(1).max(1024).refine(isPlainPath, 'not a plain path')
 /** Of the record that answers `create`: room for ten thousand groups with their losses. */
 export const MAX_RECORD_BYTES = 16 * 1024 * 1024;
 
-/** The first request. With the answer comes the record of the very same result, where it is there already. */
+/** Of a run's identity, which names the source's shards. */
+export const MAX_IDENTITY_BYTES = 4 * 1024 * 1024;
+
+/** Of all units and of what is known of them: a million tensors. */
+export const MAX_UNITS_BYTES = 256 * 1024 * 1024;
+
+/** The first request. Where what is not finished can be continued, the identity of its run comes along. */
 export const createParams = z.strictObject({
-  wanted: z.strictObject({
-    kind: z.enum(['compress', 'export', 'expand', 'fit', 'copy']),
-    sourceFingerprint: z.string().max(128),
-    settings: z.record(z.string(), z.unknown()),
-  }),
+  wanted: wantedOutput,
   neededBytes: z.int().nonnegative(),
   force: z.boolean(),
 });
+
+/** With it comes the record of the very same result, where it is there already. */
+export const createAnswer = z.strictObject({
+  /** An interrupted run of this identity is there: ask to `resume`. */
+  unfinished: z.boolean(),
+});
+
+const tensor = z.string().min(1);
+const part = z.strictObject({ tensor, offset: z.int().nonnegative(), bytes: z.int().nonnegative() });
+const unit = z.strictObject({ id: z.string().min(1), parts: z.array(part), noted: z.boolean() });
+
+/** Comes along with `resume`, as JSON. The header of each shard follows it, in this order. */
+export const resumeParams = z.strictObject({
+  shards: z.array(z.strictObject({ file: path, bytes: z.int().positive() })),
+  units: z.array(unit),
+});
+
+/** On the way: bytes that were checked. */
+export const resumeEvent = z.strictObject({ bytes: z.int().nonnegative() });
+
+/** What answers it, as JSON: of finished units the parts, as the journal has them, and the notes. */
+export const resumeAnswer = z.array(
+  z.union([
+    z.strictObject({ part: z.strictObject({ tensor, ...hashedPart.shape }) }),
+    z
+      .strictObject({ done: z.string(), note: groupReport })
+      .refine(({ done, note }) => groupLabel(note) === done, 'the report of another group'),
+  ]),
+);
 
 /** A shard; its header comes as a tensor. Its tensors and their places are read from that. */
 export const reserveParams = z.strictObject({ file: path, bytes: z.int().positive() });
@@ -33,10 +68,26 @@ export const fileParams = z.strictObject({ file: path, bytes: z.int().nonnegativ
 
 export const commitParams = z.strictObject({ last: z.array(path).max(16) });
 
-/** What `write` brings are parts of reserved tensors, each as a tensor of this name, until all are there. */
-export const pieceName = (tensor: string, offset: number): string => `${offset}:${tensor}`;
+export const abandonParams = z.strictObject({ keep: z.boolean() });
 
-export function parsePieceName(name: string): { tensor: string; offset: number } | undefined {
-  const match = /^(\d{1,16}):(.+)$/s.exec(name);
-  return match ? { offset: Number(match[1]), tensor: match[2] as string } : undefined;
+/** Whether anything was kept. */
+export const abandonAnswer = z.strictObject({ kept: z.boolean() });
+
+/** What `write` brings are parts of reserved tensors, each as a tensor of this name, with its SHA-256 where that is known. */
+export const pieceName = (tensor: string, offset: number, sha256 = ''): string => `${offset}:${sha256}:${tensor}`;
+
+export function parsePieceName(name: string): { tensor: string; offset: number; sha256?: string } | undefined {
+  const match = /^(\d{1,16}):([0-9a-f]{64})?:(.+)$/s.exec(name);
+  if (!match) return undefined;
+  const [, offset, sha256, tensor] = match as unknown as [string, string, string | undefined, string];
+  return { offset: Number(offset), tensor, ...(sha256 !== undefined && { sha256 }) };
 }
+
+/** And among them, as JSON in a tensor of this name, units that are finished. */
+export const DONE = 'done';
+
+export const doneParams = z.strictObject({ unit, note: z.unknown() });
+export type DoneParams = z.infer<typeof doneParams>;
+
+/** Of these that wait for bytes still to come. */
+export const MAX_WAITING_BYTES = 64 * 1024 * 1024;

@@ -7,9 +7,10 @@ import { encodeHeader } from '../../src/checkpoint/header.js';
 import { REPORT_FILE, type StoredReport } from '../../src/conversion/report.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { connect } from '../../src/transport/connect.js';
+import { jsonPiece } from '../../src/transport/json-tensor.js';
 import { createRequester, type Requester } from '../../src/transport/requests.js';
 import { wholePiece } from '../../src/transport/tensor-piece.js';
-import { OUTPUT_SERVICE, pieceName } from './output-protocol.js';
+import { DONE, OUTPUT_SERVICE, pieceName } from './output-protocol.js';
 import { type Receiver, receive } from './receive.js';
 import { remoteOutput } from './remote-output.js';
 
@@ -40,6 +41,10 @@ afterEach(async () => {
 });
 
 const create = (ask: Requester) => ask('create', { wanted: WANTED, neededBytes: 10, force: false });
+/** What can be continued. */
+const IDENTITY = { wanted: WANTED, version: '0', layout: '0', circumstances: {}, modified: {} };
+const createRun = (ask: Requester, identity: unknown = IDENTITY) =>
+  ask('create', { wanted: WANTED, neededBytes: 10, force: false }, { uploads: [jsonPiece(identity)] });
 const reserve = (ask: Requester) => ask('reserve', SHARD, { uploads: [wholePiece('header', HEADER)] });
 const write = (ask: Requester, name: string, data: Uint8Array) =>
   ask('write', null, { uploads: [wholePiece(name, data)] });
@@ -52,7 +57,7 @@ function expectNothing(): void {
 
 test('the whole conversation of one that does behave', async () => {
   const ask = await peer();
-  expect(await create(ask)).toBeNull();
+  expect(await create(ask)).toEqual({ unfinished: false });
   await reserve(ask);
   await write(ask, pieceName('a', 0), Uint8Array.of(1, 2, 3, 4));
   await ask('file', { file: 'sub/x.txt', bytes: 2 }, { uploads: [wholePiece('sub/x.txt', Uint8Array.of(104, 105))] });
@@ -145,6 +150,68 @@ describe('refused:', () => {
       },
       '0 of 4 bytes',
     ],
+    ['an identity that is none', (ask) => createRun(ask, { wanted: WANTED }), "the run's identity is not one"],
+    ['a resumption of nothing', (ask) => ask('resume', null), 'before "create"'],
+    [
+      'a resumption that does not say of what',
+      (ask) => createRun(ask).then(() => ask('resume', null)),
+      'what is to be resumed did not come',
+    ],
+    [
+      'a resumption of units that are none',
+      (ask) =>
+        createRun(ask).then(() => ask('resume', null, { uploads: [jsonPiece({ shards: [], units: [{ id: 3 }] })] })),
+      'what is to be resumed is not one',
+    ],
+    [
+      'a resumption without its headers',
+      (ask) => createRun(ask).then(() => ask('resume', null, { uploads: [jsonPiece({ shards: [SHARD], units: [] })] })),
+      'the header of model.safetensors did not come',
+    ],
+    [
+      'a header that another tensor breaks off',
+      (ask) =>
+        create(ask).then(() =>
+          ask('reserve', SHARD, {
+            uploads: [
+              { ...wholePiece('header', HEADER), data: HEADER.subarray(0, 9) },
+              { ...wholePiece('other', HEADER), data: HEADER.subarray(0, 9) },
+              { ...wholePiece('header', HEADER), offset: 9, data: HEADER.subarray(9) },
+              { ...wholePiece('other', HEADER), offset: 9, data: HEADER.subarray(9) },
+            ],
+          }),
+        ),
+      'is broken off by "other"',
+    ],
+    [
+      'a unit that is called done and did not come',
+      async (ask) => {
+        await createRun(ask);
+        await reserve(ask);
+        const unit = { id: 'all of a', parts: [{ tensor: 'a', offset: 0, bytes: 4 }], noted: true };
+        const uploads = [wholePiece(pieceName('a', 0), Uint8Array.of(1, 2)), jsonPiece({ unit, note: 1 }, DONE)];
+        await ask('write', null, { uploads });
+      },
+      'not all of "all of a" came',
+    ],
+    [
+      'more of these than it may hold',
+      async (ask) => {
+        await createRun(ask);
+        const unit = { id: 'of nothing', parts: [{ tensor: 'b', offset: 0, bytes: 4 }], noted: true };
+        const note = 'x'.repeat(2 ** 24);
+        await ask('write', null, { uploads: Array.from({ length: 5 }, () => jsonPiece({ unit, note }, DONE)) });
+      },
+      'too much waits',
+    ],
+    [
+      'a unit that is called done in no words',
+      async (ask) => {
+        await createRun(ask);
+        await ask('write', null, { uploads: [wholePiece(DONE, Uint8Array.of(1))] });
+      },
+      'a finished unit is not one',
+    ],
     ['parameters that are none', (ask) => ask('create', { wanted: 3 }), 'wanted'],
   ])('%s', async (_, act, says) => {
     await expect(act(await peer())).rejects.toThrow(says);
@@ -166,7 +233,28 @@ test('a peer that leaves before the end: nothing looks whole, and the next one c
   await channels[0]?.close();
   expectNothing();
   const second = await peer();
-  expect(await create(second)).toBeNull();
+  expect(await create(second)).toEqual({ unfinished: false });
+});
+
+test('a peer that leaves with a hash that is wrong: what it wrote is kept, and not believed', async () => {
+  const unit = { id: 'all of a', parts: [{ tensor: 'a', offset: 0, bytes: 4 }], noted: false };
+  const answers: unknown[] = [];
+  for (const sha256 of ['0'.repeat(64), undefined, undefined]) {
+    const ask = await peer();
+    const { unfinished } = (await createRun(ask)) as { unfinished: boolean };
+    if (unfinished) {
+      const uploads = [jsonPiece({ shards: [SHARD], units: [unit] }), wholePiece('header', HEADER)];
+      const onPiece = ({ data }: { data: Uint8Array }) => void answers.push(JSON.parse(Buffer.from(data).toString()));
+      await ask('resume', null, { uploads, onPiece });
+    }
+    await reserve(ask);
+    await write(ask, pieceName('a', 0, sha256), Uint8Array.of(1, 2, 3, 4));
+    expect(await ask('abandon', { keep: true })).toEqual({ kept: true });
+    await channels.at(-1)?.close();
+  }
+  // The first's is found out by the second, which has none: it is computed here.
+  const own = '9f64a747e1b97f131fabb6b447296c9b6f0201e79fb3c5356e6c77e89b6a806a';
+  expect(answers).toEqual([[], [{ part: { tensor: 'a', start: 0, end: 4, sha256: own } }]]);
 });
 
 test('the record of a result that is there already comes back, however many groups it has', async () => {

@@ -1,29 +1,48 @@
 import type { Readable } from 'node:stream';
+import { isDeepStrictEqual } from 'node:util';
+import type { FileSystem } from '../../src/checkpoint/file-system.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength } from '../../src/checkpoint/header.js';
-import type { Output } from '../../src/checkpoint/output-folder.js';
-import type { WantedOutput } from '../../src/conversion/existing-output.js';
-import { BusyError, ProtocolError, TruncatedStreamError } from '../../src/errors.js';
+import type { ShardLayout } from '../../src/checkpoint/layout.js';
+import type { OutputFolder } from '../../src/checkpoint/output-folder.js';
+import type { RunIdentity, Unit } from '../../src/checkpoint/unfinished-run.js';
+import { parseIdentity } from '../../src/conversion/run-identity.js';
+import { BusyError, PeerLostError, ProtocolError, TruncatedStreamError } from '../../src/errors.js';
 import { readByteStream } from '../../src/transport/byte-stream.js';
+import type { Channel } from '../../src/transport/channel.js';
 import { checkParams } from '../../src/transport/check-params.js';
-import { jsonPiece } from '../../src/transport/json-answer.js';
+import { jsonPiece, readJson } from '../../src/transport/json-tensor.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
 import { answerRequests, type Handler } from '../../src/transport/requests.js';
+import type { TensorPiece } from '../../src/transport/tensor-piece.js';
 import { openFolder } from '../open-output.js';
-import { collector } from './collect.js';
+import { takeTensor } from './collect.js';
 import {
+  abandonParams,
   commitParams,
   createParams,
+  DONE,
+  type DoneParams,
+  doneParams,
   fileParams,
   MAX_HEADER,
+  MAX_IDENTITY_BYTES,
+  MAX_UNITS_BYTES,
+  MAX_WAITING_BYTES,
   OUTPUT_SERVICE,
   parsePieceName,
   reserveParams,
+  resumeParams,
 } from './output-protocol.js';
 import type { ListenAt, ServiceHooks } from './peer-options.js';
+
+/** Between two events about one request. */
+const PROGRESS_MS = 200;
 
 export interface ReceiveHooks extends ServiceHooks {
   /** Bytes of tensors written so far. */
   readonly onBytes?: (bytes: number) => void;
+  /** What the result is written with. */
+  readonly fileSystem?: FileSystem;
 }
 
 export interface Receiver extends Listener {
@@ -32,36 +51,59 @@ export interface Receiver extends Listener {
 }
 
 /**
- * Keeps in `folder` the result of a conversion that runs elsewhere: one at a time, until one is whole. What is not finished
- * is removed, as where a conversion runs here.
+ * Keeps in `folder` the result of a conversion that runs elsewhere: one at a time, until one is whole. Of one that ends early,
+ * what can be continued is left, as where a conversion runs here; the rest is removed.
  */
 export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks = {}): Promise<Receiver> {
   let resolveDone: () => void = () => {};
   const done = new Promise<void>((resolve) => {
     resolveDone = resolve;
   });
-  let busy = false;
+  /** The conversation that writes. */
+  let writer: { channel: Channel; session: OutputSession; over: Promise<void> } | undefined;
+  /** A conversion that was started again need not wait until its first connection is given up. */
+  const admit = async (run: RunIdentity | undefined): Promise<void> => {
+    if (!writer) return;
+    const { channel, session, over } = writer;
+    if (channel.attached || !run || !isDeepStrictEqual(run.identity, session.run?.identity))
+      throw new BusyError(folder);
+    channel.fail(new PeerLostError(channel.peer, 'the same conversion was started again'));
+    await over;
+  };
   const listener = await listen({ ...at, service: OUTPUT_SERVICE, ...hooks }, async (channel) => {
-    if (busy) throw new BusyError(folder);
-    busy = true;
-    const session = new OutputSession(channel.peer, folder, hooks);
-    try {
+    let end: () => void = () => {};
+    const over = new Promise<void>((resolve) => {
+      end = resolve;
+    });
+    const session: OutputSession = new OutputSession(channel.peer, folder, hooks, async (run) => {
+      while (writer && writer.session !== session) await admit(run);
+      writer = { channel, session, over };
       hooks.onLog?.(`${channel.peer} writes ${folder}`);
+    });
+    try {
       await answerRequests(channel, channel, session.handlers);
-      hooks.onLog?.(session.finished ? `${folder} is whole` : `${channel.peer} left before the end`);
     } finally {
       await session.end();
-      busy = false;
-      if (session.finished) resolveDone();
+      if (writer?.session === session) {
+        writer = undefined;
+        hooks.onLog?.(howItEnded(channel.peer, folder, session));
+        if (session.finished) resolveDone();
+      }
+      end();
     }
   });
   return { ...listener, done };
 }
 
+function howItEnded(peer: string, folder: string, { finished, kept }: OutputSession): string {
+  if (finished) return `${folder} is whole`;
+  return `${peer} left before the end; ${kept ? 'what was finished is kept, and the same conversion goes on from there' : 'nothing is kept'}`;
+}
+
 /** The same from a pipe: what `mobe stream` or a conversion to "-" wrote. Throws a `TruncatedStreamError` where it ends early. */
 export async function receivePipe(folder: string, input: Readable, hooks: ReceiveHooks = {}): Promise<void> {
   const peer = 'standard input';
-  const session = new OutputSession(peer, folder, hooks);
+  const session = new OutputSession(peer, folder, hooks, async () => {});
   try {
     await answerRequests(readByteStream(input, OUTPUT_SERVICE, peer), undefined, session.handlers);
     if (!session.finished) throw new TruncatedStreamError(peer);
@@ -72,64 +114,76 @@ export async function receivePipe(folder: string, input: Readable, hooks: Receiv
 
 /** One conversation about one output. */
 class OutputSession {
-  private output: Output | undefined;
+  private output: OutputFolder | undefined;
   private bytes = 0;
+  /** Finished units of which something is still to be written, or to be put on disk. */
+  private readonly waiting = new Map<Unit, { readonly bytes: number; readonly over: Promise<void> }>();
+  private failure: unknown;
+  /** Whose run it is, where that can be continued. */
+  run: RunIdentity | undefined;
   /** The result is whole. */
   finished = false;
+  /** It is not, and what there is of it was left. */
+  kept = false;
 
+  /** @param admit waits for its turn; throws where another conversation has it */
   constructor(
     private readonly peer: string,
     private readonly folder: string,
     private readonly hooks: ReceiveHooks,
+    private readonly admit: (run: RunIdentity | undefined) => Promise<void>,
   ) {}
 
   readonly handlers: Readonly<Record<string, Handler>> = {
-    create: async (params, { tensors }) => {
-      if (this.output || this.finished) throw new ProtocolError(this.peer, 'it creates an output twice');
+    create: async (params, { uploads, tensors }) => {
+      if (this.output || this.finished || this.kept) throw new ProtocolError(this.peer, 'it creates an output twice');
       const { wanted, neededBytes, force } = checkParams(this.peer, '"create"', createParams, params);
-      const opened = await openFolder(
-        this.folder,
-        { wanted: wanted as WantedOutput, neededBytes, inputs: [] },
-        { force },
-      );
+      const first = await uploads.next();
+      if (!first.done) {
+        const identity = await takeTensor(this.peer, uploads, "the run's identity", MAX_IDENTITY_BYTES, first.value);
+        this.run = readJson(this.peer, "the run's identity", identity, parseIdentity);
+      }
+      await this.admit(this.run);
+      const request = { wanted, neededBytes, inputs: [], ...(this.run && { identity: this.run }) };
+      const opened = await openFolder(this.folder, request, { force, fileSystem: this.hooks.fileSystem });
       if ('output' in opened) {
         this.output = opened.output;
-        return null;
+        return { unfinished: opened.output.unfinished };
       }
       this.finished = true;
       await tensors([jsonPiece(opened.done)]);
+      return { unfinished: false };
+    },
+
+    resume: async (_params, { uploads, tensors, event }) => {
+      const output = this.opened();
+      const json = await takeTensor(this.peer, uploads, 'what is to be resumed', MAX_UNITS_BYTES);
+      const { shards, units } = readJson(this.peer, 'what is to be resumed', json, resumeParams.parse);
+      const layouts: ShardLayout[] = [];
+      for (const { file, bytes } of shards) layouts.push(await this.takeLayout(file, bytes, uploads));
+      const tell = progressTeller(event);
+      await output.resume(layouts, units, tell);
+      await tensors([jsonPiece(output.finishedEntries)]);
       return null;
     },
 
     reserve: async (params, { uploads }) => {
       const { file, bytes } = checkParams(this.peer, '"reserve"', reserveParams, params);
-      const first = await uploads.next();
-      if (first.done) throw new ProtocolError(this.peer, `the header of ${file} did not come`);
-      if (first.value.bytes > Math.min(MAX_HEADER, bytes))
-        throw new ProtocolError(this.peer, `the header of ${file} has ${first.value.bytes} bytes`);
-      const parts = collector(this.peer, new Map([['header', first.value.bytes]]));
-      parts.put(first.value);
-      for await (const piece of uploads) parts.put(piece);
-      const header = parts.finish()('header');
-      const length = parseHeaderLength(header, bytes, file);
-      const { tensors } = parseHeader(header.subarray(LENGTH_BYTES, LENGTH_BYTES + length), bytes, file);
-      await this.opened().reserve({
-        file,
-        header,
-        bytes,
-        tensors: tensors.map(({ name, dtype, shape, start, end }) => ({ name, dtype, shape, bytes: end - start })),
-      });
+      await this.opened().reserve(await this.takeLayout(file, bytes, uploads));
     },
 
     write: async (_params, { uploads }) => {
       const output = this.opened();
-      for await (const { name, offset: within, data } of uploads) {
-        const place = parsePieceName(name);
-        if (!place) throw new ProtocolError(this.peer, `"${name}" is no part of a tensor`);
-        await output.write(place.tensor, place.offset + within, data);
-        this.bytes += data.byteLength;
-        this.hooks.onBytes?.(this.bytes);
+      for await (const piece of uploads) {
+        if (piece.name === DONE) this.finish(output, await this.takeDone(piece, uploads));
+        else await this.writePiece(output, piece);
+        if (this.failure) throw this.failure;
       }
+      for (const unit of this.waiting.keys())
+        if (!output.covers(unit))
+          throw new ProtocolError(this.peer, `not all of "${unit.id}" came, which it calls done`);
+      await Promise.all([...this.waiting.values()].map(({ over }) => over));
+      if (this.failure) throw this.failure;
     },
 
     file: async (params, { uploads }) => {
@@ -153,16 +207,83 @@ class OutputSession {
       this.output = undefined;
       this.finished = true;
     },
+
+    abandon: async (params) => {
+      const { keep } = checkParams(this.peer, '"abandon"', abandonParams, params);
+      await this.end(keep);
+      return { kept: this.kept };
+    },
   };
 
-  private opened(): Output {
+  private opened(): OutputFolder {
     if (!this.output) throw new ProtocolError(this.peer, 'it writes before "create"');
     return this.output;
   }
 
-  /** What is not whole is removed. */
-  async end(): Promise<void> {
-    await this.output?.abandon();
-    this.output = undefined;
+  private async takeLayout(file: string, bytes: number, uploads: AsyncIterator<TensorPiece>): Promise<ShardLayout> {
+    const header = await takeTensor(this.peer, uploads, `the header of ${file}`, Math.min(MAX_HEADER, bytes));
+    const length = parseHeaderLength(header, bytes, file);
+    const { tensors } = parseHeader(header.subarray(LENGTH_BYTES, LENGTH_BYTES + length), bytes, file);
+    return {
+      file,
+      header,
+      bytes,
+      tensors: tensors.map(({ name, dtype, shape, start, end }) => ({ name, dtype, shape, bytes: end - start })),
+    };
   }
+
+  private async writePiece(output: OutputFolder, { name, bytes, offset: within, data }: TensorPiece): Promise<void> {
+    const place = parsePieceName(name);
+    if (!place) throw new ProtocolError(this.peer, `"${name}" is no part of a tensor`);
+    const { tensor, offset, sha256 } = place;
+    // With the last of it all of it is there, and so its hash is right.
+    const isLast = within + data.byteLength === bytes;
+    const hashes = sha256 === undefined ? undefined : isLast ? [{ start: offset, end: offset + bytes, sha256 }] : [];
+    await output.write(tensor, offset + within, data, hashes);
+    this.bytes += data.byteLength;
+    this.hooks.onBytes?.(this.bytes);
+  }
+
+  private async takeDone(
+    first: TensorPiece,
+    uploads: AsyncIterator<TensorPiece>,
+  ): Promise<DoneParams & { bytes: number }> {
+    const json = await takeTensor(this.peer, uploads, 'a finished unit', MAX_WAITING_BYTES, first);
+    return { ...readJson(this.peer, 'a finished unit', json, doneParams.parse), bytes: json.byteLength };
+  }
+
+  /** Some of it may still be on its way; what follows does not wait for that. */
+  private finish(output: OutputFolder, { unit, note, bytes }: DoneParams & { bytes: number }): void {
+    let held = bytes;
+    for (const it of this.waiting.values()) held += it.bytes;
+    if (held > MAX_WAITING_BYTES) throw new ProtocolError(this.peer, 'too much waits to be finished');
+    const over = output.finish(unit, note).then(
+      () => void this.waiting.delete(unit),
+      (error) => {
+        this.failure ??= error;
+      },
+    );
+    this.waiting.set(unit, { bytes, over });
+  }
+
+  /** Leaves what can be continued, unless that is not wanted; removes the rest. */
+  async end(keep = true): Promise<void> {
+    const { output } = this;
+    this.output = undefined;
+    if (output) this.kept = await output.abandon(keep);
+  }
+}
+
+/** Often enough for a progress bar. What cannot be told any more is thrown: nobody waits for the rest. */
+function progressTeller(event: (value: unknown) => Promise<void>): (bytes: number) => void {
+  let last = Number.NEGATIVE_INFINITY;
+  let failure: unknown;
+  return (bytes) => {
+    if (failure) throw failure;
+    if (performance.now() - last < PROGRESS_MS) return;
+    last = performance.now();
+    event({ bytes }).catch((error) => {
+      failure = error;
+    });
+  };
 }

@@ -2,7 +2,7 @@
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import type { RemoteFitters } from '../../src/conversion/memory.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
-import { InterruptedError, RemoteError, UnlikeWorkersError } from '../../src/errors.js';
+import { InterruptedError, UnlikeWorkersError } from '../../src/errors.js';
 import type { Problem } from '../../src/factorization/problem.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
@@ -10,7 +10,7 @@ import { createRequester } from '../../src/transport/requests.js';
 import { wholePiece } from '../../src/transport/tensor-piece.js';
 import type { FitTask, FoldedExpert } from '../compute.js';
 import type { Fitter } from '../fitter.js';
-import { reviveError } from '../revive-error.js';
+import { revived } from '../revive-error.js';
 import { collector } from './collect.js';
 import type { PeerOptions } from './peer-options.js';
 import {
@@ -149,15 +149,4 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
     },
     close: () => channel.close(),
   };
-}
-
-/** What failed there as the class it was there, where it is one of ours: a fit that diverges diverges everywhere. */
-async function revived<T>(answer: Promise<T>): Promise<T> {
-  try {
-    return await answer;
-  } catch (error) {
-    if (!(error instanceof RemoteError)) throw error;
-    const [name, message] = [error.remoteName, `${error.peer}: ${error.remoteMessage}`];
-    throw reviveError({ name, message }) ?? error;
-  }
 }

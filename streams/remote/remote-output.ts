@@ -1,127 +1,223 @@
 /** The sink of a conversion on another machine (receive.ts), over a channel or a pipe. */
 import { once } from 'node:events';
 import { PassThrough } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type PartEntry, partsOf } from '../../src/checkpoint/journal.js';
+import type { ShardLayout } from '../../src/checkpoint/layout.js';
+import type { HashedPart } from '../../src/checkpoint/manifest.js';
 import type { Output } from '../../src/checkpoint/output-folder.js';
+import { type FinishedUnits, finishedUnits, type Unit } from '../../src/checkpoint/unfinished-run.js';
 import { parseReport } from '../../src/conversion/stored-report.js';
 import { InterruptedError } from '../../src/errors.js';
 import { writeByteStream } from '../../src/transport/byte-stream.js';
+import type { Channel } from '../../src/transport/channel.js';
+import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
-import { jsonAnswer } from '../../src/transport/json-answer.js';
+import { jsonAnswer, jsonPiece } from '../../src/transport/json-tensor.js';
 import { createRequester, createTeller, type Requester } from '../../src/transport/requests.js';
 import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import type { OpenedOutput, OutputRequest } from '../open-output.js';
 import type { RunOptions } from '../progress.js';
-import { MAX_RECORD_BYTES, OUTPUT_SERVICE, pieceName } from './output-protocol.js';
+import { revived } from '../revive-error.js';
+import {
+  abandonAnswer,
+  createAnswer,
+  DONE,
+  MAX_RECORD_BYTES,
+  MAX_UNITS_BYTES,
+  OUTPUT_SERVICE,
+  pieceName,
+  resumeAnswer,
+  resumeEvent,
+} from './output-protocol.js';
 
 /** As a location: standard output, or standard input. */
 export const PIPE = '-';
+
+/** How long the machine of an output that is given up is waited for: what has come may still have to be written. */
+const LEAVE_WITHIN_MS = 3_000;
 
 /** Opens an output on the machine at `url`. It checks room and what is there before anything is computed here. */
 export async function remoteOutput(url: string, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
   const channel = await connect(url, { ...run.peers, service: OUTPUT_SERVICE });
   const ask = createRequester(channel);
   try {
-    const { wanted, neededBytes } = request;
-    const answer = jsonAnswer(channel.peer, 'the record of its result', MAX_RECORD_BYTES);
-    const params = { wanted: plainWanted(wanted), neededBytes, force: run.force ?? false };
-    await ask('create', params, answer.exchange);
-    const done = answer.read(parseReport);
-    if (done) {
-      await channel.close();
-      return { done };
-    }
+    const { identity } = request;
+    const record = jsonAnswer(channel.peer, 'the record of its result', MAX_RECORD_BYTES);
+    const answer = await revived(
+      ask('create', createRequest(request, run), {
+        ...record.exchange,
+        ...(identity && { uploads: [jsonPiece(identity.identity)] }),
+      }),
+    );
+    const { unfinished } = checkParams(channel.peer, 'its answer', createAnswer, answer);
+    const done = record.read(parseReport);
+    if (!done) return { output: new RemoteOutput(channel, ask, identity !== undefined, unfinished) };
+    await channel.close();
+    return { done };
   } catch (error) {
     channel.fail(error as Error);
     throw error;
   }
-  return {
-    output: outputOver(
-      ask,
-      () => channel.close(),
-      (reason) => channel.fail(reason),
-    ),
-  };
 }
 
 /** Writes to standard output what `mobe receive <out> -` reads. Nobody answers: room and the like are found out at the other end. */
-export async function pipeOutput({ wanted, neededBytes }: OutputRequest): Promise<Output> {
+export async function pipeOutput(request: OutputRequest): Promise<Output> {
   const sink = writeByteStream(process.stdout, OUTPUT_SERVICE);
   const tell = createTeller(sink);
-  await tell('create', { wanted: plainWanted(wanted), neededBytes, force: false });
-  return outputOver(
-    tell,
-    () => sink.close(),
-    () => process.stdout.destroy(), // the reader takes it for what it is: cut short
-  );
+  await tell('create', createRequest(request, {}));
+  return new PipeOutput(tell, () => sink.close());
 }
 
-const plainWanted = ({ kind, sourceFingerprint, settings }: OutputRequest['wanted']) => ({
-  kind,
-  sourceFingerprint,
-  settings,
-});
+const createRequest = ({ wanted, neededBytes }: OutputRequest, { force = false }: RunOptions) => {
+  const { kind, sourceFingerprint, settings } = wanted;
+  return { wanted: { kind, sourceFingerprint, settings }, neededBytes, force };
+};
 
-function outputOver(ask: Requester, close: () => Promise<void>, fail: (reason: Error) => void): Output {
-  let lost: (error: Error) => void = () => {};
-  let writing: { pieces: PassThrough; answer: Promise<unknown> } | undefined;
+abstract class SentOutput implements Output {
+  readonly retains = true; // pieces are kept until the other side has them
+  protected lost: (error: Error) => void = () => {};
+  private writing: { pieces: PassThrough; answer: Promise<unknown> } | undefined;
+
+  constructor(
+    protected readonly ask: Requester,
+    private readonly close: () => Promise<void>,
+  ) {}
+
+  abstract abandon(keep?: boolean): Promise<boolean>;
+
+  async reserve({ file, bytes, header }: ShardLayout): Promise<void> {
+    await this.request('reserve', { file, bytes }, { uploads: [wholePiece('header', header)] });
+  }
+
+  async write(tensor: string, offset: number, data: Uint8Array, hashes?: readonly HashedPart[]): Promise<void> {
+    if (data.byteLength === 0) return;
+    const whole = { start: offset, end: offset + data.byteLength };
+    for (const { start, end, sha256 } of hashes ?? [{ ...whole, sha256: undefined }])
+      await this.push(wholePiece(pieceName(tensor, start, sha256), data.subarray(start - offset, end - offset)));
+  }
+
+  async writeText(file: string, text: string): Promise<void> {
+    const data = new TextEncoder().encode(text);
+    const uploads = data.byteLength ? [wholePiece(file, data)] : [];
+    await this.request('file', { file, bytes: data.byteLength }, { uploads });
+  }
+
+  async writeFile(file: string, bytes: number, content: AsyncIterable<Uint8Array>): Promise<void> {
+    await this.request('file', { file, bytes }, { uploads: filePieces(file, bytes, content) });
+  }
+
+  async commit(last: readonly string[]): Promise<void> {
+    await this.request('commit', { last: [...last] });
+    await this.close();
+  }
+
+  onLost(listener: (error: Error) => void): void {
+    this.lost = listener;
+  }
+
   /** Parts go out in one long request, as they come. */
-  const startWriting = () => {
+  protected async push(piece: TensorPiece): Promise<void> {
+    this.writing ??= this.startWriting();
+    const { pieces, answer } = this.writing;
+    if (pieces.destroyed) await answer; // throws
+    const roomy = pieces.write(piece);
+    if (!roomy) await Promise.race([once(pieces, 'drain'), answer]);
+  }
+
+  private startWriting() {
     const pieces = new PassThrough({ objectMode: true, highWaterMark: 1 });
     pieces.on('error', () => {}); // whoever writes is told
-    const answer = ask('write', null, { uploads: pieces as AsyncIterable<TensorPiece> });
+    const answer = this.ask('write', null, { uploads: pieces as AsyncIterable<TensorPiece> });
     answer.catch((error) => {
       pieces.destroy(error);
-      lost(error);
+      this.lost(error);
     });
     return { pieces, answer };
-  };
-  const finishWriting = async (): Promise<void> => {
-    if (!writing) return;
-    const { pieces, answer } = writing;
-    writing = undefined;
+  }
+
+  protected async finishWriting(): Promise<void> {
+    if (!this.writing) return;
+    const { pieces, answer } = this.writing;
+    this.writing = undefined;
     pieces.end();
     await answer;
-  };
-  const request = async (...args: Parameters<Requester>): Promise<void> => {
-    await finishWriting();
-    await ask(...args);
-  };
-  const output: Output = {
-    retains: true, // pieces are kept until the peer has them
-    reserve: ({ file, bytes, header }) =>
-      request('reserve', { file, bytes }, { uploads: [wholePiece('header', header)] }),
-    async write(tensor, offset, data) {
-      if (data.byteLength === 0) return;
-      writing ??= startWriting();
-      const { pieces, answer } = writing;
-      if (pieces.destroyed) await answer; // throws
-      const roomy = pieces.write(wholePiece(pieceName(tensor, offset), data));
-      if (!roomy) await Promise.race([once(pieces, 'drain'), answer]);
-    },
-    writeText: (file, text) => {
-      const data = new TextEncoder().encode(text);
-      return request(
-        'file',
-        { file, bytes: data.byteLength },
-        { uploads: data.byteLength ? [wholePiece(file, data)] : [] },
-      );
-    },
-    writeFile: (file, bytes, content) =>
-      request('file', { file, bytes }, { uploads: filePieces(file, bytes, content) }),
-    async commit(last) {
-      await request('commit', { last: [...last] });
-      await close();
-    },
-    onLost(listener) {
-      lost = listener;
-    },
-    async abandon() {
-      writing?.pieces.destroy();
-      fail(new InterruptedError());
-      return false;
-    },
-  };
-  return output;
+  }
+
+  private async request(...args: Parameters<Requester>): Promise<void> {
+    await this.finishWriting();
+    await this.ask(...args);
+  }
+}
+
+/** One way: what is cut short is nothing. */
+class PipeOutput extends SentOutput {
+  async abandon(): Promise<boolean> {
+    process.stdout.destroy(); // the reader takes it for what it is
+    return false;
+  }
+}
+
+class RemoteOutput extends SentOutput {
+  finishedParts: readonly PartEntry[] = [];
+  /** The other side has something of it. */
+  private begun: boolean;
+
+  constructor(
+    private readonly channel: Channel,
+    ask: Requester,
+    private readonly resumable: boolean,
+    private readonly unfinished: boolean,
+  ) {
+    super(ask, () => channel.close());
+    this.begun = unfinished;
+  }
+
+  async resume(
+    layouts: readonly ShardLayout[],
+    units: readonly Unit[],
+    onBytes: (bytes: number) => void,
+  ): Promise<FinishedUnits> {
+    if (!this.unfinished) return new Map();
+    const { peer } = this.channel;
+    const answer = jsonAnswer(peer, 'what it has of this run', MAX_UNITS_BYTES);
+    const shards = layouts.map(({ file, bytes }) => ({ file, bytes }));
+    await this.ask('resume', null, {
+      ...answer.exchange,
+      onEvent: (event) => onBytes(checkParams(peer, 'its progress', resumeEvent, event).bytes),
+      uploads: [jsonPiece({ shards, units }), ...layouts.map(({ file, header }) => wholePiece(file, header))],
+    });
+    const { finished, entries } = finishedUnits(units, answer.read((value) => resumeAnswer.parse(value)) ?? []);
+    this.finishedParts = partsOf(entries);
+    return finished;
+  }
+
+  override async write(...part: Parameters<SentOutput['write']>): Promise<void> {
+    await super.write(...part);
+    this.begun = true;
+  }
+
+  /** The other side waits for what is still on its way; what goes wrong with it is told by what comes next. */
+  async finish(unit: Unit, note: unknown): Promise<void> {
+    await this.push(jsonPiece({ unit, note }, DONE));
+  }
+
+  async abandon(keep = false): Promise<boolean> {
+    const leave = async () => {
+      await this.finishWriting().catch(() => {}); // what it has of it by then
+      return checkParams(this.channel.peer, 'its answer', abandonAnswer, await this.ask('abandon', { keep }));
+    };
+    const patience = new AbortController();
+    const answer = await Promise.race([
+      leave().catch(() => undefined),
+      sleep(LEAVE_WITHIN_MS, undefined, { signal: patience.signal }).catch(() => undefined),
+    ]);
+    patience.abort();
+    if (answer) await this.channel.close();
+    else this.channel.fail(new InterruptedError());
+    // A machine that is gone has what it had.
+    return answer ? answer.kept : keep && this.resumable && this.begun;
+  }
 }
 
 async function* filePieces(
