@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { type ByteRange, type RangeReader, READ_BYTES } from '../src/checkpoint/files.js';
+import { type ByteRange, isRemote, type RangeReader, READ_BYTES } from '../src/checkpoint/files.js';
 import { encodeIndex } from '../src/checkpoint/layout.js';
 import { encodeManifest, MANIFEST_FILE } from '../src/checkpoint/manifest.js';
 import { CONFIG_FILE } from '../src/checkpoint/open-checkpoint.js';
@@ -178,9 +178,10 @@ async function write(
   return groups.sort(compareGroups);
 }
 
-function statesIn({ workspace }: Output, { plan, run }: Conversion, identity: unknown): StatePlace | undefined {
+function statesIn({ workspace }: Output, { plan, out, run }: Conversion, identity: unknown): StatePlace | undefined {
   if (workspace === undefined) return undefined;
-  return { folder: workspace, identity, everyMs: saveInterval(run.saveEvery), reservedBytes: outputBytes(plan) };
+  const reservedBytes = isRemote(out) ? 0 : outputBytes(plan);
+  return { folder: workspace, identity, everyMs: saveInterval(run.saveEvery), reservedBytes };
 }
 
 /** What an interrupted run has finished. */

@@ -3,6 +3,7 @@
  * file at once or not at all, so at most two are there at a time.
  */
 import { createHash } from 'node:crypto';
+import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { type FileSystem, nodeFileSystem, syncFolder, writeSynced } from '../src/checkpoint/file-system.js';
@@ -35,6 +36,28 @@ export interface StatePlace extends Omit<StateFile, 'path' | 'identity'> {
 const DEFAULT_SAVE_SECONDS = 120;
 
 export const saveInterval = (seconds = DEFAULT_SAVE_SECONDS): number => 1000 * seconds;
+
+/** Where the states of a run are whose result is written elsewhere; undefined where this machine's user has no place for them. */
+export async function makeStateFolder(identity: unknown, fs: FileSystem = nodeFileSystem): Promise<string | undefined> {
+  const run = createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 32);
+  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'mobe', run);
+  return fs.mkdir(folder).then(
+    () => folder,
+    () => undefined,
+  );
+}
+
+/** Removes it unless it holds states that are to be kept. @returns whether it does */
+export async function leaveStateFolder(
+  folder: string,
+  keep: boolean,
+  fs: FileSystem = nodeFileSystem,
+): Promise<boolean> {
+  const held = await fs.readdir(folder).catch(() => []);
+  const kept = keep && held.some((name) => name.endsWith(STATE_SUFFIX));
+  if (!kept) await fs.remove(folder).catch(() => {});
+  return kept;
+}
 
 /** The file of each group, in a place. */
 export function stateFiles({ folder, identity, ...rest }: StatePlace): (group: GroupKey) => StateFile {

@@ -28,6 +28,8 @@ export interface FileEntry {
   /** Relative to the folder, with "/" between its parts. */
   readonly path: string;
   readonly bytes: number;
+  /** When it was last written to, in milliseconds since 1970. */
+  readonly modified: number;
 }
 
 export interface Files extends RangeReader {
@@ -96,7 +98,7 @@ export class LocalFiles implements Files {
         // folders are not: nothing makes them, and two of them to "." would make a tree of 2^40 folders.
         const entry = await stat(join(root, path)).catch(() => undefined);
         if (found.isDirectory()) await visit(path);
-        else if (entry?.isFile()) entries.push({ path, bytes: entry.size });
+        else if (entry?.isFile()) entries.push({ path, bytes: entry.size, modified: entry.mtimeMs });
       }
     };
     try {

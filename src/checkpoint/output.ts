@@ -5,7 +5,7 @@ import type { FinishedUnits, Unit } from './unfinished-run.js';
 
 /** Where a conversion's files go: a folder here, or one on another machine. */
 export interface Output {
-  /** A folder for what helps to go on after an interruption; removed with the rest once the result is whole. */
+  /** A folder of this machine for what helps to go on after an interruption; removed once the result is whole. */
   readonly workspace?: string;
   /**
    * What an interrupted run of the same identity has finished; every claim is checked against the bytes there are. To be called

@@ -1,9 +1,8 @@
 /** By which an interrupted run knows its own work again. */
 import { createHash } from 'node:crypto';
-import { stat } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { z } from 'zod';
-import { isRemote } from '../checkpoint/files.js';
+import { fileIn } from '../checkpoint/files.js';
 import type { RunIdentity } from '../checkpoint/unfinished-run.js';
 import { VERSION } from '../version.js';
 import { describeDifference, type WantedOutput, wantedOutput } from './existing-output.js';
@@ -32,9 +31,9 @@ export async function runIdentity(
 ): Promise<RunIdentity> {
   const hash = createHash('sha256');
   for (const { file, header } of layout.shards) hash.update(`${file}\0`).update(header);
-  const modified: Record<string, number> = {};
-  if (!isRemote(source.folder))
-    for (const { path } of source.shards) modified[basename(path)] = (await stat(path)).mtimeMs;
+  const held = await source.files.list(source.folder);
+  const times = new Map(held.map((it) => [fileIn(source.folder, it.path), it.modified]));
+  const modified = Object.fromEntries(source.shards.map(({ path }) => [basename(path), times.get(path)]));
   return parseIdentity(
     JSON.parse(
       JSON.stringify({

@@ -127,6 +127,16 @@ export class PeerTimeoutError extends PeerError {
   }
 }
 
+/** The peer is there and gets nowhere. */
+export class PeerStalledError extends PeerError {
+  constructor(
+    readonly peer: string,
+    readonly seconds: number,
+  ) {
+    super(`${peer} is connected, but its work did not proceed for ${seconds} s. Restart it.`);
+  }
+}
+
 /** The peer was stopped, or answers but no longer knows what was going on: a new conversation may work. */
 export class SessionLostError extends PeerError {
   constructor(readonly peer: string) {

@@ -39,9 +39,9 @@ export async function answerRequests(
     if (header.kind !== 'request') throw new ProtocolError(peer, `a ${header.kind} frame comes as a request`);
     const handler = Object.hasOwn(handlers, header.method) ? handlers[header.method] : undefined;
     if (!handler) throw new ProtocolError(peer, `it asks for "${header.method}", which is unknown here`);
-    const pieces = header.uploads ? receiveTensors(source) : nothing();
+    const uploads = leavable(header.uploads ? receiveTensors(source) : nothing());
     const reply: Reply = {
-      uploads: leavable(pieces),
+      uploads,
       async tensors(pieces) {
         if (sink) await sendTensors(sink, pieces);
       },
@@ -56,9 +56,11 @@ export async function answerRequests(
     } catch (error) {
       failure = error as Error;
     }
-    await passOver(pieces);
     if (failure && !sink) throw failure;
-    await sink?.send(failure ? failureOf(failure) : { kind: 'end', value: value ?? null });
+    // At once: whoever asked may have hours of work before the last that comes along.
+    if (failure) await sink?.send(failureOf(failure));
+    await passOver(uploads);
+    if (!failure) await sink?.send({ kind: 'end', value: value ?? null });
   }
 }
 
@@ -70,10 +72,23 @@ async function* nothing(): AsyncGenerator<TensorPiece, unknown> {
   return undefined;
 }
 
+interface Leavable extends AsyncIterableIterator<TensorPiece> {
+  /** What was asked for last. */
+  readonly asked: Promise<unknown>;
+}
+
 /** A loop over it may be left, by an error for one, without ending what it reads from. */
-function leavable(pieces: AsyncIterator<TensorPiece, unknown>): AsyncIterableIterator<TensorPiece> {
+function leavable(pieces: AsyncIterator<TensorPiece, unknown>): Leavable {
+  let asked: Promise<unknown> = Promise.resolve();
   return {
-    next: () => pieces.next(),
+    get asked() {
+      return asked;
+    },
+    next() {
+      const next = pieces.next();
+      asked = next;
+      return next;
+    },
     [Symbol.asyncIterator]() {
       return this;
     },
@@ -81,8 +96,9 @@ function leavable(pieces: AsyncIterator<TensorPiece, unknown>): AsyncIterableIte
 }
 
 /** Reads on to the end of what came with a request: the next request comes after it. */
-async function passOver(uploads: AsyncIterator<TensorPiece, unknown>): Promise<void> {
+async function passOver(uploads: Leavable): Promise<void> {
   try {
+    await uploads.asked;
     while (!(await uploads.next()).done);
   } catch (error) {
     if (!(error instanceof RemoteError)) throw error; // the side that asked has given up: that ends it too

@@ -12,11 +12,14 @@ import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
 import { createRandom } from '../../src/factorization/random.js';
+import { listen } from '../../src/transport/listen.js';
+import { answerRequests, type Handler } from '../../src/transport/requests.js';
 import { compress } from '../compress.js';
 import { inspect } from '../inspect.js';
 import { plan } from '../plan.js';
 import type { Progress } from '../progress.js';
 import { verify } from '../verify.js';
+import { WORKER_SERVICE } from './worker-protocol.js';
 
 const root = temporaryFolder();
 const at = (...path: string[]) => join(root, ...path);
@@ -120,6 +123,35 @@ describe('a worker that is killed in the middle of a group', () => {
     expectSameFiles(out, at('local'));
   });
 });
+
+test.each([0, 3])(
+  'a worker that hangs after %d steps is given up, and its group is fitted here: the same bytes',
+  async (steps) => {
+    const handlers: Record<string, Handler> = {
+      facts: async () => ({ name: 'onnx-cpu', device: 'a dead end', kind: 'cpu', threads: 1 }),
+      open: async () => null,
+      rate: async () => 1e9,
+      async fit(_params, { event }) {
+        for (let step = 1; step <= steps; step++) await event({ step, steps: 20, loss: 1, rate: 1, secondsLeft: 1 });
+        await new Promise(() => {});
+      },
+    };
+    const worker = await listen({ host: '127.0.0.1', port: 0, service: WORKER_SERVICE }, (channel) =>
+      answerRequests(channel, channel, handlers),
+    );
+    const lost: Error[] = [];
+    const onProgress = (it: Progress): void => {
+      if (it.kind === 'lost') lost.push(it.reason);
+    };
+    const out = at(`hangs-${steps}`);
+    const peers = { stallTimeoutMs: 100 };
+    await compress(TINY_MODEL, out, QUICK, { workers: [worker.url], peers, onProgress });
+    await worker.close();
+    expect(lost).toHaveLength(1);
+    expect(lost[0]).toBeInstanceOf(errors.PeerStalledError);
+    expectSameFiles(out, at('local'));
+  },
+);
 
 describe('stopped half-way, the same command goes on from what the receiver has:', () => {
   const HALF = 4;

@@ -89,5 +89,8 @@ export const DONE = 'done';
 export const doneParams = z.strictObject({ unit, note: z.unknown() });
 export type DoneParams = z.infer<typeof doneParams>;
 
+/** Told as soon as it would survive a crash. */
+export const doneEvent = z.strictObject({ done: z.string() });
+
 /** Of these that wait for bytes still to come. */
 export const MAX_WAITING_BYTES = 64 * 1024 * 1024;

@@ -6,6 +6,8 @@ export interface PeerOptions {
   readonly ca?: string | Buffer | undefined;
   /** How long a connection that broke is tried for again. */
   readonly resumeTimeoutMs?: number;
+  /** How long work elsewhere may stand still, at least, before it is given up; default ten minutes. */
+  readonly stallTimeoutMs?: number;
   /** A connection broke and is being made again. */
   readonly onDetached?: (reason: Error) => void;
 }

@@ -12,7 +12,7 @@ import type { Channel } from '../../src/transport/channel.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { jsonPiece, readJson } from '../../src/transport/json-tensor.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
-import { answerRequests, type Handler } from '../../src/transport/requests.js';
+import { answerRequests, type Handler, type Reply } from '../../src/transport/requests.js';
 import type { TensorPiece } from '../../src/transport/tensor-piece.js';
 import { openFolder } from '../open-output.js';
 import { takeTensor } from './collect.js';
@@ -119,6 +119,7 @@ class OutputSession {
   /** Finished units of which something is still to be written, or to be put on disk. */
   private readonly waiting = new Map<Unit, { readonly bytes: number; readonly over: Promise<void> }>();
   private failure: unknown;
+  private fail: (error: unknown) => void = () => {};
   /** Whose run it is, where that can be continued. */
   run: RunIdentity | undefined;
   /** The result is whole. */
@@ -172,12 +173,13 @@ class OutputSession {
       await this.opened().reserve(await this.takeLayout(file, bytes, uploads));
     },
 
-    write: async (_params, { uploads }) => {
+    write: async (_params, { uploads, event }) => {
       const output = this.opened();
-      for await (const piece of uploads) {
-        if (piece.name === DONE) this.finish(output, await this.takeDone(piece, uploads));
+      for (;;) {
+        const { value: piece, done } = await this.nextPiece(uploads);
+        if (done) break;
+        if (piece.name === DONE) this.finish(output, await this.takeDone(piece, uploads), event);
         else await this.writePiece(output, piece);
-        if (this.failure) throw this.failure;
       }
       for (const unit of this.waiting.keys())
         if (!output.covers(unit))
@@ -252,17 +254,34 @@ class OutputSession {
     return { ...readJson(this.peer, 'a finished unit', json, doneParams.parse), bytes: json.byteLength };
   }
 
+  /** Throws as well what went wrong with a finished unit meanwhile. */
+  private nextPiece(uploads: AsyncIterator<TensorPiece>): Promise<IteratorResult<TensorPiece>> {
+    return new Promise((resolve, reject) => {
+      this.fail = (error) => {
+        this.failure ??= error;
+        reject(error);
+      };
+      if (this.failure) reject(this.failure);
+      else uploads.next().then(resolve, reject);
+    });
+  }
+
   /** Some of it may still be on its way; what follows does not wait for that. */
-  private finish(output: OutputFolder, { unit, note, bytes }: DoneParams & { bytes: number }): void {
+  private finish(
+    output: OutputFolder,
+    { unit, note, bytes }: DoneParams & { bytes: number },
+    event: Reply['event'],
+  ): void {
     let held = bytes;
     for (const it of this.waiting.values()) held += it.bytes;
     if (held > MAX_WAITING_BYTES) throw new ProtocolError(this.peer, 'too much waits to be finished');
-    const over = output.finish(unit, note).then(
-      () => void this.waiting.delete(unit),
-      (error) => {
-        this.failure ??= error;
-      },
-    );
+    const over = output
+      .finish(unit, note)
+      .then(() => {
+        this.waiting.delete(unit);
+        return event({ done: unit.id });
+      })
+      .catch((error) => this.fail(error));
     this.waiting.set(unit, { bytes, over });
   }
 

@@ -45,7 +45,7 @@ export function remoteFiles(url: string, peers: PeerOptions): Files {
       const held = (await (await connected()).list()).filter(({ file }) => !isHidden(file));
       // The names become paths: a peer must not choose where in this machine its files end up.
       for (const { file } of held) if (!isPlainPath(file)) throw new UnsafePathError(url, file);
-      return held.map(({ file, bytes }) => ({ path: file, bytes })).sort((a, b) => (a.path < b.path ? -1 : 1));
+      return held.map(({ file, ...rest }) => ({ path: file, ...rest })).sort((a, b) => (a.path < b.path ? -1 : 1));
     },
     async size(file) {
       if (!isRemote(file)) return local.size(file);

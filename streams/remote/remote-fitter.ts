@@ -13,6 +13,7 @@ import type { Fitter } from '../fitter.js';
 import { revived } from '../revive-error.js';
 import { collector } from './collect.js';
 import type { PeerOptions } from './peer-options.js';
+import { StallWatch } from './stall-watch.js';
 import {
   fitResult,
   foldResult,
@@ -63,8 +64,10 @@ export async function askRate(
   const channel = await connect(urls[0] as string, { ...peers, service: WORKER_SERVICE });
   try {
     const ask = createRequester(channel);
+    const watch = new StallWatch(channel, peers);
     await ask('open', { threads });
-    return checkParams(channel.peer, 'its rate', rateResult, await ask('rate', { rows, cols, rank }));
+    const rate = await watch.over(() => ask('rate', { rows, cols, rank }));
+    return checkParams(channel.peer, 'its rate', rateResult, rate);
   } finally {
     await channel.close();
   }
@@ -111,6 +114,7 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
   signal.addEventListener('abort', () => channel.fail(new InterruptedError()), { once: true });
   const ask = createRequester(channel);
   await ask('open', { threads });
+  const watch = new StallWatch(channel, peers);
   let task: FitTask | undefined;
   return {
     name: url,
@@ -128,12 +132,20 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
           ['coefficients', n * m * size],
         ]),
       );
-      const value = await revived(
-        ask('fit', params, {
-          uploads: experts.map((data, expert) => wholePiece(String(expert), data)),
-          onPiece: factors.put,
-          onEvent: (event) => onStep(checkParams(channel.peer, 'its progress', stepEvent, event)),
-        }),
+      const value = await watch.over((seen) =>
+        revived(
+          ask('fit', params, {
+            uploads: experts.map((data, expert) => wholePiece(String(expert), data)),
+            onPiece(piece) {
+              seen();
+              factors.put(piece);
+            },
+            onEvent(event) {
+              seen();
+              onStep(checkParams(channel.peer, 'its progress', stepEvent, event));
+            },
+          }),
+        ),
       );
       const { steps, losses, seconds } = checkParams(channel.peer, 'its fit', fitResult, value);
       const get = factors.finish();
@@ -144,7 +156,7 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
       const { rows: p, cols: d, rank: r } = problem;
       const bytes = p * (written === 'factors' ? r : d) * floatBytes(dtype);
       const parts = collector(channel.peer, new Map([['data', bytes]]));
-      const value = await revived(ask('fold', { expert, written }, { onPiece: parts.put }));
+      const value = await watch.over(() => revived(ask('fold', { expert, written }, { onPiece: parts.put })));
       return { data: parts.finish()('data'), ...checkParams(channel.peer, 'its expert', foldResult, value) };
     },
     close: () => channel.close(),

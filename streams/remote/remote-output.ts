@@ -2,6 +2,7 @@
 import { once } from 'node:events';
 import { PassThrough } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { FileSystem } from '../../src/checkpoint/file-system.js';
 import { type PartEntry, partsOf } from '../../src/checkpoint/journal.js';
 import type { ShardLayout } from '../../src/checkpoint/layout.js';
 import type { HashedPart } from '../../src/checkpoint/manifest.js';
@@ -19,10 +20,12 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import type { OpenedOutput, OutputRequest } from '../open-output.js';
 import type { RunOptions } from '../progress.js';
 import { revived } from '../revive-error.js';
+import { leaveStateFolder, makeStateFolder } from '../state-file.js';
 import {
   abandonAnswer,
   createAnswer,
   DONE,
+  doneEvent,
   MAX_RECORD_BYTES,
   MAX_UNITS_BYTES,
   OUTPUT_SERVICE,
@@ -52,9 +55,12 @@ export async function remoteOutput(url: string, request: OutputRequest, run: Run
     );
     const { unfinished } = checkParams(channel.peer, 'its answer', createAnswer, answer);
     const done = record.read(parseReport);
-    if (!done) return { output: new RemoteOutput(channel, ask, identity !== undefined, unfinished) };
-    await channel.close();
-    return { done };
+    if (done) {
+      await channel.close();
+      return { done };
+    }
+    const workspace = identity && (await makeStateFolder(identity.identity, run.fileSystem));
+    return { output: new RemoteOutput(channel, ask, identity !== undefined, unfinished, workspace, run.fileSystem) };
   } catch (error) {
     channel.fail(error as Error);
     throw error;
@@ -76,7 +82,7 @@ const createRequest = ({ wanted, neededBytes }: OutputRequest, { force = false }
 
 abstract class SentOutput implements Output {
   readonly retains = true; // pieces are kept until the other side has them
-  protected lost: (error: Error) => void = () => {};
+  private lost: (error: Error) => void = () => {};
   private writing: { pieces: PassThrough; answer: Promise<unknown> } | undefined;
 
   constructor(
@@ -116,6 +122,14 @@ abstract class SentOutput implements Output {
     this.lost = listener;
   }
 
+  /** By the other side, while it writes. */
+  protected told(_event: unknown): void {}
+
+  /** The other side cannot write any more. */
+  protected broken(error: Error): void {
+    this.lost(error);
+  }
+
   /** Parts go out in one long request, as they come. */
   protected async push(piece: TensorPiece): Promise<void> {
     this.writing ??= this.startWriting();
@@ -128,10 +142,11 @@ abstract class SentOutput implements Output {
   private startWriting() {
     const pieces = new PassThrough({ objectMode: true, highWaterMark: 1 });
     pieces.on('error', () => {}); // whoever writes is told
-    const answer = this.ask('write', null, { uploads: pieces as AsyncIterable<TensorPiece> });
+    const onEvent = (event: unknown): void => this.told(event);
+    const answer = this.ask('write', null, { uploads: pieces as AsyncIterable<TensorPiece>, onEvent });
     answer.catch((error) => {
       pieces.destroy(error);
-      this.lost(error);
+      this.broken(error);
     });
     return { pieces, answer };
   }
@@ -160,17 +175,26 @@ class PipeOutput extends SentOutput {
 
 class RemoteOutput extends SentOutput {
   finishedParts: readonly PartEntry[] = [];
+  declare readonly workspace?: string;
+  private readonly finishing = new Map<string, { resolve(): void; reject(error: Error): void }>();
   /** The other side has something of it. */
   private begun: boolean;
 
+  /**
+   * @param unfinished an interrupted run of the same identity is there
+   * @param workspace for the states of fits, where the run can be continued
+   */
   constructor(
     private readonly channel: Channel,
     ask: Requester,
     private readonly resumable: boolean,
     private readonly unfinished: boolean,
+    workspace: string | undefined,
+    private readonly fs: FileSystem | undefined,
   ) {
     super(ask, () => channel.close());
     this.begun = unfinished;
+    if (workspace !== undefined) this.workspace = workspace;
   }
 
   async resume(
@@ -197,9 +221,32 @@ class RemoteOutput extends SentOutput {
     this.begun = true;
   }
 
-  /** The other side waits for what is still on its way; what goes wrong with it is told by what comes next. */
+  /** The other side waits for what is still on its way. */
   async finish(unit: Unit, note: unknown): Promise<void> {
+    const noted = new Promise<void>((resolve, reject) => this.finishing.set(unit.id, { resolve, reject }));
+    noted.catch(() => {}); // told by `push` as well
     await this.push(jsonPiece({ unit, note }, DONE));
+    await noted;
+  }
+
+  protected override told(event: unknown): void {
+    const { done } = checkParams(this.channel.peer, 'what it has done', doneEvent, event);
+    this.finishing.get(done)?.resolve();
+    this.finishing.delete(done);
+  }
+
+  protected override broken(error: Error): void {
+    for (const { reject } of this.finishing.values()) reject(error);
+    super.broken(error);
+  }
+
+  override async commit(last: readonly string[]): Promise<void> {
+    await super.commit(last);
+    await this.leaveStates(false);
+  }
+
+  private async leaveStates(keep: boolean): Promise<boolean> {
+    return this.workspace !== undefined && (await leaveStateFolder(this.workspace, keep, this.fs));
   }
 
   async abandon(keep = false): Promise<boolean> {
@@ -215,8 +262,9 @@ class RemoteOutput extends SentOutput {
     patience.abort();
     if (answer) await this.channel.close();
     else this.channel.fail(new InterruptedError());
+    const statesKept = await this.leaveStates(keep);
     // A machine that is gone has what it had.
-    return answer ? answer.kept : keep && this.resumable && this.begun;
+    return statesKept || (answer ? answer.kept : keep && this.resumable && this.begun);
   }
 }
 

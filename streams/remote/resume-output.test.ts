@@ -26,7 +26,6 @@ const root = temporaryFolder();
 const at = (...path: string[]) => join(root, ...path);
 const OPTIONS: CompressOptions = { bases: 2, steps: 100, shardSize: 6000, threads: 1 };
 const HERE = { host: '127.0.0.1', port: 0 } as const;
-const QUICK_PEERS = { peers: { resumeTimeoutMs: 200 } } as const;
 
 const cleanups: Array<() => Promise<unknown>> = [];
 afterEach(async () => {
@@ -154,15 +153,46 @@ test.each(['write', 'truncate', 'sync', 'rename'] as const)(
     });
     const out = at(`full-${operation}`);
     const receiver = await startReceiver(out, { fileSystem });
-    const run = compress(at('model'), receiver.url, OPTIONS, QUICK_PEERS);
+    let groups = 0;
+    const onProgress = ({ kind }: Progress): void => {
+      if (kind === 'group') groups++;
+    };
+    const run = compress(at('model'), receiver.url, OPTIONS, { onProgress });
     await expect(run).rejects.toThrow(errors.RemoteError);
     await expect(run).rejects.toThrow('Free some space');
+    expect(groups).toBeLessThan(operation === 'rename' ? 7 : 6); // at once, not when all else is done
     expect(existsSync(join(out, 'config.json'))).toBe(false);
     broken = false;
     await finish(receiver.url);
     expectSame(out);
   },
 );
+
+test('a fit goes on inside its group, from a state that is kept where it runs', async () => {
+  const receiver = await startReceiver(at('inside'));
+  const options: CompressOptions = { ...OPTIONS, layers: [1], projections: ['up_proj'], steps: 2000 };
+  await compress(at('model'), at('inside-whole'), options);
+  const controller = new AbortController();
+  const onStep = (it: Progress): void => {
+    if (it.kind === 'step' && it.step > 150) controller.abort();
+  };
+  const run = { onProgress: onStep, signal: controller.signal, saveEvery: 0.001 };
+  const stopped = compress(at('model'), receiver.url, options, run);
+  await expect(stopped).rejects.toThrow(errors.InterruptedError);
+  await expect(stopped).rejects.toMatchObject({ kept: receiver.url });
+  const states = () => readdirSync(at('.cache', 'mobe'), { recursive: true }).map(String);
+  expect(states().filter((it) => it.endsWith('.state'))).toHaveLength(1);
+  const steps: number[] = [];
+  const onProgress = (it: Progress): void => {
+    if (it.kind === 'step') steps.push(it.step);
+  };
+  await compress(at('model'), receiver.url, options, { onProgress });
+  expect(steps[0]).toBeGreaterThan(100);
+  for (const file of readdirSync(at('inside-whole')))
+    if (file !== 'mobe.json')
+      expect(readFileSync(at('inside', file)).equals(readFileSync(at('inside-whole', file))), file).toBe(true);
+  expect(states()).toEqual([]);
+});
 
 describe('started again while its first connection is not given up yet:', () => {
   /** A conversion that is cut off from its receiver in the middle, and does not know. */

@@ -1,4 +1,3 @@
-import { stat } from 'node:fs/promises';
 import { fileIn, LocalFiles } from '../../src/checkpoint/files.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { FILE_SERVICE, type FileInfo, offerFiles } from '../../src/transport/files.js';
@@ -14,13 +13,7 @@ export async function serve(folder: string, at: ListenAt, hooks: ServiceHooks = 
   return listen({ ...at, service: FILE_SERVICE, ...hooks }, async (channel) => {
     hooks.onLog?.(`${channel.peer} reads ${root}`);
     const files = new LocalFiles();
-    const held = await files.list(root);
-    const list = await Promise.all(
-      held.map(async ({ path, bytes }): Promise<FileInfo> => {
-        const { mtimeMs } = await stat(fileIn(root, path));
-        return { file: path, bytes, modified: mtimeMs };
-      }),
-    );
+    const list = (await files.list(root)).map(({ path, ...rest }): FileInfo => ({ file: path, ...rest }));
     try {
       await offerFiles(channel, {
         list: () => Promise.resolve(list),
