@@ -20,7 +20,9 @@ export function receiveCommand(): Command {
       `
 Examples
   mobe receive out --listen 0.0.0.0:7002 --token-file token         then, elsewhere: mobe compress model ws://here:7002/
-  ssh there mobe stream model | mobe receive copy -`,
+  ssh there mobe stream model | mobe receive copy -
+
+When either side ends early, start it again: the same conversion goes on from what <out> has. Through a pipe it begins anew.`,
     )
     .action(async (out: string, pipe: string | undefined, flags) => {
       const hooks: ReceiveHooks = { ...logHooks, onBytes: bytesLogger() };

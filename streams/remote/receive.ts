@@ -87,7 +87,10 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
       if (writer?.session === session) {
         writer = undefined;
         hooks.onLog?.(howItEnded(channel.peer, folder, session));
-        if (session.finished) resolveDone();
+        if (session.finished) {
+          await channel.close(); // so that whoever waits for the result may end this process
+          resolveDone();
+        }
       }
       end();
     }
