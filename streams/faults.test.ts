@@ -15,6 +15,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../fixtures/generate.js';
 import { type Call, interceptedFileSystem, systemError } from '../fixtures/intercepted-file-system.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
+import { JOURNAL_FILE } from '../src/checkpoint/journal.js';
 import { PARTIAL_FOLDER } from '../src/checkpoint/output-folder.js';
 import type { CompressOptions } from '../src/conversion/settings.js';
 import * as errors from '../src/errors.js';
@@ -74,7 +75,7 @@ describe('the message names the file and what to do; nothing looks whole; the sa
     ['no space to reserve', (it) => it.operation === 'truncate', 'ENOSPC', 2, errors.WriteError, /Free some space/],
     [
       'no space for the journal',
-      (it) => it.operation === 'write' && it.path.endsWith('journal'),
+      (it) => it.operation === 'write' && it.path.endsWith(JOURNAL_FILE),
       'ENOSPC',
       2,
       errors.WriteError,

@@ -14,6 +14,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../fixtures/generate.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
 import { LENGTH_BYTES } from '../src/checkpoint/header.js';
+import { JOURNAL_FILE } from '../src/checkpoint/journal.js';
 import { PARTIAL_FOLDER } from '../src/checkpoint/output-folder.js';
 import type { CompressOptions } from '../src/conversion/settings.js';
 import * as errors from '../src/errors.js';
@@ -73,7 +74,7 @@ function expectSame(out: string, whole = at('whole')): void {
   }
 }
 
-const journal = (out: string): string => join(out, PARTIAL_FOLDER, 'journal');
+const journal = (out: string): string => join(out, PARTIAL_FOLDER, JOURNAL_FILE);
 
 test('what is finished is not done again: groups are not fitted, copies not written', async () => {
   const out = copyOf('goes-on');

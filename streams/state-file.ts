@@ -37,10 +37,13 @@ const DEFAULT_SAVE_SECONDS = 120;
 
 export const saveInterval = (seconds = DEFAULT_SAVE_SECONDS): number => 1000 * seconds;
 
-/** Where the states of a run are whose result is written elsewhere; undefined where this machine's user has no place for them. */
-export async function makeStateFolder(identity: unknown, fs: FileSystem = nodeFileSystem): Promise<string | undefined> {
-  const run = createHash('sha256').update(JSON.stringify(identity)).digest('hex').slice(0, 32);
-  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'mobe', run);
+/**
+ * Where the states of a run are whose result is written at `url`: one folder an address, so that what a run has left there is
+ * replaced by the next. Undefined where this machine's user has no place for it.
+ */
+export async function makeStateFolder(url: string, fs: FileSystem = nodeFileSystem): Promise<string | undefined> {
+  const name = createHash('sha256').update(url).digest('hex').slice(0, 32);
+  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'mobe', name);
   return fs.mkdir(folder).then(
     () => folder,
     () => undefined,
@@ -82,7 +85,8 @@ const SAVING_SHARE = 0.05;
 /** A fit that is asked to stop saves its state first where that takes a moment only. */
 const STOP_BYTES = 128 * 2 ** 20;
 
-export const stateFileName = (group: GroupKey): string => factorFileName(group).replace(/\.safetensors$/, STATE_SUFFIX);
+export const stateFileName = (group: GroupKey): string =>
+  `.${factorFileName(group).replace(/\.safetensors$/, STATE_SUFFIX)}`;
 
 /** @param stopping the fit is asked to stop */
 export function stateStore(

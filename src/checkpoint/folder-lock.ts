@@ -9,7 +9,7 @@ import { FolderLockedError } from '../errors.js';
 import { type FileSystem, readWhole, writeAll } from './file-system.js';
 import { removeLink } from './folder-checks.js';
 
-export const LOCK_FILE = 'lock';
+export const LOCK_FILE = '.lock';
 
 interface Holder {
   readonly pid: number;

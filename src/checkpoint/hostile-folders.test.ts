@@ -1,6 +1,7 @@
 /** Folders of strangers: nothing in them leads out of them, or takes more than they are. */
-import { existsSync, mkdirSync, readFileSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { crc32 } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { shardOf } from '../../fixtures/fuzz/checkpoint-target.js';
 import { memoryFiles } from '../../fixtures/fuzz/memory-files.js';
@@ -21,6 +22,7 @@ import { detectModel } from '../models/detect.js';
 import { editConfig } from '../models/native.js';
 import { byteLength } from './dtype.js';
 import { LocalFiles } from './files.js';
+import { JOURNAL_FILE, PARTIAL_FOLDER } from './journal.js';
 import { openCheckpoint } from './open-checkpoint.js';
 import { OutputFolder } from './output-folder.js';
 import { isPlainPath } from './plain-path.js';
@@ -69,6 +71,44 @@ describe('paths', () => {
     async (path) => {
       const files = memoryFiles(new Map([[path, new Uint8Array(1)]]));
       await expect(listSideFiles({ folder: '/memory', files })).rejects.toThrow(UnsafePathError);
+    },
+  );
+
+  test.each(['.journal', '.lock', 'a/.b'])('the output folder refuses %j, which is hidden', async (file) => {
+    const output = await OutputFolder.create(at('hidden'), { neededBytes: 1 });
+    await expect(output.writeText(file, 'x')).rejects.toThrow(UnsafePathError);
+    await output.abandon();
+  });
+
+  test('side files called like what a run keeps for itself arrive as they are', async () => {
+    await generateFamily(at('namesakes', 'in'), 'qwen3_moe');
+    const names = ['journal', 'journal.new', 'lock', 'model.state'];
+    for (const name of names) put(at('namesakes', 'in', name), `the ${name}`);
+    await compress(at('namesakes', 'in'), at('namesakes', 'out'), { bases: 1, steps: 1 });
+    for (const name of names) expect(readFileSync(at('namesakes', 'out', name), 'utf8')).toBe(`the ${name}`);
+  });
+
+  test.each([false, true])(
+    'a journal with renames of elsewhere moves and removes nothing (force: %s)',
+    async (force) => {
+      for (const commit of [
+        { files: [], last: [], replaces: ['../victim'] },
+        { files: [], last: [], replaces: ['..'] },
+        { files: ['../victim'], last: [], replaces: [] },
+        { files: [3], last: [], replaces: [] },
+      ]) {
+        const folder = at('renames', 'in');
+        put(at('renames', 'victim'), 'precious');
+        const lines = [null, { commit }].map((it) => JSON.stringify(it));
+        const sealed = lines.map((json) => `${crc32(json).toString(16).padStart(8, '0')} ${json}\n`).join('');
+        put(join(folder, PARTIAL_FOLDER, JOURNAL_FILE), sealed);
+        expect(await OutputFolder.finishCommit(folder, { force })).toEqual([]);
+        const output = await OutputFolder.create(folder, { neededBytes: 1, force });
+        await output.writeText('config.json', '{}');
+        await output.commit([]);
+        expect(readFileSync(at('renames', 'victim'), 'utf8')).toBe('precious');
+        rmSync(folder, { recursive: true });
+      }
     },
   );
 

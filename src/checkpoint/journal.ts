@@ -5,30 +5,34 @@
  * so the order in which data and journal reach the disk does not matter.
  */
 import { crc32 } from 'node:zlib';
+import { z } from 'zod';
 import { type FileSystem, type OpenFile, readWhole, syncFolder, writeAll, writeSynced } from './file-system.js';
-import type { HashedPart } from './manifest.js';
+import { hashedPart } from './manifest.js';
+import { isPlainPath } from './plain-path.js';
 
 /** In the output folder: all that is not whole yet. */
 export const PARTIAL_FOLDER = '.mobe-partial';
-export const JOURNAL_FILE = 'journal';
+/** Hidden, as all is that a run keeps for itself there: no file of a result is. */
+export const JOURNAL_FILE = '.journal';
 
 /** Bytes of a tensor that were written: offsets within it, and their hash. */
-export interface PartEntry extends HashedPart {
-  readonly tensor: string;
-}
+export const partEntry = hashedPart.extend({ tensor: z.string() });
+export type PartEntry = Readonly<z.infer<typeof partEntry>>;
+
+/** A folder may be a stranger's, and what is named here is moved and removed. */
+const paths = z.array(z.string().refine(isPlainPath)).readonly();
 
 /** The renames that end a run, written down before the first of them. */
-export interface CommitEntry {
-  readonly files: readonly string[];
-  readonly last: readonly string[];
-  readonly replaces: readonly string[];
-}
+const commit = z.strictObject({ files: paths, last: paths, replaces: paths });
+export type CommitEntry = Readonly<z.infer<typeof commit>>;
 
-export type JournalEntry =
-  | { readonly part: PartEntry }
+const journalEntry = z.union([
+  z.strictObject({ part: partEntry }),
   /** A unit of work is finished, and what is to be remembered of it. */
-  | { readonly done: string; readonly note: unknown }
-  | { readonly commit: CommitEntry };
+  z.strictObject({ done: z.string(), note: z.unknown() }),
+  z.strictObject({ commit }),
+]);
+export type JournalEntry = Readonly<z.infer<typeof journalEntry>>;
 
 export const partsOf = (entries: readonly JournalEntry[]): PartEntry[] =>
   entries.flatMap((entry) => ('part' in entry ? [entry.part] : []));
@@ -57,14 +61,16 @@ export async function readJournal(path: string, fs: FileSystem): Promise<Journal
   if (!bytes) return undefined;
   const lines = new TextDecoder().decode(bytes).split('\n');
   lines.pop(); // after the last newline: nothing, or a line that is torn
-  const values: unknown[] = [];
-  for (const line of lines) {
-    const value = decodeLine(line);
-    if (value === undefined) break;
-    values.push(value);
+  const [first, ...rest] = lines;
+  const identity = first === undefined ? undefined : decodeLine(first);
+  if (identity === undefined) return undefined;
+  const entries: JournalEntry[] = [];
+  for (const line of rest) {
+    const { success, data } = journalEntry.safeParse(decodeLine(line));
+    if (!success) break;
+    entries.push(data);
   }
-  const [identity, ...entries] = values;
-  return identity === undefined ? undefined : { identity, entries: entries as JournalEntry[] };
+  return { identity, entries };
 }
 
 /** Of lines that wait for those before them. */

@@ -17,7 +17,7 @@ import {
 import type { ShardLayout } from './layout.js';
 import { type HashedPart, hashParts } from './manifest.js';
 import type { Output } from './output.js';
-import { isPlainPath } from './plain-path.js';
+import { isHidden, isPlainPath } from './plain-path.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
 import {
   checkSameRun,
@@ -319,7 +319,7 @@ export class OutputFolder implements Output {
 const partBytes = (journal: JournalContent | undefined): number =>
   partsOf(journal?.entries ?? []).reduce((sum, { start, end }) => sum + end - start, 0);
 
-/** Names may come from another machine or a stranger's folder; none leads out of the output folder. */
+/** Names may come from another machine or a stranger's folder; none leads out of the output folder, or to what a run keeps for itself. */
 function checkPlain(folder: string, file: string): void {
-  if (!isPlainPath(file)) throw new UnsafePathError(folder, file);
+  if (!isPlainPath(file) || isHidden(file)) throw new UnsafePathError(folder, file);
 }

@@ -4,3 +4,6 @@
  */
 export const isPlainPath = (path: string): boolean =>
   path !== '' && !path.startsWith('/') && !/(^|\/)\.{0,2}(\/|$)|\\|\0|^[a-zA-Z]:/.test(path);
+
+/** Leads to a hidden file, or through a hidden folder: what no checkpoint is made of. */
+export const isHidden = (path: string): boolean => /(^|\/)\.[^./]/.test(path);

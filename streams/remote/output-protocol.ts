@@ -1,8 +1,8 @@
 /** What a conversion and the machine that keeps its result say to each other: docs/wire.md, "Output". Checked on arrival. */
 import { z } from 'zod';
 import { MAX_HEADER_BYTES } from '../../src/checkpoint/header.js';
-import { hashedPart } from '../../src/checkpoint/manifest.js';
-import { isPlainPath } from '../../src/checkpoint/plain-path.js';
+import { partEntry } from '../../src/checkpoint/journal.js';
+import { isHidden, isPlainPath } from '../../src/checkpoint/plain-path.js';
 import { wantedOutput } from '../../src/conversion/existing-output.js';
 import { groupLabel } from '../../src/conversion/groups.js';
 import { groupReport } from '../../src/conversion/stored-report.js';
@@ -10,7 +10,11 @@ import { groupReport } from '../../src/conversion/stored-report.js';
 export const OUTPUT_SERVICE = 'output';
 
 /** Paths below the output folder: of side files too, whose folders come along. */
-const path = z.string().min(1).max(1024).refine(isPlainPath, 'not a plain path');
+const path = z
+  .string()
+  .min(1)
+  .max(1024)
+  .refine((it) => isPlainPath(it) && !isHidden(it), 'not a plain path');
 
 /** Of the record that answers `create`: room for ten thousand groups with their losses. */
 export const MAX_RECORD_BYTES = 16 * 1024 * 1024;
@@ -50,7 +54,7 @@ export const resumeEvent = z.strictObject({ bytes: z.int().nonnegative() });
 /** What answers it, as JSON: of finished units the parts, as the journal has them, and the notes. */
 export const resumeAnswer = z.array(
   z.union([
-    z.strictObject({ part: z.strictObject({ tensor, ...hashedPart.shape }) }),
+    z.strictObject({ part: partEntry }),
     z
       .strictObject({ done: z.string(), note: groupReport })
       .refine(({ done, note }) => groupLabel(note) === done, 'the report of another group'),

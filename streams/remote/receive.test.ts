@@ -81,6 +81,8 @@ describe('refused:', () => {
     'a\\..\\escape',
     './escape',
     'nul\0',
+    '.journal',
+    'a/.b',
     '',
   ])('the path %j', async (file) => {
     const ask = await peer();
@@ -162,6 +164,15 @@ describe('refused:', () => {
       (ask) =>
         createRun(ask).then(() => ask('resume', null, { uploads: [jsonPiece({ shards: [], units: [{ id: 3 }] })] })),
       'what is to be resumed is not one',
+    ],
+    [
+      'a resumption of what was begun',
+      async (ask) => {
+        await createRun(ask);
+        await reserve(ask);
+        await ask('resume', null, { uploads: [jsonPiece({ shards: [], units: [] })] });
+      },
+      'it resumes what it has begun',
     ],
     [
       'a resumption without its headers',

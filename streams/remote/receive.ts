@@ -95,7 +95,14 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
       end();
     }
   });
-  return { ...listener, done };
+  return {
+    ...listener,
+    done,
+    async close() {
+      await listener.close();
+      await writer?.over; // the folder is another's to write from then on
+    },
+  };
 }
 
 function howItEnded(peer: string, folder: string, { finished, kept }: OutputSession): string {
@@ -119,6 +126,8 @@ export async function receivePipe(folder: string, input: Readable, hooks: Receiv
 class OutputSession {
   private output: OutputFolder | undefined;
   private bytes = 0;
+  /** Something of it has come: it is too late to resume. */
+  private begun = false;
   /** Finished units of which something is still to be written, or to be put on disk. */
   private readonly waiting = new Map<Unit, { readonly bytes: number; readonly over: Promise<void> }>();
   private failure: unknown;
@@ -161,6 +170,8 @@ class OutputSession {
 
     resume: async (_params, { uploads, tensors, event }) => {
       const output = this.opened();
+      if (this.begun) throw new ProtocolError(this.peer, 'it resumes what it has begun');
+      this.begun = true;
       const json = await takeTensor(this.peer, uploads, 'what is to be resumed', MAX_UNITS_BYTES);
       const { shards, units } = readJson(this.peer, 'what is to be resumed', json, resumeParams.parse);
       const layouts: ShardLayout[] = [];
@@ -173,6 +184,7 @@ class OutputSession {
 
     reserve: async (params, { uploads }) => {
       const { file, bytes } = checkParams(this.peer, '"reserve"', reserveParams, params);
+      this.begun = true;
       await this.opened().reserve(await this.takeLayout(file, bytes, uploads));
     },
 

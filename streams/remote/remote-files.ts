@@ -3,7 +3,7 @@
 import type { FileSystem } from '../../src/checkpoint/file-system.js';
 import { type ByteRange, type FileEntry, type Files, isRemote, LocalFiles } from '../../src/checkpoint/files.js';
 import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
-import { isPlainPath } from '../../src/checkpoint/plain-path.js';
+import { isHidden, isPlainPath } from '../../src/checkpoint/plain-path.js';
 import { ReadError, RemoteChangedError, UnsafePathError } from '../../src/errors.js';
 import { connectFiles, type FileInfo, type RemoteFiles } from '../../src/transport/files.js';
 import type { PeerOptions } from './peer-options.js';
@@ -15,9 +15,6 @@ export const openSource = (location: string, peers: PeerOptions = {}, fs?: FileS
 /** What reads the files of a folder, here or served. */
 export const openFiles = (location: string, peers: PeerOptions = {}, fs?: FileSystem): Files =>
   isRemote(location) ? remoteFiles(location, peers) : new LocalFiles(fs);
-
-/** As in a folder here, where hidden files are not listed. */
-const isHidden = (file: string): boolean => /(^|\/)\.[^./]/.test(file);
 
 /**
  * Connects at the first use, and again after `close`. Files elsewhere than at `url` are read here, so that one reader serves a run
@@ -42,6 +39,7 @@ export function remoteFiles(url: string, peers: PeerOptions): Files {
   const files: Files = {
     async list(folder): Promise<FileEntry[]> {
       if (!isRemote(folder)) return local.list(folder);
+      // As in a folder here, where hidden files are not listed.
       const held = (await (await connected()).list()).filter(({ file }) => !isHidden(file));
       // The names become paths: a peer must not choose where in this machine its files end up.
       for (const { file } of held) if (!isPlainPath(file)) throw new UnsafePathError(url, file);

@@ -59,7 +59,7 @@ export async function remoteOutput(url: string, request: OutputRequest, run: Run
       await channel.close();
       return { done };
     }
-    const workspace = identity && (await makeStateFolder(identity.identity, run.fileSystem));
+    const workspace = identity && (await makeStateFolder(channel.peer, run.fileSystem));
     return { output: new RemoteOutput(channel, ask, identity !== undefined, unfinished, workspace, run.fileSystem) };
   } catch (error) {
     channel.fail(error as Error);
