@@ -89,8 +89,12 @@ export async function writeSynced(
   }
 }
 
-/** A whole file, or undefined where there is none. */
-export async function readWhole(fs: FileSystem, path: string): Promise<Uint8Array<ArrayBuffer> | undefined> {
+/** A whole file; undefined where there is none, or none of at most so many bytes. */
+export async function readWhole(
+  fs: FileSystem,
+  path: string,
+  most: number,
+): Promise<Uint8Array<ArrayBuffer> | undefined> {
   let file: OpenFile;
   try {
     file = await fs.open(path, 'r');
@@ -99,7 +103,9 @@ export async function readWhole(fs: FileSystem, path: string): Promise<Uint8Arra
     throw error;
   }
   try {
-    const bytes = new Uint8Array((await file.stat()).size);
+    const { size } = await file.stat();
+    if (size > most) return undefined;
+    const bytes = new Uint8Array(size);
     return (await readAll(file, bytes, 0)) ? bytes : undefined;
   } finally {
     await file.close();

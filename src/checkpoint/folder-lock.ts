@@ -24,6 +24,9 @@ export interface FolderLock {
   release(): Promise<void>;
 }
 
+/** What says who holds it has a hundred. */
+const MAX_LOCK_BYTES = 64 * 1024;
+
 /** How often another may be found to have taken it in between. */
 const MOST_TRIES = 5;
 
@@ -43,7 +46,7 @@ export async function lockFolder(folder: string, force: boolean, fs: FileSystem)
   for (let attempt = 0; attempt < MOST_TRIES; attempt++) {
     await fs.mkdir(folder);
     if (await createLock(path, self, fs)) return { release: () => fs.remove(path) };
-    const found = await readWhole(fs, path);
+    const found = await readWhole(fs, path, MAX_LOCK_BYTES);
     if (!found) continue; // released meanwhile
     const holder = parseHolder(found);
     if (holder) await checkVoid(folder, holder, self, force);
@@ -69,7 +72,7 @@ async function createLock(path: string, self: Holder, fs: FileSystem): Promise<b
     throw error;
   }
   // Who read it while it was empty took it for torn.
-  const held = await readWhole(fs, path);
+  const held = await readWhole(fs, path, MAX_LOCK_BYTES);
   return held !== undefined && parseHolder(held)?.since === self.since && parseHolder(held)?.pid === self.pid;
 }
 
@@ -82,7 +85,7 @@ async function takeAway(path: string, read: Uint8Array, fs: FileSystem): Promise
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return;
     throw error;
   }
-  const taken = await readWhole(fs, aside);
+  const taken = await readWhole(fs, aside, MAX_LOCK_BYTES);
   if (taken && Buffer.compare(taken, read) !== 0) await fs.rename(aside, path);
   else await fs.remove(aside);
 }

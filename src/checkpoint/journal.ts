@@ -52,12 +52,19 @@ function encodeLine(value: unknown): Uint8Array {
 function decodeLine(line: string): unknown {
   const json = line.slice(9);
   if (!/^[0-9a-f]{8} /.test(line) || Number.parseInt(line.slice(0, 8), 16) !== crc32(json)) return undefined;
-  return JSON.parse(json);
+  try {
+    return JSON.parse(json);
+  } catch {
+    return undefined;
+  }
 }
+
+/** A line has some 170 bytes: room for one and a half million. */
+const MAX_JOURNAL_BYTES = 256 * 2 ** 20;
 
 /** The journal in a folder; undefined where there is none that can be read. */
 export async function readJournal(path: string, fs: FileSystem): Promise<JournalContent | undefined> {
-  const bytes = await readWhole(fs, path);
+  const bytes = await readWhole(fs, path, MAX_JOURNAL_BYTES);
   if (!bytes) return undefined;
   const lines = new TextDecoder().decode(bytes).split('\n');
   lines.pop(); // after the last newline: nothing, or a line that is torn
