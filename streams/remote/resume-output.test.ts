@@ -180,7 +180,7 @@ test('a fit goes on inside its group, from a state that is kept where it runs', 
   const stopped = compress(at('model'), receiver.url, options, run);
   await expect(stopped).rejects.toThrow(errors.InterruptedError);
   await expect(stopped).rejects.toMatchObject({ kept: receiver.url });
-  const states = () => readdirSync(at('.cache', 'mobe'), { recursive: true }).map(String);
+  const states = () => readdirSync(join(`${root}-cache`, 'mobe'), { recursive: true }).map(String);
   const before = states().filter((it) => it.endsWith('.state')).length;
   const steps: number[] = [];
   const onProgress = (it: Progress): void => {
