@@ -2,11 +2,12 @@
 import { type Files, fileIn, normaliseLocation } from '../src/checkpoint/files.js';
 import { decodeManifest, MANIFEST_FILE, type Manifest, type ManifestPart } from '../src/checkpoint/manifest.js';
 import { checkSeal } from '../src/checkpoint/seal.js';
-import { sha256 } from '../src/checkpoint/sha256.js';
+import { HASHES_AT_ONCE, sha256 } from '../src/checkpoint/sha256.js';
 import { PAGE_FILES } from '../src/checkpoint/side-files.js';
 import { readReport } from '../src/conversion/existing-output.js';
 import { REPORT_FILE } from '../src/conversion/report.js';
 import { DamagedManifestError, InterruptedError, NotACheckpointError } from '../src/errors.js';
+import { inLanes } from '../src/in-lanes.js';
 import type { RunHooks } from './progress.js';
 import { openFiles } from './remote/remote-files.js';
 
@@ -107,23 +108,21 @@ async function checkFile(
   files: Files,
   { signal, onBytes }: RunHooks & { onBytes: (count: number) => void },
 ): Promise<string[]> {
-  const damaged = new Map<string | undefined, ManifestPart[]>();
   const isShard = parts.some(({ tensor }) => tensor !== undefined);
-  const check = async (part: ManifestPart, bytes: Uint8Array): Promise<void> => {
-    if ((await sha256(bytes)) === part.sha256) return;
+  const wrong = new Set<ManifestPart>();
+  await inLanes(HASHES_AT_ONCE, parts, async (part) => {
+    if (signal?.aborted) throw new InterruptedError();
+    const bytes = await files.readRange({ file: path, start: part.start, end: part.end });
+    if ((await sha256(bytes)) !== part.sha256) wrong.add(part);
+    onBytes(bytes.byteLength);
+  });
+  const damaged = new Map<string | undefined, ManifestPart[]>();
+  for (const part of parts) {
+    if (!wrong.has(part)) continue;
     const others = damaged.get(part.tensor);
     if (others) others.push(part);
     else damaged.set(part.tensor, [part]);
-  };
-  let hashing: Promise<void> = Promise.resolve(); // on another thread, while the next part is read
-  for (const part of parts) {
-    if (signal?.aborted) throw new InterruptedError();
-    const bytes = await files.readRange({ file: path, start: part.start, end: part.end });
-    await hashing;
-    hashing = check(part, bytes);
-    onBytes(bytes.byteLength);
   }
-  await hashing;
   return [...damaged].map(([tensor, [first, ...more]]) => {
     const what = tensor !== undefined ? `tensor "${tensor}" in ${file}` : isShard ? `the header of ${file}` : file;
     const { start = 0, end = 0 } = first ?? {};

@@ -16,6 +16,9 @@ export interface HashReply {
 /** To hash so few takes no longer than to hand them to a thread. */
 const SMALL_BYTES = 32 * 1024;
 
+/** Who checks many parts does so many at a time: as many threads hash (libuv's pool), while others are read. */
+export const HASHES_AT_ONCE = 4;
+
 /** In hexadecimal. `bytes` must stay as they are until then; those in shared memory are not copied. */
 export async function sha256(bytes: Uint8Array): Promise<string> {
   if (bytes.byteLength <= SMALL_BYTES) return createHash('sha256').update(bytes).digest('hex');

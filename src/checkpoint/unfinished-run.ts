@@ -1,6 +1,7 @@
 /** What an interrupted run has left in the partial folder, and how far it can be believed. */
 import { join } from 'node:path';
 import { UnfinishedRunError } from '../errors.js';
+import { inLanes } from '../in-lanes.js';
 import type { FileSystem } from './file-system.js';
 import {
   JOURNAL_FILE,
@@ -8,9 +9,11 @@ import {
   type JournalEntry,
   PARTIAL_FOLDER,
   type PartEntry,
+  partsOf,
   readJournal,
 } from './journal.js';
 import type { ShardLayout } from './layout.js';
+import { HASHES_AT_ONCE } from './sha256.js';
 import { ShardWriter } from './shard-writer.js';
 
 /** By which a run knows its own work again. */
@@ -83,19 +86,15 @@ export async function recoverUnits(
       shards.set(layout.file, shard);
       for (const tensor of shard.tensors) holders.set(tensor, shard);
     }
-    const sound: JournalEntry[] = [];
+    const sound = new Set<PartEntry>();
     let checked = 0;
-    for (const entry of entries) {
-      if (!('part' in entry)) {
-        sound.push(entry);
-        continue;
-      }
-      const { tensor, start, end } = entry.part;
-      if (await holders.get(tensor)?.holds(entry.part)) sound.push(entry);
-      checked += end - start;
+    await inLanes(HASHES_AT_ONCE, partsOf(entries), async (part) => {
+      if (await holders.get(part.tensor)?.holds(part)) sound.add(part);
+      checked += part.end - part.start;
       onBytes(checked);
-    }
-    const { finished, entries: kept } = finishedUnits(units, sound);
+    });
+    const believed = entries.filter((entry) => !('part' in entry) || sound.has(entry.part));
+    const { finished, entries: kept } = finishedUnits(units, believed);
     for (const { id, parts } of units) {
       if (!finished.has(id)) continue;
       for (const { tensor, offset, bytes } of parts) holders.get(tensor)?.trust(tensor, offset, bytes);

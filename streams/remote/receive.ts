@@ -105,8 +105,9 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
   };
 }
 
-function howItEnded(peer: string, folder: string, { finished, kept }: OutputSession): string {
+function howItEnded(peer: string, folder: string, { finished, refused, kept }: OutputSession): string {
   if (finished) return `${folder} is whole`;
+  if (refused) return `${peer} was refused`;
   return `${peer} left before the end; ${kept ? 'what was finished is kept, and the same conversion goes on from there' : 'nothing is kept'}`;
 }
 
@@ -134,6 +135,8 @@ class OutputSession {
   private fail: (error: unknown) => void = () => {};
   /** Whose run it is, where that can be continued. */
   run: RunIdentity | undefined;
+  /** Nothing was opened for it: what is there is another's. */
+  refused = true;
   /** The result is whole. */
   finished = false;
   /** It is not, and what there is of it was left. */
@@ -161,6 +164,7 @@ class OutputSession {
       const opened = await openFolder(this.folder, request, { force, fileSystem: this.hooks.fileSystem });
       if ('output' in opened) {
         this.output = opened.output;
+        this.refused = false;
         return { unfinished: opened.output.unfinished };
       }
       this.finished = true;
