@@ -1,12 +1,16 @@
-/** `npm run test:kill [trials] [seed]`: what `npm test` does a few times, at length. Exits with 1 where anything was amiss. */
+/**
+ * `npm run test:kill -- [trials] [seed] [way]`: what `npm test` does a few times, at length; or one way alone, "across machines" for
+ * one. Exits with 1 where anything was amiss.
+ */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { killRuns } from '../fixtures/kill-runs.js';
+import { COMMANDS, killRuns } from '../fixtures/kill-runs.js';
 
-const [trials = 100, seed = 1] = process.argv.slice(2).map(Number);
+const [trials = 100, seed = 1] = process.argv.slice(2, 4).map(Number);
+const only = COMMANDS.filter((way) => way === process.argv[4]);
 const root = mkdtempSync(join(tmpdir(), 'mobe-kill-'));
-const report = await killRuns(root, trials, seed, (line) => console.log(line));
+const report = await killRuns(root, trials, seed, (line) => console.log(line), only.length ? only : COMMANDS);
 rmSync(root, { recursive: true, force: true });
 console.log(JSON.stringify(report, null, 2));
 process.exitCode = report.problems.length ? 1 : 0;
