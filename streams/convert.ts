@@ -29,6 +29,7 @@ import {
   InterruptedError,
   MobeError,
   OverflowError,
+  PeerRefusalError,
   SourceChangedError,
 } from '../src/errors.js';
 import type { ModellingFile } from '../src/models/modelling-files.js';
@@ -95,7 +96,8 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
 
 /** After these the same command would fail again, or must not trust what was read before. */
 const isFinal = (error: unknown): boolean =>
-  [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind);
+  [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind) &&
+  !(error instanceof PeerRefusalError); // of a machine that came back with another token, say
 
 async function fill(conversion: Conversion, place: Output, { identity }: RunIdentity): Promise<StoredReport> {
   const { plan, run, out } = conversion;
@@ -180,8 +182,12 @@ async function write(
 
 function statesIn({ workspace }: Output, { plan, out, run }: Conversion, identity: unknown): StatePlace | undefined {
   if (workspace === undefined) return undefined;
-  const reservedBytes = isRemote(out) ? 0 : outputBytes(plan);
-  return { folder: workspace, identity, everyMs: saveInterval(run.saveEvery), reservedBytes };
+  const elsewhere = isRemote(out);
+  const reservedBytes = elsewhere ? 0 : outputBytes(plan);
+  return {
+    ...{ folder: workspace, identity, everyMs: saveInterval(run.saveEvery) },
+    ...{ reservedBytes, dispensable: elsewhere },
+  };
 }
 
 /** What an interrupted run has finished. */

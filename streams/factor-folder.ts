@@ -131,6 +131,7 @@ async function writeGroups(
     identity: [context, circumstances, VERSION],
     everyMs: saveInterval(run.saveEvery),
     reservedBytes: bytes,
+    dispensable: false,
   };
   const reports: FittedGroupReport[] = [];
   const reader = plan.source.files;

@@ -24,7 +24,7 @@ export interface OutputRequest {
 export type OpenedOutput = { readonly done: StoredReport } | { readonly output: Output };
 
 export async function openOutput(location: string, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
-  if (location === PIPE) return { output: await pipeOutput(request) };
+  if (location === PIPE) return { output: await pipeOutput(request, run) };
   if (isRemote(location)) return remoteOutput(location, request, run);
   return openFolder(location, request, run);
 }

@@ -3,7 +3,6 @@
  * file at once or not at all, so at most two are there at a time.
  */
 import { createHash } from 'node:crypto';
-import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { type FileSystem, nodeFileSystem, syncFolder, writeSynced } from '../src/checkpoint/file-system.js';
@@ -23,6 +22,8 @@ export interface StateFile {
   readonly everyMs: number;
   /** Bytes of the disk that the run itself still needs. */
   readonly reservedBytes: number;
+  /** A save that fails is none; otherwise it ends the run, as any failure of the result's disk does. */
+  readonly dispensable: boolean;
 }
 
 /** Where the fits of a run save their states. */
@@ -36,31 +37,6 @@ export interface StatePlace extends Omit<StateFile, 'path' | 'identity'> {
 const DEFAULT_SAVE_SECONDS = 120;
 
 export const saveInterval = (seconds = DEFAULT_SAVE_SECONDS): number => 1000 * seconds;
-
-/**
- * Where the states of a run are whose result is written at `url`: one folder an address, so that what a run has left there is
- * replaced by the next. Undefined where this machine's user has no place for it.
- */
-export async function makeStateFolder(url: string, fs: FileSystem = nodeFileSystem): Promise<string | undefined> {
-  const name = createHash('sha256').update(url).digest('hex').slice(0, 32);
-  const folder = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'mobe', name);
-  return fs.mkdir(folder).then(
-    () => folder,
-    () => undefined,
-  );
-}
-
-/** Removes it unless it holds states that are to be kept. @returns whether it does */
-export async function leaveStateFolder(
-  folder: string,
-  keep: boolean,
-  fs: FileSystem = nodeFileSystem,
-): Promise<boolean> {
-  const held = await fs.readdir(folder).catch(() => []);
-  const kept = keep && held.some((name) => name.endsWith(STATE_SUFFIX));
-  if (!kept) await fs.remove(folder).catch(() => {});
-  return kept;
-}
 
 /** The file of each group, in a place. */
 export function stateFiles({ folder, identity, ...rest }: StatePlace): (group: GroupKey) => StateFile {
@@ -90,7 +66,7 @@ export const stateFileName = (group: GroupKey): string =>
 
 /** @param stopping the fit is asked to stop */
 export function stateStore(
-  { path, identity, everyMs, reservedBytes }: StateFile,
+  { path, identity, everyMs, reservedBytes, dispensable }: StateFile,
   stopping: () => boolean,
   fs: FileSystem = nodeFileSystem,
 ): StateStore {
@@ -104,7 +80,11 @@ export function stateStore(
     },
     async save(state) {
       const began = performance.now();
-      await saveState(path, identity, state, reservedBytes, fs);
+      try {
+        await saveState(path, identity, state, reservedBytes, fs);
+      } catch (error) {
+        if (!dispensable) throw error;
+      }
       last = performance.now();
       took = last - began;
     },

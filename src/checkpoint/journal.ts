@@ -6,6 +6,7 @@
  */
 import { crc32 } from 'node:zlib';
 import { z } from 'zod';
+import { listOf } from '../list-of.js';
 import { type FileSystem, type OpenFile, readWhole, syncFolder, writeAll, writeSynced } from './file-system.js';
 import { hashedPart } from './manifest.js';
 import { isPlainPath } from './plain-path.js';
@@ -20,7 +21,7 @@ export const partEntry = hashedPart.extend({ tensor: z.string() });
 export type PartEntry = Readonly<z.infer<typeof partEntry>>;
 
 /** A folder may be a stranger's, and what is named here is moved and removed. */
-const paths = z.array(z.string().refine(isPlainPath)).readonly();
+const paths = listOf(z.string().refine(isPlainPath)).readonly();
 
 /** The renames that end a run, written down before the first of them. */
 const commit = z.strictObject({ files: paths, last: paths, replaces: paths });

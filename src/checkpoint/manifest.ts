@@ -1,6 +1,7 @@
 /** The manifest beside a result: the SHA-256 of every part of every file, so that what changed can be told, and where. */
 import { z } from 'zod';
 import { DamagedManifestError, IncompleteOutputError } from '../errors.js';
+import { listOf } from '../list-of.js';
 import { READ_BYTES } from './files.js';
 import { isPlainPath } from './plain-path.js';
 import { checkSeal, seal } from './seal.js';
@@ -41,8 +42,8 @@ const manifestSchema = z.object({
   version: z.literal(1),
   algorithm: z.literal('sha256'),
   // Not a record: a file may be called `__proto__`.
-  files: z.array(
-    z.strictObject({ file: z.string().refine(isPlainPath, 'not a plain path'), parts: z.array(partSchema) }),
+  files: listOf(
+    z.strictObject({ file: z.string().refine(isPlainPath, 'not a plain path'), parts: listOf(partSchema) }),
   ),
 });
 

@@ -1,6 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test } from 'vitest';
+import { interceptedFileSystem } from '../../fixtures/intercepted-file-system.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { IncompleteOutputError } from '../errors.js';
 import { layoutFile } from './layout.js';
@@ -17,6 +19,32 @@ const dataOf = (tensor: number): Uint8Array => {
   const start = SIZES.slice(0, tensor).reduce((sum, size) => sum + size, 0);
   return whole.slice(start, start + (SIZES[tensor] as number));
 };
+
+test('a sync waits for what was gathered and is being given away', async () => {
+  let giving = false;
+  let given = false;
+  const fs = interceptedFileSystem(async ({ operation }) => {
+    if (operation === 'write' && giving) {
+      giving = false; // the later ones are quick
+      await sleep(100);
+      given = true;
+    }
+    return undefined;
+  });
+  const sizes = [20_000, 20_000];
+  const small = layoutFile(
+    'small',
+    sizes.map((bytes, i) => ({ name: `t${i}`, dtype: 'U8', shape: [bytes], bytes })),
+  );
+  const writer = await ShardWriter.create(join(folder, 'given'), small, fs);
+  giving = true;
+  await writer.write('t0', 0, new Uint8Array(10));
+  const pushing = writer.write('t1', 0, new Uint8Array(10)); // it does not follow: the first is given away
+  await writer.sync();
+  expect(given).toBe(true);
+  await pushing;
+  await writer.abandon();
+});
 
 test.each([
   ['in order', SIZES.map((_, i) => i)],

@@ -37,6 +37,8 @@ interface Place {
 export class ShardWriter {
   private readonly places = new Map<string, Place>();
   private gathered: Gathered | undefined;
+  /** What was gathered before, counts as written, and may still be on its way. */
+  private givenAway: Promise<unknown> = Promise.resolve();
   /** Something was written since the file was last brought to the disk. */
   private dirty = false;
 
@@ -114,7 +116,9 @@ export class ShardWriter {
     const bytes = new Uint8Array(GATHERED_BYTES);
     bytes.set(data);
     this.gathered = { bytes, position, filled: data.byteLength };
-    if (last) await this.writeGathered(last);
+    if (!last) return;
+    this.givenAway = Promise.all([this.givenAway, this.writeGathered(last)]);
+    await this.givenAway;
   }
 
   private writeGathered({ bytes, position, filled }: Gathered): Promise<void> {
@@ -125,6 +129,7 @@ export class ShardWriter {
   private async flush(): Promise<void> {
     const { gathered } = this;
     this.gathered = undefined;
+    await this.givenAway;
     if (gathered) await this.writeGathered(gathered);
   }
 

@@ -9,7 +9,7 @@ import { LINE_INTERVAL_MS } from './progress.js';
 export function receiveCommand(): Command {
   return new Command('receive')
     .description('keep the result of one conversion that runs on another machine, or comes through a pipe')
-    .argument('<out>', 'folder to write; must be new or empty')
+    .argument('<out>', 'folder to write: new, empty, or with what an earlier conversation left unfinished')
     .argument('[pipe]', `"${PIPE}": read from standard input, what "mobe stream" or a conversion to "${PIPE}" writes`)
     .addOption(listenAt().makeOptionMandatory(false))
     .addOption(tokenFile())

@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { isPlainPath } from '../checkpoint/plain-path.js';
 import { CURVE_POINTS } from '../factorization/loss-curve.js';
+import { listOf } from '../list-of.js';
 import { PROJECTIONS } from '../models/family.js';
 import type { StoredReport } from './report.js';
 
@@ -36,8 +37,8 @@ const reportSchema = z.looseObject({
   kind: z.enum(['compress', 'export', 'expand', 'fit']),
   sourceFingerprint: z.string(),
   settings: z.record(z.string(), z.unknown()),
-  files: z.array(z.string().refine(isPlainPath)),
-  groups: z.array(groupReport),
+  files: listOf(z.string().refine(isPlainPath)),
+  groups: listOf(groupReport),
   engine: z.looseObject({ name: z.string(), device: z.string() }).optional(),
   parametersBefore: z.number(),
   parametersAfter: z.number(),

@@ -36,13 +36,16 @@ export class PeerUrlError extends InputError {
   }
 }
 
-export class UnauthorisedError extends InputError {
+/** A peer that will not talk to us as we are. It says nothing about the work. */
+export abstract class PeerRefusalError extends InputError {}
+
+export class UnauthorisedError extends PeerRefusalError {
   constructor(readonly peer: string) {
     super(`${peer} does not accept the token. Give the same one on both sides, with --token-file or MOBE_TOKEN.`);
   }
 }
 
-export class CertificateError extends InputError {
+export class CertificateError extends PeerRefusalError {
   constructor(
     readonly peer: string,
     reason: string,
@@ -51,7 +54,7 @@ export class CertificateError extends InputError {
   }
 }
 
-export class ProtocolVersionError extends InputError {
+export class ProtocolVersionError extends PeerRefusalError {
   constructor(
     readonly peer: string,
     readonly theirs: number,
@@ -61,7 +64,7 @@ export class ProtocolVersionError extends InputError {
   }
 }
 
-export class WrongServiceError extends InputError {
+export class WrongServiceError extends PeerRefusalError {
   constructor(
     readonly peer: string,
     readonly theirs: string,
@@ -141,7 +144,7 @@ export class PeerStalledError extends PeerError {
 export class SessionLostError extends PeerError {
   constructor(readonly peer: string) {
     super(
-      `${peer} no longer knows this session: it was stopped or restarted, or has waited too long. Run the command again.`,
+      `${peer} no longer knows this session: it was stopped or restarted, has waited too long, or the same run was started again elsewhere. Run the command again.`,
     );
   }
 }

@@ -62,8 +62,9 @@ export class Channel implements MessageSink, MessageSource {
   private ackTimer: NodeJS.Timeout | undefined;
   private closing = false;
   private over = false;
-  private readonly whenOver: Promise<void>;
-  private resolveOver: () => void = () => {};
+  /** Resolves once nothing more will be sent or received, with what ended it, unless both sides wished it. */
+  readonly whenOver: Promise<Error | undefined>;
+  private resolveOver: (error: Error | undefined) => void = () => {};
 
   constructor(private readonly options: ChannelOptions) {
     this.peer = options.peer;
@@ -166,7 +167,7 @@ export class Channel implements MessageSink, MessageSource {
     const reason = error ?? new PeerLostError(this.peer, 'the conversation was closed');
     this.outbox.fail(reason);
     this.inbox.fail(reason);
-    this.resolveOver();
+    this.resolveOver(error);
     this.options.onOver(error);
   }
 

@@ -1,6 +1,7 @@
 /** A folder of files on another machine, read by ranges as if it were here. */
 import { z } from 'zod';
 import { ProtocolError, ReadError, RemoteChangedError, SessionLostError } from '../errors.js';
+import { listOf } from '../list-of.js';
 import type { Channel } from './channel.js';
 import { checkParams } from './check-params.js';
 import { type ConnectOptions, connect } from './connect.js';
@@ -128,7 +129,7 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
 async function listFiles({ channel, ask }: { channel: Channel; ask: Requester }): Promise<FileInfo[]> {
   const answer = jsonAnswer(channel.peer, 'its list of files', MAX_LIST_BYTES);
   await ask('list', null, answer.exchange);
-  const list = answer.read((value) => z.array(fileInfo).parse(value));
+  const list = answer.read((value) => listOf(fileInfo).parse(value));
   if (!list) throw new ProtocolError(channel.peer, 'its list of files did not come');
   return list;
 }

@@ -1,5 +1,6 @@
 /** JSON that may be larger than a header: one tensor of bytes. */
 import { ProtocolError } from '../errors.js';
+import { Gatherer } from './gather.js';
 import type { Exchange } from './requests.js';
 import { type TensorPiece, wholePiece } from './tensor-piece.js';
 
@@ -23,17 +24,12 @@ export function readJson<T>(peer: string, what: string, bytes: Uint8Array, parse
  * @param what it is, for people
  */
 export function jsonAnswer(peer: string, what: string, most: number) {
-  const parts: Uint8Array[] = [];
+  const gathered = new Gatherer(peer, what, most);
   return {
-    exchange: {
-      onPiece({ bytes, data }) {
-        if (bytes > most) throw new ProtocolError(peer, `${what} has ${bytes} bytes`);
-        parts.push(data);
-      },
-    } satisfies Exchange,
+    exchange: { onPiece: ({ data }) => gathered.add(data) } satisfies Exchange,
     /** As `parse` has it; undefined where none came. */
     read<T>(parse: (value: unknown) => T): T | undefined {
-      return parts.length ? readJson(peer, what, Buffer.concat(parts), parse) : undefined;
+      return gathered.byteLength ? readJson(peer, what, gathered.bytes, parse) : undefined;
     },
   };
 }

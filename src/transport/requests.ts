@@ -123,7 +123,9 @@ export function createRequester(channel: Channel): Requester {
   let lastAnswer: Promise<unknown> = Promise.resolve();
   return (method, params, { onPiece, onEvent, uploads } = {}) => {
     const failed = new AbortController();
-    const sent = lastSent.then(() => sendRequest(channel, method, params, uploads, failed.signal));
+    /** Why what goes along was given up here, and whether all of it has gone. */
+    const upload: Upload = { complete: false };
+    const sent = lastSent.then(() => sendRequest(channel, method, params, uploads, failed.signal, upload));
     lastSent = sent.catch(() => {});
     const before = lastAnswer.catch(() => {});
     const answer = (async () => {
@@ -131,15 +133,21 @@ export function createRequester(channel: Channel): Requester {
       const pieces = receiveTensors(channel, onEvent);
       for (;;) {
         const { value, done } = await pieces.next();
-        if (done) return value;
-        if (!onPiece) throw new ProtocolError(channel.peer, `it answers "${method}" with tensors`);
-        await onPiece(value);
+        if (!done) {
+          if (!onPiece) throw new ProtocolError(channel.peer, `it answers "${method}" with tensors`);
+          await onPiece(value);
+          continue;
+        }
+        if (upload.failure) throw upload.failure;
+        if (!upload.complete) throw new ProtocolError(channel.peer, `it answers "${method}" before all of it has come`);
+        return value;
       }
     })();
     // After anything but a failure there the answers that follow could not be told apart.
     const settle = (error: Error): never => {
       failed.abort(error);
-      if (!(error instanceof RemoteError)) channel.fail(error);
+      if (error instanceof RemoteError) throw upload.failure ?? error; // the peer was told, and says so
+      if (error !== upload.failure) channel.fail(error);
       throw error;
     };
     const both = Promise.all([answer.catch(settle), sent.catch(settle)]).then(([value]) => value);
@@ -149,24 +157,32 @@ export function createRequester(channel: Channel): Requester {
   };
 }
 
-/** What goes along is broken off when the request has failed at the other side. */
+interface Upload {
+  complete: boolean;
+  failure?: Error;
+}
+
+/** What goes along is broken off when the request has failed at the other side; or here, which the other side is told. */
 async function sendRequest(
   sink: MessageSink,
   method: string,
   params: unknown,
   uploads: Exchange['uploads'],
   failed: AbortSignal,
+  upload: Upload,
 ): Promise<void> {
   await sink.send({ kind: 'request', method, params, ...(uploads && { uploads: true }) });
-  if (!uploads) return;
-  try {
-    await sendTensors(sink, unlessAborted(uploads, failed));
-  } catch (error) {
-    await sink.send(failureOf(error as Error));
-    if (failed.aborted) return; // the answer tells
-    throw error;
+  if (uploads) {
+    try {
+      await sendTensors(sink, unlessAborted(uploads, failed));
+    } catch (error) {
+      if (!failed.aborted) upload.failure = error as Error; // else the answer tells
+      await sink.send(failureOf(error as Error));
+      return;
+    }
+    await sink.send({ kind: 'end', value: null });
   }
-  await sink.send({ kind: 'end', value: null });
+  upload.complete = true;
 }
 
 async function* unlessAborted(
@@ -183,7 +199,9 @@ async function* unlessAborted(
 export function createTeller(sink: MessageSink): Requester {
   const never = new AbortController().signal;
   return async (method, params, { uploads } = {}) => {
-    await sendRequest(sink, method, params, uploads, never);
+    const upload: Upload = { complete: false };
+    await sendRequest(sink, method, params, uploads, never, upload);
+    if (upload.failure) throw upload.failure;
     return null;
   };
 }

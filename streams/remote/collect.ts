@@ -1,5 +1,6 @@
 /** Whole tensors from the pieces in which they come. */
 import { ProtocolError } from '../../src/errors.js';
+import { Gatherer } from '../../src/transport/gather.js';
 import type { TensorPiece } from '../../src/transport/tensor-piece.js';
 
 /** Tensors that are expected, by name, with their exact sizes: memory is taken for nothing else. */
@@ -48,13 +49,12 @@ export async function takeTensor(
   let piece = first ?? (await next());
   const { name, bytes } = piece;
   if (bytes > most) throw new ProtocolError(peer, `${what} has ${bytes} bytes`);
-  const parts: Uint8Array[] = [];
-  for (let taken = 0; ; ) {
-    parts.push(piece.data);
-    taken += piece.data.byteLength;
-    if (taken === bytes) return Buffer.concat(parts);
+  const gathered = new Gatherer(peer, what, bytes);
+  for (;;) {
+    gathered.add(piece.data);
+    if (gathered.byteLength === bytes) return gathered.bytes;
     piece = await next();
-    if (piece.name !== name || piece.offset !== taken)
+    if (piece.name !== name || piece.offset !== gathered.byteLength)
       throw new ProtocolError(peer, `${what} is broken off by "${piece.name}"`);
   }
 }

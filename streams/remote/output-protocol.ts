@@ -6,6 +6,7 @@ import { isHidden, isPlainPath } from '../../src/checkpoint/plain-path.js';
 import { wantedOutput } from '../../src/conversion/existing-output.js';
 import { groupLabel } from '../../src/conversion/groups.js';
 import { groupReport } from '../../src/conversion/stored-report.js';
+import { listOf } from '../../src/list-of.js';
 
 export const OUTPUT_SERVICE = 'output';
 
@@ -19,11 +20,11 @@ const path = z
 /** Of the record that answers `create`: room for ten thousand groups with their losses. */
 export const MAX_RECORD_BYTES = 16 * 1024 * 1024;
 
-/** Of a run's identity, which names the source's shards. */
-export const MAX_IDENTITY_BYTES = 4 * 1024 * 1024;
+/** Of a run's identity, which names the source's shards: ten thousand. */
+export const MAX_IDENTITY_BYTES = 1024 * 1024;
 
-/** Of all units and of what is known of them: a million tensors. */
-export const MAX_UNITS_BYTES = 256 * 1024 * 1024;
+/** Of all units, of what is known of them, and of all headers: three quarters of a million tensors. */
+export const MAX_UNITS_BYTES = 128 * 1024 * 1024;
 
 /** The first request. Where what is not finished can be continued, the identity of its run comes along. */
 export const createParams = z.strictObject({
@@ -40,28 +41,26 @@ export const createAnswer = z.strictObject({
 
 const tensor = z.string().min(1);
 const part = z.strictObject({ tensor, offset: z.int().nonnegative(), bytes: z.int().nonnegative() });
-const unit = z.strictObject({ id: z.string().min(1), parts: z.array(part), noted: z.boolean() });
+const unit = z.strictObject({ id: z.string().min(1), parts: listOf(part), noted: z.boolean() });
 
 /** Comes along with `resume`, as JSON. The header of each shard follows it, in this order. */
 export const resumeParams = z.strictObject({
-  shards: z.array(z.strictObject({ file: path, bytes: z.int().positive() })),
-  units: z.array(unit),
+  shards: listOf(z.strictObject({ file: path, bytes: z.int().positive() })),
+  units: listOf(unit),
 });
 
 /** On the way: bytes that were checked. */
 export const resumeEvent = z.strictObject({ bytes: z.int().nonnegative() });
 
 /** What answers it, as JSON: of finished units the parts, as the journal has them, and the notes. */
-export const resumeAnswer = z.array(
+export const resumeAnswer = listOf(
   z.union([
     z.strictObject({ part: partEntry }),
     // The report itself, not what the schema makes of it: the record is to be the same, with its keys in their order.
-    z
-      .strictObject({ done: z.string(), note: z.unknown() })
-      .refine(({ done, note }) => {
-        const { success, data } = groupReport.safeParse(note);
-        return success && groupLabel(data) === done;
-      }, 'not the report of this group'),
+    z.strictObject({ done: z.string(), note: z.unknown() }).refine(({ done, note }) => {
+      const { success, data } = groupReport.safeParse(note);
+      return success && groupLabel(data) === done;
+    }, 'not the report of this group'),
   ]),
 );
 

@@ -1,5 +1,5 @@
 /** What `mobe receive` does with a peer that does not behave: refuse it, in words, and keep nothing. */
-import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
@@ -244,6 +244,22 @@ test('a peer that leaves before the end: nothing looks whole, and the next one c
   await channels[0]?.close();
   expectNothing();
   const second = await peer();
+  expect(await create(second)).toEqual({ unfinished: false });
+});
+
+test('a result is whole, whatever its peer does then', async () => {
+  const ask = await peer();
+  await create(ask);
+  await ask('commit', { last: [] });
+  await expect(ask('more', null)).rejects.toThrow();
+  await receiver.done;
+});
+
+test('one that is refused leaves the way for others', async () => {
+  writeFileSync(out, 'a file');
+  const [first, second] = [await peer(), await peer()];
+  await expect(create(first)).rejects.toThrow();
+  rmSync(out);
   expect(await create(second)).toEqual({ unfinished: false });
 });
 

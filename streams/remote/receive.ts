@@ -1,4 +1,5 @@
 import type { Readable } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { FileSystem } from '../../src/checkpoint/file-system.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength } from '../../src/checkpoint/header.js';
@@ -38,6 +39,9 @@ import type { ListenAt, ServiceHooks } from './peer-options.js';
 /** Between two events about one request. */
 const PROGRESS_MS = 200;
 
+/** How long a peer whose result is whole is waited for. */
+const CLOSE_WITHIN_MS = 5_000;
+
 export interface ReceiveHooks extends ServiceHooks {
   /** Bytes of tensors written so far. */
   readonly onBytes?: (bytes: number) => void;
@@ -75,10 +79,16 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
     const over = new Promise<void>((resolve) => {
       end = resolve;
     });
-    const session: OutputSession = new OutputSession(channel.peer, folder, hooks, async (run) => {
-      while (writer && writer.session !== session) await admit(run);
-      writer = { channel, session, over };
-      hooks.onLog?.(`${channel.peer} writes ${folder}`);
+    const session: OutputSession = new OutputSession(channel.peer, folder, hooks, {
+      async take(run) {
+        while (writer) await admit(run);
+        writer = { channel, session, over };
+        hooks.onLog?.(`${channel.peer} writes ${folder}`);
+      },
+      give() {
+        writer = undefined;
+        hooks.onLog?.(`${channel.peer} was refused`);
+      },
     });
     try {
       await answerRequests(channel, channel, session.handlers);
@@ -87,12 +97,12 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
       if (writer?.session === session) {
         writer = undefined;
         hooks.onLog?.(howItEnded(channel.peer, folder, session));
-        if (session.finished) {
-          await channel.close(); // so that whoever waits for the result may end this process
-          resolveDone();
-        }
       }
       end();
+      // First the peer's farewell, since whoever waits for the result may end this process; but it is whole without.
+      const farewell = session.finished ? channel.close().catch(() => {}) : undefined;
+      await Promise.race([farewell, sleep(CLOSE_WITHIN_MS, undefined, { ref: false })]);
+      if (session.finished) resolveDone();
     }
   });
   return {
@@ -100,27 +110,33 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
     done,
     async close() {
       await listener.close();
-      await writer?.over; // the folder is another's to write from then on
+      while (writer) await writer.over; // the folder is another's to write from then on
     },
   };
 }
 
-function howItEnded(peer: string, folder: string, { finished, refused, kept }: OutputSession): string {
+function howItEnded(peer: string, folder: string, { finished, kept }: OutputSession): string {
   if (finished) return `${folder} is whole`;
-  if (refused) return `${peer} was refused`;
   return `${peer} left before the end; ${kept ? 'what was finished is kept, and the same conversion goes on from there' : 'nothing is kept'}`;
 }
 
 /** The same from a pipe: what `mobe stream` or a conversion to "-" wrote. Throws a `TruncatedStreamError` where it ends early. */
 export async function receivePipe(folder: string, input: Readable, hooks: ReceiveHooks = {}): Promise<void> {
   const peer = 'standard input';
-  const session = new OutputSession(peer, folder, hooks, async () => {});
+  const session = new OutputSession(peer, folder, hooks, { async take() {}, give() {} });
   try {
     await answerRequests(readByteStream(input, OUTPUT_SERVICE, peer), undefined, session.handlers);
     if (!session.finished) throw new TruncatedStreamError(peer);
   } finally {
     await session.end();
   }
+}
+
+/** Of several conversations one writes. */
+interface Turn {
+  /** Waits for it; throws where another conversation has it. */
+  take(run: RunIdentity | undefined): Promise<void>;
+  give(): void;
 }
 
 /** One conversation about one output. */
@@ -130,41 +146,43 @@ class OutputSession {
   /** Something of it has come: it is too late to resume. */
   private begun = false;
   /** Finished units of which something is still to be written, or to be put on disk. */
-  private readonly waiting = new Map<Unit, { readonly bytes: number; readonly over: Promise<void> }>();
+  private readonly waiting = new Map<Unit, Promise<void>>();
+  private waitingBytes = 0;
   private failure: unknown;
   private fail: (error: unknown) => void = () => {};
   /** Whose run it is, where that can be continued. */
   run: RunIdentity | undefined;
-  /** Nothing was opened for it: what is there is another's. */
-  refused = true;
   /** The result is whole. */
   finished = false;
   /** It is not, and what there is of it was left. */
   kept = false;
 
-  /** @param admit waits for its turn; throws where another conversation has it */
   constructor(
     private readonly peer: string,
     private readonly folder: string,
     private readonly hooks: ReceiveHooks,
-    private readonly admit: (run: RunIdentity | undefined) => Promise<void>,
+    private readonly turn: Turn,
   ) {}
 
   readonly handlers: Readonly<Record<string, Handler>> = {
     create: async (params, { uploads, tensors }) => {
       if (this.output || this.finished || this.kept) throw new ProtocolError(this.peer, 'it creates an output twice');
       const { wanted, neededBytes, force } = checkParams(this.peer, '"create"', createParams, params);
+      this.run = undefined;
       const first = await uploads.next();
       if (!first.done) {
         const identity = await takeTensor(this.peer, uploads, "the run's identity", MAX_IDENTITY_BYTES, first.value);
         this.run = readJson(this.peer, "the run's identity", identity, parseIdentity);
       }
-      await this.admit(this.run);
+      await this.turn.take(this.run);
       const request = { wanted, neededBytes, inputs: [], ...(this.run && { identity: this.run }) };
-      const opened = await openFolder(this.folder, request, { force, fileSystem: this.hooks.fileSystem });
+      const options = { force, fileSystem: this.hooks.fileSystem };
+      const opened = await openFolder(this.folder, request, options).catch((error) => {
+        this.turn.give();
+        throw error;
+      });
       if ('output' in opened) {
         this.output = opened.output;
-        this.refused = false;
         return { unfinished: opened.output.unfinished };
       }
       this.finished = true;
@@ -179,7 +197,12 @@ class OutputSession {
       const json = await takeTensor(this.peer, uploads, 'what is to be resumed', MAX_UNITS_BYTES);
       const { shards, units } = readJson(this.peer, 'what is to be resumed', json, resumeParams.parse);
       const layouts: ShardLayout[] = [];
-      for (const { file, bytes } of shards) layouts.push(await this.takeLayout(file, bytes, uploads));
+      let room = MAX_UNITS_BYTES;
+      for (const { file, bytes } of shards) {
+        const layout = await this.takeLayout(file, bytes, uploads, room);
+        room -= layout.header.byteLength;
+        layouts.push(layout);
+      }
       const tell = progressTeller(event);
       await output.resume(layouts, units, tell);
       await tensors([jsonPiece(output.finishedEntries)]);
@@ -203,7 +226,7 @@ class OutputSession {
       for (const unit of this.waiting.keys())
         if (!output.covers(unit))
           throw new ProtocolError(this.peer, `not all of "${unit.id}" came, which it calls done`);
-      await Promise.all([...this.waiting.values()].map(({ over }) => over));
+      await Promise.all(this.waiting.values());
       if (this.failure) throw this.failure;
     },
 
@@ -241,8 +264,14 @@ class OutputSession {
     return this.output;
   }
 
-  private async takeLayout(file: string, bytes: number, uploads: AsyncIterator<TensorPiece>): Promise<ShardLayout> {
-    const header = await takeTensor(this.peer, uploads, `the header of ${file}`, Math.min(MAX_HEADER, bytes));
+  private async takeLayout(
+    file: string,
+    bytes: number,
+    uploads: AsyncIterator<TensorPiece>,
+    room = MAX_HEADER,
+  ): Promise<ShardLayout> {
+    const most = Math.min(MAX_HEADER, bytes, room);
+    const header = await takeTensor(this.peer, uploads, `the header of ${file}`, most);
     const length = parseHeaderLength(header, bytes, file);
     const { tensors } = parseHeader(header.subarray(LENGTH_BYTES, LENGTH_BYTES + length), bytes, file);
     return {
@@ -291,17 +320,17 @@ class OutputSession {
     { unit, note, bytes }: DoneParams & { bytes: number },
     event: Reply['event'],
   ): void {
-    let held = bytes;
-    for (const it of this.waiting.values()) held += it.bytes;
-    if (held > MAX_WAITING_BYTES) throw new ProtocolError(this.peer, 'too much waits to be finished');
+    this.waitingBytes += bytes;
+    if (this.waitingBytes > MAX_WAITING_BYTES) throw new ProtocolError(this.peer, 'too much waits to be finished');
     const over = output
       .finish(unit, note)
       .then(() => {
         this.waiting.delete(unit);
+        this.waitingBytes -= bytes;
         return event({ done: unit.id });
       })
       .catch((error) => this.fail(error));
-    this.waiting.set(unit, { bytes, over });
+    this.waiting.set(unit, over);
   }
 
   /** Leaves what can be continued, unless that is not wanted; removes the rest. */

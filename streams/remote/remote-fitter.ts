@@ -7,7 +7,7 @@ import type { Problem } from '../../src/factorization/problem.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester } from '../../src/transport/requests.js';
-import { wholePiece } from '../../src/transport/tensor-piece.js';
+import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import type { FitTask, FoldedExpert } from '../compute.js';
 import type { Fitter } from '../fitter.js';
 import { revived } from '../revive-error.js';
@@ -87,6 +87,13 @@ async function askWorker(url: string, peers: PeerOptions): Promise<WorkerFacts> 
   }
 }
 
+function* sending(experts: FitTask['experts'], seen: () => void): Generator<TensorPiece> {
+  for (const [expert, data] of experts.entries()) {
+    seen();
+    yield wholePiece(String(expert), data);
+  }
+}
+
 /** As many sessions as asked for, shared out by the workers' threads. */
 export async function connectFitters(
   { urls, threads }: RemoteWorkers,
@@ -135,7 +142,7 @@ async function connectFitter(url: string, threads: number, peers: PeerOptions, s
       const value = await watch.over((seen) =>
         revived(
           ask('fit', params, {
-            uploads: experts.map((data, expert) => wholePiece(String(expert), data)),
+            uploads: sending(experts, seen),
             onPiece(piece) {
               seen();
               factors.put(piece);

@@ -2,7 +2,6 @@
 import { once } from 'node:events';
 import { PassThrough } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { FileSystem } from '../../src/checkpoint/file-system.js';
 import { type PartEntry, partsOf } from '../../src/checkpoint/journal.js';
 import type { ShardLayout } from '../../src/checkpoint/layout.js';
 import type { HashedPart } from '../../src/checkpoint/manifest.js';
@@ -20,7 +19,7 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import type { OpenedOutput, OutputRequest } from '../open-output.js';
 import type { RunOptions } from '../progress.js';
 import { revived } from '../revive-error.js';
-import { leaveStateFolder, makeStateFolder } from '../state-file.js';
+import { openStateFolder, type StateFolder } from '../state-folder.js';
 import {
   abandonAnswer,
   createAnswer,
@@ -59,8 +58,9 @@ export async function remoteOutput(url: string, request: OutputRequest, run: Run
       await channel.close();
       return { done };
     }
-    const workspace = identity && (await makeStateFolder(channel.peer, run.fileSystem));
-    return { output: new RemoteOutput(channel, ask, identity !== undefined, unfinished, workspace, run.fileSystem) };
+    const states =
+      identity && (await openStateFolder(channel.peer, identity.identity, run.force ?? false, run.fileSystem));
+    return { output: new RemoteOutput(channel, ask, identity !== undefined, unfinished, states) };
   } catch (error) {
     channel.fail(error as Error);
     throw error;
@@ -68,10 +68,10 @@ export async function remoteOutput(url: string, request: OutputRequest, run: Run
 }
 
 /** Writes to standard output what `mobe receive <out> -` reads. Nobody answers: room and the like are found out at the other end. */
-export async function pipeOutput(request: OutputRequest): Promise<Output> {
+export async function pipeOutput(request: OutputRequest, run: RunOptions): Promise<Output> {
   const sink = writeByteStream(process.stdout, OUTPUT_SERVICE);
   const tell = createTeller(sink);
-  await tell('create', createRequest(request, {}));
+  await tell('create', createRequest(request, run));
   return new PipeOutput(tell, () => sink.close());
 }
 
@@ -84,6 +84,8 @@ abstract class SentOutput implements Output {
   readonly retains = true; // pieces are kept until the other side has them
   private lost: (error: Error) => void = () => {};
   private writing: { pieces: PassThrough; answer: Promise<unknown> } | undefined;
+  /** Given up: what is still on its way here goes nowhere. */
+  protected leaving = false;
 
   constructor(
     protected readonly ask: Requester,
@@ -132,6 +134,7 @@ abstract class SentOutput implements Output {
 
   /** Parts go out in one long request, as they come. */
   protected async push(piece: TensorPiece): Promise<void> {
+    if (this.leaving) throw new InterruptedError();
     this.writing ??= this.startWriting();
     const { pieces, answer } = this.writing;
     if (pieces.destroyed) await answer; // throws
@@ -182,19 +185,20 @@ class RemoteOutput extends SentOutput {
 
   /**
    * @param unfinished an interrupted run of the same identity is there
-   * @param workspace for the states of fits, where the run can be continued
+   * @param states where those of fits are saved, if the run can be continued
    */
   constructor(
     private readonly channel: Channel,
     ask: Requester,
     private readonly resumable: boolean,
     private readonly unfinished: boolean,
-    workspace: string | undefined,
-    private readonly fs: FileSystem | undefined,
+    private readonly states: StateFolder | undefined,
   ) {
     super(ask, () => channel.close());
     this.begun = unfinished;
-    if (workspace !== undefined) this.workspace = workspace;
+    if (states) this.workspace = states.path;
+    // Also while nothing is asked: a fit must not run on for hours beside a receiver that is gone.
+    void channel.whenOver.then((error) => error && this.broken(error));
   }
 
   async resume(
@@ -242,29 +246,29 @@ class RemoteOutput extends SentOutput {
 
   override async commit(last: readonly string[]): Promise<void> {
     await super.commit(last);
-    await this.leaveStates(false);
-  }
-
-  private async leaveStates(keep: boolean): Promise<boolean> {
-    return this.workspace !== undefined && (await leaveStateFolder(this.workspace, keep, this.fs));
+    await this.states?.leave(false);
   }
 
   async abandon(keep = false): Promise<boolean> {
-    const leave = async () => {
-      await this.finishWriting().catch(() => {}); // what it has of it by then
-      return checkParams(this.channel.peer, 'its answer', abandonAnswer, await this.ask('abandon', { keep }));
-    };
+    this.leaving = true;
     const patience = new AbortController();
-    const answer = await Promise.race([
-      leave().catch(() => undefined),
+    const kept = await Promise.race([
+      this.leave(keep).catch(() => undefined),
       sleep(LEAVE_WITHIN_MS, undefined, { signal: patience.signal }).catch(() => undefined),
     ]);
     patience.abort();
-    if (answer) await this.channel.close();
-    else this.channel.fail(new InterruptedError());
-    const statesKept = await this.leaveStates(keep);
+    this.channel.fail(new InterruptedError()); // unless it has ended in peace
+    const statesKept = await this.states?.leave(keep);
     // A machine that is gone has what it had.
-    return statesKept || (answer ? answer.kept : keep && this.resumable && this.begun);
+    return statesKept || (kept ?? (keep && this.resumable && this.begun));
+  }
+
+  private async leave(keep: boolean): Promise<boolean> {
+    await this.finishWriting().catch(() => {}); // what it has of it by then
+    const answer = await this.ask('abandon', { keep });
+    const { kept } = checkParams(this.channel.peer, 'its answer', abandonAnswer, answer);
+    await this.channel.close().catch(() => {});
+    return kept;
   }
 }
 

@@ -1,5 +1,5 @@
 /** A result on another machine goes on after either side ended, with what the receiver has; and neither side believes the other. */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
@@ -7,7 +7,7 @@ import { interceptedFileSystem, systemError } from '../../fixtures/intercepted-f
 import { startProxy } from '../../fixtures/peers.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { JOURNAL_FILE, PARTIAL_FOLDER } from '../../src/checkpoint/journal.js';
-import { layoutShards } from '../../src/checkpoint/layout.js';
+import { layoutShards, type ShardLayout } from '../../src/checkpoint/layout.js';
 import type { Output } from '../../src/checkpoint/output.js';
 import type { Unit } from '../../src/checkpoint/unfinished-run.js';
 import { parseIdentity } from '../../src/conversion/run-identity.js';
@@ -21,6 +21,7 @@ import type { Progress, RunOptions } from '../progress.js';
 import { OUTPUT_SERVICE } from './output-protocol.js';
 import { type ReceiveHooks, type Receiver, receive } from './receive.js';
 import { remoteOutput } from './remote-output.js';
+import { serve } from './serve.js';
 
 const root = temporaryFolder();
 const at = (...path: string[]) => join(root, ...path);
@@ -194,6 +195,77 @@ test('a fit goes on inside its group, from a state that is kept where it runs', 
   expect(states().filter((it) => it.endsWith('.state'))).toHaveLength(before - 1);
 });
 
+test('a place for states that vanishes costs states, not the run', async () => {
+  const receiver = await startReceiver(at('vanished'));
+  let steps = 0;
+  const onProgress = ({ kind }: Progress): void => {
+    if (kind === 'step' && ++steps === 20) rmSync(join(`${root}-cache`, 'mobe'), { recursive: true, force: true });
+  };
+  await compress(at('model'), receiver.url, OPTIONS, { onProgress, saveEvery: 0.001 });
+  expectSame(at('vanished'));
+});
+
+test('a machine that comes back with another token ends the run, and what is finished is kept', async () => {
+  const open = await serve(at('model'), HERE);
+  const closed = await serve(at('model'), { ...HERE, token: 'another-token-than-none' });
+  cleanups.push(open.close, closed.close);
+  const proxy = await startProxy(open.url);
+  let groups = 0;
+  const onProgress = ({ kind }: Progress): void => {
+    if (kind !== 'group' || ++groups !== 3) return;
+    proxy.refuse();
+    proxy.accept(closed.url);
+  };
+  const run = compress(proxy.url, at('refused'), OPTIONS, { onProgress });
+  await expect(run).rejects.toThrow(errors.UnauthorisedError);
+  await expect(run).rejects.toMatchObject({ kept: at('refused') });
+  proxy.refuse();
+  proxy.accept(open.url);
+  let fitted = 0;
+  const count = ({ kind }: Progress): void => {
+    if (kind === 'group') fitted++;
+  };
+  await compress(proxy.url, at('refused'), OPTIONS, { onProgress: count });
+  expect(fitted).toBeLessThan(6);
+});
+
+describe('a sender that gives up', () => {
+  const { shards } = layoutShards([{ name: 'a', dtype: 'U8', shape: [2 ** 21], bytes: 2 ** 21 }], 2 ** 22);
+  const wanted = { kind: 'compress', sourceFingerprint: '0', settings: {} } as const;
+  const identity = parseIdentity({ wanted, version: '0', layout: '0', circumstances: {}, modified: {} });
+
+  async function begin(url: string): Promise<Output> {
+    const opened = await remoteOutput(url, { wanted, neededBytes: 1, inputs: [], identity }, {});
+    const { output } = opened as { output: Output };
+    await output.reserve(shards[0] as ShardLayout);
+    return output;
+  }
+
+  test.each([false, true])(
+    'is answered whether anything is kept (%s), whatever still is on its way here',
+    async (keep) => {
+      const receiver = await startReceiver(at(`given-up-${keep}`));
+      const output = await begin(receiver.url);
+      await output.write('a', 0, new Uint8Array(2 ** 20));
+      const began = performance.now();
+      const left = output.abandon(keep);
+      await expect(output.write('a', 2 ** 20, new Uint8Array(2 ** 20))).rejects.toThrow(errors.InterruptedError);
+      expect(await left).toBe(keep);
+      expect(performance.now() - began).toBeLessThan(2900); // it was not given up after three seconds
+      expect(existsSync(at(`given-up-${keep}`, PARTIAL_FOLDER))).toBe(keep);
+    },
+  );
+
+  test('learns that the receiver is gone, also while nothing is written', async () => {
+    const receiver = await startReceiver(at('gone'));
+    const output = await begin(receiver.url);
+    const lost = new Promise<Error>((resolve) => output.onLost?.(resolve));
+    await receiver.close();
+    expect(await lost).toBeInstanceOf(errors.SessionLostError);
+    await output.abandon(true);
+  });
+});
+
 describe('started again while its first connection is not given up yet:', () => {
   /** A conversion that is cut off from its receiver in the middle, and does not know. */
   async function cutOff(name: string) {
@@ -203,7 +275,7 @@ describe('started again while its first connection is not given up yet:', () => 
     const onProgress = ({ kind }: Progress): void => {
       if (kind === 'group' && ++groups === 3) proxy.refuse();
     };
-    const peers = { resumeTimeoutMs: 3000 };
+    const peers = { resumeTimeoutMs: 60_000 };
     const lost = compress(at('model'), proxy.url, OPTIONS, { onProgress, peers }).catch((error: Error) => error);
     while (groups < 3) await new Promise((resolve) => setTimeout(resolve, 10));
     await new Promise((resolve) => setTimeout(resolve, 100));
@@ -286,6 +358,7 @@ describe('a receiver that lies about what it has', () => {
 
   test.each<[string, unknown]>([
     ['no list', { part: 3 }],
+    ['a million entries that are none', Array.from({ length: 1e6 }, () => 0)],
     ['an entry of no kind', [{ commit: { files: [], last: [], replaces: [] } }]],
     ['a part that ends before it begins', [part(4, 4 - 8)]],
     ['a hash that is none', [{ part: { tensor: 'a', start: 0, end: 4, sha256: 'x' } }]],
