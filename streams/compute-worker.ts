@@ -2,7 +2,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { InterruptedError } from '../src/errors.js';
 import type { SolverStep } from '../src/factorization/problem.js';
-import { Compute } from './compute.js';
+import { Compute, type FitTask } from './compute.js';
 import type { Close, Reply, Request, WorkerData } from './worker-pool.js';
 
 const port = parentPort;
@@ -17,8 +17,15 @@ const stopping = (): boolean => Atomics.load(stop, 0) === 1;
 
 async function answer({ id, method, args }: Request): Promise<void> {
   let last = 0;
+  const saves = method === 'fit' && (args[0] as FitTask).state !== undefined;
+  /** When the step's state could be saved. What is asked after that waits for the next step: its state comes first. */
+  let asked = false;
+  const look = (): boolean => {
+    asked = stopping();
+    return asked;
+  };
   const onStep = (step: SolverStep): void => {
-    if (stopping()) throw new InterruptedError();
+    if (saves ? asked : stopping()) throw new InterruptedError();
     const now = performance.now();
     if (now - last < STEP_INTERVAL_MS) return;
     last = now;
@@ -26,7 +33,10 @@ async function answer({ id, method, args }: Request): Promise<void> {
   };
   try {
     // biome-ignore lint/suspicious/noExplicitAny: the client types each method's arguments
-    const value = await ((await compute)[method] as any)(...args, ...(method === 'fit' ? [{ onStep, stopping }] : []));
+    const value = await ((await compute)[method] as any)(
+      ...args,
+      ...(method === 'fit' ? [{ onStep, stopping: look }] : []),
+    );
     port?.postMessage({ id, value } satisfies Reply, buffersOf(value));
   } catch (error) {
     const { name, message, stack, ...fields } = error as Error;
