@@ -10,10 +10,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { createEngine } from '../src/engine/create-engine.js';
-import { solveAdam } from '../src/factorization/adam.js';
-import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
-import { type Activation, type Problem, REFERENCE_ACTIVATIONS } from '../src/factorization/problem.js';
-import { createRandom } from '../src/factorization/random.js';
+import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg/moments.js';
+import { createRandom } from '../src/linalg/random.js';
+import { solveAdam } from '../src/methods/mobe/adam.js';
+import { type Activation, type Problem, REFERENCE_ACTIVATIONS } from '../src/methods/mobe/problem.js';
 import { machine } from './machine.js';
 import { encodeNpy } from './npy.js';
 

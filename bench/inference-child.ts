@@ -1,6 +1,6 @@
 /** Generates and prints the figures: inference-child.js MODEL PROMPT BUDGET TOKENS THREADS. */
 import { parseBytes } from '../src/format.js';
-import { generate } from '../streams/generate.js';
+import { generate } from '../streams/operations/generate.js';
 
 const [model = '', prompt = '', budget = '', tokens = '', threads = ''] = process.argv.slice(2);
 const run = generate(model, prompt, {

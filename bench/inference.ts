@@ -13,7 +13,7 @@ import { generateCheckpoint } from '../fixtures/generate.js';
 import { TINY_MODEL } from '../fixtures/paths.js';
 import type { TensorSpec } from '../src/checkpoint/header.js';
 import { formatBytes } from '../src/format.js';
-import type { Generation } from '../streams/generate.js';
+import type { Generation } from '../streams/operations/generate.js';
 import { machine } from './machine.js';
 
 const SHAPE = { experts: 64, rows: 512, cols: 1024 };

@@ -17,9 +17,9 @@ import { describeReport } from '../src/cli/bench-table.js';
 import { formatTable, left, right } from '../src/cli/table.js';
 import { table } from '../src/page/page.js';
 import { lines } from '../src/page/svg.js';
+import { reportPage } from '../streams/bench/bench-page.js';
 import { benchmark } from '../streams/bench/benchmark.js';
-import { reportPage } from '../streams/bench/page.js';
-import type { Slowdown } from '../streams/stage-clock.js';
+import type { Slowdown } from '../streams/flow/stage-clock.js';
 import { checkScale, measureScale, SCALE_COLUMNS, type ScaleRow, scaleCells } from './scale.js';
 
 const { values: flags } = parseArgs({

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { REFERENCE_CURVES } from '../fixtures/paths.js';
-import type { Activation } from '../src/factorization/problem.js';
+import type { Activation } from '../src/methods/mobe/problem.js';
 import { bestSoFar, goalOf, type Level, type Point, type Reached, reach, thin } from './levels.js';
 import type { FitOutcome, FitRequest } from './solve.js';
 import type { Subject } from './subjects.js';

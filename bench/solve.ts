@@ -8,14 +8,14 @@
  */
 import { readFileSync } from 'node:fs';
 import 'onnxruntime-node';
-import { usualBatch } from '../src/conversion/memory.js';
-import { peakRssBytes } from '../src/conversion/report.js';
+import { usualBatch } from '../src/conversion/memory-plan.js';
+import { peakRssBytes } from '../src/conversion/run-report.js';
 import { createEngine } from '../src/engine/create-engine.js';
-import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/factorization/moments.js';
-import type { Activation, Problem, Targets } from '../src/factorization/problem.js';
-import { createReconstruction } from '../src/factorization/reconstruct.js';
-import { createRefit } from '../src/factorization/refit.js';
-import { solveVarpro } from '../src/factorization/varpro.js';
+import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg/moments.js';
+import type { Activation, Problem, Targets } from '../src/methods/mobe/problem.js';
+import { createReconstruction } from '../src/methods/mobe/reconstruct.js';
+import { createRefit } from '../src/methods/mobe/refit.js';
+import { solveVarpro } from '../src/methods/mobe/varpro.js';
 import { mean, median } from './levels.js';
 import { decodeNpy } from './npy.js';
 

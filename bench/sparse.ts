@@ -2,7 +2,7 @@
 import { mkdir, open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TensorSpec } from '../src/checkpoint/header.js';
-import { encodeIndex, layoutShards } from '../src/checkpoint/layout.js';
+import { encodeIndex, layoutShards } from '../src/output/layout.js';
 import type { SampleOfModel } from '../streams/bench/task.js';
 
 export interface SparseModel {

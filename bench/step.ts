@@ -9,12 +9,12 @@ import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { stepOperations } from '../src/conversion/estimate.js';
-import { usualBatch } from '../src/conversion/memory.js';
+import { usualBatch } from '../src/conversion/memory-plan.js';
 import { createEngine, type EngineName } from '../src/engine/create-engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
-import type { Problem, SolverStep } from '../src/factorization/problem.js';
-import { createRandom } from '../src/factorization/random.js';
-import { solveVarpro } from '../src/factorization/varpro.js';
+import { createRandom } from '../src/linalg/random.js';
+import type { Problem, SolverStep } from '../src/methods/mobe/problem.js';
+import { solveVarpro } from '../src/methods/mobe/varpro.js';
 import { machine } from './machine.js';
 
 const SHAPES: Problem[] = [

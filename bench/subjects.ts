@@ -1,11 +1,11 @@
 /** What is raced: the trained fixture's groups, and synthetic ones that nothing was tuned on. */
 import { TINY_MODEL } from '../fixtures/paths.js';
-import { LocalFiles } from '../src/checkpoint/files.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { decodeMatrix, readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
-import type { Problem } from '../src/factorization/problem.js';
-import { createRandom, type Random } from '../src/factorization/random.js';
+import { createRandom, type Random } from '../src/linalg/random.js';
+import type { Problem } from '../src/methods/mobe/problem.js';
 import { detectModel } from '../src/models/detect.js';
+import { LocalFiles } from '../src/sources/files.js';
 
 export const KINDS = ['fixture', 'synthetic', 'large'] as const;
 export type Kind = (typeof KINDS)[number];

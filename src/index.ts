@@ -8,62 +8,58 @@
  * ```
  */
 
+export { reportPage } from '../streams/bench/bench-page.js';
 // Measurements.
 export { type BenchOptions, type BenchReport, benchmark } from '../streams/bench/benchmark.js';
-export { reportPage } from '../streams/bench/page.js';
+export { type Fitter, FitterPool, localFitter } from '../streams/compute/fitter.js';
+export { ComputeWorker } from '../streams/compute/worker-pool.js';
 // Stages of the dataflow, to compose differently.
-export { BufferPool, type PooledBuffer } from '../streams/buffer-pool.js';
-export { ByteBudget } from '../streams/byte-budget.js';
+export { BufferPool, type PooledBuffer } from '../streams/flow/buffer-pool.js';
+export { ByteBudget } from '../streams/flow/byte-budget.js';
+export { compose, inLanes, merge } from '../streams/flow/highland.js';
+export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/flow/stage-clock.js';
 // What the commands do.
-export { compress } from '../streams/compress.js';
+export { compress } from '../streams/operations/compress.js';
 export {
   type Comparison,
   type EvaluateHooks,
   type Evaluation,
   evaluate,
   type ModelScore,
-} from '../streams/evaluate.js';
-export { type ExpandOptions, expand } from '../streams/expand.js';
-export { type ExportOptions, exportFactors } from '../streams/export.js';
-export { type FactoriseOptions, factorise } from '../streams/factorise.js';
-export { fitFactors } from '../streams/fit.js';
-export { type Fitter, FitterPool, localFitter } from '../streams/fitter.js';
-export { fold } from '../streams/fold.js';
-export { type Generation, generate } from '../streams/generate.js';
-export { groupExperts } from '../streams/group-experts.js';
-export { compose, inLanes, merge } from '../streams/highland.js';
-export { type ImportOptions, importFactors } from '../streams/import.js';
-export { inspect } from '../streams/inspect.js';
-export { normalise } from '../streams/normalise.js';
-export { passThrough } from '../streams/pass-through.js';
-export { plan, type TimedPlan } from '../streams/plan.js';
-export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/progress.js';
-export { readExperts } from '../streams/read-experts.js';
+} from '../streams/operations/evaluate.js';
+export { type ExpandOptions, expand } from '../streams/operations/expand.js';
+export { type ExportOptions, exportFactors } from '../streams/operations/export.js';
+export { fitFactors } from '../streams/operations/fit.js';
+export { type Generation, generate } from '../streams/operations/generate.js';
+export { type ImportOptions, importFactors } from '../streams/operations/import.js';
+export { inspect } from '../streams/operations/inspect.js';
+export { plan, type TimedPlan } from '../streams/operations/plan.js';
+export { type ReportOptions, type WrittenReport, writeReport } from '../streams/operations/report.js';
+export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';
+export { type Integrity, verifyIntegrity } from '../streams/operations/verify-manifest.js';
 export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
-export { type ReportOptions, type WrittenReport, writeReport } from '../streams/report.js';
-export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/stage-clock.js';
-export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/verify.js';
-export { type Integrity, verifyIntegrity } from '../streams/verify-manifest.js';
-export { ComputeWorker } from '../streams/worker-pool.js';
-export { writeCheckpoint } from '../streams/write-checkpoint.js';
-export { writeFactorFile } from '../streams/write-factors.js';
+export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/run-options.js';
+export { type FactoriseOptions, factorise } from '../streams/stages/factorise.js';
+export { fold } from '../streams/stages/fold.js';
+export { groupExperts } from '../streams/stages/group-experts.js';
+export { normalise } from '../streams/stages/normalise.js';
+export { passThrough } from '../streams/stages/pass-through.js';
+export { readExperts } from '../streams/stages/read-experts.js';
+export { writeCheckpoint } from '../streams/stages/write-checkpoint.js';
+export { writeFactorFile } from '../streams/stages/write-factors.js';
 // Checkpoints as bytes.
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';
 export { decodeRows, type Encoding, storedBytes } from './checkpoint/encoding.js';
-export { type ByteRange, type FileEntry, type Files, LocalFiles, type RangeReader } from './checkpoint/files.js';
 export { encodeHeader, parseHeader, parseHeaderLength, type TensorInfo, type TensorSpec } from './checkpoint/header.js';
-export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './checkpoint/layout.js';
 export { type Checkpoint, fingerprint, openCheckpoint, openShard, type Shard } from './checkpoint/open-checkpoint.js';
-export { OutputFolder } from './checkpoint/output-folder.js';
-export { ShardWriter } from './checkpoint/shard-writer.js';
 // Models and plans.
-export { type CompressionPlan, planCompression } from './conversion/compression.js';
+export { type CompressionPlan, planCompression } from './conversion/compression-plan.js';
 export { type FactorFile, openFactorFile, openFactorFolder } from './conversion/factor-files.js';
-export type { GroupPlan } from './conversion/groups.js';
-export type { Inspection, Tally } from './conversion/inspect.js';
-export type { MemoryPlan } from './conversion/memory.js';
-export type { FittedGroupReport, GroupReport, RunReport, StoredReport } from './conversion/report.js';
+export type { GroupPlan } from './conversion/group-plan.js';
+export type { Inspection, Tally } from './conversion/inspection.js';
+export type { MemoryPlan } from './conversion/memory-plan.js';
+export type { FittedGroupReport, GroupReport, RunReport, StoredReport } from './conversion/run-report.js';
 export { type CompressOptions, resolveSettings, type Settings } from './conversion/settings.js';
 // Engines.
 export { type ChosenEngine, chooseEngine, type EngineChoice } from './engine/choose-engine.js';
@@ -75,24 +71,28 @@ export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine }
 export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
 export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link.js';
 export * from './errors.js';
-// The mathematics.
-export { solveAdam } from './factorization/adam.js';
-export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './factorization/baselines.js';
-export * from './factorization/problem.js';
-export { createReconstruction, type Reconstruction } from './factorization/reconstruct.js';
-export { createRefit, type Refit } from './factorization/refit.js';
-export { solveVarpro } from './factorization/varpro.js';
 // Running models.
 export {
   type LanguageModel,
   type ModelOptions,
   openLanguageModel,
 } from './inference/language-model.js';
-export type { EvaluateOptions, GenerateOptions } from './inference/options.js';
+export type { EvaluateOptions, GenerateOptions } from './inference/run-options.js';
 export { Runner } from './inference/runner.js';
 export type { SequencePart } from './inference/sequence-parts.js';
 export { openTokenizer, type TextStream, type Tokenizer, textStream } from './inference/tokenizer.js';
+// The mathematics.
+export { solveAdam } from './methods/mobe/adam.js';
+export * from './methods/mobe/problem.js';
+export { createReconstruction, type Reconstruction } from './methods/mobe/reconstruct.js';
+export { createRefit, type Refit } from './methods/mobe/refit.js';
+export { solveVarpro } from './methods/mobe/varpro.js';
+export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './methods/svd/baselines.js';
 export { detectModel } from './models/detect.js';
 export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';
+export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './output/layout.js';
+export { OutputFolder } from './output/output-folder.js';
+export { ShardWriter } from './output/shard-writer.js';
+export { type ByteRange, type FileEntry, type Files, LocalFiles, type RangeReader } from './sources/files.js';
 // Files of torch.save as bytes.
 export { openTorchFile } from './torch/open-torch-file.js';

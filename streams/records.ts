@@ -1,7 +1,7 @@
 /** What flows between the stages. Every record with data knows its size: backpressure counts bytes. */
-import type { GroupPlan } from '../src/conversion/groups.js';
-import type { LossPoint } from '../src/factorization/loss-curve.js';
-import type { FoldedExpert } from './compute.js';
+import type { GroupPlan } from '../src/conversion/group-plan.js';
+import type { LossPoint } from '../src/methods/loss-curve.js';
+import type { FoldedExpert } from './compute/compute.js';
 
 /** One expert's dense weights, as `readMatrix` reads them. */
 export interface TensorRecord {

@@ -1,5 +1,5 @@
 /** Errors without structure, as large as one likes; and how large errors are. */
-import type { Random } from '../../src/factorization/random.js';
+import type { Random } from '../../src/linalg/random.js';
 
 /** W + N, N normal numbers with ‖N‖_F² = `squaredNorm` to the last rounding. */
 export function addNoise(weights: Float32Array, squaredNorm: number, random: Random): Float32Array {

@@ -1,5 +1,5 @@
 /** Runs studies: makes their variants one after the other, then scores them side by side. */
-import type { Rank } from '../../src/factorization/baselines.js';
+import type { Rank } from '../../src/methods/svd/baselines.js';
 import { mean } from '../levels.js';
 import type { Row, Study } from './studies.js';
 import type { Score, Workshop } from './workshop.js';

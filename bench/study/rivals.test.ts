@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import { groupedSvd, perExpertSvd, sharedBasisSvd } from '../../src/factorization/baselines.js';
-import { createRandom } from '../../src/factorization/random.js';
+import { createRandom } from '../../src/linalg/random.js';
+import { groupedSvd, perExpertSvd, sharedBasisSvd } from '../../src/methods/svd/baselines.js';
 import { addNoise, squaredDistance, squaredNorm } from './noise.js';
 import {
   type Experts,

@@ -1,10 +1,5 @@
 /** The studies: which variants of the fixture are compared, and under what names. */
-import {
-  type Activation,
-  denseParameters,
-  factorParameters,
-  type SolverName,
-} from '../../src/factorization/problem.js';
+import { type Activation, denseParameters, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
 import { meanAndDeltas, perExpert, sharedLeft, sharedRight } from './rivals.js';
 import { GROUP, mobe, noise, noiseLike, rival, source, type Variant } from './variants.js';
 

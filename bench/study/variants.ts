@@ -1,9 +1,9 @@
 /** What may stand in place of the fixture's gate and up matrices. */
 import { TINY_MODEL } from '../../fixtures/paths.js';
-import type { Rank } from '../../src/factorization/baselines.js';
-import { type Activation, factorParameters, type SolverName } from '../../src/factorization/problem.js';
-import { createRandom } from '../../src/factorization/random.js';
-import { compress } from '../../streams/compress.js';
+import { createRandom } from '../../src/linalg/random.js';
+import { type Activation, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
+import type { Rank } from '../../src/methods/svd/baselines.js';
+import { compress } from '../../streams/operations/compress.js';
 import { readGroups, writeCopy } from './checkpoint.js';
 import { addNoise, squaredDistance, squaredNorm } from './noise.js';
 import type { Rival } from './rivals.js';

@@ -7,8 +7,8 @@ import { shardOf } from '../../fixtures/fuzz/checkpoint-target.js';
 import { memoryFiles } from '../../fixtures/fuzz/memory-files.js';
 import { generateFamily } from '../../fixtures/generate-family.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
-import { compress } from '../../streams/compress.js';
-import { fitFactors } from '../../streams/fit.js';
+import { compress } from '../../streams/operations/compress.js';
+import { fitFactors } from '../../streams/operations/fit.js';
 import { examineOutput, readReport } from '../conversion/existing-output.js';
 import { findNativeGroups } from '../conversion/native-groups.js';
 import {
@@ -20,11 +20,11 @@ import {
 } from '../errors.js';
 import { detectModel } from '../models/detect.js';
 import { editConfig } from '../models/native.js';
+import { JOURNAL_FILE, PARTIAL_FOLDER } from '../output/journal.js';
+import { OutputFolder } from '../output/output-folder.js';
+import { LocalFiles } from '../sources/files.js';
 import { byteLength } from './dtype.js';
-import { LocalFiles } from './files.js';
-import { JOURNAL_FILE, PARTIAL_FOLDER } from './journal.js';
 import { openCheckpoint } from './open-checkpoint.js';
-import { OutputFolder } from './output-folder.js';
 import { isPlainPath } from './plain-path.js';
 import { listSideFiles } from './side-files.js';
 

@@ -11,8 +11,8 @@ import {
   UnindexedTensorError,
   UnsafePathError,
 } from '../errors.js';
+import { type Files, fileIn, LocalFiles, normaliseLocation } from '../sources/files.js';
 import { duplicateKey } from './duplicate-key.js';
-import { type Files, fileIn, LocalFiles, normaliseLocation } from './files.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type ShardHeader, type TensorInfo } from './header.js';
 import { isDeeperThan } from './json-depth.js';
 import { isPlainPath } from './plain-path.js';

@@ -4,7 +4,7 @@ import { type FamilyOptions, generateFamily } from '../../fixtures/generate-fami
 import type { Quantisation, StoredTensor } from '../../fixtures/quantised-storage.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import * as errors from '../errors.js';
-import { LocalFiles } from './files.js';
+import { LocalFiles } from '../sources/files.js';
 import { openCheckpoint } from './open-checkpoint.js';
 import { attachedTo, isQuantised, quantisationConfig, quantisedMatrix } from './quantisation.js';
 import { decodeMatrix, readMatrix } from './stored-matrix.js';

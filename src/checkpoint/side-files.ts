@@ -1,13 +1,13 @@
 import { UnsafePathError } from '../errors.js';
-import { fileIn } from './files.js';
-import { MANIFEST_FILE } from './manifest.js';
+import { MANIFEST_FILE } from '../output/manifest.js';
+import { fileIn } from '../sources/files.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from './open-checkpoint.js';
 import { isPlainPath } from './plain-path.js';
 
 /** Weights in other formats would describe the uncompressed model. */
 const OTHER_WEIGHTS = /\.(safetensors|bin|pth|pt|ckpt|gguf|onnx|h5|msgpack)$|\.index\.json$/;
 
-/** Written anew for every result; see src/conversion/report.ts and model-card.ts. */
+/** Written anew for every result; see src/conversion/run-report.ts and model-card.ts. */
 export const REPORT_FILE = 'mobe.json';
 export const CARD_FILE = 'README.md';
 /** Of `mobe report`. Like the record it has timings, and no manifest lists it. */

@@ -1,8 +1,8 @@
 /** A matrix of a checkpoint: where its bytes lie, and how they become numbers. */
 import { QuantisedShapeError, UnsupportedDtypeError } from '../errors.js';
+import type { ByteRange, RangeReader } from '../sources/files.js';
 import { isFloatDtype } from './dtype.js';
 import { decodeRows, type Encoding, storedBytes } from './encoding.js';
-import type { ByteRange, RangeReader } from './files.js';
 import type { TensorInfo } from './header.js';
 
 export interface StoredMatrix {

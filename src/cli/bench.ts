@@ -1,7 +1,7 @@
 import { writeFile } from 'node:fs/promises';
 import { Command, Option } from 'commander';
+import { reportPage } from '../../streams/bench/bench-page.js';
 import { type BenchOptions, benchmark, DEFAULT_BYTES, DEFAULT_ROUNDS } from '../../streams/bench/benchmark.js';
-import { reportPage } from '../../streams/bench/page.js';
 import { formatBytes } from '../format.js';
 import { describeReport } from './bench-table.js';
 import { bytes, json, positiveInteger } from './options.js';

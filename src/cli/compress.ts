@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { compress } from '../../streams/compress.js';
+import { compress } from '../../streams/operations/compress.js';
 import {
   addFactorisationOptions,
   compressOptions,

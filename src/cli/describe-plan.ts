@@ -1,6 +1,6 @@
-import type { TimedPlan } from '../../streams/plan.js';
+import type { TimedPlan } from '../../streams/operations/plan.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
-import { formatRanges } from '../conversion/groups.js';
+import { formatRanges } from '../conversion/group-plan.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatTable, left } from './table.js';
 

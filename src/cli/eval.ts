@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { type Evaluation, evaluate, type ModelScore } from '../../streams/evaluate.js';
+import { type Evaluation, evaluate, type ModelScore } from '../../streams/operations/evaluate.js';
 import { scoreCells } from '../conversion/report-page.js';
 import { formatBytes } from '../format.js';
 import { json, MODEL } from './options.js';

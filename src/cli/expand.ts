@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { expand } from '../../streams/expand.js';
+import { expand } from '../../streams/operations/expand.js';
 import { compressOptions, engine, force, json, shardSize, threads } from './options.js';
 import { ca, tokenFile } from './peers.js';
 import { runAndPrint } from './run.js';

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { exportFactors } from '../../streams/export.js';
+import { exportFactors } from '../../streams/operations/export.js';
 import {
   compressOptions,
   engine,

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { fitFactors } from '../../streams/fit.js';
+import { fitFactors } from '../../streams/operations/fit.js';
 import { addFactorisationOptions, compressOptions, force, json, MODEL, report, saveEvery } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
 import { runAndPrint } from './run.js';

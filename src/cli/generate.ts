@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander';
-import { type Generation, generate } from '../../streams/generate.js';
+import { type Generation, generate } from '../../streams/operations/generate.js';
 import { formatBytes, formatSeconds } from '../format.js';
-import type { GenerateOptions } from '../inference/options.js';
+import type { GenerateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
 import {
   engine,

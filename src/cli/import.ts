@@ -1,7 +1,7 @@
 import { Command, Option } from 'commander';
-import { importFactors } from '../../streams/import.js';
+import { importFactors } from '../../streams/operations/import.js';
 import { DTYPE_NAMES } from '../conversion/settings.js';
-import { REFERENCE_ACTIVATIONS } from '../factorization/problem.js';
+import { REFERENCE_ACTIVATIONS } from '../methods/mobe/problem.js';
 import { compressOptions, engine, force, json, MODEL, threads } from './options.js';
 import { ca, tokenFile } from './peers.js';
 import { runAndPrint } from './run.js';

@@ -1,7 +1,7 @@
 import { Command } from 'commander';
-import { inspect } from '../../streams/inspect.js';
-import { formatRanges } from '../conversion/groups.js';
-import type { Inspection, Tally } from '../conversion/inspect.js';
+import { inspect } from '../../streams/operations/inspect.js';
+import { formatRanges } from '../conversion/group-plan.js';
+import type { Inspection, Tally } from '../conversion/inspection.js';
 import { formatBytes, formatCount, formatPercent } from '../format.js';
 import { json, MODEL } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';

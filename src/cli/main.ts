@@ -1,8 +1,8 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
-import { isRemote } from '../checkpoint/files.js';
 import { InterruptedError, MobeError } from '../errors.js';
 import { printable } from '../format.js';
+import { isRemote } from '../sources/files.js';
 import { VERSION } from '../version.js';
 import { benchCommand } from './bench.js';
 import { compressCommand } from './compress.js';

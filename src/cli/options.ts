@@ -5,8 +5,8 @@ import { type CompressOptions, DTYPE_NAMES, FORMATS, QUALITIES, QUALITY_NAMES } 
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
-import { ACTIVATIONS, SOLVERS } from '../factorization/problem.js';
 import { parseBytes } from '../format.js';
+import { ACTIVATIONS, SOLVERS } from '../methods/mobe/problem.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 /** 150, 600 or 3000 */

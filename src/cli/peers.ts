@@ -1,6 +1,6 @@
 /** Flags and environment for other machines: the token, certificates, where to listen. */
 import { InvalidArgumentError, Option } from 'commander';
-import type { ListenAt, PeerOptions, ServiceHooks } from '../../streams/remote/peer-options.js';
+import type { ListenAt, PeerOptions, ServiceHooks } from '../../streams/machines/peer-options.js';
 import { OptionError } from '../errors.js';
 import type { Listener } from '../transport/listen.js';
 import { readToken, TOKEN_VARIABLE } from '../transport/token.js';

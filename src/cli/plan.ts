@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { plan, type TimedPlan } from '../../streams/plan.js';
+import { plan, type TimedPlan } from '../../streams/operations/plan.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
 import { describePlan } from './describe-plan.js';
 import {

@@ -1,8 +1,8 @@
 /** Shows a run's progress on stderr: a bar on a terminal, now and then a plain line elsewhere. */
 import cliProgress from 'cli-progress';
-import type { FoldProgress, Progress, RunHooks, StepProgress } from '../../streams/progress.js';
-import { groupLabel } from '../conversion/groups.js';
-import { isFitted } from '../conversion/report.js';
+import type { FoldProgress, Progress, RunHooks, StepProgress } from '../../streams/run-options.js';
+import { groupLabel } from '../conversion/group-plan.js';
+import { isFitted } from '../conversion/run-report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
 import { interruptible } from './interrupt.js';

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
-import { type ReceiveHooks, receive, receivePipe } from '../../streams/remote/receive.js';
-import { PIPE } from '../../streams/remote/remote-output.js';
+import { type ReceiveHooks, receive, receivePipe } from '../../streams/machines/receive.js';
+import { PIPE } from '../../streams/machines/remote-output.js';
 import { OptionError } from '../errors.js';
 import { formatBytes } from '../format.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';

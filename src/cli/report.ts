@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { writeReport } from '../../streams/report.js';
+import { writeReport } from '../../streams/operations/report.js';
 import { json } from './options.js';
 import { addScoringOptions, readText, type ScoringFlags, scoring } from './scoring.js';
 

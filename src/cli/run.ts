@@ -1,12 +1,12 @@
 /** What the commands that change something share: progress, interruption, and the table at the end. */
 
-import type { RunOptions, RunResult } from '../../streams/progress.js';
-import { PIPE } from '../../streams/remote/remote-output.js';
-import { writeReport } from '../../streams/report.js';
-import { isRemote } from '../checkpoint/files.js';
-import { isFitted } from '../conversion/report.js';
+import { PIPE } from '../../streams/machines/remote-output.js';
+import { writeReport } from '../../streams/operations/report.js';
+import type { RunOptions, RunResult } from '../../streams/run-options.js';
+import { isFitted } from '../conversion/run-report.js';
 import { OptionError } from '../errors.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { isRemote } from '../sources/files.js';
 import { type PeerFlags, peerOptions } from './peers.js';
 import { showProgress } from './progress.js';
 import { formatTable, left, right } from './table.js';

@@ -1,8 +1,8 @@
 /** What the commands that score a model share: its options, the text, progress, interruption. */
 import type { Command } from 'commander';
-import type { EvaluateHooks } from '../../streams/evaluate.js';
+import type { EvaluateHooks } from '../../streams/operations/evaluate.js';
 import { OptionError } from '../errors.js';
-import type { EvaluateOptions } from '../inference/options.js';
+import type { EvaluateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
 import { engine, expertsPerToken, maxMemory, positiveInteger, readOptionFile, threads } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';

@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { serve } from '../../streams/remote/serve.js';
+import { serve } from '../../streams/machines/serve.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
 
 export function serveCommand(): Command {

@@ -1,6 +1,6 @@
 import { Command } from 'commander';
-import { PIPE } from '../../streams/remote/remote-output.js';
-import { streamCheckpoint } from '../../streams/remote/stream.js';
+import { PIPE } from '../../streams/machines/remote-output.js';
+import { streamCheckpoint } from '../../streams/operations/stream.js';
 import { formatBytes } from '../format.js';
 import { MODEL } from './options.js';
 import { ca, peerOptions, tokenFile } from './peers.js';

@@ -1,7 +1,7 @@
 import { Command } from 'commander';
-import { type Verification, verify } from '../../streams/verify.js';
-import { type Integrity, verifyIntegrity } from '../../streams/verify-manifest.js';
-import { groupLabel } from '../conversion/groups.js';
+import { type Verification, verify } from '../../streams/operations/verify.js';
+import { type Integrity, verifyIntegrity } from '../../streams/operations/verify-manifest.js';
+import { groupLabel } from '../conversion/group-plan.js';
 import { VerificationError } from '../errors.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { compressOptions, engine, json, threads } from './options.js';

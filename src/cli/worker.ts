@@ -1,5 +1,5 @@
 import { Command } from 'commander';
-import { work } from '../../streams/remote/worker.js';
+import { work } from '../../streams/compute/worker.js';
 import { engine, maxMemory, threads } from './options.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
 

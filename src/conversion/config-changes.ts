@@ -4,8 +4,8 @@ import { UnevenFactorsError } from '../errors.js';
 import type { MoeModel, Projection } from '../models/family.js';
 import { type ModellingFile, modellingFiles } from '../models/modelling-files.js';
 import { type ConfigChanges, nativeConfig } from '../models/native.js';
-import { compareGroups, type GroupPlan, groupLabel } from './groups.js';
-import type { ConversionPlan } from './plan.js';
+import type { ConversionPlan } from './conversion-plan.js';
+import { compareGroups, type GroupPlan, groupLabel } from './group-plan.js';
 
 /** Of a dense model's conversion. */
 export function configChanges(

@@ -1,7 +1,7 @@
 /** How long a run will take, from its arithmetic and the machine's measured rate. */
-import type { Problem, SolverName } from '../factorization/problem.js';
-import type { CompressionPlan } from './compression.js';
-import { sourceBytes } from './groups.js';
+import type { Problem, SolverName } from '../methods/mobe/problem.js';
+import type { CompressionPlan } from './compression-plan.js';
+import { sourceBytes } from './group-plan.js';
 
 /** What a solver step reaches of the rate of a plain matrix product of the same shapes; measured, docs/solver.md. */
 const STEP_EFFICIENCY = 0.75;

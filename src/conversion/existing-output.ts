@@ -2,13 +2,13 @@
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import { type Files, fileIn, LocalFiles } from '../checkpoint/files.js';
-import { MANIFEST_FILE } from '../checkpoint/manifest.js';
 import { CONFIG_FILE, INDEX_FILE, readJsonObject } from '../checkpoint/open-checkpoint.js';
-import { listOutput } from '../checkpoint/output-folder.js';
 import { CARD_FILE, PAGE_FILES } from '../checkpoint/side-files.js';
 import { OutputNotEmptyError } from '../errors.js';
-import { REPORT_FILE, type StoredReport } from './report.js';
+import { MANIFEST_FILE } from '../output/manifest.js';
+import { listOutput } from '../output/output-folder.js';
+import { type Files, fileIn, LocalFiles } from '../sources/files.js';
+import { REPORT_FILE, type StoredReport } from './run-report.js';
 import { parseReport } from './stored-report.js';
 
 /** The record in a folder, or undefined where there is none that can be read. */

@@ -3,13 +3,13 @@ import { readdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { z } from 'zod';
 import { isFloatDtype } from '../checkpoint/dtype.js';
-import { type Files, LocalFiles } from '../checkpoint/files.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { openShard } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
-import { ACTIVATIONS, type Problem } from '../factorization/problem.js';
+import { ACTIVATIONS, type Problem } from '../methods/mobe/problem.js';
 import { PROJECTIONS } from '../models/family.js';
-import { compareGroups, type GroupKey, type GroupPlan } from './groups.js';
+import { type Files, LocalFiles } from '../sources/files.js';
+import { compareGroups, type GroupKey, type GroupPlan } from './group-plan.js';
 import { lossCurve } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;

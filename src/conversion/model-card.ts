@@ -1,6 +1,6 @@
 import { formatBytes, formatCount, formatPercent } from '../format.js';
-import { groupLabel } from './groups.js';
-import { fitWarnings, type GroupReport, isFitted } from './report.js';
+import { groupLabel } from './group-plan.js';
+import { fitWarnings, type GroupReport, isFitted } from './run-report.js';
 import type { Format } from './settings.js';
 
 export interface ModelCard {

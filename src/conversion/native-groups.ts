@@ -11,10 +11,10 @@ import {
   UnknownModelError,
   UnsupportedDtypeError,
 } from '../errors.js';
-import { ACTIVATIONS, type Activation } from '../factorization/problem.js';
+import { ACTIVATIONS, type Activation } from '../methods/mobe/problem.js';
 import type { Projection } from '../models/family.js';
 import { BASES_NAME, coefficientsName, expertName } from '../models/native.js';
-import type { GroupPlan } from './groups.js';
+import type { GroupPlan } from './group-plan.js';
 
 /** What the name of a group's bases says of it. */
 interface Named extends Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'> {

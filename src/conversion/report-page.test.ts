@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { pageFaults } from '../../fixtures/page.js';
-import type { FittedGroupReport, KeptGroupReport, StoredReport } from './report.js';
 import { conversionPage } from './report-page.js';
+import type { FittedGroupReport, KeptGroupReport, StoredReport } from './run-report.js';
 import { parseReport } from './stored-report.js';
 
 const group = (layer: number, projection: 'gate_proj' | 'up_proj'): FittedGroupReport => ({

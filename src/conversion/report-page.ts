@@ -2,8 +2,8 @@
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { htmlPage, paragraphs, type Section, table } from '../page/page.js';
 import { type Axes, lines, markup, type Point, type Series } from '../page/svg.js';
-import { groupLabel } from './groups.js';
-import { type FittedGroupReport, fitWarnings, isFitted, type StoredReport } from './report.js';
+import { groupLabel } from './group-plan.js';
+import { type FittedGroupReport, fitWarnings, isFitted, type StoredReport } from './run-report.js';
 
 /** Of a model that was scored; of the source too where it was compared with that. */
 export interface PageScore {

@@ -2,11 +2,11 @@
 import { createHash } from 'node:crypto';
 import { basename } from 'node:path';
 import { z } from 'zod';
-import { fileIn } from '../checkpoint/files.js';
-import type { RunIdentity } from '../checkpoint/unfinished-run.js';
+import type { RunIdentity } from '../output/unfinished-run.js';
+import { fileIn } from '../sources/files.js';
 import { VERSION } from '../version.js';
+import type { ConversionPlan } from './conversion-plan.js';
 import { describeDifference, type WantedOutput, wantedOutput } from './existing-output.js';
-import type { ConversionPlan } from './plan.js';
 
 /** What decides the bytes of a result beside its settings: what they leave open, and the place where it was settled. */
 export type Circumstances = Readonly<Record<string, string | number | undefined>>;

@@ -5,7 +5,7 @@ import type { FloatDtype } from '../checkpoint/dtype.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
-import { ACTIVATIONS, SOLVERS, type SolverName } from '../factorization/problem.js';
+import { ACTIVATIONS, SOLVERS, type SolverName } from '../methods/mobe/problem.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 export const FORMATS = ['mobe', 'hf'] as const;

@@ -1,10 +1,10 @@
 /** The record of a result, read back. Folders come from strangers, so nothing in it is taken on trust. */
 import { z } from 'zod';
 import { isPlainPath } from '../checkpoint/plain-path.js';
-import { CURVE_POINTS } from '../factorization/loss-curve.js';
 import { listOf } from '../list-of.js';
+import { CURVE_POINTS } from '../methods/loss-curve.js';
 import { PROJECTIONS } from '../models/family.js';
-import type { StoredReport } from './report.js';
+import type { StoredReport } from './run-report.js';
 
 /** A `LossCurve`'s points. */
 export const lossCurve = z

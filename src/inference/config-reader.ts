@@ -1,9 +1,10 @@
 /** Typed entries of `config.json`, with an error that names the key where one is missing or of another kind. */
-import { fileIn } from '../checkpoint/files.js';
+
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import { ConfigValueError } from '../errors.js';
 import { languageConfig } from '../models/detect.js';
 import type { Config } from '../models/family.js';
+import { fileIn } from '../sources/files.js';
 
 /** Each takes what stands for an absent or null entry; without it such an entry is an error. */
 export interface ConfigReader {

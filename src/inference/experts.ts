@@ -1,7 +1,7 @@
 /** A model's routed experts as units of the weight cache: dense, or factors of a native MoBE checkpoint. */
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import type { GroupPlan } from '../conversion/groups.js';
+import type { GroupPlan } from '../conversion/group-plan.js';
 import { findNativeGroups } from '../conversion/native-groups.js';
 import { MissingExpertError, WeightShapeError } from '../errors.js';
 import { expertsOf } from '../models/expert-names.js';

@@ -1,8 +1,8 @@
 /** The gated feed-forward layers of experts, shared experts and dense layers, as programs. */
 import { trace } from '../engine/graph.js';
 import { add, matmul, mul, type Value } from '../engine/ops.js';
-import { activate } from '../factorization/activation.js';
-import type { Activation } from '../factorization/problem.js';
+import { activate } from '../methods/mobe/activation.js';
+import type { Activation } from '../methods/mobe/problem.js';
 import { linear } from './attention.js';
 import { rmsNorm } from './rms-norm.js';
 

@@ -4,7 +4,7 @@ import { largestDifference, lastStates, nextLogits, openModel, reference } from 
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { createEngine } from '../engine/create-engine.js';
 import { BudgetTooSmallError, InterruptedError, OptionError, TokenRangeError } from '../errors.js';
-import { PROCESS_BYTES } from './memory.js';
+import { PROCESS_BYTES } from './memory-budget.js';
 import { mostLikely } from './sample.js';
 
 const engine = await createEngine('onnx-cpu', { threads: 1 });

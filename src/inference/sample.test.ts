@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { createRandom } from '../factorization/random.js';
+import { createRandom } from '../linalg/random.js';
 import { mostLikely, sample } from './sample.js';
 
 const LOGITS = Float32Array.from([0.6, 0.25, 0.1, 0.05], Math.log);

@@ -1,5 +1,5 @@
 /** Chooses the next token. */
-import type { Random } from '../factorization/random.js';
+import type { Random } from '../linalg/random.js';
 import { softmax } from './router.js';
 
 export interface Sampling {

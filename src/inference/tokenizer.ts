@@ -1,8 +1,8 @@
 /** A checkpoint's own tokenizer: text to token numbers and back. */
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
-import { fileIn } from '../checkpoint/files.js';
 import { type Checkpoint, readJsonObject } from '../checkpoint/open-checkpoint.js';
 import { TokenizerError } from '../errors.js';
+import { fileIn } from '../sources/files.js';
 
 const TOKENIZER_FILE = 'tokenizer.json';
 const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';

@@ -1,10 +1,10 @@
 /** A model's weights by name and shape, however the checkpoint stores them. */
 import { decodeRows, storedBytes } from '../checkpoint/encoding.js';
-import { type RangeReader, READ_BYTES } from '../checkpoint/files.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { checkDeclaredShape, plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingTensorError, WeightShapeError } from '../errors.js';
+import { type RangeReader, READ_BYTES } from '../sources/files.js';
 
 /** A vector or a matrix of the model, (out, in) as linear layers store it. */
 export interface Weight {

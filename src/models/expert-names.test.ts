@@ -5,10 +5,10 @@ import type { FamilyName } from '../../fixtures/families.js';
 import { type FamilyOptions, generateFamily } from '../../fixtures/generate-family.js';
 import type { StoredTensor } from '../../fixtures/quantised-storage.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
-import { LocalFiles } from '../checkpoint/files.js';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import { readMatrix } from '../checkpoint/stored-matrix.js';
 import * as errors from '../errors.js';
+import { LocalFiles } from '../sources/files.js';
 import { detectModel } from './detect.js';
 import { PROJECTIONS } from './family.js';
 

@@ -12,8 +12,8 @@ import {
   writeSparseZip,
   zipOf,
 } from '../../fixtures/torch-zip.js';
-import { LocalFiles } from '../checkpoint/files.js';
 import { PickleNotAllowedError, TorchFileError, TorchTensorError } from '../errors.js';
+import { LocalFiles } from '../sources/files.js';
 import { openTorchFile, readTensors } from './open-torch-file.js';
 import { MAX_PICKLE_BYTES } from './pickle.js';
 

@@ -13,7 +13,14 @@ import {
 import { helloError } from './channel.js';
 import { type DecodedFrame, decodeFrame, headerLength } from './decode-frame.js';
 import { encodeFrame, frameBytes } from './encode-frame.js';
-import { EMPTY, type Header, isNumbered, type MessageSink, type MessageSource, type NumberedHeader } from './header.js';
+import {
+  EMPTY,
+  type Header,
+  isNumbered,
+  type MessageSink,
+  type MessageSource,
+  type NumberedHeader,
+} from './frame-header.js';
 import { LENGTH_BYTES, MAX_FRAME_BYTES, MIN_CREDIT_BYTES, PROTOCOL_VERSION } from './limits.js';
 
 /** On a byte stream nobody resumes. */

@@ -25,7 +25,7 @@ import {
   type MessageHeader,
   type MessageSink,
   type MessageSource,
-} from './header.js';
+} from './frame-header.js';
 import { Inbox } from './inbox.js';
 import { MAX_MESSAGE_LENGTH, PROTOCOL_VERSION, WRITE_AHEAD_BYTES } from './limits.js';
 import type { Link } from './link.js';

@@ -17,7 +17,7 @@ import {
 import { backOff } from './back-off.js';
 import { Channel, helloError, remoteError } from './channel.js';
 import { encodeFrame } from './encode-frame.js';
-import type { Header, Hello } from './header.js';
+import type { Header, Hello } from './frame-header.js';
 import {
   CONNECT_TIMEOUT_MS,
   DEFAULT_CREDIT_BYTES,

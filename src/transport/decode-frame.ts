@@ -1,7 +1,7 @@
 import { Unpackr } from 'msgpackr';
 import { InvalidFrameError } from '../errors.js';
 import { checkMsgpack } from './check-msgpack.js';
-import { checkHeader, type Header, hasPayload } from './header.js';
+import { checkHeader, type Header, hasPayload } from './frame-header.js';
 import { LENGTH_BYTES, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES } from './limits.js';
 
 export interface DecodedFrame {

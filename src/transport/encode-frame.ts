@@ -1,7 +1,7 @@
 import { Packr } from 'msgpackr';
 import { InvalidFrameError } from '../errors.js';
 import { checkMsgpack } from './check-msgpack.js';
-import { checkHeader, EMPTY, type Header, hasPayload } from './header.js';
+import { checkHeader, EMPTY, type Header, hasPayload } from './frame-header.js';
 import { LENGTH_BYTES, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES } from './limits.js';
 
 /** A frame in two parts, so that a payload is never copied to stand behind its header. */

@@ -5,7 +5,7 @@ import { rawFrame, rawHello } from '../../fixtures/peers.js';
 import { InvalidFrameError } from '../errors.js';
 import { decodeFrame } from './decode-frame.js';
 import { encodeFrame } from './encode-frame.js';
-import type { Header } from './header.js';
+import type { Header } from './frame-header.js';
 import { MAX_HEADER_BYTES, MAX_HEADER_DEPTH, MAX_PAYLOAD_BYTES, PROTOCOL_VERSION } from './limits.js';
 
 const count = fc.maxSafeNat();

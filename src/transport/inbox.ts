@@ -1,6 +1,6 @@
 import { FloodError, InvalidFrameError } from '../errors.js';
 import type { DecodedFrame } from './decode-frame.js';
-import type { Message, NumberedHeader } from './header.js';
+import type { Message, NumberedHeader } from './frame-header.js';
 import { FRAME_OVERHEAD_BYTES } from './limits.js';
 
 interface Queued {

@@ -15,7 +15,7 @@ import {
 } from '../errors.js';
 import { Channel, helloError } from './channel.js';
 import { encodeFrame } from './encode-frame.js';
-import type { Hello } from './header.js';
+import type { Hello } from './frame-header.js';
 import {
   DEFAULT_CREDIT_BYTES,
   HELLO_TIMEOUT_MS,

@@ -1,6 +1,6 @@
 import { InvalidFrameError } from '../errors.js';
 import { type EncodedFrame, encodeFrame, frameBytes } from './encode-frame.js';
-import type { MessageHeader, NumberedHeader } from './header.js';
+import type { MessageHeader, NumberedHeader } from './frame-header.js';
 import { FRAME_OVERHEAD_BYTES } from './limits.js';
 
 interface Waiting {

@@ -1,6 +1,6 @@
 import { ChecksumError, ProtocolError, RemoteError, TruncatedStreamError } from '../errors.js';
 import { type Checksum, createChecksum } from './checksum.js';
-import { EMPTY, type Message, type MessageSource, type NumberedHeader } from './header.js';
+import { EMPTY, type Message, type MessageSource, type NumberedHeader } from './frame-header.js';
 import { MAX_OPEN_TENSORS } from './limits.js';
 import type { TensorPiece } from './tensor-piece.js';
 

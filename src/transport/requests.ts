@@ -6,7 +6,7 @@
  */
 import { ProtocolError, RemoteError } from '../errors.js';
 import type { Channel } from './channel.js';
-import type { MessageSink, MessageSource } from './header.js';
+import type { MessageSink, MessageSource } from './frame-header.js';
 import { MAX_MESSAGE_LENGTH } from './limits.js';
 import { receiveTensors } from './receive-tensors.js';
 import { sendTensors } from './send-tensors.js';

@@ -1,6 +1,6 @@
 import { InvalidFrameError } from '../errors.js';
 import { type Checksum, createChecksum } from './checksum.js';
-import type { MessageSink } from './header.js';
+import type { MessageSink } from './frame-header.js';
 import { MAX_OPEN_TENSORS, MAX_PAYLOAD_BYTES } from './limits.js';
 import type { TensorPiece } from './tensor-piece.js';
 

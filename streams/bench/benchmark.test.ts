@@ -6,8 +6,8 @@ import { pageFaults } from '../../fixtures/page.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { describeReport } from '../../src/cli/bench-table.js';
 import { MeasurementError, NotACheckpointError } from '../../src/errors.js';
+import { reportPage } from './bench-page.js';
 import { type BenchReport, benchmark } from './benchmark.js';
-import { reportPage } from './page.js';
 import type { Row } from './rows.js';
 import { runTask } from './run-task.js';
 

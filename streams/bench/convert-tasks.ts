@@ -1,13 +1,13 @@
 import { join } from 'node:path';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
-import { planCompression } from '../../src/conversion/compression.js';
-import { planConversion } from '../../src/conversion/plan.js';
+import { planCompression } from '../../src/conversion/compression-plan.js';
+import { planConversion } from '../../src/conversion/conversion-plan.js';
 import { UnknownModelError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
-import { compressPlanned } from '../compress.js';
-import { convert } from '../convert.js';
-import { createStageClocks, type Slowdown } from '../stage-clock.js';
+import { createStageClocks, type Slowdown } from '../flow/stage-clock.js';
+import { compressPlanned } from '../operations/compress.js';
+import { convert } from '../operations/convert.js';
 import { inFolder } from './in-folder.js';
 import { type Outcome, startTimer } from './sample.js';
 import { planCopy, restrict } from './sample-model.js';

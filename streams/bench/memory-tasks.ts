@@ -2,7 +2,7 @@
 import { createHash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { decodeRows, type Encoding, storedBytes } from '../../src/checkpoint/encoding.js';
-import { measureMoments } from '../../src/factorization/moments.js';
+import { measureMoments } from '../../src/linalg/moments.js';
 import { type Outcome, startTimer } from './sample.js';
 import type { MemoryTask } from './task.js';
 

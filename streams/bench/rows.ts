@@ -1,5 +1,5 @@
 /** From samples to rows: medians, spreads, ratios, and what limits a pipeline. */
-import { bottleneck, type StageTimes } from '../stage-clock.js';
+import { bottleneck, type StageTimes } from '../flow/stage-clock.js';
 import type { Sample } from './sample.js';
 import { NORMALISE, OURS, SHA256, type Way } from './ways.js';
 

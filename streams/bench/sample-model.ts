@@ -1,7 +1,7 @@
 /** A part of a checkpoint that is large enough to measure and small enough to copy. */
 import { basename } from 'node:path';
 import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
-import { type ConversionPlan, planConversion } from '../../src/conversion/plan.js';
+import { type ConversionPlan, planConversion } from '../../src/conversion/conversion-plan.js';
 import { NotACheckpointError } from '../../src/errors.js';
 import type { SampleOfModel } from './task.js';
 

@@ -1,7 +1,7 @@
 /** One measurement of one task, taken inside the process that does it and nothing else. */
 import { readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
-import type { StageTimes } from '../stage-clock.js';
+import type { StageTimes } from '../flow/stage-clock.js';
 
 export interface Sample {
   /** Of the source, or of the memory that was gone through. */

@@ -1,5 +1,5 @@
 /** What can be measured. A task is data: it goes to a process of its own (child.ts). */
-import type { Slowdown } from '../stage-clock.js';
+import type { Slowdown } from '../flow/stage-clock.js';
 
 /** Where a source is: a folder, and the shards of it that take part. */
 export interface SampleOfModel {

@@ -1,5 +1,5 @@
 /** The stages of the dataflow, and the ways in which each is measured beside what it is compared with. */
-import type { Slowdown } from '../stage-clock.js';
+import type { Slowdown } from '../flow/stage-clock.js';
 import { type Command, MEMORY_TASKS, type MemoryTask, type SampleOfModel, type Task } from './task.js';
 
 export interface Way {

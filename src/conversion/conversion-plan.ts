@@ -1,0 +1,220 @@
+/** Everything a conversion will write, from headers and flags alone. */
+import { elementCount, type FloatDtype, floatBytes } from '../checkpoint/dtype.js';
+import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
+import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
+import { attachedTo, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
+import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { expertsOf } from '../models/expert-names.js';
+import type { ExpertLayer } from '../models/family.js';
+import { type Layout, layoutShards } from '../output/layout.js';
+import type { ByteRange } from '../sources/files.js';
+import { type GroupPlan, nativeTensors } from './group-plan.js';
+import { decodedDtype, type Format } from './settings.js';
+
+/** What an output tensor, or a part of one, is copied from. */
+export interface Copy {
+  /** The output tensor, and the byte of it at which this begins. */
+  readonly target: string;
+  readonly offset: number;
+  /** Copied as bytes … */
+  readonly source: ByteRange;
+  /** … or decoded and rounded to this dtype, where it is quantised or its tensor gets another dtype. */
+  readonly decode?: { readonly matrix: StoredMatrix; readonly dtype: FloatDtype };
+}
+
+export interface ConversionPlan {
+  readonly source: Checkpoint;
+  readonly groups: readonly GroupPlan[];
+  readonly format: Format;
+  readonly layout: Layout;
+  /** What is not factorised, in the order of the source. */
+  readonly copies: readonly Copy[];
+  /** Every expert has a tensor of its own in the output. */
+  readonly separate: boolean;
+  /** Quantised matrices there are in the source, and how many of them stay so. */
+  readonly quantised: { readonly before: number; readonly after: number };
+  readonly parametersBefore: number;
+  readonly parametersAfter: number;
+  /** Tensor bytes, without headers. */
+  readonly bytesBefore: number;
+  readonly bytesAfter: number;
+}
+
+/** Files of an output folder that make it loadable: they appear after everything else. */
+export const LOADABLE_LAST = [INDEX_FILE, CONFIG_FILE] as const;
+
+export interface PlanInput {
+  source: Checkpoint;
+  groups: readonly GroupPlan[];
+  format: Format;
+  shardBytes: number;
+  /** The layers of a dense source. */
+  layers?: readonly ExpertLayer[];
+  /** Source tensors that belong to no output tensor (an expansion's B and α). */
+  dropped?: ReadonlySet<string>;
+  /** Quantised tensors pass through as they are, but for the experts of converted layers. */
+  keepQuantised?: boolean;
+  /** Of tensors that are decoded without being factorised. */
+  decodedDtype?: FloatDtype;
+  /** A tensor for every expert, even where the source has fused ones. Native checkpoints always have. */
+  separate?: boolean;
+}
+
+/**
+ * Lays out the output in the order of the source; a group's bases and coefficients come where its first expert was, so
+ * that copying and factorising both move through the files in one direction.
+ */
+export function planConversion(input: PlanInput): ConversionPlan {
+  const {
+    source,
+    groups,
+    format,
+    layers = [],
+    dropped,
+    keepQuantised = false,
+    decodedDtype: wanted = decodedDtype({}),
+  } = input;
+  const separate = input.separate ?? format === 'mobe';
+  const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
+  const factors = factorsByExpert(source, groups);
+  const converted = new Set(groups.map(({ layer }) => layer));
+  const prefixes = new Map(layers.map(({ prefix, layer }) => [prefix, converted.has(layer)] as const));
+  const outputs: TensorSpec[] = [];
+  const copies: Copy[] = [];
+  const quantised = { before: 0, after: 0 };
+  let parametersBefore = 0;
+  let parametersAfter = 0;
+
+  const put = (tensor: TensorSpec, parameters = elementCount(tensor.shape)): void => {
+    outputs.push(tensor);
+    parametersAfter += parameters;
+  };
+  const putAsIs = (tensor: TensorInfo): void => {
+    const { name, dtype, shape, start, end } = tensor;
+    put({ name, dtype, shape, bytes: end - start }, parametersOf(tensor, source));
+    copies.push({ target: name, offset: 0, source: tensor });
+    if (isQuantised(tensor)) quantised.after++;
+  };
+  const copy = (matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): void => {
+    copies.push(copyOf(matrix, target, offset, dtype));
+  };
+  const putAlone = (matrix: StoredMatrix): void => {
+    const { name, encoding } = matrix;
+    const group = owners.get(name);
+    if (group && format === 'mobe') {
+      for (const factor of factors.get(name) ?? []) put(factor);
+      return;
+    }
+    const dtype = group?.dtype ?? (encoding.kind === 'float' ? encoding.dtype : wanted);
+    const { rows, cols } = group?.format ?? matrix; // an expansion's source holds A in the place of the weights
+    put(floatTensor(name, dtype, rows, cols));
+    if (!group) copy(matrix, name, 0, dtype);
+  };
+  const putFused = (tensor: TensorInfo, matrices: readonly StoredMatrix[]): void => {
+    const group = matrices.map(({ name }) => owners.get(name)).find((it) => it !== undefined);
+    if (!group) {
+      putAsIs(tensor);
+      return;
+    }
+    put(floatTensor(tensor.name, group.dtype, ...tensor.shape));
+    for (const matrix of matrices) {
+      const { offset } = fusedPlace(matrix, group.dtype);
+      if (!owners.has(matrix.name)) copy(matrix, tensor.name, offset, group.dtype);
+    }
+  };
+
+  for (const tensor of source.shards.flatMap((shard) => shard.tensors)) {
+    parametersBefore += parametersOf(tensor, source);
+    if (isQuantised(tensor)) quantised.before++;
+    if (dropped?.has(tensor.name)) continue;
+    const data = attachedTo(tensor, source) ?? tensor;
+    const found = expertsOf(data, source);
+    const matrices = found.map(({ matrix }) => matrix);
+    const prefix = found[0]?.prefix ?? '';
+    if (isQuantised(data) && keepQuantised && !prefixes.get(prefix)) putAsIs(tensor);
+    else if (data !== tensor)
+      continue; // decoded with its data
+    else if (isQuantised(tensor)) putAlone(matrices[0] ?? quantisedMatrix(tensor, source));
+    else if (matrices.length === 0) putAsIs(tensor);
+    else if (matrices.length === 1 || (separate && prefixes.has(prefix))) matrices.forEach(putAlone);
+    else putFused(tensor, matrices);
+  }
+  const layout = layoutShards(outputs, input.shardBytes);
+  return {
+    source,
+    groups,
+    format,
+    layout,
+    copies,
+    separate,
+    quantised,
+    parametersBefore,
+    parametersAfter,
+    bytesBefore: [...source.tensors.values()].reduce((sum, { start, end }) => sum + end - start, 0),
+    bytesAfter: layout.tensorBytes,
+  };
+}
+
+/** The tensors of a native output that stand in an expert's place: its A, and before the first of a group B and α. */
+function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<string, readonly TensorSpec[]> {
+  const shards = new Map(source.shards.map(({ path }, i) => [path, i] as const));
+  const before = ({ data: a }: StoredMatrix, { data: b }: StoredMatrix): number =>
+    (shards.get(a.file) as number) - (shards.get(b.file) as number) || a.start - b.start;
+  const factors = new Map<string, readonly TensorSpec[]>();
+  for (const group of groups) {
+    const [bases, coefficients, ...own] = nativeTensors(group) as [TensorSpec, TensorSpec, ...TensorSpec[]];
+    const first = group.experts.reduce((a, b) => (before(a, b) <= 0 ? a : b));
+    group.experts.forEach((expert, i) => {
+      const A = own[i] as TensorSpec;
+      factors.set(expert.name, expert === first ? [bases, coefficients, A] : [A]);
+    });
+  }
+  return factors;
+}
+
+/** Bytes that a copy writes. */
+export const copyBytes = ({ source, decode }: Copy): number =>
+  decode ? decode.matrix.rows * decode.matrix.cols * floatBytes(decode.dtype) : source.end - source.start;
+
+/** Where an expert goes: a tensor of the output, and the byte of it at which it begins. */
+export interface ExpertPlace {
+  readonly tensor: string;
+  readonly offset: number;
+}
+
+const fusedPlace = ({ place }: StoredMatrix, dtype: FloatDtype): ExpertPlace => ({
+  tensor: place.tensor,
+  offset: place.element * floatBytes(dtype),
+});
+
+/** The places of a group's experts, A or weights, in expert order. */
+export const expertPlaces = (
+  { experts, names, dtype }: GroupPlan,
+  { format, separate }: Pick<ConversionPlan, 'format' | 'separate'>,
+): ExpertPlace[] =>
+  format === 'mobe'
+    ? names.experts.map((tensor) => ({ tensor, offset: 0 }))
+    : experts.map((matrix) => (separate ? { tensor: matrix.name, offset: 0 } : fusedPlace(matrix, dtype)));
+
+/** What writes a group's dense weights in the places of its rebuilt ones, in the same dtype. */
+export const expertCopies = (group: GroupPlan, plan: Pick<ConversionPlan, 'format' | 'separate'>): Copy[] =>
+  expertPlaces(group, plan).map(({ tensor, offset }, expert) =>
+    copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),
+  );
+
+function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
+  const same = matrix.encoding.kind === 'float' && matrix.encoding.dtype === dtype;
+  return { target, offset, source: matrix.data, ...(!same && { decode: { matrix, dtype } }) };
+}
+
+/** Weights that a tensor holds: what belongs to a quantised one holds none of its own, and a packed one has eight to a word. */
+export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {
+  if (attachedTo(tensor, source)) return 0;
+  if (!isQuantised(tensor) || tensor.shape.length !== 2) return elementCount(tensor.shape);
+  const { rows, cols } = quantisedMatrix(tensor, source);
+  return rows * cols;
+}
+
+/** Bytes of the files a conversion writes, side files aside. */
+export const outputBytes = ({ layout }: ConversionPlan): number =>
+  layout.shards.reduce((sum, { bytes }) => sum + bytes, 0);

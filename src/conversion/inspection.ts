@@ -1,0 +1,163 @@
+import { basename } from 'node:path';
+import { elementCount } from '../checkpoint/dtype.js';
+import { describeEncoding } from '../checkpoint/encoding.js';
+import type { TensorInfo } from '../checkpoint/header.js';
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
+import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
+import { MobeError } from '../errors.js';
+import { detectModel, languageConfig } from '../models/detect.js';
+import { numberOf } from '../models/family.js';
+import { BASES_NAME } from '../models/native.js';
+import { parametersOf } from './conversion-plan.js';
+import { findNativeGroups } from './native-groups.js';
+
+export interface Tally {
+  readonly tensors: number;
+  readonly parameters: number;
+  readonly bytes: number;
+}
+
+export interface Inspection {
+  readonly folder: string;
+  readonly modelType: string;
+  /** Undefined where no experts were found. */
+  readonly family: string | undefined;
+  readonly architecture: string | undefined;
+  readonly native: boolean;
+  /** `num_hidden_layers` of the config. */
+  readonly hiddenLayers: number | undefined;
+  readonly expertLayers: readonly number[];
+  readonly expertsPerLayer: number;
+  /** [p, d] of a gate projection. */
+  readonly expertShape: readonly number[] | undefined;
+  /** How weights are quantised, and how many are. */
+  readonly quantised: Readonly<Record<string, number>>;
+  readonly shards: ReadonlyArray<{ readonly file: string; readonly tensors: number; readonly bytes: number }>;
+  readonly total: Tally;
+  readonly kinds: Readonly<Record<string, Tally>>;
+  readonly dtypes: Readonly<Record<string, Tally>>;
+  /** Why this checkpoint cannot be converted, where it cannot. */
+  readonly obstacle: string | undefined;
+}
+
+/** First match wins. */
+const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
+  ['routed experts: gate_proj', /\.experts\.\d+\.(gate_proj|w1)\./],
+  ['routed experts: up_proj', /\.experts\.\d+\.(up_proj|w3)\./],
+  ['routed experts: gate_proj and up_proj', /\.experts\.gate_up_proj$/],
+  ['routed experts: down_proj', /\.experts\.(\d+\.(down_proj|w2)\.|down_proj$)/],
+  ['routed experts: other', /\.experts\./],
+  ['MoBE bases and coefficients', /\.mlp\.[BW]_(gate|up|down)(_\d+)?$/],
+  ['shared experts', /shared_expert/],
+  ['router', /\.(gate|router)\./],
+  ['norms', /norm/],
+  ['attention', /attn|attention/],
+  ['dense feed-forward', /\.mlp\./],
+  ['embeddings and head', /embed|lm_head|wte/],
+];
+
+/** What is in a checkpoint, by its headers. */
+export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
+  const { config, shards } = checkpoint;
+  const tensors = [...checkpoint.tensors.values()];
+  const native = tensors.some(({ name }) => BASES_NAME.test(name));
+  const experts = describeExperts(() => {
+    if (native) {
+      const groups = findNativeGroups(checkpoint);
+      const [{ problem, groups: parts }] = groups as [(typeof groups)[number]];
+      return {
+        family: 'native MoBE',
+        layers: [...new Set(groups.map(({ layer }) => layer))].sort((a, b) => a - b),
+        count: problem.experts * parts,
+        shape: [problem.rows, problem.cols],
+      };
+    }
+    const { family, layers } = detectModel(checkpoint);
+    const gate = layers[0]?.experts.gate_proj ?? [];
+    const shape = gate[0] && [gate[0].rows, gate[0].cols];
+    return { family: family.name, layers: layers.map(({ layer }) => layer), count: gate.length, shape };
+  });
+  const kindOf = ({ name }: TensorInfo): string => KINDS.find(([, pattern]) => pattern.test(name))?.[0] ?? 'other';
+  return {
+    folder: checkpoint.folder,
+    modelType: String(config.model_type ?? 'unknown'),
+    family: experts.family,
+    architecture: Array.isArray(config.architectures) ? String(config.architectures[0]) : undefined,
+    native,
+    hiddenLayers: numberOf(languageConfig(config), 'num_hidden_layers'),
+    expertLayers: experts.layers,
+    expertsPerLayer: experts.count,
+    expertShape: experts.shape,
+    shards: shards.map(({ path, bytes, tensors: held }) => ({ file: basename(path), tensors: held.length, bytes })),
+    quantised: countQuantised(checkpoint),
+    total: tally(tensors, checkpoint),
+    kinds: tallyBy(tensors, kindOf, checkpoint),
+    dtypes: tallyBy(tensors, ({ dtype }) => dtype, checkpoint),
+    obstacle: experts.obstacle,
+  };
+}
+
+interface Experts {
+  family: string | undefined;
+  layers: readonly number[];
+  count: number;
+  shape: readonly number[] | undefined;
+  obstacle?: string;
+}
+
+/** A sound folder that cannot be converted is still worth looking at. */
+function describeExperts(find: () => Experts): Experts {
+  try {
+    return find();
+  } catch (error) {
+    if (!(error instanceof MobeError)) throw error;
+    return { family: undefined, layers: [], count: 0, shape: undefined, obstacle: error.message };
+  }
+}
+
+/** A quantised tensor without its scales stands for as many weights as it has elements. */
+function parameters(tensor: TensorInfo, checkpoint: Checkpoint): number {
+  try {
+    return parametersOf(tensor, checkpoint);
+  } catch {
+    return elementCount(tensor.shape);
+  }
+}
+
+function countQuantised(checkpoint: Checkpoint): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const tensor of checkpoint.tensors.values()) {
+    if (!isQuantised(tensor)) continue;
+    let kind: string;
+    try {
+      kind = describeEncoding(quantisedMatrix(tensor, checkpoint).encoding);
+    } catch (error) {
+      kind = `${tensor.dtype} that cannot be decoded (${(error as Error).name})`;
+    }
+    counts[kind] = (counts[kind] ?? 0) + 1;
+  }
+  return counts;
+}
+
+const tally = (tensors: readonly TensorInfo[], checkpoint: Checkpoint): Tally => ({
+  tensors: tensors.length,
+  parameters: tensors.reduce((sum, tensor) => sum + parameters(tensor, checkpoint), 0),
+  bytes: tensors.reduce((sum, { start, end }) => sum + end - start, 0),
+});
+
+function tallyBy(
+  tensors: readonly TensorInfo[],
+  key: (tensor: TensorInfo) => string,
+  checkpoint: Checkpoint,
+): Record<string, Tally> {
+  const groups = new Map<string, TensorInfo[]>();
+  for (const tensor of tensors) {
+    const name = key(tensor);
+    const group = groups.get(name);
+    if (group) group.push(tensor);
+    else groups.set(name, [tensor]);
+  }
+  return Object.fromEntries(
+    [...groups].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, group]) => [name, tally(group, checkpoint)]),
+  );
+}

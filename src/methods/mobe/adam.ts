@@ -1,0 +1,298 @@
+/**
+ * The reference's solver: Adam at a constant rate on A, B and the logits w together, α = softmax(w), full batch, from a
+ * truncated SVD of consecutive blocks of experts, keeping the best state seen at every 200th step (train.py of the
+ * public MoBE repository). Experts that do not divide evenly among the bases are spread, not dropped.
+ */
+import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
+import { trace } from '../../engine/graph.js';
+import {
+  add,
+  div,
+  elements,
+  matmul,
+  mul,
+  reshape,
+  softmax,
+  sqrt,
+  square,
+  sub,
+  sum,
+  type Value,
+} from '../../engine/ops.js';
+import { DivergedError } from '../../errors.js';
+import { roundToHalf } from '../../linalg/half.js';
+import { truncatedSvd } from '../../linalg/svd.js';
+import { LossCurve } from '../loss-curve.js';
+import { activateWithDerivative } from './activation.js';
+import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
+import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
+
+const DEFAULT_RATE = 0.07;
+const BETA1 = 0.9;
+const BETA2 = 0.999;
+const EPSILON = 1e-8;
+const KEEP_EVERY = 200;
+
+/** A parameter with its two moments, each moment over its 1 − β: as they are summed. */
+interface Moving<Tensor> {
+  readonly value: Tensor;
+  readonly mean: Tensor;
+  readonly variance: Tensor;
+}
+
+/** The experts that a program steps at once; the last batch of a step also moves the bases they share. */
+interface Batch extends BatchRange {
+  readonly program: Program;
+  readonly isLast: boolean;
+  A: Moving<EngineTensor>;
+  w: Moving<EngineTensor>;
+}
+
+/**
+ * @param sigma the group's σ: the reference starts A from the SVD of the weights as they are, while it fits W/σ.
+ */
+export async function solveAdam(
+  engine: Engine,
+  problem: Problem,
+  targets: Targets,
+  options: SolverOptions,
+  sigma: number,
+): Promise<Solution> {
+  const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
+  const report = stepReporter(options.onStep);
+  const rate = options.learningRate ?? DEFAULT_RATE;
+  let saved = await options.states?.load();
+  const start = saved ? undefined : startingFactors(problem, halfPrecision(targets, sigma, 1));
+  /** As it was saved under that name, else beginning at `values`. */
+  const moving = (name: string, shape: number[], values?: Float32Array): Moving<EngineTensor> => {
+    const tensor = (key: string, initial?: Float32Array): EngineTensor =>
+      engine.tensor((saved?.[key] as Float32Array) ?? initial ?? new Float32Array(elements(shape)), shape);
+    return { value: tensor(name, values), mean: tensor(`${name}.mean`), variance: tensor(`${name}.variance`) };
+  };
+
+  const fitted = halfPrecision(targets, sigma, roundToHalf(Float32Array.of(sigma))[0] as number);
+  const stacked = new StackedTargets(engine, problem, fitted, options.holdTargets);
+  const programs = new Map<string, Program>();
+  const batches: Batch[] = [];
+  for (const { first, count } of solverBatches(engine, problem, options.batchExperts)) {
+    const isLast = first + count === n;
+    const key = `${count} ${isLast}`;
+    const program = programs.get(key) ?? (await engine.compile(traceStep(problem, count, isLast)));
+    programs.set(key, program);
+    const rows = (values: Float32Array | undefined, size: number) =>
+      values?.slice(first * size, (first + count) * size);
+    batches.push({
+      first,
+      count,
+      program,
+      isLast,
+      A: moving(`A${first}`, [count, p, r], rows(start?.A, p * r)),
+      w: moving(`w${first}`, [count, m], rows(start?.logits, m)),
+    });
+  }
+  const zeroB = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
+  let B = moving('B', [m, r * d], start?.B);
+  let best: { loss: number; bases: Float32Array; logits: Float32Array } | undefined;
+  const [done = 0, bestLoss = 0] = saved?.progress ?? [];
+  const curve = new LossCurve(options.steps, saved?.losses);
+  if (saved?.bases) best = { loss: bestLoss, bases: saved.bases as Float32Array, logits: saved.logits as Float32Array };
+  saved = undefined; // `moving` would keep it for the whole run
+
+  const keep = async (loss: number): Promise<void> => {
+    if (best && best.loss <= loss) return;
+    const logits = new Float32Array(n * m);
+    for (const { first, w } of batches) logits.set(await engine.read(w.value), first * m);
+    best = { loss, bases: (await engine.read(B.value)).slice(), logits };
+  };
+
+  /** Saves the state after step `t`, and the best so far. */
+  const save = async (t: number): Promise<void> => {
+    if (!options.states?.due(4 * (3 * n * p * r + 3 * n * m + 4 * m * r * d + n * m))) return;
+    const state: Record<string, Float32Array | Float64Array> = {
+      progress: Float64Array.of(t, best?.loss ?? 0),
+      losses: curve.state,
+    };
+    if (best) Object.assign(state, { bases: best.bases, logits: best.logits });
+    const parameters = [
+      ['B', B] as const,
+      ...batches.flatMap(
+        ({ first, A, w }) =>
+          [
+            [`A${first}`, A],
+            [`w${first}`, w],
+          ] as const,
+      ),
+    ];
+    for (const [name, it] of parameters)
+      for (const [key, tensor] of Object.entries(named(name, it))) state[key] = await engine.read(tensor);
+    await options.states.save(state);
+  };
+
+  try {
+    for (let t = done + 1; t <= options.steps; t++) {
+      const scalar = (value: number): EngineTensor => engine.tensor(Float32Array.of(value), [1]);
+      const { scale, epsilon } = stepSize(problem, rate, t);
+      const constants = { scale: scalar(scale), epsilon: scalar(epsilon) };
+      let dB = zeroB;
+      let squared = 0;
+      for (const batch of batches) {
+        const shared = batch.isLast ? { ...named('B', B) } : { B: B.value };
+        const inputs = { ...named('A', batch.A), ...named('w', batch.w), ...shared, W: stacked.get(batch), dB };
+        const out = await batch.program.run({ ...inputs, ...constants });
+        for (const it of [batch.A, batch.w]) dispose(it);
+        batch.A = unnamed('A', out);
+        batch.w = unnamed('w', out);
+        if (dB !== zeroB) dB.dispose();
+        if (batch.isLast) {
+          dispose(B);
+          B = unnamed('B', out);
+        } else {
+          dB = out.dB as EngineTensor;
+        }
+        const part = out.squared as EngineTensor;
+        for (const expert of await engine.read(part)) squared += expert;
+        part.dispose();
+      }
+      for (const constant of Object.values(constants)) constant.dispose();
+      const loss = squared / (n * p * d);
+      if (!Number.isFinite(loss)) throw new DivergedError(options.label, t);
+      // As in the reference, the loss is that of the state before this step, and what is kept is the state after it.
+      if (t % KEEP_EVERY === 0 || t === options.steps) await keep(loss);
+      curve.add(t, loss);
+      await save(t);
+      report({ step: t, steps: options.steps, loss, rate });
+    }
+    const { loss, bases, logits } = best as NonNullable<typeof best>; // the last step keeps one
+    return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss, losses: curve.points };
+  } finally {
+    for (const it of [B, ...batches.flatMap(({ A, w }) => [A, w])]) dispose(it);
+    stacked.dispose();
+    zeroB.dispose();
+    for (const program of programs.values()) await program.dispose();
+  }
+}
+
+const named = <Tensor>(name: string, { value, mean, variance }: Moving<Tensor>): Record<string, Tensor> => ({
+  [name]: value,
+  [`${name}.mean`]: mean,
+  [`${name}.variance`]: variance,
+});
+
+const unnamed = <Tensor>(name: string, all: Readonly<Record<string, Tensor>>): Moving<Tensor> => ({
+  value: all[name] as Tensor,
+  mean: all[`${name}.mean`] as Tensor,
+  variance: all[`${name}.variance`] as Tensor,
+});
+
+function dispose({ value, mean, variance }: Moving<EngineTensor>): void {
+  value.dispose();
+  mean.dispose();
+  variance.dispose();
+}
+
+/** A batch's gradients, and Adam with them: on its A and w at once, on B once the last batch has added its share of ∂B. */
+function traceStep(problem: Problem, count: number, isLast: boolean) {
+  const { rows: p, cols: d, bases: m, rank: r } = problem;
+  const moving = (name: string, shape: number[]) =>
+    named(name, { value: shape, mean: shape, variance: shape }) as Record<string, number[]>;
+  const shapes = {
+    ...moving('A', [count, p, r]),
+    ...moving('w', [count, m]),
+    ...(isLast ? moving('B', [m, r * d]) : { B: [m, r * d] }),
+    W: [count, p, d],
+    dB: [m, r * d],
+    scale: [1],
+    epsilon: [1],
+  };
+  return trace(shapes, (it: Record<string, Value>) => {
+    const { A, B, W, dB: before } = it as { A: Value; B: Value; W: Value; dB: Value };
+    const alpha = softmax(it.w as Value);
+    const S = reshape(matmul(alpha, B), [count, r, d]);
+    const { value: F, derivative } = activateWithDerivative(problem.activation, S);
+    const R = sub(matmul(A, F), W);
+    const D = reshape(mul(matmul(A, R, { transposeA: true }), derivative), [count, r * d]);
+    const dAlpha = matmul(D, B, { transposeB: true });
+    const dA = matmul(R, F, { transposeB: true });
+    const dB = add(before, matmul(alpha, D, { transposeA: true }));
+    // softmax′: α ∘ (dα − ⟨α, dα⟩)
+    const dw = mul(alpha, sub(dAlpha, sum(mul(alpha, dAlpha), [1])));
+    const moved = (name: string, gradient: Value) => named(name, adam(unnamed(name, it), gradient, it));
+    return {
+      ...moved('A', dA),
+      ...moved('w', dw),
+      ...(isLast ? moved('B', dB) : { dB }),
+      squared: sum(square(R), [1, 2]),
+    };
+  });
+}
+
+/**
+ * Adam (Kingma & Ba 2015) as torch.optim.Adam computes it, with the scalars gathered: of the gradients' common factor
+ * 2/N, the moments' 1 − β and the bias corrections, only ε notices.
+ */
+function adam(it: Moving<Value>, gradient: Value, constants: Record<string, Value>): Moving<Value> {
+  const mean = add(mul(it.mean, BETA1), gradient);
+  const variance = add(mul(it.variance, BETA2), square(gradient));
+  const root = add(sqrt(variance), constants.epsilon as Value);
+  return { value: sub(it.value, div(mul(mean, constants.scale as Value), root)), mean, variance };
+}
+
+function stepSize({ experts: n, rows: p, cols: d }: Problem, rate: number, t: number) {
+  // value −= rate · (1−β₁)·mean/(1−β₁ᵗ) · s / (√((1−β₂)·variance/(1−β₂ᵗ)) · s + ε), s = 2/N
+  const root = Math.sqrt((1 - BETA2) / (1 - BETA2 ** t));
+  const factor = 2 / (n * p * d);
+  return { scale: (rate * (1 - BETA1)) / (1 - BETA1 ** t) / root, epsilon: EPSILON / (factor * root) };
+}
+
+/** The experts rounded to fp16, as the reference takes them, divided by `divisor` and rounded again. */
+function halfPrecision(targets: Targets, sigma: number, divisor: number): Targets {
+  return {
+    read(expert, target) {
+      targets.read(expert, target);
+      for (let i = 0; i < target.length; i++) target[i] = (target[i] as number) * sigma;
+      roundToHalf(target);
+      if (divisor === 1) return;
+      for (let i = 0; i < target.length; i++) target[i] = (target[i] as number) / divisor;
+      roundToHalf(target);
+    },
+  };
+}
+
+interface StartingFactors {
+  A: Float32Array;
+  B: Float32Array;
+  logits: Float32Array;
+}
+
+/** Block j of the experts, stacked: its right singular vectors are B_j, its left ones times S their A. */
+function startingFactors(problem: Problem, weights: Targets): StartingFactors {
+  const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
+  const A = new Float32Array(n * p * r);
+  const B = new Float32Array(m * r * d);
+  const logits = new Float32Array(n * m);
+  for (let j = 0; j < m; j++) {
+    // With more bases than experts a block is one expert, and several bases start from it.
+    const first = Math.floor((j * n) / m);
+    const end = Math.max(first + 1, Math.floor(((j + 1) * n) / m));
+    const count = end - first;
+    const stacked = new Float32Array(count * p * d);
+    for (let e = 0; e < count; e++) weights.read(first + e, stacked.subarray(e * p * d, (e + 1) * p * d));
+    const { left, right } = truncatedSvd(stacked, count * p, d, r);
+    A.set(left, first * p * r);
+    B.set(right, j * r * d);
+    for (let i = first; i < end; i++) logits[i * m + j] = 1;
+  }
+  return { A, B, logits };
+}
+
+function softmaxRows(logits: Float32Array, n: number, m: number): Float32Array {
+  const alpha = new Float32Array(n * m);
+  for (let i = 0; i < n; i++) {
+    const row = logits.subarray(i * m, (i + 1) * m);
+    const top = row.reduce((a, b) => Math.max(a, b));
+    const exps = Array.from(row, (x) => Math.exp(x - top));
+    const sum = exps.reduce((a, b) => a + b);
+    for (let j = 0; j < m; j++) alpha[i * m + j] = (exps[j] as number) / sum;
+  }
+  return alpha;
+}

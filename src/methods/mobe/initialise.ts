@@ -1,0 +1,123 @@
+/** Where the varpro solver starts. */
+import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
+import { trace } from '../../engine/graph.js';
+import { add, matmul } from '../../engine/ops.js';
+import { createRandom, type Random } from '../../linalg/random.js';
+import { type BatchRange, solverBatches } from './batches.js';
+import type { Activation, Problem, SolverOptions, Targets } from './problem.js';
+
+/** Bases start this small: f is all but linear there, and bends them as far as pays. */
+const STARTING_SCALE = 0.25;
+/** α starts as normal numbers of this deviation, over √m: the arguments of f about as large as they end. */
+const STARTING_COEFFICIENT: Record<Activation, number> = {
+  silu: 0.2,
+  tanh: 0.5,
+  gelu: 0.2,
+  relu: 0.2,
+  sigmoid: 1,
+  none: 0.2,
+};
+
+/** Input axes are scaled by the quarter power of their energy, and no energy counts for less than this share of the mean. */
+const COLUMN_POWER = 0.25;
+const LEAST_ENERGY = 1e-4;
+
+/**
+ * The share of expert i in the starting bases, B_j = Σ_i c_ji · P_i W_i, with P_i a random signed choice of r rows: rows
+ * with the experts' own covariance start several times nearer than isotropic noise. Writes P_i W_i for `count` experts
+ * from `first` on as (count, r, d), and adds their ΣW² by column to `energy`.
+ */
+function scrambleRows(
+  problem: Problem,
+  targets: Targets,
+  { first, count }: BatchRange,
+  seed: number,
+  energy: Float64Array,
+): Float32Array {
+  const { rows, cols, rank } = problem;
+  const scrambled = new Float32Array(count * rank * cols);
+  const weights = new Float32Array(rows * cols);
+  for (let e = 0; e < count; e++) {
+    const random = createRandom(seed, first + e);
+    targets.read(first + e, weights);
+    for (let row = 0; row < weights.length; row += cols) {
+      for (let x = 0; x < cols; x++) energy[x] = (energy[x] as number) + (weights[row + x] as number) ** 2;
+    }
+    const order = permutation(rows, random);
+    for (let k = 0; k < rank; k++) {
+      const from = (order[k] as number) * cols;
+      const to = (e * rank + k) * cols;
+      const negative = random.uniform() < 0.5;
+      for (let x = 0; x < cols; x++) {
+        const value = weights[from + x] as number;
+        scrambled[to + x] = negative ? -value : value;
+      }
+    }
+  }
+  return scrambled;
+}
+
+function permutation(size: number, random: Random): Uint32Array {
+  const order = Uint32Array.from({ length: size }, (_, i) => i);
+  for (let i = size - 1; i > 0; i--) {
+    const j = random.below(i + 1);
+    [order[i], order[j]] = [order[j] as number, order[i] as number];
+  }
+  return order;
+}
+
+/** Normal numbers of the given standard deviation. */
+function normals(count: number, deviation: number, random: Random): Float32Array {
+  return Float32Array.from({ length: count }, () => deviation * random.normal());
+}
+
+export interface Start {
+  /** B_j ∝ Σ_i c_ji · P_i W_i, (m, r·d). */
+  readonly bases: EngineTensor;
+  /** The scale of each input axis, (1, 1, d). */
+  readonly columns: EngineTensor;
+}
+
+/** One pass over the experts. */
+export async function startingBases(
+  engine: Engine,
+  problem: Problem,
+  targets: Targets,
+  { batchExperts, seed }: SolverOptions,
+  random: Random,
+): Promise<Start> {
+  const { experts: n, bases: m, rank: r, cols: d } = problem;
+  const shares = normals(m * n, STARTING_SCALE / Math.sqrt(n), random); // c, (m, n)
+  let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
+  const programs = new Map<number, Program>();
+  const energy = new Float64Array(d);
+  for (const range of solverBatches(engine, problem, batchExperts)) {
+    const { first, count } = range;
+    let program = programs.get(count);
+    if (!program) {
+      const graph = trace({ B: [m, r * d], shares: [m, count], Y: [count, r * d] }, (it) => ({
+        B: add(it.B, matmul(it.shares, it.Y)),
+      }));
+      program = await engine.compile(graph);
+      programs.set(count, program);
+    }
+    const part = new Float32Array(m * count);
+    for (let j = 0; j < m; j++) part.set(shares.subarray(j * n + first, j * n + first + count), j * count);
+    const scrambled = engine.tensor(scrambleRows(problem, targets, range, seed, energy), [count, r * d]);
+    const { B } = await program.run({ B: bases, shares: engine.tensor(part, [m, count]), Y: scrambled });
+    scrambled.dispose();
+    bases.dispose();
+    bases = B as EngineTensor;
+  }
+  for (const program of programs.values()) await program.dispose();
+  return { bases, columns: engine.tensor(columnScales(energy), [1, 1, d]) };
+}
+
+/** α, (n, m). */
+export const startingCoefficients = ({ experts: n, bases: m, activation }: Problem, random: Random): Float32Array =>
+  normals(n * m, STARTING_COEFFICIENT[activation] / Math.sqrt(m), random);
+
+function columnScales(energy: Float64Array): Float32Array {
+  const mean = energy.reduce((sum, value) => sum + value, 0) / energy.length;
+  return Float32Array.from(energy, (value) => Math.max(value / mean || 0, LEAST_ENERGY) ** COLUMN_POWER);
+}

@@ -1,0 +1,142 @@
+/**
+ * One conversion a folder. The lock is a file that says who holds it; it needs no cleaning up after a crash, since it is void
+ * once that process is gone. Of another machine's processes (a shared disk) nothing is known: theirs are left alone.
+ */
+import { readFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { FolderLockedError } from '../errors.js';
+import { type FileSystem, readWhole, writeAll } from '../file-system.js';
+import { removeLink } from './folder-checks.js';
+
+export const LOCK_FILE = '.lock';
+
+interface Holder {
+  readonly pid: number;
+  readonly host: string;
+  /** When the process started, as the system counts; undefined where it does not tell. A number may be given out again. */
+  readonly started?: string | undefined;
+  /** ISO 8601 */
+  readonly since: string;
+}
+
+export interface FolderLock {
+  release(): Promise<void>;
+}
+
+/** What says who holds it has a hundred. */
+const MAX_LOCK_BYTES = 64 * 1024;
+
+/** How often another may be found to have taken it in between. */
+const MOST_TRIES = 5;
+
+/**
+ * Takes the lock in `folder`, which is created; a link in its place is removed. Throws `FolderLockedError` where another process has it.
+ * @param force takes it from another machine too; never from a process that runs here
+ */
+export async function lockFolder(folder: string, force: boolean, fs: FileSystem): Promise<FolderLock> {
+  await removeLink(folder);
+  const path = join(folder, LOCK_FILE);
+  const self: Holder = {
+    pid: process.pid,
+    host: hostname(),
+    started: await processStart(process.pid),
+    since: new Date().toISOString(),
+  };
+  for (let attempt = 0; attempt < MOST_TRIES; attempt++) {
+    await fs.mkdir(folder);
+    if (await createLock(path, self, fs)) return { release: () => fs.remove(path) };
+    const found = await readWhole(fs, path, MAX_LOCK_BYTES);
+    if (!found) continue; // released meanwhile
+    const holder = parseHolder(found);
+    if (holder) await checkVoid(folder, holder, self, force);
+    await takeAway(path, found, fs);
+  }
+  throw new FolderLockedError(folder, 'by several processes at once', 'Wait for them.');
+}
+
+async function createLock(path: string, self: Holder, fs: FileSystem): Promise<boolean> {
+  try {
+    const file = await fs.open(path, 'wx');
+    try {
+      await writeAll(file, new TextEncoder().encode(JSON.stringify(self)), 0);
+      await file.sync();
+    } catch (error) {
+      await fs.remove(path);
+      throw error;
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
+    throw error;
+  }
+  // Who read it while it was empty took it for torn.
+  const held = await readWhole(fs, path, MAX_LOCK_BYTES);
+  return held !== undefined && parseHolder(held)?.since === self.since && parseHolder(held)?.pid === self.pid;
+}
+
+/** Removes the lock that was read; one that is new since is put back. */
+async function takeAway(path: string, read: Uint8Array, fs: FileSystem): Promise<void> {
+  const aside = `${path}.${process.pid}`;
+  try {
+    await fs.rename(path, aside);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return;
+    throw error;
+  }
+  const taken = await readWhole(fs, aside, MAX_LOCK_BYTES);
+  if (taken && Buffer.compare(taken, read) !== 0) await fs.rename(aside, path);
+  else await fs.remove(aside);
+}
+
+/** Undefined for what was cut off while it was written: its writer is gone, or has just begun and will find it gone. */
+function parseHolder(bytes: Uint8Array): Holder | undefined {
+  try {
+    const holder = JSON.parse(new TextDecoder().decode(bytes));
+    return Number.isSafeInteger(holder.pid) && typeof holder.host === 'string' ? holder : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+async function checkVoid(folder: string, holder: Holder, self: Holder, force: boolean): Promise<void> {
+  const { pid, host, started, since } = holder;
+  const who = `by process ${pid} on ${host}, since ${since}`;
+  if (host !== self.host) {
+    if (force) return;
+    throw new FolderLockedError(
+      folder,
+      who,
+      'Whether it still runs cannot be seen from this machine: if it does not, run again with --force.',
+    );
+  }
+  if (!(await isAlive(pid, started))) return;
+  throw new FolderLockedError(folder, who, 'Wait for it, stop it, or choose another folder.');
+}
+
+async function isAlive(pid: number, started: string | undefined): Promise<boolean> {
+  const now = await processStart(pid);
+  if (now !== undefined && started !== undefined) return now === started;
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM'; // there, and somebody else's
+  }
+}
+
+/** Of Linux: the boot, and the clock ticks from there to the process's start. */
+async function processStart(pid: number): Promise<string | undefined> {
+  try {
+    const [boot, stat] = await Promise.all([
+      readFile('/proc/sys/kernel/random/boot_id', 'utf8'),
+      readFile(`/proc/${pid}/stat`, 'utf8'),
+    ]);
+    // The second field is the program's name in parentheses, with whatever is in it; the third is the state, the 22nd the start.
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+    return /[ZX]/.test(fields[0] as string) ? 'ended' : `${boot.trim()} ${fields[19]}`;
+  } catch {
+    return undefined;
+  }
+}

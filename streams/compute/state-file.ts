@@ -1,0 +1,141 @@
+/**
+ * The state of a running fit in a file: safetensors, with what fit it is of and a CRC-32 in the metadata. A save replaces the
+ * file at once or not at all, so at most two are there at a time.
+ */
+import { createHash } from 'node:crypto';
+import { dirname, join } from 'node:path';
+import { crc32 } from 'node:zlib';
+import { encodeHeader, type TensorSpec } from '../../src/checkpoint/header.js';
+import { openShard } from '../../src/checkpoint/open-checkpoint.js';
+import { factorFileName } from '../../src/conversion/factor-files.js';
+import { type GroupKey, groupLabel } from '../../src/conversion/group-plan.js';
+import { type FileSystem, nodeFileSystem, syncFolder, writeSynced } from '../../src/file-system.js';
+import type { SolverState, StateStore } from '../../src/methods/mobe/problem.js';
+import { asWriteError } from '../../src/output/shard-writer.js';
+import { STATE_SUFFIX } from '../../src/output/unfinished-run.js';
+import { LocalFiles } from '../../src/sources/files.js';
+
+export interface StateFile {
+  readonly path: string;
+  /** Of which fit: everything that decides its course. */
+  readonly identity: string;
+  readonly everyMs: number;
+  /** Bytes of the disk that the run itself still needs. */
+  readonly reservedBytes: number;
+  /** A save that fails is none; otherwise it ends the run, as any failure of the result's disk does. */
+  readonly dispensable: boolean;
+}
+
+/** Where the fits of a run save their states. */
+export interface StatePlace extends Omit<StateFile, 'path' | 'identity'> {
+  readonly folder: string;
+  /** Of the run. JSON. */
+  readonly identity: unknown;
+}
+
+/** Often enough that little is lost, seldom enough to go unnoticed. */
+const DEFAULT_SAVE_SECONDS = 120;
+
+export const saveInterval = (seconds = DEFAULT_SAVE_SECONDS): number => 1000 * seconds;
+
+/** The file of each group, in a place. */
+export function stateFiles({ folder, identity, ...rest }: StatePlace): (group: GroupKey) => StateFile {
+  const run = JSON.stringify(identity);
+  return (group) => ({
+    ...rest,
+    path: join(folder, stateFileName(group)),
+    identity: createHash('sha256')
+      .update(`${run}\n${groupLabel(group)}`)
+      .digest('hex'),
+  });
+}
+
+/** What was saved of a group that is finished. */
+export async function removeState(folder: string, group: GroupKey, fs: FileSystem = nodeFileSystem): Promise<void> {
+  const path = join(folder, stateFileName(group));
+  for (const it of [path, `${path}.new`]) await fs.remove(it);
+}
+
+/** Saving takes at most about this share of the time, however slow the disk. */
+const SAVING_SHARE = 0.05;
+/** A fit that is asked to stop saves its state first where that takes a moment only. */
+const STOP_BYTES = 128 * 2 ** 20;
+
+export const stateFileName = (group: GroupKey): string =>
+  `.${factorFileName(group).replace(/\.safetensors$/, STATE_SUFFIX)}`;
+
+/** @param stopping the fit is asked to stop */
+export function stateStore(
+  { path, identity, everyMs, reservedBytes, dispensable }: StateFile,
+  stopping: () => boolean,
+  fs: FileSystem = nodeFileSystem,
+): StateStore {
+  let last = performance.now();
+  let took = 0;
+  return {
+    load: () => loadState(path, identity, fs),
+    due(bytes) {
+      if (stopping()) return bytes <= STOP_BYTES;
+      return performance.now() - last >= Math.max(everyMs, took / SAVING_SHARE);
+    },
+    async save(state) {
+      const began = performance.now();
+      try {
+        await saveState(path, identity, state, reservedBytes, fs);
+      } catch (error) {
+        if (!dispensable) throw error;
+      }
+      last = performance.now();
+      took = last - began;
+    },
+  };
+}
+
+/** Does nothing where the disk has no room for it beside the result: that comes first. */
+async function saveState(
+  path: string,
+  identity: string,
+  state: SolverState,
+  reservedBytes: number,
+  fs: FileSystem,
+): Promise<void> {
+  const arrays = Object.entries(state);
+  const bytes = arrays.reduce((sum, [, { byteLength }]) => sum + byteLength, 0);
+  try {
+    if ((await fs.freeBytes(dirname(path))) < bytes + reservedBytes) return;
+    const tensors = arrays.map(([name, it]): TensorSpec => {
+      const dtype = it instanceof Float64Array ? 'F64' : 'F32';
+      return { name, dtype, shape: [it.length], bytes: it.byteLength };
+    });
+    const data = arrays.map(([, it]) => new Uint8Array(it.buffer, it.byteOffset, it.byteLength));
+    const crc = data.reduce((sum, part) => crc32(part, sum), 0);
+    const header = encodeHeader(tensors, { identity, crc: String(crc) });
+    const temporary = `${path}.new`;
+    await writeSynced(fs, temporary, [header, ...data]);
+    await fs.rename(temporary, path);
+    await syncFolder(dirname(path), fs);
+  } catch (error) {
+    throw asWriteError(path, error);
+  }
+}
+
+/** Undefined where there is none, or none that is whole and of this fit: then it begins anew. */
+async function loadState(path: string, identity: string, fs: FileSystem): Promise<SolverState | undefined> {
+  const files = new LocalFiles(fs);
+  try {
+    const { tensors, metadata } = await openShard(path, files);
+    if (metadata.identity !== identity) return undefined;
+    const state: Record<string, Float32Array | Float64Array> = {};
+    let crc = 0;
+    for (const tensor of tensors) {
+      const bytes = await files.readRange(tensor);
+      crc = crc32(bytes, crc);
+      state[tensor.name] = tensor.dtype === 'F64' ? new Float64Array(bytes.buffer) : new Float32Array(bytes.buffer);
+    }
+    return String(crc) === metadata.crc ? state : undefined;
+  } catch {
+    return undefined;
+  } finally {
+    await files.close();
+  }
+}

@@ -1,7 +1,0 @@
-import { type Inspection, inspectCheckpoint } from '../src/conversion/inspect.js';
-import type { PeerOptions } from './remote/peer-options.js';
-import { openSource } from './remote/remote-files.js';
-
-/** What is in a checkpoint. Reads headers only; throws an `InputError` where it is damaged. */
-export const inspect = async (model: string, peers: PeerOptions = {}): Promise<Inspection> =>
-  inspectCheckpoint(await openSource(model, peers));

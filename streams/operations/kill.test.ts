@@ -1,0 +1,16 @@
+/** `npm run test:kill` does this at length. */
+import { expect, test } from 'vitest';
+import { killRuns } from '../../fixtures/kill-runs.js';
+import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+
+const root = temporaryFolder();
+
+test.skipIf(process.platform === 'win32')(
+  'killed at random moments and run again, every conversion ends with the bytes of one in peace',
+  async () => {
+    const { kills, problems } = await killRuns(root, 8, 7);
+    expect(problems).toEqual([]);
+    expect(kills).toBeGreaterThan(5);
+  },
+  120_000,
+);

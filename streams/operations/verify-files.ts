@@ -1,0 +1,72 @@
+/** The parts of a verification that need no tensor data: names, dtypes, shapes, index, config and side files. */
+import { readFile } from 'node:fs/promises';
+import { isDeepStrictEqual } from 'node:util';
+import type { TensorSpec } from '../../src/checkpoint/header.js';
+import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../../src/checkpoint/open-checkpoint.js';
+import { listSideFiles } from '../../src/checkpoint/side-files.js';
+import type { ModellingFile } from '../../src/models/modelling-files.js';
+import { type ConfigChanges, editConfig } from '../../src/models/native.js';
+import { type Files, fileIn } from '../../src/sources/files.js';
+
+export function compareSpecs(expected: readonly TensorSpec[], result: Checkpoint, problems: string[]): void {
+  const left = new Set(result.tensors.keys());
+  for (const { name, dtype, shape } of expected) {
+    const tensor = result.tensors.get(name);
+    left.delete(name);
+    if (!tensor) problems.push(`tensor "${name}" is missing`);
+    else if (tensor.dtype !== dtype || String(tensor.shape) !== String(shape)) {
+      problems.push(
+        `tensor "${name}" in ${tensor.file} is ${tensor.dtype} [${tensor.shape}], expected ${dtype} [${shape}]`,
+      );
+    }
+  }
+  for (const name of left) problems.push(`tensor "${name}" should not be there`);
+}
+
+export async function checkIndex(result: Checkpoint, tensorBytes: number, problems: string[]): Promise<void> {
+  if (result.shards.length === 1) return;
+  const { metadata } = await readJsonObject(fileIn(result.folder, INDEX_FILE), result.files);
+  const total = (metadata as { total_size?: unknown } | undefined)?.total_size;
+  if (total !== tensorBytes)
+    problems.push(`${INDEX_FILE} says total_size ${String(total)}, the tensors have ${tensorBytes} bytes`);
+}
+
+/** The result's config must be the source's with these changes. */
+export function checkConfig(source: Checkpoint, result: Checkpoint, changes: ConfigChanges, problems: string[]): void {
+  const expected = JSON.parse(editConfig(source.configText, changes)) as Record<string, unknown>;
+  for (const key of new Set([...Object.keys(expected), ...Object.keys(result.config)])) {
+    if (!isDeepStrictEqual(expected[key], result.config[key])) {
+      problems.push(
+        `${CONFIG_FILE}: "${key}" is ${JSON.stringify(result.config[key])}, expected ${JSON.stringify(expected[key])}`,
+      );
+    }
+  }
+}
+
+/** The source's side files and the modelling files must be there, byte for byte. Returns how many there are. */
+export async function checkSideFiles(
+  source: Checkpoint,
+  result: Checkpoint,
+  modelling: readonly ModellingFile[],
+  problems: string[],
+): Promise<number> {
+  let compared = 0;
+  const own = new Set(modelling.map(({ target }) => target));
+  const held = new Map((await result.files.list(result.folder)).map(({ path, bytes }) => [path, bytes] as const));
+  const read = (file: string, bytes: number, files: Files) => files.readRange({ file, start: 0, end: bytes });
+  const compare = (target: string, source: string, expected: Uint8Array, actual: Uint8Array | undefined): void => {
+    if (!actual) problems.push(`${target} is missing`);
+    else if (Buffer.compare(expected, actual) !== 0) problems.push(`${target} differs from ${source}`);
+    compared++;
+  };
+  const actual = async (target: string): Promise<Uint8Array | undefined> => {
+    const bytes = held.get(target);
+    return bytes === undefined ? undefined : read(fileIn(result.folder, target), bytes, result.files);
+  };
+  for (const { source: file, target, bytes } of await listSideFiles(source)) {
+    if (own.has(target)) continue;
+    compare(target, file, await read(file, bytes, source.files), await actual(target));
+  }
+  for (const { source: file, target } of modelling) compare(target, file, await readFile(file), await actual(target));
+  return compared;
+}

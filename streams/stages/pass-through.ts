@@ -1,0 +1,148 @@
+/** What is not factorised: copied as byte ranges, or decoded where it is quantised. */
+import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
+import { floatBytes } from '../../src/checkpoint/dtype.js';
+import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
+import { checkDeclaredShape } from '../../src/checkpoint/stored-matrix.js';
+import type { Copy } from '../../src/conversion/conversion-plan.js';
+import { NonFiniteWeightError, OverflowError } from '../../src/errors.js';
+import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
+import type { BufferPool, PooledBuffer } from '../flow/buffer-pool.js';
+import type { OutputChunk } from '../records.js';
+
+/** Two keep a disk busy while a block is handed on; the page cache gives no more with more. */
+const READS_IN_FLIGHT = 2;
+
+/** A read that is under way or to come, or a matrix to be decoded, in the order of the copies. */
+type Step = { readonly block: Block; readonly loaded: Promise<PooledBuffer> } | { readonly copy: Copy };
+
+/** Some bytes of neighbouring ranges. */
+interface Block {
+  readonly range: ByteRange;
+  readonly run: readonly Copy[];
+}
+
+/**
+ * At most 8 MiB at a time; runs of neighbouring small ranges are read together.
+ * @param pool where the blocks' memory is from: then each chunk must be released. Without, each block has its own.
+ */
+export async function* passThrough(
+  copies: readonly Copy[],
+  reader: RangeReader,
+  pool?: BufferPool,
+): AsyncGenerator<OutputChunk> {
+  const waiting: Step[] = [];
+  const coming = steps(copies);
+  const load = async ({ range }: Block): Promise<PooledBuffer> => {
+    if (!pool) return { bytes: await reader.readRange(range), release() {} };
+    const buffer = await pool.take();
+    await reader.read(range.file, range.start, buffer.bytes.subarray(0, range.end - range.start));
+    return buffer;
+  };
+  try {
+    for (;;) {
+      while (waiting.length < READS_IN_FLIGHT) {
+        const { value, done } = coming.next();
+        if (done) break;
+        if ('copy' in value) {
+          waiting.push(value);
+          continue;
+        }
+        const loaded = load(value.block);
+        loaded.catch(() => {}); // told when its turn comes
+        waiting.push({ ...value, loaded });
+      }
+      const step = waiting.shift();
+      if (!step) return;
+      if ('copy' in step) yield* decoded(step.copy, reader, pool);
+      else yield* cut(step.block, await step.loaded);
+    }
+  } finally {
+    // Nothing may still be reading when the files are closed.
+    for (const step of waiting) if ('loaded' in step) await step.loaded.catch(() => {});
+  }
+}
+
+function* steps(copies: readonly Copy[]): Generator<{ block: Block } | { copy: Copy }> {
+  for (const run of neighbours(copies)) {
+    const [copy] = run as [Copy];
+    if (copy.decode) {
+      yield { copy };
+      continue;
+    }
+    const { file, start: first } = copy.source;
+    const { end } = (run.at(-1) as Copy).source;
+    for (let start = first; start < end; start += READ_BYTES) {
+      yield { block: { range: { file, start, end: Math.min(end, start + READ_BYTES) }, run } };
+    }
+  }
+}
+
+/** A block as the parts of tensors it holds. The last one that is released releases the block. */
+function* cut({ range, run }: Block, buffer: PooledBuffer): Generator<OutputChunk> {
+  const parts = run.filter(({ source }) => source.start < range.end && source.end > range.start);
+  let left = parts.length;
+  const release = (): void => {
+    if (--left === 0) buffer.release();
+  };
+  for (const { target, offset, source } of parts) {
+    const from = Math.max(source.start, range.start);
+    const to = Math.min(source.end, range.end);
+    const data = buffer.bytes.subarray(from - range.start, to - range.start);
+    yield { tensor: target, offset: offset + from - source.start, data, release };
+  }
+}
+
+/** Some rows at a time. The scales are few and are read whole. */
+async function* decoded(
+  { target, offset, source, decode }: Copy,
+  reader: RangeReader,
+  pool: BufferPool | undefined,
+): AsyncGenerator<OutputChunk> {
+  const { matrix, dtype } = decode as NonNullable<Copy['decode']>;
+  const { name, encoding, rows, cols } = matrix;
+  const { data: rowBytes } = storedBytes(encoding, 1, cols);
+  const scales = matrix.scales ? await reader.readRange(matrix.scales) : new Uint8Array(0);
+  await checkDeclaredShape(reader, matrix);
+  const rowsAtOnce = Math.max(1, Math.floor(READ_BYTES / (4 * cols)));
+  const values = new Float32Array(Math.min(rows, rowsAtOnce) * cols);
+  for (let first = 0; first < rows; first += rowsAtOnce) {
+    const count = Math.min(rowsAtOnce, rows - first);
+    const start = source.start + first * rowBytes;
+    const bytes = await reader.readRange({ file: source.file, start, end: start + count * rowBytes });
+    const part = values.subarray(0, count * cols);
+    decodeRows(encoding, cols, { first, count }, bytes, scales, part);
+    const buffer = await pool?.take();
+    const data = encodeFloats(dtype, part, buffer?.bytes);
+    if (!allFinite(dtype, data)) {
+      const bad = part.reduce((sum, value) => sum + (Number.isFinite(value) ? 0 : 1), 0);
+      throw bad ? new NonFiniteWeightError(name, source.file, bad) : new OverflowError(name, dtype);
+    }
+    yield {
+      tensor: target,
+      offset: offset + first * cols * floatBytes(dtype),
+      data,
+      ...(buffer && { release: buffer.release }),
+    };
+  }
+}
+
+/** Copies without a gap between them in one file, cut so that small ones share a read and large ones have their own. */
+function* neighbours(copies: readonly Copy[]): Generator<Copy[]> {
+  let run: Copy[] = [];
+  for (const copy of copies) {
+    const last = run.at(-1);
+    const joins =
+      last !== undefined &&
+      !last.decode &&
+      !copy.decode &&
+      last.source.file === copy.source.file &&
+      last.source.end === copy.source.start &&
+      copy.source.end - (run[0] as Copy).source.start <= READ_BYTES;
+    if (!joins && run.length) {
+      yield run;
+      run = [];
+    }
+    run.push(copy);
+  }
+  if (run.length) yield run;
+}
