@@ -8,12 +8,13 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { stepOperations } from '../src/conversion/estimate.js';
 import { usualBatch } from '../src/conversion/memory-plan.js';
 import { createEngine, type EngineName } from '../src/engine/create-engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
 import { createRandom } from '../src/linalg/random.js';
-import type { Problem, SolverStep } from '../src/methods/mobe/problem.js';
+import type { FitStep } from '../src/methods/method.js';
+import { stepOperations } from '../src/methods/mobe/costs.js';
+import type { Problem } from '../src/methods/mobe/problem.js';
 import { solveVarpro } from '../src/methods/mobe/varpro.js';
 import { machine } from './machine.js';
 
@@ -71,7 +72,7 @@ async function stepSeconds(problem: Problem, batchExperts: number): Promise<numb
   };
   const times: number[] = [];
   let last = performance.now();
-  const onStep = ({ step }: SolverStep): void => {
+  const onStep = ({ step }: FitStep): void => {
     const now = performance.now();
     if (step > WARM_STEPS) times.push(now - last);
     last = now;

@@ -3,12 +3,12 @@
 import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
 import type { FileSystem } from '../src/file-system.js';
-import type { SolverStep } from '../src/methods/mobe/problem.js';
+import type { FitStep } from '../src/methods/method.js';
 import type { StageClocks } from './flow/stage-clock.js';
 import type { PeerOptions } from './machines/peer-options.js';
 import type { TimedPlan } from './operations/plan.js';
 
-export interface StepProgress extends SolverStep, GroupKey {}
+export interface StepProgress extends FitStep, GroupKey {}
 
 export interface FoldProgress extends GroupKey {
   readonly expert: number;

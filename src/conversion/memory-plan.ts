@@ -6,6 +6,7 @@ import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
 import { largestBatch } from '../methods/mobe/batches.js';
+import { batchBytes, stateBytes } from '../methods/mobe/costs.js';
 import { denseParameters, type Problem, type SolverName } from '../methods/mobe/problem.js';
 import { READ_BYTES } from '../sources/files.js';
 import { DEFAULT_CREDIT_BYTES } from '../transport/limits.js';
@@ -158,7 +159,7 @@ export function fitBytes(
   stored: number,
   { batchExperts, holdTargets, solver }: { batchExperts: number; holdTargets: boolean; solver: SolverName },
 ): number {
-  const counted = stored + stateBytes(problem, holdTargets, solver) + batchExperts * batchBytesPerExpert(problem);
+  const counted = stored + stateBytes(problem, { holdTargets, solver }) + batchExperts * batchBytes(problem);
   return Math.ceil(
     BASE_BYTES + WORKER_BYTES + OVERHEAD * counted + Math.min(FRAGMENTED_SHARE * counted, FRAGMENTED_BYTES),
   );
@@ -186,9 +187,9 @@ function arrange(
   const most = (measure: (group: GroupPlan) => number): number =>
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
   const experts = most(({ problem }) => problem.experts);
-  const perExpert = most(({ problem }) => batchBytesPerExpert(problem));
+  const perExpert = most(({ problem }) => batchBytes(problem));
   const groupBytes = most(sourceBytes) * (workers + prefetch);
-  const state = most(({ problem }) => stateBytes(problem, holdTargets, settings.solver));
+  const state = most(({ problem }) => stateBytes(problem, { holdTargets, solver: settings.solver }));
   const expected = (batch: number): number => {
     const solver = state + batch * perExpert;
     const counted = workers * solver + groupBytes + PASS_THROUGH_BYTES;
@@ -213,30 +214,6 @@ function arrange(
   };
 }
 
-/** Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products. */
-const batchBytesPerExpert = ({ rows: p, cols: d, rank: r }: Problem): number =>
-  4 * (6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r);
-
 /** Experts a batch, where memory is plentiful. */
 export const usualBatch = (problem: Problem, kind: Engine['kind']): number =>
-  Math.max(1, Math.floor(BATCH_BYTES[kind] / batchBytesPerExpert(problem)));
-
-/** Bytes a solver holds from step to step. */
-function stateBytes(
-  { experts: n, rows: p, cols: d, bases: m, rank: r }: Problem,
-  holdTargets: boolean,
-  solver: SolverName,
-): number {
-  const targets = holdTargets ? n * p * d : 0;
-  const bases = m * r * d;
-  // varpro: B, M, those before them, the gradient, their update, and their spares; the bases' Gram matrices, those before
-  // them, and their root; G⁻¹ twice.
-  if (solver === 'varpro') return 4 * (targets + 14 * bases + 8 * m * r * r + 2 * n * r * r);
-  // adam: A and B with two moments each, twice over while they are updated.
-  const steps = 4 * (targets + 8 * bases + 7 * n * p * r);
-  // Before that, the decomposition of a block of experts in f64: the matrix, its triangle, vectors of the halves and of it.
-  const block = Math.ceil(n / m) * p;
-  const [short, long] = [Math.min(block, d), Math.max(block, d)];
-  const start = 4 * (bases + n * p * r + block * d) + 8 * (block * d + 3 * short * short + r * long);
-  return Math.max(steps, start);
-}
+  Math.max(1, Math.floor(BATCH_BYTES[kind] / batchBytes(problem)));

@@ -1,7 +1,7 @@
 /** The worker thread's side of worker-pool.ts: runs one `Compute`, one call at a time. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { InterruptedError } from '../../src/errors.js';
-import type { SolverStep } from '../../src/methods/mobe/problem.js';
+import type { FitStep } from '../../src/methods/method.js';
 import { Compute, type FitTask } from './compute.js';
 import type { Close, Reply, Request, WorkerData } from './worker-pool.js';
 
@@ -24,7 +24,7 @@ async function answer({ id, method, args }: Request): Promise<void> {
     asked = stopping();
     return asked;
   };
-  const onStep = (step: SolverStep): void => {
+  const onStep = (step: FitStep): void => {
     if (saves ? asked : stopping()) throw new InterruptedError();
     const now = performance.now();
     if (now - last < STEP_INTERVAL_MS) return;

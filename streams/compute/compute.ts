@@ -9,8 +9,9 @@ import { createEngine, type EngineName } from '../../src/engine/create-engine.js
 import type { Engine } from '../../src/engine/engine.js';
 import { measureGemmRate } from '../../src/engine/gemm-rate.js';
 import type { LossPoint } from '../../src/methods/loss-curve.js';
+import type { Targets } from '../../src/methods/method.js';
 import { solveAdam } from '../../src/methods/mobe/adam.js';
-import type { Problem, SharedFactors, SolverName, SolverOptions, Targets } from '../../src/methods/mobe/problem.js';
+import type { Problem, SharedFactors, SolverName, SolverOptions } from '../../src/methods/mobe/problem.js';
 import { createReconstruction, type Reconstruction } from '../../src/methods/mobe/reconstruct.js';
 import { createRefit, type Refit } from '../../src/methods/mobe/refit.js';
 import { solveVarpro } from '../../src/methods/mobe/varpro.js';

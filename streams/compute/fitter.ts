@@ -1,5 +1,5 @@
 /** What fits a group: a thread of this process, or a machine elsewhere. */
-import type { SolverStep } from '../../src/methods/mobe/problem.js';
+import type { FitStep } from '../../src/methods/method.js';
 import type { ComputeOptions, FitResult, FitTask, FoldedExpert, Written } from './compute.js';
 import { ComputeWorker } from './worker-pool.js';
 
@@ -7,7 +7,7 @@ import { ComputeWorker } from './worker-pool.js';
 export interface Fitter {
   /** For people: what a lost one is called. */
   readonly name: string;
-  fit(task: FitTask, onStep: (step: SolverStep) => void): Promise<FitResult>;
+  fit(task: FitTask, onStep: (step: FitStep) => void): Promise<FitResult>;
   /** What is written for one expert of the fitted group. */
   fold(expert: number, written: Written): Promise<FoldedExpert>;
   close(): Promise<void>;

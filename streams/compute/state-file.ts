@@ -10,7 +10,7 @@ import { openShard } from '../../src/checkpoint/open-checkpoint.js';
 import { factorFileName } from '../../src/conversion/factor-files.js';
 import { type GroupKey, groupLabel } from '../../src/conversion/group-plan.js';
 import { type FileSystem, nodeFileSystem, syncFolder, writeSynced } from '../../src/file-system.js';
-import type { SolverState, StateStore } from '../../src/methods/mobe/problem.js';
+import type { FitState, StateStore } from '../../src/methods/method.js';
 import { asWriteError } from '../../src/output/shard-writer.js';
 import { STATE_SUFFIX } from '../../src/output/unfinished-run.js';
 import { LocalFiles } from '../../src/sources/files.js';
@@ -95,7 +95,7 @@ export function stateStore(
 async function saveState(
   path: string,
   identity: string,
-  state: SolverState,
+  state: FitState,
   reservedBytes: number,
   fs: FileSystem,
 ): Promise<void> {
@@ -120,7 +120,7 @@ async function saveState(
 }
 
 /** Undefined where there is none, or none that is whole and of this fit: then it begins anew. */
-async function loadState(path: string, identity: string, fs: FileSystem): Promise<SolverState | undefined> {
+async function loadState(path: string, identity: string, fs: FileSystem): Promise<FitState | undefined> {
   const files = new LocalFiles(fs);
   try {
     const { tensors, metadata } = await openShard(path, files);

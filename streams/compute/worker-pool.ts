@@ -2,7 +2,8 @@
 import { once } from 'node:events';
 import { SHARE_ENV, Worker } from 'node:worker_threads';
 import { InterruptedError, WorkerError } from '../../src/errors.js';
-import type { SolverOptions, SolverStep } from '../../src/methods/mobe/problem.js';
+import type { FitStep } from '../../src/methods/method.js';
+import type { SolverOptions } from '../../src/methods/mobe/problem.js';
 import type { Compute, ComputeOptions } from './compute.js';
 import { reviveError } from './revive-error.js';
 
@@ -28,7 +29,7 @@ const STOP_PATIENCE_MS = 10_000;
 
 export type Reply =
   | { id: number; value: unknown }
-  | { id: number; step: SolverStep }
+  | { id: number; step: FitStep }
   | { id: number; error: { name: string; message: string } };
 
 interface Waiting {

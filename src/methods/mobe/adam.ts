@@ -23,9 +23,10 @@ import { DivergedError } from '../../errors.js';
 import { roundToHalf } from '../../linalg/half.js';
 import { truncatedSvd } from '../../linalg/svd.js';
 import { LossCurve } from '../loss-curve.js';
+import type { Targets } from '../method.js';
 import { activateWithDerivative } from './activation.js';
 import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
-import { type Problem, type Solution, type SolverOptions, stepReporter, type Targets } from './problem.js';
+import { type Problem, type Solution, type SolverOptions, stepReporter } from './problem.js';
 
 const DEFAULT_RATE = 0.07;
 const BETA1 = 0.9;

@@ -1,7 +1,8 @@
 import type { Engine, EngineFacts, EngineTensor } from '../../engine/engine.js';
 import { TensorTooLargeError } from '../../errors.js';
 import { formatBytes } from '../../format.js';
-import type { Problem, Targets } from './problem.js';
+import type { Targets } from '../method.js';
+import type { Problem } from './problem.js';
 
 export interface BatchRange {
   readonly first: number;

@@ -3,8 +3,9 @@ import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
 import { add, matmul } from '../../engine/ops.js';
 import { createRandom, type Random } from '../../linalg/random.js';
+import type { Targets } from '../method.js';
 import { type BatchRange, solverBatches } from './batches.js';
-import type { Activation, Problem, SolverOptions, Targets } from './problem.js';
+import type { Activation, Problem, SolverOptions } from './problem.js';
 
 /** Bases start this small: f is all but linear there, and bends them as far as pays. */
 const STARTING_SCALE = 0.25;

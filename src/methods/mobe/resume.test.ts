@@ -2,8 +2,9 @@
 import { describe, expect, test } from 'vitest';
 import { createEngine } from '../../engine/create-engine.js';
 import { createRandom } from '../../linalg/random.js';
+import type { FitState, StateStore, Targets } from '../method.js';
 import { solveAdam } from './adam.js';
-import type { Problem, SolverOptions, SolverState, StateStore, Targets } from './problem.js';
+import type { Problem, SolverOptions } from './problem.js';
 import { solveVarpro } from './varpro.js';
 
 const engine = await createEngine('onnx-cpu', { threads: 1 });
@@ -24,17 +25,17 @@ const solvers = {
   adam: (options: SolverOptions) => solveAdam(engine, problem, targets, options, 1),
 };
 
-const copyOf = (state: SolverState): SolverState =>
+const copyOf = (state: FitState): FitState =>
   Object.fromEntries(Object.entries(state).map(([name, values]) => [name, values.slice()]));
 
 /** Saves at one step, and is there for the next run. */
-function storeAt(step: number): StateStore & { saved: SolverState | undefined } {
+function storeAt(step: number): StateStore & { saved: FitState | undefined } {
   let asked = 0;
   const store = {
-    saved: undefined as SolverState | undefined,
+    saved: undefined as FitState | undefined,
     load: async () => store.saved && copyOf(store.saved),
     due: () => ++asked === step,
-    save: async (state: SolverState) => {
+    save: async (state: FitState) => {
       store.saved = copyOf(state);
     },
   };

@@ -9,8 +9,9 @@ import { createRandom } from '../../linalg/random.js';
 import { detectModel } from '../../models/detect.js';
 import type { Projection } from '../../models/family.js';
 import { LocalFiles } from '../../sources/files.js';
+import type { FitStep, Targets } from '../method.js';
 import { solveAdam } from './adam.js';
-import type { Activation, Problem, SolverOptions, SolverStep, Targets } from './problem.js';
+import type { Activation, Problem, SolverOptions } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
 import { createRefit } from './refit.js';
 import { solveVarpro } from './varpro.js';
@@ -130,8 +131,8 @@ describe('varpro', () => {
     const problem: Problem = { experts: 4, rows: 6, cols: 30, bases: 1, rank: 1, activation: 'tanh' };
     const noise = syntheticExperts({ experts: 1, rows: 1, cols: 4 * 180 })[0] as Float32Array;
     const experts = [0, 1, 2, 3].map((e) => noise.slice(e * 180, (e + 1) * 180));
-    const steps: SolverStep[] = [];
-    const options = { ...OPTIONS, steps: 2000, onStep: (step: SolverStep) => steps.push(step) };
+    const steps: FitStep[] = [];
+    const options = { ...OPTIONS, steps: 2000, onStep: (step: FitStep) => steps.push(step) };
     const solution = await solveVarpro(engine, problem, targetsOf(experts), options);
     expect(solution.steps).toBeLessThan(1000);
     expect(steps.at(-1)?.steps).toBe(solution.steps);
@@ -139,7 +140,7 @@ describe('varpro', () => {
 
   test('reports each step with its loss, its rate and the time left', async () => {
     const problem: Problem = { experts: 4, rows: 8, cols: 24, bases: 2, rank: 8, activation: 'silu' };
-    const steps: SolverStep[] = [];
+    const steps: FitStep[] = [];
     await solveVarpro(engine, problem, targetsOf(syntheticExperts(problem)), {
       ...OPTIONS,
       steps: 30,
@@ -227,7 +228,7 @@ describe('on the trained fixture', () => {
     async (layer, projection, activation, steps) => {
       const { weights, deviation } = await readGroup(layer, projection);
       const losses: number[] = [];
-      const onStep = ({ step, loss }: SolverStep): void => {
+      const onStep = ({ step, loss }: FitStep): void => {
         losses[step] = loss;
       };
       const options = { ...OPTIONS, steps, batchExperts: activation === 'tanh' ? 12 : 32, onStep };

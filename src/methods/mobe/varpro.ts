@@ -12,18 +12,12 @@ import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { DivergedError } from '../../errors.js';
 import { createRandom } from '../../linalg/random.js';
 import { LossCurve } from '../loss-curve.js';
+import type { FitState, Targets } from '../method.js';
 import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { startingBases, startingCoefficients } from './initialise.js';
 import { restart, sharpen } from './inverse.js';
-import {
-  type Problem,
-  type Solution,
-  type SolverOptions,
-  type SolverState,
-  stepReporter,
-  type Targets,
-} from './problem.js';
+import { type Problem, type Solution, type SolverOptions, stepReporter } from './problem.js';
 import { type Rates, Schedule } from './schedule.js';
 import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
 
@@ -102,7 +96,7 @@ class VarproSolver {
     private readonly columns: EngineTensor,
     private state: State,
     /** The run goes on from there; let go of once it does. */
-    private saved: SolverState | undefined,
+    private saved: FitState | undefined,
   ) {}
 
   static async create(

@@ -1,0 +1,36 @@
+/** What a fit holds and computes. */
+import type { Problem } from './problem.js';
+
+/** Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products. */
+export const batchBytes = ({ rows: p, cols: d, rank: r }: Problem): number =>
+  4 * (6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r);
+
+/** Bytes a solver holds from step to step. */
+export function stateBytes(
+  { experts: n, rows: p, cols: d, bases: m, rank: r }: Problem,
+  { holdTargets, solver }: { readonly holdTargets: boolean; readonly solver: string },
+): number {
+  const targets = holdTargets ? n * p * d : 0;
+  const bases = m * r * d;
+  // varpro: B, M, those before them, the gradient, their update, and their spares; the bases' Gram matrices, those before
+  // them, and their root; G⁻¹ twice.
+  if (solver === 'varpro') return 4 * (targets + 14 * bases + 8 * m * r * r + 2 * n * r * r);
+  // adam: A and B with two moments each, twice over while they are updated.
+  const steps = 4 * (targets + 8 * bases + 7 * n * p * r);
+  // Before that, the decomposition of a block of experts in f64: the matrix, its triangle, vectors of the halves and of it.
+  const block = Math.ceil(n / m) * p;
+  const [short, long] = [Math.min(block, d), Math.max(block, d)];
+  const start = 4 * (bases + n * p * r + block * d) + 8 * (block * d + 3 * short * short + r * long);
+  return Math.max(steps, start);
+}
+
+/** Floating-point operations of one solver step over a whole group. */
+export function stepOperations({ experts: n, rows: p, cols: d, bases: m, rank: r }: Problem, solver: string): number {
+  const unit = 2 * n * p * r * d;
+  const mixing = 3 * 2 * n * m * r * d;
+  if (solver === 'adam') return 3 * unit + mixing;
+  const gram = 2 * n * r * r * d;
+  const inverse = 7 * 2 * n * r ** 3;
+  const update = m * (4 * r * r * d + 5 * 2 * r ** 3);
+  return 3 * unit + gram + inverse + 2 * n * p * r * r + mixing + update;
+}

@@ -1,0 +1,55 @@
+import type { ExpertFactors, Factors, Method } from '../method.js';
+import { solveAdam } from './adam.js';
+import { largestBatch } from './batches.js';
+import { batchBytes, stateBytes, stepOperations } from './costs.js';
+import { type Problem, problemSchema, type SharedFactors, SOLVERS } from './problem.js';
+import { createReconstruction } from './reconstruct.js';
+import { createRefit } from './refit.js';
+import { solveVarpro } from './varpro.js';
+
+/** Mixture of Basis Experts: W ≈ A·f(Σ αB), arXiv 2508.05257. */
+export const mobe: Method<Problem> = {
+  name: 'mobe',
+  title: 'MoBE',
+  solvers: SOLVERS,
+  problemSchema,
+  scaled: 'A',
+  stores: ({ experts: n, rows: p, cols: d, bases: m, rank: r }) => ({
+    shared: [
+      { name: 'B', shape: [m, r, d] },
+      { name: 'alpha', shape: [n, m] },
+    ],
+    byExpert: [{ name: 'A', shape: [p, r] }],
+  }),
+  stateBytes,
+  batchBytes,
+  largestBatch,
+  stepOperations,
+  async fit(engine, problem, targets, { solver, sigma, ...options }) {
+    const solution =
+      solver === 'adam'
+        ? await solveAdam(engine, problem, targets, options, sigma)
+        : await solveVarpro(engine, problem, targets, options);
+    const { bases: B, coefficients: alpha, steps, losses } = solution;
+    return { shared: { B, alpha }, steps, losses };
+  },
+  async expertFactors(engine, problem, shared): Promise<ExpertFactors> {
+    const refit = await createRefit(engine, problem, sharedFactors(shared));
+    return {
+      fit: async (expert, target) => ({ A: await refit.fit(expert, target) }),
+      dispose: () => refit.dispose(),
+    };
+  },
+  async rebuild(engine, problem, shared) {
+    const reconstruction = await createReconstruction(engine, problem, sharedFactors(shared));
+    return {
+      expert: (expert, { A }) => reconstruction.expert(expert, A as Float32Array),
+      dispose: () => reconstruction.dispose(),
+    };
+  },
+};
+
+const sharedFactors = ({ B, alpha }: Factors): SharedFactors => ({
+  bases: B as Float32Array,
+  coefficients: alpha as Float32Array,
+});
