@@ -85,6 +85,20 @@ export function decodeMatrix(
   if (transposed) transpose(values, rows, cols, target);
 }
 
+/** Stored weights, oriented as they are factorised: the same array unless they are transposed. */
+export const asFactorised = ({ rows, cols, transposed }: MatrixFormat, stored: Float32Array): Float32Array =>
+  transposed ? turned(stored, rows, cols) : stored;
+
+/** Factorised weights, oriented as they are stored: the same array unless they are transposed. */
+export const asStored = ({ rows, cols, transposed }: MatrixFormat, factorised: Float32Array): Float32Array =>
+  transposed ? turned(factorised, cols, rows) : factorised;
+
+function turned(source: Float32Array, rows: number, cols: number): Float32Array {
+  const target = new Float32Array(source.length);
+  transpose(source, rows, cols, target);
+  return target;
+}
+
 /** (rows, cols) → (cols, rows), in tiles that stay in the cache. */
 export function transpose(source: Float32Array, rows: number, cols: number, target: Float32Array): void {
   const tile = 32;

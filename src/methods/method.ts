@@ -40,6 +40,8 @@ export interface Metric {
 export interface Targets {
   /** Writes expert i as (p, d) f32, row-major. */
   read(expert: number, target: Float32Array): void;
+  /** The fit has its own copy of an expert: what was kept for `read` may go. It may still be read, which then costs more. */
+  forget?(expert: number): void;
   readonly metric?: Metric | undefined;
 }
 

@@ -1,12 +1,17 @@
 import type { OnHeld } from './buffer-pool.js';
 
+/** Bytes that were granted. `release` gives them back; calling it again does nothing. */
+export interface Lease {
+  release(): void;
+}
+
 /**
- * Bytes in flight. Node's high-water marks count objects, and sixteen tensors may be a gigabyte; a stage that reads asks
+ * Bytes in flight. Node's high-water marks count objects, and sixteen tensors may be a gigabyte. A stage that reads asks
  * here first, and whoever is done with the bytes gives them back.
  */
 export class ByteBudget {
   private held = 0;
-  private readonly queue: Array<{ bytes: number; grant: () => void }> = [];
+  private readonly queue: Array<{ bytes: number; grant: (lease: Lease) => void }> = [];
 
   /** @param onHeld told of every change of the bytes held */
   constructor(
@@ -15,17 +20,24 @@ export class ByteBudget {
   ) {}
 
   /** Resolves, in the order asked, once the bytes fit. A request larger than the limit is granted alone. */
-  acquire(bytes: number): Promise<void> {
+  acquire(bytes: number): Promise<Lease> {
     return new Promise((resolve) => {
       this.queue.push({ bytes, grant: resolve });
       this.serve();
     });
   }
 
-  release(bytes: number): void {
-    this.held -= bytes;
-    this.onHeld(-bytes);
-    this.serve();
+  private lease(bytes: number): Lease {
+    let released = false;
+    return {
+      release: () => {
+        if (released) return;
+        released = true;
+        this.held -= bytes;
+        this.onHeld(-bytes);
+        this.serve();
+      },
+    };
   }
 
   private serve(): void {
@@ -34,7 +46,7 @@ export class ByteBudget {
       this.queue.shift();
       this.held += next.bytes;
       this.onHeld(next.bytes);
-      next.grant();
+      next.grant(this.lease(next.bytes));
     }
   }
 }

@@ -1,12 +1,10 @@
 /** What every conversion shares: an output folder filled from merged branches, then its small files, then the commit. */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
-import { pipeline } from 'node:stream/promises';
 import { CONFIG_FILE } from '../../src/checkpoint/open-checkpoint.js';
 import { CARD_FILE, listSideFiles } from '../../src/checkpoint/side-files.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
-import { PASS_THROUGH_BLOCKS } from '../../src/conversion/memory-plan.js';
 import { modelCard } from '../../src/conversion/model-card.js';
 import { type Circumstances, runIdentity } from '../../src/conversion/run-identity.js';
 import {
@@ -18,10 +16,12 @@ import {
   type StoredReport,
 } from '../../src/conversion/run-report.js';
 import {
+  DegenerateGroupError,
   DivergedError,
   InputError,
   InterruptedError,
   MobeError,
+  NonFiniteWeightError,
   OverflowError,
   PeerRefusalError,
   SourceChangedError,
@@ -35,14 +35,10 @@ import { seal } from '../../src/output/seal.js';
 import type { FinishedUnits, RunIdentity, Unit } from '../../src/output/unfinished-run.js';
 import { type ByteRange, isRemote, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
 import { removeState, type StatePlace, saveInterval } from '../compute/state-file.js';
-import { BufferPool } from '../flow/buffer-pool.js';
 import { type HashedOutput, hashOutput } from '../flow/hash-output.js';
-import { merge } from '../flow/highland.js';
-import type { OutputChunk } from '../records.js';
+import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { checkDecoded } from '../stages/check-decoded.js';
-import { passThrough } from '../stages/pass-through.js';
-import { writeCheckpoint } from '../stages/write-checkpoint.js';
+import { type WriteOptions, writeAll } from '../pipeline.js';
 import { blameSource } from './blame-source.js';
 import { openOutput } from './open-output.js';
 import { conversionUnits, copyId } from './units.js';
@@ -53,7 +49,6 @@ export interface BranchContext {
   readonly missing: readonly GroupPlan[];
   /** Where a fit can save how far it is. */
   readonly states: StatePlace | undefined;
-  readonly onGroup: (report: GroupReport) => void;
   /** Aborting it must end the branch soon. */
   readonly signal: AbortSignal;
 }
@@ -63,10 +58,10 @@ export interface Conversion {
   readonly out: string;
   /** Folders the output must not lie in. */
   readonly inputs: readonly string[];
-  /** Done first, once it is clear that there is something to do and room for it; no new shard has been created yet. */
-  readonly before?: (reader: RangeReader, missing: readonly GroupPlan[]) => Promise<void>;
-  /** The factorised tensors, in any order. */
-  readonly expertBranch: (context: BranchContext) => AsyncIterable<OutputChunk>;
+  /** Called once it is clear that there is something to do and room for it. */
+  readonly onStart?: () => Promise<void>;
+  /** The chunks of the factorised tensors, in any order, and a report after those of each group. */
+  readonly experts: (context: BranchContext) => AsyncIterable<OutputRecord>;
   /** What changes in the source's config.json. */
   readonly config: ConfigChanges;
   /** Modelling files of ours: of a native output to be added, of an expansion's source to be left behind. */
@@ -99,6 +94,10 @@ const isFinal = (error: unknown): boolean =>
   [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind) &&
   !(error instanceof PeerRefusalError); // of a machine that came back with another token, say
 
+/** The source has weights that cannot be fitted. What was fitted before they were met is kept, for when they are mended. */
+const isBadWeight = (error: unknown): boolean =>
+  error instanceof NonFiniteWeightError || error instanceof DegenerateGroupError;
+
 async function fill(conversion: Conversion, place: Output, { identity }: RunIdentity): Promise<StoredReport> {
   const { plan, run, out } = conversion;
   const output = hashOutput(place, run.clocks);
@@ -110,13 +109,14 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
     sinkError ??= error; // what ends the pipeline after it is only its echo
     stop.abort();
   };
+  const groups: GroupReport[] = [];
   // The process may have to end before a long step does: better on disk by then.
   run.signal?.addEventListener('abort', () => void output.sync?.().catch(() => {}), { once: true });
   try {
     output.onLost?.(onSinkError);
     await listSideFiles(plan.source); // refused now, not after hours
-    const groups = await write(conversion, output, statesIn(output, conversion, identity), signal, onSinkError);
-    const report = await writeSmallFiles(conversion, output, groups);
+    await write(conversion, output, statesIn(output, conversion, identity), { signal, onSinkError, groups });
+    const report = await writeSmallFiles(conversion, output, groups.sort(compareGroups));
     await plan.source.files.checkUnchanged();
     await output.commit(LOADABLE_LAST);
     return report;
@@ -125,59 +125,56 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
     const cause = run.signal?.aborted
       ? new InterruptedError()
       : await blameSource(sinkError ?? error, plan.source.files);
-    const kept = await output.abandon(!isFinal(cause));
+    const keep = !isFinal(cause) || (isBadWeight(cause) && groups.length > 0);
+    const kept = await output.abandon(keep);
     if (kept && cause instanceof MobeError) cause.kept = out;
     throw cause;
   }
 }
 
-/** All tensors that are not there yet. @returns the reports of all groups, also of those that are */
+interface Writing extends Pick<WriteOptions, 'onSinkError'> {
+  readonly signal: AbortSignal;
+  /** Takes the reports of all groups, also of those that an interrupted run has finished. */
+  readonly groups: GroupReport[];
+}
+
+/** Writes all tensors that are not there yet. */
 async function write(
-  { plan, before, expertBranch, run }: Conversion,
+  { plan, onStart, experts, run }: Conversion,
   output: Output,
   states: StatePlace | undefined,
-  signal: AbortSignal,
-  onSinkError: (error: Error) => void,
-): Promise<GroupReport[]> {
+  { signal, onSinkError, groups }: Writing,
+): Promise<void> {
   const { files: reader } = plan.source;
   const units = new Map(conversionUnits(plan).map((unit) => [unit.id, unit] as const));
   const finished = await resume(plan, output, [...units.values()], run);
   const missing = plan.groups.filter((group) => !finished.has(groupLabel(group)));
   const copies = plan.copies.filter((copy) => !finished.has(copyId(copy)));
-  await before?.(reader, missing);
-  await checkDecoded(copies, reader, run);
+  await onStart?.();
   for (const shard of plan.layout.shards) await output.reserve(shard);
-  const groups = plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []);
-  const notes: Array<Promise<void>> = [];
-  const finish = async (report: GroupReport): Promise<void> => {
-    const unit = units.get(groupLabel(report));
-    if (!unit) return; // of a layer that a native export leaves out whole: told, but nothing of it is written
-    await output.finish?.(unit, report);
-    if (states) await removeState(states.folder, report, run.fileSystem);
-  };
-  const onGroup = (report: GroupReport): void => {
-    groups.push(report);
-    run.onProgress?.({ kind: 'group', report });
-    const noted = finish(report);
-    noted.catch(onSinkError);
-    notes.push(noted);
-  };
+  groups.push(...plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []));
   const bytes = [...units.values()]
     .filter(({ id }) => !finished.has(id))
     .reduce((sum, { parts }) => sum + parts.reduce((size, part) => size + part.bytes, 0), 0);
   run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
-  const { clocks } = run;
-  const sink = writeCheckpoint(output, (bytes) => run.onProgress?.({ kind: 'bytes', bytes }));
-  sink.once('error', onSinkError);
-  const pool = output.retains ? undefined : new BufferPool(PASS_THROUGH_BLOCKS, READ_BYTES, clocks?.held);
-  const copied = passThrough(copies, reader, pool);
-  const branches = [
-    clocks ? clocks.source('read', copied, ({ data }) => data.byteLength) : copied,
-    expertBranch({ reader, missing, states, onGroup, signal }),
-  ];
-  await pipeline(merge(branches), sink, { signal });
-  await Promise.all(notes);
-  return groups.sort(compareGroups);
+  await writeAll({
+    copies,
+    reader,
+    experts: experts({ reader, missing, states, signal }),
+    output,
+    signal,
+    clocks: run.clocks,
+    onSinkError,
+    onBytes: (bytes) => run.onProgress?.({ kind: 'bytes', bytes }),
+    async onFinished(report) {
+      groups.push(report);
+      run.onProgress?.({ kind: 'group', report });
+      const unit = units.get(groupLabel(report));
+      if (!unit) return; // of a layer that a native export leaves out whole: told, but nothing of it is written
+      await output.finish?.(unit, report);
+      if (states) await removeState(states.folder, report, run.fileSystem);
+    },
+  });
 }
 
 function statesIn({ workspace }: Output, { plan, out, run }: Conversion, identity: unknown): StatePlace | undefined {

@@ -256,6 +256,7 @@ function halfPrecision(targets: Targets, sigma: number, divisor: number): Target
       for (let i = 0; i < target.length; i++) target[i] = (target[i] as number) / divisor;
       roundToHalf(target);
     },
+    forget: (expert) => targets.forget?.(expert),
   };
 }
 

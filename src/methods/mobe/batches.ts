@@ -65,8 +65,10 @@ export class StackedTargets {
     const stacked = (!this.hold && this.scratch.get(count)) || new Float32Array(count * size);
     for (let e = 0; e < count; e++) this.targets.read(first + e, stacked.subarray(e * size, (e + 1) * size));
     const tensor = this.engine.tensor(stacked, [count, rows, cols]);
-    if (this.hold) this.held.set(first, tensor);
-    else {
+    if (this.hold) {
+      this.held.set(first, tensor);
+      for (let e = 0; e < count; e++) this.targets.forget?.(first + e);
+    } else {
       this.scratch.set(count, stacked);
       this.passing = tensor;
     }

@@ -4,7 +4,7 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { expect, test } from 'vitest';
 import type { OutputChunk } from '../records.js';
-import { writeCheckpoint } from './write-checkpoint.js';
+import { writeOutput } from './write-output.js';
 
 const chunks = (count: number, onRelease: () => void = () => {}): OutputChunk[] =>
   Array.from({ length: count }, (_, i) => ({ tensor: 't', offset: i, data: Uint8Array.of(i), release: onRelease }));
@@ -32,7 +32,7 @@ test('two writes are under way at a time, and all are done at the end', async ()
   const input = chunks(9, () => released++);
   await pipeline(
     Readable.from(input),
-    writeCheckpoint(output, (bytes) => counted.push(bytes)),
+    writeOutput(output, { onBytes: (bytes) => counted.push(bytes) }),
   );
   expect(state).toEqual({ now: 0, most: 2, written: 9 });
   expect(counted).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
@@ -48,8 +48,33 @@ test('a write that fails after the next one was begun ends the stream', async ()
       if (writes > 0) throw new Error('the disk is full');
     },
   };
-  const sink = writeCheckpoint(output, () => {});
+  const sink = writeOutput(output);
   for (const chunk of chunks(2)) sink.write(chunk);
   const [error] = (await once(sink, 'error')) as [Error];
   expect(error.message).toBe('the disk is full');
+});
+
+test('the end waits until every finished group is noted', async () => {
+  const report = { layer: 0, projection: 'gate_proj', group: 0, groups: 1, seconds: 0 } as const;
+  let noted = false;
+  await pipeline(
+    Readable.from([...chunks(1), { finished: report }]),
+    writeOutput(slowOutput().output, {
+      async onFinished(it) {
+        expect(it).toEqual(report);
+        await delay(10);
+        noted = true;
+      },
+    }),
+  );
+  expect(noted).toBe(true);
+});
+
+test('a note that fails ends the stream', async () => {
+  const report = { layer: 0, projection: 'gate_proj', group: 0, groups: 1, seconds: 0 } as const;
+  const failing = pipeline(
+    Readable.from([{ finished: report }, ...chunks(3)]),
+    writeOutput(slowOutput().output, { onFinished: () => Promise.reject(new Error('the journal is full')) }),
+  );
+  await expect(failing).rejects.toThrow('the journal is full');
 });
