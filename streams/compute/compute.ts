@@ -7,7 +7,7 @@ import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { decodeMatrix, type MatrixFormat, transpose } from '../../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
-import { measureGemmRate } from '../../src/engine/gemm-rate.js';
+import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.js';
 import type { LossPoint } from '../../src/methods/loss-curve.js';
 import type { Targets } from '../../src/methods/method.js';
 import { solveAdam } from '../../src/methods/mobe/adam.js';
@@ -166,7 +166,7 @@ export class Compute {
   }
 
   /** Floating-point operations a second at the shapes of a problem. */
-  gemmRate({ rows, cols, rank }: Problem): Promise<number> {
+  gemmRate({ rows, cols, rank }: ProductShape): Promise<number> {
     return measureGemmRate(this.engine, rows, cols, rank);
   }
 

@@ -2,8 +2,8 @@
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
+import type { ProductShape } from '../../src/engine/gemm-rate.js';
 import { InterruptedError, UnlikeWorkersError } from '../../src/errors.js';
-import type { Problem } from '../../src/methods/mobe/problem.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester } from '../../src/transport/requests.js';
@@ -57,7 +57,7 @@ export async function askWorkers(urls: readonly string[], peers: PeerOptions): P
 /** Floating-point operations a second of one session, at the shapes of a problem. */
 export async function askRate(
   { urls }: RemoteWorkers,
-  { rows, cols, rank }: Problem,
+  { rows, cols, rank }: ProductShape,
   threads: number,
   peers: PeerOptions,
 ): Promise<number> {

@@ -4,6 +4,7 @@ import { fitBytes } from '../../src/conversion/memory-plan.js';
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
+import { mobe } from '../../src/methods/mobe/mobe.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
@@ -91,8 +92,7 @@ class WorkerSession {
 
     rate: async (params) => {
       const shape = checkParams(this.channel.peer, '"rate"', rateParams, params);
-      const unused = { experts: 1, bases: 1, activation: 'silu' } as const;
-      return this.opened().call('gemmRate', [{ ...shape, ...unused }]);
+      return this.opened().call('gemmRate', [shape]);
     },
 
     fit: async (params, reply) => {
@@ -100,7 +100,10 @@ class WorkerSession {
       const task = checkParams(this.channel.peer, '"fit"', fitParams, params);
       const bytes = matrixBytes(task.format);
       const stored = bytes * task.problem.experts;
-      const needed = fitBytes(task.problem, stored, { ...task.options, solver: task.solver });
+      const needed = fitBytes({ method: mobe, problem: task.problem }, stored, {
+        ...task.options,
+        solver: task.solver,
+      });
       this.release();
       this.experts = 0;
       this.memory.take(needed);

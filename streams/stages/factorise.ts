@@ -2,6 +2,7 @@ import { type GroupKey, type GroupPlan, groupLabel, sourceBytes } from '../../sr
 import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
 import type { Settings } from '../../src/conversion/settings.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../../src/errors.js';
+import type { Problem, SolverName } from '../../src/methods/mobe/problem.js';
 import { PROJECTIONS } from '../../src/models/family.js';
 import type { FitResult, FitTask, Written } from '../compute/compute.js';
 import type { Fitter, FitterPool } from '../compute/fitter.js';
@@ -35,12 +36,12 @@ export async function factorise(
   const { layer, projection, group: part, groups } = group;
   const key = { layer, projection, group: part, groups };
   const task: FitTask = {
-    problem: group.problem,
+    problem: group.problem as Problem,
     format: group.format,
     dtype: group.dtype,
     experts,
     sigma,
-    solver: settings.solver,
+    solver: settings.solver as SolverName,
     options: {
       steps: settings.steps,
       learningRate: settings.learningRate,

@@ -1,5 +1,6 @@
 import { type ConversionPlan, type ExpertPlace, expertPlaces } from '../../src/conversion/conversion-plan.js';
 import type { FittedGroupReport } from '../../src/conversion/run-report.js';
+import { isNative } from '../../src/conversion/settings.js';
 import type { Factorization, OutputChunk } from '../records.js';
 
 /** A fitted group as the tensors of a checkpoint, σ folded into A. */
@@ -11,9 +12,9 @@ export async function* fold(
   const { group, bases, coefficients } = factorization;
   const { names } = group;
   const places = expertPlaces(group, plan);
-  if (plan.format === 'mobe') {
-    yield { tensor: names.bases, offset: 0, data: bases };
-    yield { tensor: names.coefficients, offset: 0, data: coefficients };
+  if (isNative(plan)) {
+    yield { tensor: names.shared.B as string, offset: 0, data: bases };
+    yield { tensor: names.shared.alpha as string, offset: 0, data: coefficients };
   }
   onGroup(yield* eachExpert(factorization, (expert, data) => ({ ...(places[expert] as ExpertPlace), data })));
 }
