@@ -13,6 +13,7 @@ import { peakRssBytes } from '../src/conversion/run-report.js';
 import { createEngine } from '../src/engine/create-engine.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg/moments.js';
 import type { Targets } from '../src/methods/method.js';
+import { mobe } from '../src/methods/mobe/mobe.js';
 import type { Activation, Problem } from '../src/methods/mobe/problem.js';
 import { createReconstruction } from '../src/methods/mobe/reconstruct.js';
 import { createRefit } from '../src/methods/mobe/refit.js';
@@ -60,7 +61,7 @@ const ends: number[] = [];
 const solution = await solveVarpro(engine, problem, targets, {
   ...options,
   learningRate: undefined,
-  batchExperts: Math.min(experts, usualBatch(problem, 'cpu')),
+  batchExperts: Math.min(experts, usualBatch({ method: mobe, problem }, 'cpu')),
   holdTargets: true,
   label: file,
   onStep: () => ends.push(clock()),

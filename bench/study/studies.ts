@@ -1,5 +1,6 @@
 /** The studies: which variants of the fixture are compared, and under what names. */
-import { type Activation, denseParameters, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
+import { type Activation, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
+import { denseParameters } from '../../src/methods/sizes.js';
 import { meanAndDeltas, perExpert, sharedLeft, sharedRight } from './rivals.js';
 import { GROUP, mobe, noise, noiseLike, rival, source, type Variant } from './variants.js';
 

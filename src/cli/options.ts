@@ -1,18 +1,26 @@
 /** Flags that several commands share, and how their text becomes values. */
 import { readFile } from 'node:fs/promises';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { type CompressOptions, DTYPE_NAMES, FORMATS, QUALITIES, QUALITY_NAMES } from '../conversion/settings.js';
+import { type CompressOptions, DTYPE_NAMES, FORMATS, METHOD_NAMES, SOLVER_NAMES } from '../conversion/settings.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { parseBytes } from '../format.js';
-import { ACTIVATIONS, SOLVERS } from '../methods/mobe/problem.js';
+import { QUALITY_NAMES } from '../methods/method.js';
+import { ACTIVATIONS } from '../methods/mobe/problem.js';
+import { QUALITIES } from '../methods/mobe/sizes.js';
+import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 /** 150, 600 or 3000 */
 const QUALITY_STEPS = Object.values(QUALITIES)
   .map(({ varpro }) => varpro)
   .join(', ');
+
+/** mobe: MoBE; … */
+const METHOD_TITLES = Object.values(METHODS)
+  .map(({ name, title }) => `${name}: ${title}`)
+  .join('; ');
 
 export const MODEL = [
   '<model>',
@@ -75,25 +83,35 @@ export const expertsPerToken = (): Option =>
 export function addFactorisationOptions(command: Command): Command {
   return command
     .addOption(
+      new Option('--method <method>', `how experts are factorised; ${METHOD_TITLES}`)
+        .choices(METHOD_NAMES)
+        .default(DEFAULT_METHOD.name),
+    )
+    .addOption(
       new Option('--bases <m>', 'bases a layer and projection share').argParser(positiveInteger).conflicts('keep'),
     )
     .addOption(
       new Option(
         '--keep <share>',
-        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks the bases (default: 0.76)",
+        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks the bases, or the rank of svd (default: 0.76)",
       ).argParser(share),
     )
-    .addOption(new Option('--rank <r>', "rows of a basis (default: the expert's own rows)").argParser(positiveInteger))
-    .addOption(new Option('--activation <f>', 'applied to the mixed bases').choices(ACTIVATIONS).default('silu'))
+    .addOption(
+      new Option('--rank <r>', "rows of a basis (default: the expert's own rows); columns of svd's factors").argParser(
+        positiveInteger,
+      ),
+    )
+    .addOption(new Option('--activation <f>', 'applied to the mixed bases (default: silu)').choices(ACTIVATIONS))
     .addOption(
       new Option('--projections <list>', 'which to factorise, comma-separated; down_proj is a third')
         .argParser(projections)
         .default([...DEFAULT_PROJECTIONS], DEFAULT_PROJECTIONS.join(',')),
     )
     .addOption(
-      new Option('--groups <g>', "cut a layer's experts into parts, in order, each with its share of the bases")
-        .argParser(positiveInteger)
-        .default(1),
+      new Option(
+        '--groups <g>',
+        "cut a layer's experts into parts, in order, each with its share of the bases (default: 1)",
+      ).argParser(positiveInteger),
     )
     .addOption(
       new Option('--layers <list>', 'which to convert, e.g. 0-3,7 (default: all with routed experts)').argParser(
@@ -106,14 +124,12 @@ export function addFactorisationOptions(command: Command): Command {
       ),
     )
     .addOption(
-      new Option('--solver <solver>', "varpro: this project's; adam: the reference's")
-        .choices(SOLVERS)
-        .default('varpro'),
+      new Option('--solver <solver>', "varpro: this project's (default); adam: the reference's").choices(SOLVER_NAMES),
     )
     .addOption(
-      new Option('--quality <quality>', 'the time a fit may take: fast, balanced or best')
-        .choices(QUALITY_NAMES)
-        .default('balanced'),
+      new Option('--quality <quality>', 'the time a fit may take: fast, balanced or best (default: balanced)').choices(
+        QUALITY_NAMES,
+      ),
     )
     .addOption(
       new Option('--steps <n>', `most solver steps a group (default: by quality, ${QUALITY_STEPS})`).argParser(

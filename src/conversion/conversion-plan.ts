@@ -9,7 +9,7 @@ import type { ExpertLayer } from '../models/family.js';
 import { type Layout, layoutShards } from '../output/layout.js';
 import type { ByteRange } from '../sources/files.js';
 import { type GroupPlan, nativeTensors } from './group-plan.js';
-import { decodedDtype, type Format } from './settings.js';
+import { decodedDtype, type Format, isNative } from './settings.js';
 
 /** What an output tensor, or a part of one, is copied from. */
 export interface Copy {
@@ -50,7 +50,7 @@ export interface PlanInput {
   shardBytes: number;
   /** The layers of a dense source. */
   layers?: readonly ExpertLayer[];
-  /** Source tensors that belong to no output tensor (an expansion's B and α). */
+  /** Source tensors that belong to no output tensor (the shared factors that an expansion starts from). */
   dropped?: ReadonlySet<string>;
   /** Quantised tensors pass through as they are, but for the experts of converted layers. */
   keepQuantised?: boolean;
@@ -61,7 +61,7 @@ export interface PlanInput {
 }
 
 /**
- * Lays out the output in the order of the source; a group's bases and coefficients come where its first expert was, so
+ * Lays out the output in the order of the source; a group's shared factors come where its first expert was, so
  * that copying and factorising both move through the files in one direction.
  */
 export function planConversion(input: PlanInput): ConversionPlan {
@@ -74,7 +74,8 @@ export function planConversion(input: PlanInput): ConversionPlan {
     keepQuantised = false,
     decodedDtype: wanted = decodedDtype({}),
   } = input;
-  const separate = input.separate ?? format === 'mobe';
+  const native = isNative(input);
+  const separate = input.separate ?? native;
   const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
   const factors = factorsByExpert(source, groups);
   const converted = new Set(groups.map(({ layer }) => layer));
@@ -101,7 +102,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
   const putAlone = (matrix: StoredMatrix): void => {
     const { name, encoding } = matrix;
     const group = owners.get(name);
-    if (group && format === 'mobe') {
+    if (group && native) {
       for (const factor of factors.get(name) ?? []) put(factor);
       return;
     }
@@ -155,18 +156,18 @@ export function planConversion(input: PlanInput): ConversionPlan {
   };
 }
 
-/** The tensors of a native output that stand in an expert's place: its A, and before the first of a group B and α. */
+/** The tensors of a native output that stand in an expert's place: its factors, and before the first of a group those shared. */
 function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<string, readonly TensorSpec[]> {
   const shards = new Map(source.shards.map(({ path }, i) => [path, i] as const));
   const before = ({ data: a }: StoredMatrix, { data: b }: StoredMatrix): number =>
     (shards.get(a.file) as number) - (shards.get(b.file) as number) || a.start - b.start;
   const factors = new Map<string, readonly TensorSpec[]>();
   for (const group of groups) {
-    const [bases, coefficients, ...own] = nativeTensors(group) as [TensorSpec, TensorSpec, ...TensorSpec[]];
+    const { shared, experts: own } = nativeTensors(group);
     const first = group.experts.reduce((a, b) => (before(a, b) <= 0 ? a : b));
     group.experts.forEach((expert, i) => {
-      const A = own[i] as TensorSpec;
-      factors.set(expert.name, expert === first ? [bases, coefficients, A] : [A]);
+      const factorsOf = own[i] as readonly TensorSpec[];
+      factors.set(expert.name, expert === first ? [...shared, ...factorsOf] : factorsOf);
     });
   }
   return factors;
@@ -187,13 +188,13 @@ const fusedPlace = ({ place }: StoredMatrix, dtype: FloatDtype): ExpertPlace => 
   offset: place.element * floatBytes(dtype),
 });
 
-/** The places of a group's experts, A or weights, in expert order. */
+/** The places of a group's experts in expert order: of their weights, or in a native output of the factors that σ is in. */
 export const expertPlaces = (
-  { experts, names, dtype }: GroupPlan,
+  { method, experts, names, dtype }: GroupPlan,
   { format, separate }: Pick<ConversionPlan, 'format' | 'separate'>,
 ): ExpertPlace[] =>
-  format === 'mobe'
-    ? names.experts.map((tensor) => ({ tensor, offset: 0 }))
+  isNative({ format })
+    ? names.experts.map((own) => ({ tensor: own[method.scaled] as string, offset: 0 }))
     : experts.map((matrix) => (separate ? { tensor: matrix.name, offset: 0 } : fusedPlace(matrix, dtype)));
 
 /** What writes a group's dense weights in the places of its rebuilt ones, in the same dtype. */

@@ -1,5 +1,4 @@
 /** How long a run will take, from its arithmetic and the machine's measured rate. */
-import { stepOperations } from '../methods/mobe/costs.js';
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
@@ -19,7 +18,8 @@ export function estimateSeconds(
   rate: number,
 ): number {
   const operations = groups.reduce(
-    (sum, { problem }) => sum + (settings.steps + REFIT_STEPS) * stepOperations(problem, settings.solver),
+    (sum, { method, problem }) =>
+      sum + (settings.steps + REFIT_STEPS) * method.stepOperations(problem, settings.solver),
     0,
   );
   const experts = groups.reduce((sum, group) => sum + sourceBytes(group), 0);

@@ -2,11 +2,12 @@
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { GroupPlan } from '../conversion/group-plan.js';
-import { findNativeGroups } from '../conversion/native-groups.js';
+import { findNativeGroups, nativeMethod } from '../conversion/native-groups.js';
 import { MissingExpertError, WeightShapeError } from '../errors.js';
+import type { Problem } from '../methods/mobe/problem.js';
 import { expertsOf } from '../models/expert-names.js';
 import { PROJECTIONS, type Projection } from '../models/family.js';
-import { BASES_NAME, SHORT_NAMES } from '../models/native.js';
+import { SHORT_NAMES } from '../models/native.js';
 import { gatedShapes, mixBases, type Ranks } from './feed-forward.js';
 import type { Runner } from './runner.js';
 import { findWeight, type Weight, type WeightReader } from './weight.js';
@@ -33,10 +34,9 @@ export interface ExpertTools {
 
 /** By layer. Throws an `InputError` where an expert is missing or of another shape than the others. */
 export function findExperts(checkpoint: Checkpoint, width: number, tools: ExpertTools): Map<string, LayerExperts> {
-  const native = [...checkpoint.tensors.keys()].some((name) => BASES_NAME.test(name));
   const groups = new Map<string, GroupPlan>();
-  for (const group of native ? findNativeGroups(checkpoint) : [])
-    groups.set(`${group.names.bases.replace(/B_\w+$/, '')} ${group.projection} ${group.group}`, group);
+  for (const group of nativeMethod(checkpoint) ? findNativeGroups(checkpoint) : [])
+    groups.set(`${basesName(group).replace(/B_\w+$/, '')} ${group.projection} ${group.group}`, group);
   const found = new Map<string, Map<Projection, StoredMatrix[]>>();
   for (const tensor of checkpoint.tensors.values()) {
     for (const { prefix, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
@@ -93,7 +93,7 @@ function layerExperts(
   );
   const rows = (parts[0] as Part).matrices[0]?.rows ?? 0;
   const ranks = Object.fromEntries(
-    parts.flatMap(({ name, groups: [first] }) => (first ? [[name, first.plan.problem.rank]] : [])),
+    parts.flatMap(({ name, groups: [first] }) => (first ? [[name, sizesOf(first.plan).rank]] : [])),
   );
   const shapes = gatedShapes({ width, rows }, ranks);
   for (const { name, matrices: own, groups } of parts) {
@@ -113,7 +113,7 @@ function layerExperts(
     if (groups.length === 0) return;
     const size = count / groups.length;
     const { plan, bases, coefficients } = groups[Math.floor(expert / size)] as FactorGroup;
-    const { bases: m, rank: r, cols: d, activation } = plan.problem;
+    const { bases: m, rank: r, cols: d, activation } = sizesOf(plan);
     const alpha = new Float32Array(m);
     await reader.fill(alpha, coefficients.matrix, { first: expert % size, count: 1 });
     const { F } = await cache().with(bases, ({ B }) =>
@@ -138,13 +138,13 @@ function layerExperts(
 }
 
 function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, reader: WeightReader): FactorGroup {
-  const { bases: m, rank: r, cols: d, experts: n } = plan.problem;
-  const stacked = findWeight(checkpoint, plan.names.bases, [m * r, d]);
+  const { bases: m, rank: r, cols: d, experts: n } = sizesOf(plan);
+  const stacked = findWeight(checkpoint, basesName(plan), [m * r, d]);
   return {
     plan,
-    coefficients: findWeight(checkpoint, plan.names.coefficients, [n, m]),
+    coefficients: findWeight(checkpoint, plan.names.shared.alpha as string, [n, m]),
     bases: {
-      key: plan.names.bases,
+      key: basesName(plan),
       shapes: { B: [m, r * d] },
       // As rarely as the experts whose factors they make: those that are made stay.
       needed: 'routed',
@@ -152,3 +152,8 @@ function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, reader: WeightRead
     },
   };
 }
+
+/** Models run from MoBE's native form, the only one that there is. */
+const sizesOf = ({ problem }: GroupPlan): Problem => problem as Problem;
+
+const basesName = ({ names }: GroupPlan): string => names.shared.B as string;

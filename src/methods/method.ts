@@ -3,7 +3,12 @@
  * depends on how experts are factorised is asked of this interface.
  */
 import type { z } from 'zod';
+import type { TensorInfo } from '../checkpoint/header.js';
+import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { Engine, EngineFacts } from '../engine/engine.js';
+import type { ProductShape } from '../engine/gemm-rate.js';
+import type { NativeForm, Projection } from '../models/family.js';
+import type { ConfigChanges, GroupNumber } from '../models/native.js';
 import type { LossPoint } from './loss-curve.js';
 
 /** The matrices that are factorised together: n experts of (p, d). Each method adds the sizes of its factors. */
@@ -16,10 +21,51 @@ export interface GroupShape {
   readonly cols: number;
 }
 
+/** A projection of a layer, all its experts. */
+export interface ProjectionShape extends GroupShape {
+  /** False: it stays as it is, and only counts among the parameters to keep a share of. */
+  readonly factorised: boolean;
+  /** One of its tensors and the shape in which it is stored, for errors. */
+  readonly example: { readonly name: string; readonly rows: number; readonly cols: number };
+}
+
+export const QUALITY_NAMES = ['fast', 'balanced', 'best'] as const;
+/** How much time a fit may take for its result. */
+export type Quality = (typeof QUALITY_NAMES)[number];
+
+/** Options that not every method takes. */
+export interface MethodOptions {
+  readonly bases?: number | undefined;
+  /** The share of the layers' routed-expert parameters to keep. */
+  readonly keep?: number | undefined;
+  readonly rank?: number | undefined;
+  /** Parts into which a layer's experts are cut. */
+  readonly groups?: number | undefined;
+  readonly activation?: string | undefined;
+  readonly quality?: Quality | undefined;
+  readonly steps?: number | undefined;
+  readonly learningRate?: number | undefined;
+  readonly batchExperts?: number | undefined;
+}
+
+/** The same once defaults are filled in. */
+export interface CompleteOptions extends MethodOptions {
+  readonly groups: number;
+  readonly solver: string;
+  /** Most steps of a fit. */
+  readonly steps: number;
+}
+
 /** A factor that a method stores: its name within the method, and its shape. */
 export interface FactorShape {
   readonly name: string;
   readonly shape: readonly number[];
+}
+
+/** The factors of a group: those shared by its experts, and those of each expert. */
+export interface StoredFactors {
+  readonly shared: readonly FactorShape[];
+  readonly byExpert: readonly FactorShape[];
 }
 
 /** Factors by name: f32, row-major, of the shape that `stores` gives. */
@@ -99,6 +145,9 @@ export interface Fit {
   readonly losses: readonly LossPoint[];
 }
 
+/** The values as they will be read back from where they are stored, in memory of their own. */
+export type Rounding = (values: Float32Array) => Float32Array;
+
 /** Finds the factors of single experts, given the shared ones as they are stored. */
 export interface ExpertFactors {
   /** The factors for W/σ = `target`: (p, d) f32, row-major. */
@@ -113,19 +162,91 @@ export interface Reconstruction {
   dispose(): Promise<void>;
 }
 
+/** A group's place in a checkpoint. */
+export interface NativePlace extends GroupNumber {
+  /** What comes before `experts.{e}` in the standard tensor names, e.g. `model.layers.3.mlp.` */
+  readonly prefix: string;
+  readonly projection: Projection;
+}
+
+/** Tensor names by the names of the factors they hold. */
+export interface GroupNames {
+  readonly shared: Readonly<Record<string, string>>;
+  /** In expert order. */
+  readonly experts: ReadonlyArray<Readonly<Record<string, string>>>;
+}
+
+/** All groups of a native checkpoint, which are alike. */
+export interface NativeGroups<P> {
+  /** Of each group. */
+  readonly problem: P;
+  /** Into which each layer's experts are cut. */
+  readonly groups: number;
+  readonly layers: readonly number[];
+  readonly projections: readonly Projection[];
+  readonly solver: string;
+  readonly sourceFingerprint: string;
+}
+
+/** How factors stand in a checkpoint: a native one, whose modelling files compute with them. */
+export interface NativeFactors<P extends GroupShape = GroupShape> {
+  /** Matches one tensor of each group: prefix, layer, short name of the projection, number of the group where there are several. */
+  readonly marker: RegExp;
+  /** A tensor that `marker` matches, for errors. */
+  readonly example: string;
+  names(place: NativePlace, experts: number): GroupNames;
+  /**
+   * The problem that a group's tensors solve. Throws an `InputError` where a tensor is missing or the shapes do not fit together.
+   * @param marked the tensor that `marker` matched
+   * @param checkpoint where the others are, and what its config says
+   */
+  problem(place: NativePlace, marked: TensorInfo, checkpoint: NativeSource): P;
+  /** What changes in the source's `config.json`. */
+  config(source: Readonly<Record<string, unknown>>, form: NativeForm, groups: NativeGroups<P>): ConfigChanges;
+  /** What changes in a native `config.json` to make it its source's again. */
+  dense(config: Readonly<Record<string, unknown>>): ConfigChanges;
+}
+
+export type NativeSource = Pick<Checkpoint, 'folder' | 'config' | 'tensors'>;
+
 export interface Method<P extends GroupShape = GroupShape> {
   /** As `--method` names it. */
   readonly name: string;
   /** For people, e.g. in the model card. */
   readonly title: string;
+  /** What weights are replaced by, for people. */
+  readonly formula: string;
+  /** Where it is published. */
+  readonly reference?: string;
   /** The first is the default. */
   readonly solvers: readonly string[];
+  /** The options that it takes; others are refused. */
+  readonly options: ReadonlyArray<keyof MethodOptions>;
+  /** Fills in defaults. */
+  complete(given: MethodOptions & { readonly solver?: string | undefined }): CompleteOptions;
+  /**
+   * The problem of each part of each factorised projection, in their order. Throws `OptionError` or `NotSmallerError` where the
+   * options do not suit the shapes.
+   * @param projections all projections of the layers to convert
+   */
+  plan(projections: readonly ProjectionShape[], options: CompleteOptions): P[];
+
   /** Checks a problem that came as JSON. */
   readonly problemSchema: z.ZodType<P>;
+  /** What a problem says beside the shapes of its factors; kept in the metadata of factor files. */
+  details(problem: P): Readonly<Record<string, unknown>>;
+  /**
+   * The problem whose factors have these shapes, unchecked: the inverse of `stores` and `details`.
+   * @param shapes by factor; those of each expert stacked, (n, …)
+   */
+  problemOf(shapes: Readonly<Record<string, readonly number[]>>, details: Readonly<Record<string, unknown>>): unknown;
+  /** The factors of a group, for people: "8 bases of 64 × 192". */
+  describe(problem: P): string;
   /** The factor of each expert that σ is multiplied into. */
   readonly scaled: string;
-  /** The factors of a group: those shared by its experts, and those of each expert. */
-  stores(problem: P): { readonly shared: readonly FactorShape[]; readonly byExpert: readonly FactorShape[] };
+  stores(problem: P): StoredFactors;
+  /** Undefined: it converts to standard weights only. */
+  readonly native?: NativeFactors<P>;
 
   /** Bytes a fit holds from step to step, beside the group's stored weights. */
   stateBytes(problem: P, options: { readonly solver: string; readonly holdTargets: boolean }): number;
@@ -135,9 +256,20 @@ export interface Method<P extends GroupShape = GroupShape> {
   largestBatch(problem: P, engine: EngineFacts): number;
   /** Floating-point operations of one step over the whole group. */
   stepOperations(problem: P, solver: string): number;
+  /** The matrix product that a fit spends its time on, for one expert: engines are measured by it. */
+  product(problem: P): ProductShape;
 
   fit(engine: Engine, problem: P, targets: Targets, options: FitOptions): Promise<Fit>;
-  /** @param shared as stored: rounded to the output dtype */
-  expertFactors(engine: Engine, problem: P, shared: Factors): Promise<ExpertFactors>;
+  /**
+   * @param shared as stored: rounded to the output dtype
+   * @param round rounds to the output dtype, for factors that are fitted to others of the same expert
+   */
+  expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding): Promise<ExpertFactors>;
   rebuild(engine: Engine, problem: P, shared: Factors): Promise<Reconstruction>;
+}
+
+/** A problem with the method that it is one of. */
+export interface MethodProblem<P extends GroupShape = GroupShape> {
+  readonly method: Method<P>;
+  readonly problem: P;
 }

@@ -2,14 +2,13 @@ import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type ConversionPlan, planConversion } from '../../src/conversion/conversion-plan.js';
-import type { GroupPlan } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, productOf } from '../../src/conversion/group-plan.js';
 import { findNativeGroups } from '../../src/conversion/native-groups.js';
 import { engineRecord, type GroupReport } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { FAMILIES } from '../../src/models/detect.js';
 import { modellingFiles } from '../../src/models/modelling-files.js';
-import { denseConfig } from '../../src/models/native.js';
 import type { RangeReader } from '../../src/sources/files.js';
 import { type ComputeWorker, withWorker } from '../compute/worker-pool.js';
 import { openSource } from '../machines/remote-files.js';
@@ -31,8 +30,8 @@ export async function expand(
   const { shardSize, threads, engine: choice } = resolveSettings(options);
   const source = await openSource(native, run.peers, run.fileSystem);
   const groups = findNativeGroups(source);
-  const engine = await chooseEngine(choice, threads, groups[0]?.problem);
-  const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));
+  const engine = await chooseEngine(choice, threads, productOf(groups[0]));
+  const dropped = new Set(groups.flatMap(({ names }) => Object.values(names.shared)));
   // What is quantised in a native checkpoint was meant to stay so.
   const plan = planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped, keepQuantised: true });
   return convert({
@@ -45,7 +44,7 @@ export async function expand(
         rebuildAll(plan, missing, reader, worker, onGroup),
       ),
     modelling: { leave: FAMILIES.flatMap(({ native }) => (native ? modellingFiles(native) : [])) },
-    config: denseConfig(source.config),
+    config: groups[0]?.method.native?.dense(source.config) ?? {},
     record: {
       kind: 'expand',
       sourceFingerprint: await fingerprint(source),
@@ -69,8 +68,8 @@ async function* rebuildAll(
     const { layer, projection, group: part, groups: parts, names } = group;
     const factored: FactoredGroup = {
       group,
-      bases: source.tensors.get(names.bases) as TensorInfo,
-      coefficients: source.tensors.get(names.coefficients) as TensorInfo,
+      bases: source.tensors.get(names.shared.B as string) as TensorInfo,
+      coefficients: source.tensors.get(names.shared.alpha as string) as TensorInfo,
       factor: (expert) => (group.experts[expert] as StoredMatrix).data,
     };
     const started = performance.now();

@@ -1,13 +1,15 @@
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
+import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, expertCopies, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
-import { groupLabel, nativeTensors, planGroups } from '../../src/conversion/group-plan.js';
+import { groupLabel, nativeTensors, planGroups, productOf } from '../../src/conversion/group-plan.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
 import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../../src/errors.js';
+import type { Problem } from '../../src/methods/mobe/problem.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
@@ -62,7 +64,7 @@ export async function exportFactors(
     decodedDtype: decodedDtype(fitted),
   });
   // Native factors are copied; only standard weights are computed.
-  const engine = format === 'hf' ? await chooseEngine(choice, threads, files[0]?.problem) : undefined;
+  const engine = format === 'hf' ? await chooseEngine(choice, threads, productOf(files[0])) : undefined;
   return convert({
     plan,
     out,
@@ -100,7 +102,8 @@ export async function exportFactors(
 
 /** The group a factor file belongs to. Throws where the file is not of this model. */
 function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
-  const { path, metadata, problem, tensors } = file;
+  const { path, metadata, tensors } = file;
+  const problem = file.problem as Problem;
   const { layer, projection, group: number, groups } = metadata.report;
   if (metadata.sourceFingerprint !== sourceFingerprint)
     throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
@@ -118,7 +121,7 @@ function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceF
   if (!group || JSON.stringify(group.problem) !== JSON.stringify(problem)) {
     throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
   }
-  const { A, B, alpha } = tensors;
+  const { A, B, alpha } = tensors as { A: TensorInfo; B: TensorInfo; alpha: TensorInfo };
   const size = (A.end - A.start) / problem.experts;
   const factor = (expert: number): ByteRange => ({
     file: path,
@@ -195,7 +198,8 @@ async function* copyAll(
   for (const { metadata } of kept) onGroup(keptReport(metadata.report, metadata.report.relativeError, 0));
   for (const [{ group, bases, coefficients, factor }, file] of factored) {
     const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
-    const copies = nativeTensors(group).map(({ name }, part) => ({
+    const { shared, experts } = nativeTensors(group);
+    const copies = [...shared, ...experts.flat()].map(({ name }, part) => ({
       target: name,
       offset: 0,
       source: ranges[part] as ByteRange,

@@ -23,7 +23,7 @@ import {
   SourceChangedError,
 } from '../../src/errors.js';
 import { type FileSystem, nodeFileSystem, writeSynced } from '../../src/file-system.js';
-import { denseParameters, factorParameters } from '../../src/methods/mobe/problem.js';
+import { denseParameters, groupParameters } from '../../src/methods/sizes.js';
 import { clearPartial } from '../../src/output/commit.js';
 import { checkDisk, checkOutside, listOutput, removeIfEmpty } from '../../src/output/folder-checks.js';
 import { lockFolder } from '../../src/output/folder-lock.js';
@@ -214,7 +214,7 @@ function sizesAfter({ parametersBefore, bytesBefore }: FactorFolder['plan'], gro
   let parametersAfter = parametersBefore;
   let bytesAfter = bytesBefore;
   for (const group of groups) {
-    parametersAfter += factorParameters(group.problem) - denseParameters(group.problem);
+    parametersAfter += groupParameters(group) - denseParameters(group.problem);
     bytesAfter += factorBytes(group) - sourceBytes(group);
   }
   return { parametersBefore, parametersAfter, bytesBefore, bytesAfter };

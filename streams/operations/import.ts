@@ -3,13 +3,13 @@ import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { planConversion } from '../../src/conversion/conversion-plan.js';
-import { type GroupPlan, groupLabel, planGroups, sourceBytes } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, groupLabel, planGroups, productOf, sourceBytes } from '../../src/conversion/group-plan.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { ForeignFactorsError } from '../../src/errors.js';
 import { roundToHalf } from '../../src/linalg/half.js';
-import { type Activation, REFERENCE_ACTIVATIONS } from '../../src/methods/mobe/problem.js';
+import { type Activation, type Problem, REFERENCE_ACTIVATIONS } from '../../src/methods/mobe/problem.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, Files, RangeReader } from '../../src/sources/files.js';
@@ -54,7 +54,7 @@ export async function importFactors(
     matchGroup(it, files, detected, { ...(options.dtype && { dtype: options.dtype }) }),
   );
   const [first] = matched as [Imported];
-  const engine = await chooseEngine(choice, threads, first.group.problem);
+  const engine = await chooseEngine(choice, threads, productOf(first.group));
   const compute = { engine: engine.name, threads };
   const activation = given ?? (await findActivation(first, source.files, compute));
   const imported = matched.map((it) => withActivation(it, activation));
@@ -145,7 +145,7 @@ function matchGroup(
 
 const withActivation = ({ group, ...rest }: Imported, activation: Activation): Imported => ({
   ...rest,
-  group: { ...group, problem: { ...group.problem, activation } },
+  group: { ...group, problem: { ...(group.problem as Problem), activation } as Problem },
 });
 
 /** The one with which a file is nearest to its first expert. */
@@ -182,7 +182,8 @@ async function loadFactorization(
   reader: RangeReader,
   worker: ComputeWorker,
 ): Promise<Factorization> {
-  const { problem, dtype, format } = group;
+  const { dtype, format } = group;
+  const problem = group.problem as Problem;
   // The reference keeps the weights, and so their standard deviation, in fp16 while it fits.
   const sigma = roundToHalf(Float32Array.of(measured))[0] as number;
   const stored = file.A.dtype as FloatDtype; // openWabFile has checked it, of all three

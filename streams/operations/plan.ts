@@ -50,13 +50,13 @@ export async function withEstimate(
   if (!largest) return { ...planned, estimatedSeconds: estimateSeconds(planned, 1) };
   const { threadsPerWorker: threads } = planned.memory;
   if (remote) {
-    const rate = await askRate(remote, largest.problem, threads, peers);
+    const rate = await askRate(remote, largest.method.product(largest.problem), threads, peers);
     return { ...planned, estimatedSeconds: estimateSeconds(planned, rate) };
   }
   const { engine } = planned.settings;
   const worker = new ComputeWorker({ engine, threads });
   try {
-    const rate = await worker.call('gemmRate', [largest.problem]);
+    const rate = await worker.call('gemmRate', [largest.method.product(largest.problem)]);
     return { ...planned, estimatedSeconds: estimateSeconds(planned, rate) };
   } finally {
     await worker.close();

@@ -2,6 +2,7 @@
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import { type ConversionPlan, type Copy, copyBytes, expertPlaces } from '../../src/conversion/conversion-plan.js';
 import { type GroupPlan, groupLabel, nativeTensors } from '../../src/conversion/group-plan.js';
+import { isNative } from '../../src/conversion/settings.js';
 import type { Unit } from '../../src/output/unfinished-run.js';
 
 export const copyId = ({ target, offset }: Copy): string => `copy ${offset}:${target}`;
@@ -17,8 +18,10 @@ export function conversionUnits(plan: ConversionPlan): Unit[] {
 }
 
 function groupParts(group: GroupPlan, plan: ConversionPlan): Unit['parts'] {
-  if (plan.format === 'mobe')
-    return nativeTensors(group).map(({ name, bytes }) => ({ tensor: name, offset: 0, bytes }));
+  if (isNative(plan)) {
+    const { shared, experts } = nativeTensors(group);
+    return [...shared, ...experts.flat()].map(({ name, bytes }) => ({ tensor: name, offset: 0, bytes }));
+  }
   const { rows, cols } = group.problem;
   return expertPlaces(group, plan).map((place) => ({ ...place, bytes: rows * cols * floatBytes(group.dtype) }));
 }

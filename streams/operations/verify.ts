@@ -19,13 +19,21 @@ import {
   type GroupPlan,
   groupLabel,
   planGroups,
+  productOf,
   sourceBytes,
 } from '../../src/conversion/group-plan.js';
 import { findNativeGroups } from '../../src/conversion/native-groups.js';
 import { isFitted, isKept, REPORT_FILE, type StoredReport } from '../../src/conversion/run-report.js';
-import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../../src/conversion/settings.js';
+import {
+  type CompressOptions,
+  decodedDtype,
+  type Format,
+  isNative,
+  resolveSettings,
+} from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
+import type { Problem } from '../../src/methods/mobe/problem.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import { normaliseLocation } from '../../src/sources/files.js';
@@ -102,7 +110,7 @@ export async function verify(
   checkConfig(original, result, changes, problems);
   const sideFiles = await checkSideFiles(original, result, nativeModelling(plan, model).add, problems);
 
-  const engine = await chooseEngine(choice, threads, groups[0]?.problem);
+  const engine = await chooseEngine(choice, threads, productOf(groups[0]));
   const worker = new ComputeWorker({ engine: engine.name, threads }, signal);
   const measured: VerifiedGroup[] = [];
   const sound = new Set(
@@ -120,7 +128,7 @@ export async function verify(
       const { names } = group;
       const needed = [
         ...expertPlaces(group, plan).map(({ tensor }) => tensor),
-        ...(plan.format === 'mobe' ? [names.bases, names.coefficients] : []),
+        ...(isNative(plan) ? Object.values(names.shared) : []),
       ];
       if (!needed.every((name) => sound.has(name))) continue; // already a problem
       const { squaredError, squaredNorm } = await groupError(group, plan, result, worker);
@@ -177,7 +185,7 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   return planConversion({
     ...base,
     groups: groups.map((group) => {
-      const dtype = result.tensors.get(group.names.experts[0] as string)?.dtype ?? '';
+      const dtype = result.tensors.get(group.names.experts[0]?.[group.method.scaled] as string)?.dtype ?? '';
       return isFloatDtype(dtype) ? { ...group, dtype } : group;
     }),
     separate: true,
@@ -199,7 +207,7 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
   };
   if (format === 'mobe') {
     return findNativeGroups(result).map((native) => {
-      const { bases, rank, activation } = native.problem;
+      const { bases, rank, activation } = native.problem as Problem;
       return plan(native, { bases: bases * native.groups, rank, activation });
     });
   }
@@ -240,12 +248,16 @@ async function groupError(
 ): Promise<SquaredError> {
   const { names, experts, format, dtype } = group;
   const written = (name: string): TensorInfo => result.tensors.get(name) as TensorInfo;
-  const native = plan.format === 'mobe';
+  const native = isNative(plan);
   if (native) {
-    const factors = { group, bases: written(names.bases), coefficients: written(names.coefficients) };
+    const factors = {
+      group,
+      bases: written(names.shared.B as string),
+      coefficients: written(names.shared.alpha as string),
+    };
     await loadFactors(factors, result.files, worker);
   }
-  const { rows, cols, rank } = group.problem;
+  const { rows, cols, rank } = group.problem as Problem;
   const bytes = floatBytes(dtype) * rows * (native ? rank : cols);
   const places = expertPlaces(group, plan);
   let error = 0;

@@ -3,6 +3,7 @@
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type ConversionPlan, expertPlaces } from '../../src/conversion/conversion-plan.js';
 import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
+import type { Problem } from '../../src/methods/mobe/problem.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
 import type { SquaredError } from '../compute/compute.js';
 import type { ComputeWorker } from '../compute/worker-pool.js';
@@ -28,7 +29,7 @@ export async function loadFactors(
   const { transposed } = format;
   await worker.call('load', [
     {
-      problem,
+      problem: problem as Problem,
       transposed,
       dtype,
       bases: await reader.readRange(bases),

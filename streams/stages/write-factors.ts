@@ -38,12 +38,7 @@ export async function writeFactorFile(
       writer.write('A', expert * data.byteLength, data),
     );
     const { seconds: _, ...reproducible } = report;
-    const metadata = encodeFactorMetadata({
-      version: 1,
-      activation: group.problem.activation,
-      ...context,
-      report: reproducible,
-    });
+    const metadata = encodeFactorMetadata(group, { ...context, report: reproducible });
     await writer.rewriteHeader(encodeHeader(tensors, metadata, layout.header.byteLength));
     await writer.finish();
     await fs.rename(partial, join(folder, name)).catch((error) => {
