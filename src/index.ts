@@ -46,7 +46,7 @@ export { normalise } from '../streams/stages/normalise.js';
 export { passThrough } from '../streams/stages/pass-through.js';
 export { readExperts } from '../streams/stages/read-experts.js';
 export { writeCheckpoint } from '../streams/stages/write-checkpoint.js';
-export { writeFactorFile } from '../streams/stages/write-factors.js';
+export { writeFactors } from '../streams/stages/write-factors.js';
 // Checkpoints as bytes.
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';

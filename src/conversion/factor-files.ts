@@ -1,18 +1,22 @@
 /** Factor files, between `fit` and `export`: one safetensors file a group with A·σ, B and α. */
-import { readdir } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { z } from 'zod';
 import { isFloatDtype } from '../checkpoint/dtype.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { openShard } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
+import { fileIn } from '../location.js';
 import { ACTIVATIONS, type Problem } from '../methods/mobe/problem.js';
 import { PROJECTIONS } from '../models/family.js';
-import { type Files, LocalFiles } from '../sources/files.js';
-import { compareGroups, type GroupKey, type GroupPlan } from './group-plan.js';
+import { layoutFile, type ShardLayout } from '../output/layout.js';
+import type { Unit } from '../output/unfinished-run.js';
+import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
+import { compareGroups, type GroupKey, type GroupPlan, groupLabel } from './group-plan.js';
 import { lossCurve } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
+
+export const isFactorFile = (name: string): boolean => FILE_NAME.test(name);
 
 export const factorFileName = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer-${String(layer).padStart(3, '0')}.${projection}${groups === 1 ? '' : `.group-${group}`}.safetensors`;
@@ -40,6 +44,9 @@ const metadataSchema = z.object({
 
 export type FactorMetadata = z.infer<typeof metadataSchema>;
 
+/** The source that factors were fitted to, and the settings that decided their bytes. */
+export type FactorContext = Pick<FactorMetadata, 'sourceFingerprint' | 'settings'>;
+
 const METADATA_KEY = 'mobe';
 
 export const encodeFactorMetadata = (metadata: FactorMetadata): Record<string, string> => ({
@@ -47,13 +54,31 @@ export const encodeFactorMetadata = (metadata: FactorMetadata): Record<string, s
 });
 
 /** Room for the metadata in a header that is written before the errors are known. */
-export const FACTOR_HEADER_BYTES = 4096;
+const FACTOR_HEADER_BYTES = 4096;
 
 /** A (n, p, r), B (m, r, d) and α (n, m), for p × d the matrices that are factorised: the transposes of down_proj. */
 export function factorTensors({ problem, dtype }: Pick<GroupPlan, 'problem' | 'dtype'>): TensorSpec[] {
   const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
   return [floatTensor('A', dtype, n, p, r), floatTensor('B', dtype, m, r, d), floatTensor('alpha', dtype, n, m)];
 }
+
+/** The name by which an `Output` is told a tensor of a factor file: every file calls its own "A", "B" and "alpha". */
+export const factorTensorName = (group: GroupKey, tensor: 'A' | 'B' | 'alpha'): string =>
+  `${factorFileName(group)}:${tensor}`;
+
+/** A group's file as an `Output` reserves it. The metadata, with the errors, replaces the spaces at the end of its header later. */
+export function factorLayout(group: GroupPlan): ShardLayout {
+  const file = factorFileName(group);
+  const layout = layoutFile(file, factorTensors(group), {}, FACTOR_HEADER_BYTES);
+  return { ...layout, tensors: layout.tensors.map((tensor) => ({ ...tensor, name: `${file}:${tensor.name}` })) };
+}
+
+/** A group's factors as the unit of work that an `Output` finishes, with the group's report for its note. */
+export const factorUnit = (group: GroupPlan): Unit => ({
+  id: groupLabel(group),
+  parts: factorLayout(group).tensors.map(({ name, bytes }) => ({ tensor: name, offset: 0, bytes })),
+  noted: true,
+});
 
 export interface FactorFile {
   readonly path: string;
@@ -62,16 +87,21 @@ export interface FactorFile {
   readonly tensors: { readonly A: TensorInfo; readonly B: TensorInfo; readonly alpha: TensorInfo };
 }
 
-/** All factor files of a folder, by layer, projection and group. */
-export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
-  const root = resolve(folder);
-  const names = await readdir(root).catch(() => {
-    throw new NotACheckpointError(root, 'there is no such folder');
-  });
-  const files = names.filter((name) => FILE_NAME.test(name)).sort();
-  if (files.length === 0)
-    throw new NotACheckpointError(root, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
-  const opened = await Promise.all(files.map((file) => openFactorFile(join(root, file))));
+/**
+ * All factor files of a folder, by layer, projection and group.
+ * @param source a path of this machine, or any folder with what reads it
+ */
+export async function openFactorFolder(source: string | SourceFolder): Promise<FactorFile[]> {
+  const { folder, files } = typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
+  const names = (await files.list(folder)).map(({ path }) => path).filter(isFactorFile);
+  if (names.length === 0)
+    throw new NotACheckpointError(folder, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
+  const opened: FactorFile[] = [];
+  try {
+    for (const name of names) opened.push(await readFactorFile(fileIn(folder, name), files));
+  } finally {
+    await files.close();
+  }
   return opened.sort((a, b) => compareGroups(a.metadata.report, b.metadata.report));
 }
 

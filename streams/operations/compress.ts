@@ -3,12 +3,14 @@ import { configChanges, nativeModelling } from '../../src/conversion/config-chan
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resultSettings } from '../../src/conversion/settings.js';
 import { stateFiles } from '../compute/state-file.js';
+import type { Source } from '../machines/remote-files.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { fold } from '../stages/fold.js';
 import { foldWithin } from '../stages/max-error.js';
 import type { Sigmas } from '../stages/normalise.js';
 import { convert } from './convert.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
+import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun, withEstimate } from './plan.js';
 
 /**
@@ -17,8 +19,8 @@ import { type PlannedRun, planRun, withEstimate } from './plan.js';
  * from.
  */
 export async function compress(
-  model: string,
-  out: string,
+  model: Source,
+  out: OutputPlace,
   options: CompressOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
@@ -29,7 +31,7 @@ export async function compress(
 /** The same, once it is planned; of a part of the source perhaps. */
 export async function compressPlanned(
   { planned: plan, remote }: PlannedRun,
-  out: string,
+  out: OutputPlace,
   run: RunOptions = {},
   started = performance.now(),
 ): Promise<RunResult> {

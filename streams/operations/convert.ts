@@ -33,7 +33,7 @@ import { encodeManifest, MANIFEST_FILE } from '../../src/output/manifest.js';
 import type { Output } from '../../src/output/output-folder.js';
 import { seal } from '../../src/output/seal.js';
 import type { FinishedUnits, RunIdentity, Unit } from '../../src/output/unfinished-run.js';
-import { type ByteRange, isRemote, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
+import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
 import { removeState, type StatePlace, saveInterval } from '../compute/state-file.js';
 import { BufferPool } from '../flow/buffer-pool.js';
 import { type HashedOutput, hashOutput } from '../flow/hash-output.js';
@@ -44,7 +44,7 @@ import { checkDecoded } from '../stages/check-decoded.js';
 import { passThrough } from '../stages/pass-through.js';
 import { writeCheckpoint } from '../stages/write-checkpoint.js';
 import { blameSource } from './blame-source.js';
-import { openOutput } from './open-output.js';
+import { type OutputPlace, openOutput, outputName } from './open-output.js';
 import { conversionUnits, copyId } from './units.js';
 
 export interface BranchContext {
@@ -60,7 +60,7 @@ export interface BranchContext {
 
 export interface Conversion {
   readonly plan: ConversionPlan;
-  readonly out: string;
+  readonly out: OutputPlace;
   /** Folders the output must not lie in. */
   readonly inputs: readonly string[];
   /** Done first, once it is clear that there is something to do and room for it; no new shard has been created yet. */
@@ -126,7 +126,7 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
       ? new InterruptedError()
       : await blameSource(sinkError ?? error, plan.source.files);
     const kept = await output.abandon(!isFinal(cause));
-    if (kept && cause instanceof MobeError) cause.kept = out;
+    if (kept && cause instanceof MobeError) cause.kept = outputName(out);
     throw cause;
   }
 }
@@ -180,9 +180,12 @@ async function write(
   return groups.sort(compareGroups);
 }
 
-function statesIn({ workspace }: Output, { plan, out, run }: Conversion, identity: unknown): StatePlace | undefined {
+function statesIn(
+  { workspace, elsewhere = false }: Output,
+  { plan, run }: Conversion,
+  identity: unknown,
+): StatePlace | undefined {
   if (workspace === undefined) return undefined;
-  const elsewhere = isRemote(out);
   const reservedBytes = elsewhere ? 0 : outputBytes(plan);
   return {
     ...{ folder: workspace, identity, everyMs: saveInterval(run.saveEvery) },

@@ -12,24 +12,25 @@ import { modellingFiles } from '../../src/models/modelling-files.js';
 import { denseConfig } from '../../src/models/native.js';
 import type { RangeReader } from '../../src/sources/files.js';
 import { type ComputeWorker, withWorker } from '../compute/worker-pool.js';
-import { openSource } from '../machines/remote-files.js';
+import { openSource, type Source } from '../machines/remote-files.js';
 import type { OutputChunk } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { type FactoredGroup, rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
+import type { OutputPlace } from './open-output.js';
 
 export type ExpandOptions = Pick<CompressOptions, 'engine' | 'shardSize' | 'threads'>;
 
 /** Writes a native MoBE checkpoint as the standard weights it stands for: the very weights `--format hf` writes. */
 export async function expand(
-  native: string,
-  out: string,
+  native: Source,
+  out: OutputPlace,
   options: ExpandOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
   const { shardSize, threads, engine: choice } = resolveSettings(options);
-  const source = await openSource(native, run.peers, run.fileSystem);
+  const source = await openSource(native, run);
   const groups = findNativeGroups(source);
   const engine = await chooseEngine(choice, threads, groups[0]?.problem);
   const dropped = new Set(groups.flatMap(({ names }) => [names.bases, names.coefficients]));

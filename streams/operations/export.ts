@@ -11,14 +11,16 @@ import { FactorMismatchError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
+import { joinFiles } from '../../src/sources/join-files.js';
 import { type ComputeWorker, withWorker } from '../compute/worker-pool.js';
-import { openSource } from '../machines/remote-files.js';
+import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { OutputChunk } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { keptReport } from '../stages/max-error.js';
 import { passThrough } from '../stages/pass-through.js';
 import { type FactoredGroup, rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
+import type { OutputPlace } from './open-output.js';
 
 export type ExportOptions = Pick<
   CompressOptions,
@@ -27,9 +29,9 @@ export type ExportOptions = Pick<
 
 /** Writes the checkpoint that `compress` would have written, from the factor files `fit` left in `factors`. */
 export async function exportFactors(
-  model: string,
-  factors: string,
-  out: string,
+  model: Source,
+  factors: Source,
+  out: OutputPlace,
   options: ExportOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
@@ -42,10 +44,11 @@ export async function exportFactors(
     keepQuantized: keepQuantised,
     maxError,
   } = resolveSettings(options);
-  const source = await openSource(model, run.peers, run.fileSystem);
+  const [opened, folder] = [await openSource(model, run), openFiles(factors, run)];
+  const source = { ...opened, files: joinFiles(opened, folder) };
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
-  const all = await openFactorFolder(factors);
+  const all = await openFactorFolder(folder);
   // A native checkpoint is compressed by whole layers.
   const { used: files, kept } = format === 'mobe' ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
@@ -66,7 +69,7 @@ export async function exportFactors(
   return convert({
     plan,
     out,
-    inputs: [source.folder, factors],
+    inputs: [source.folder, folder.folder],
     circumstances: { threads: engine && threads },
     expertBranch({ reader, missing, onGroup, signal }) {
       const pairs = factored.map((it, i) => [it, files[i] as FactorFile] as const);

@@ -2,9 +2,11 @@ import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resultSettings } from '../../src/conversion/settings.js';
 import { stateFiles } from '../compute/state-file.js';
+import type { Source } from '../machines/remote-files.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { fitGroups, measureGroups } from './expert-branch.js';
 import { fillFactorFolder } from './factor-folder.js';
+import type { OutputPlace } from './open-output.js';
 import { planRun, withEstimate } from './plan.js';
 
 /**
@@ -12,8 +14,8 @@ import { planRun, withEstimate } from './plan.js';
  * same source and settings are kept, so an interrupted fit goes on where it stopped.
  */
 export async function fitFactors(
-  model: string,
-  folder: string,
+  model: Source,
+  folder: OutputPlace,
   options: CompressOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
@@ -37,7 +39,7 @@ export async function fitFactors(
     async produce(missing, reader, signal, states, write) {
       if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
       const sigmas = await measureGroups(missing, groups, reader, memory, run);
-      const stateOf = stateFiles(states);
+      const stateOf = states && stateFiles(states);
       const options = {
         groups: missing,
         reader,

@@ -13,13 +13,15 @@ import { type Activation, REFERENCE_ACTIVATIONS } from '../../src/methods/mobe/p
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, Files, RangeReader } from '../../src/sources/files.js';
+import { joinFiles } from '../../src/sources/join-files.js';
 import { listWabFiles, openWabFile, type WabFile, type WabFileName } from '../../src/torch/wab.js';
 import { ComputeWorker, withWorker } from '../compute/worker-pool.js';
-import { openSource } from '../machines/remote-files.js';
+import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { Factorization } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { measureGroups } from './expert-branch.js';
 import { fillFactorFolder } from './factor-folder.js';
+import type { OutputPlace } from './open-output.js';
 
 export interface ImportOptions extends Pick<CompressOptions, 'dtype' | 'engine' | 'threads'> {
   /** Undefined: whichever fits the first expert better. The files do not say. */
@@ -39,15 +41,16 @@ interface Imported {
  * of what is written measured against the weights of `model`. Nothing in the files is executed.
  */
 export async function importFactors(
-  model: string,
+  model: Source,
   wab: string,
-  folder: string,
+  folder: OutputPlace,
   { activation: given, ...options }: ImportOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
   const { engine: choice, threads } = resolveSettings(options);
-  const source = await openSource(model, run.peers, run.fileSystem);
+  const opened = await openSource(model, run);
+  const source = { ...opened, files: joinFiles(opened, openFiles(wab, run)) };
   const detected = detectModel(source);
   const files = await openWabFolder(wab);
   const matched = files.map((it) =>

@@ -28,10 +28,9 @@ import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
-import { normaliseLocation } from '../../src/sources/files.js';
 import type { SquaredError } from '../compute/compute.js';
 import { ComputeWorker } from '../compute/worker-pool.js';
-import { openFiles, openSource } from '../machines/remote-files.js';
+import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { passThrough } from '../stages/pass-through.js';
 import { loadFactors } from '../stages/rebuild.js';
@@ -69,19 +68,19 @@ export interface Verification {
  * `InputError`; what differs is collected.
  */
 export async function verify(
-  source: string,
-  out: string,
+  source: Source,
+  out: Source,
   { onProgress, signal, peers, ...options }: VerifyOptions = {},
 ): Promise<Verification> {
   const started = performance.now();
   const hooks = { ...(onProgress && { onProgress }), ...(signal && { signal }) };
   const { engine: choice, threads } = resolveSettings(options);
-  const original = await openSource(source, peers);
+  const original = await openSource(source, { peers });
   const integrity = await checkResult(out, { ...hooks, ...(peers && { peers }) });
   // What is not as it was written need not be compared with the source.
   if (integrity?.problems.length)
     return { ...NOTHING_COMPARED, ...integrity, integrity, seconds: secondsSince(started) };
-  const result = await openSource(out, peers);
+  const result = await openSource(out, { peers });
   const report = await readReport(result.folder, result.files);
   if (!report || report.kind === 'fit')
     throw new NotACheckpointError(result.folder, `it has no ${REPORT_FILE}, so what was converted is not known`);
@@ -150,9 +149,9 @@ export async function verify(
   };
 }
 
-async function checkResult(out: string, hooks: RunHooks): Promise<Integrity | undefined> {
-  const files = openFiles(out, hooks.peers);
-  return checkManifest(normaliseLocation(out), files, hooks).finally(() => files.close());
+async function checkResult(out: Source, hooks: RunHooks): Promise<Integrity | undefined> {
+  const { folder, files } = openFiles(out, hooks);
+  return checkManifest(folder, files, hooks).finally(() => files.close());
 }
 
 const NOTHING_COMPARED = { copiedTensors: 0, copiedBytes: 0, groups: [], sideFiles: 0 };
