@@ -11,12 +11,12 @@
 export { reportPage } from '../streams/bench/bench-page.js';
 // Measurements.
 export { type BenchOptions, type BenchReport, benchmark } from '../streams/bench/benchmark.js';
-export { type Fitter, FitterPool, localFitter } from '../streams/compute/fitter.js';
-export { ComputeWorker } from '../streams/compute/worker-pool.js';
+export { ComputeThread } from '../streams/compute/compute-thread.js';
+export { type JobRunner, localRunner, RunnerPool } from '../streams/compute/job-runner.js';
 // Stages of the dataflow, to compose differently.
 export { BufferPool, type PooledBuffer } from '../streams/flow/buffer-pool.js';
 export { ByteBudget } from '../streams/flow/byte-budget.js';
-export { compose, inLanes, merge } from '../streams/flow/highland.js';
+export { type Composer, compose, merge } from '../streams/flow/highland.js';
 export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/flow/stage-clock.js';
 // What the commands do.
 export { compress } from '../streams/operations/compress.js';
@@ -37,7 +37,16 @@ export { plan, type TimedPlan } from '../streams/operations/plan.js';
 export { type ReportOptions, type WrittenReport, writeReport } from '../streams/operations/report.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';
 export { type Integrity, verifyIntegrity } from '../streams/operations/verify-manifest.js';
-export type { ExpertGroup, Factorization, NormalisedGroup, OutputChunk, TensorRecord } from '../streams/records.js';
+export type {
+  ExpertGroup,
+  FinishedGroup,
+  FittedGroup,
+  FoldedExpert,
+  NormalisedGroup,
+  OutputChunk,
+  OutputRecord,
+  TensorRecord,
+} from '../streams/records.js';
 export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/run-options.js';
 export { type FactoriseOptions, factorise } from '../streams/stages/factorise.js';
 export { fold } from '../streams/stages/fold.js';
@@ -45,8 +54,7 @@ export { groupExperts } from '../streams/stages/group-experts.js';
 export { normalise } from '../streams/stages/normalise.js';
 export { passThrough } from '../streams/stages/pass-through.js';
 export { readExperts } from '../streams/stages/read-experts.js';
-export { writeCheckpoint } from '../streams/stages/write-checkpoint.js';
-export { writeFactorFile } from '../streams/stages/write-factors.js';
+export { writeOutput } from '../streams/stages/write-output.js';
 // Checkpoints as bytes.
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';

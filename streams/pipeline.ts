@@ -6,11 +6,12 @@
  *     read what is copied ─────────────────────────────────────┴─> write
  */
 import { pipeline } from 'node:stream/promises';
-import { type ConversionPlan, type Copy, expertCopies } from '../src/conversion/conversion-plan.js';
-import { type GroupPlan, groupKey, groupLabel } from '../src/conversion/group-plan.js';
-import { PASS_THROUGH_BLOCKS, type MemoryPlan } from '../src/conversion/memory-plan.js';
+import type { ConversionPlan, Copy } from '../src/conversion/conversion-plan.js';
+import { expertCopies } from '../src/conversion/group-places.js';
+import { type GroupPlan, groupKey } from '../src/conversion/group-plan.js';
+import { type MemoryPlan, PASS_THROUGH_BLOCKS } from '../src/conversion/memory-plan.js';
 import type { Output } from '../src/output/output.js';
-import { READ_BYTES, type RangeReader } from '../src/sources/files.js';
+import { type RangeReader, READ_BYTES } from '../src/sources/files.js';
 import { BufferPool } from './flow/buffer-pool.js';
 import { ByteBudget } from './flow/byte-budget.js';
 import { compose, merge } from './flow/highland.js';
@@ -40,20 +41,28 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
   const { groups, plan, memory, reader, runners, written, ownStage, clocks } = options;
   const { holdParts } = memory;
   const budget = new ByteBudget(memory.groupBytes, clocks?.held);
-  const parts = { groups: plan.groups, coming: new Set(groups), reader, holdParts, writesWeights: written === 'weights' };
+  const parts = {
+    groups: plan.groups,
+    coming: new Set(groups),
+    reader,
+    holdParts,
+    writesWeights: written === 'weights',
+  };
   const dropped = new Set(groups);
 
-  yield* compose(readExperts(groups, clocks ? timedReader(reader, clocks) : reader, budget), (experts, { stage, lanes }) =>
-    experts
-      .through(stage(groupExperts))
-      .through(stage((all) => normalise(all, parts)))
-      .through(stage((all) => (ownStage ? runOwnStage(all, ownStage) : all)))
-      .through(
-        lanes(runners.size, async function* (group) {
-          dropped.delete(group.group);
-          yield* fold(await factorise(group, options), plan);
-        }),
-      ),
+  yield* compose(
+    readExperts(groups, clocks ? timedReader(reader, clocks) : reader, budget),
+    (experts, { stage, lanes }) =>
+      experts
+        .through(stage(groupExperts))
+        .through(stage((all) => normalise(all, parts)))
+        .through(stage((all) => (ownStage ? runOwnStage(all, ownStage) : all)))
+        .through(
+          lanes(runners.size, async function* (group) {
+            dropped.delete(group.group);
+            yield* fold(await factorise(group, options), plan);
+          }),
+        ),
   );
 
   for (const group of dropped) {

@@ -1,6 +1,6 @@
 /** What flows between the stages. Every record with data has a size in bytes, which is what backpressure counts. */
 import type { GroupPlan } from '../src/conversion/group-plan.js';
-import type { GroupReport } from '../src/conversion/run-report.js';
+import type { FittedGroupReport, GroupReport, KeptGroupReport } from '../src/conversion/run-report.js';
 import type { LossPoint } from '../src/methods/loss-curve.js';
 import type { SquaredError } from './compute/squared-error.js';
 
@@ -65,7 +65,7 @@ export interface OutputChunk {
 
 /** All chunks of a group have passed. */
 export interface FinishedGroup {
-  readonly finished: GroupReport;
+  readonly finished: GroupReport | FittedGroupReport | KeptGroupReport;
 }
 
 /** What the sink takes. */

@@ -4,8 +4,8 @@ import { dirname, join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { shardOf } from '../../fixtures/fuzz/checkpoint-target.js';
-import { memoryFiles } from '../../fixtures/fuzz/memory-files.js';
 import { generateFamily } from '../../fixtures/generate-family.js';
+import { memoryFolder } from '../../fixtures/memory-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { compress } from '../../streams/operations/compress.js';
 import { fitFactors } from '../../streams/operations/fit.js';
@@ -69,7 +69,7 @@ describe('paths', () => {
   test.each(['../escaped', '/escaped', 'a\\..\\b'])(
     'a side file called %j is refused before anything is done',
     async (path) => {
-      const files = memoryFiles(new Map([[path, new Uint8Array(1)]]));
+      const { files } = memoryFolder(new Map([[path, new Uint8Array(1)]]));
       await expect(listSideFiles({ folder: '/memory', files })).rejects.toThrow(UnsafePathError);
     },
   );
@@ -174,7 +174,7 @@ describe('links', () => {
 
 describe('sizes are not taken on trust:', () => {
   const open = (files: Record<string, string | Uint8Array>) =>
-    openCheckpoint('/memory', memoryFiles(new Map(Object.entries(files).map(([name, it]) => [name, Buffer.from(it)]))));
+    openCheckpoint(memoryFolder(new Map(Object.entries(files).map(([name, it]) => [name, Buffer.from(it)]))));
   const tensor = (dtype: string, shape: readonly number[], start: number, end: number) => ({
     dtype,
     shape,
@@ -287,7 +287,7 @@ test('names that objects inherit are names like any other', async () => {
     ['model.safetensors.index.json', Buffer.from(index)],
     ['model-1.safetensors', Buffer.from(shardOf(header, Uint8Array.of(1, 2, 3)))],
   ]);
-  const { tensors, config } = await openCheckpoint('/memory', memoryFiles(files));
+  const { tensors, config } = await openCheckpoint(memoryFolder(files));
   expect([...tensors.keys()]).toEqual(names);
   expect(config.model_type).toBeUndefined();
 });

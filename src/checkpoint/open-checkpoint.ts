@@ -1,6 +1,6 @@
 /** Opens a Hugging Face checkpoint folder: config, index and shard headers. No tensor data is read. */
 import { createHash } from 'node:crypto';
-import { basename } from 'node:path';
+import { basename, resolve } from 'node:path';
 import {
   DuplicateKeyError,
   ExtraShardError,
@@ -11,7 +11,8 @@ import {
   UnindexedTensorError,
   UnsafePathError,
 } from '../errors.js';
-import { type Files, fileIn, LocalFiles, normaliseLocation } from '../sources/files.js';
+import { fileIn } from '../location.js';
+import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
 import { duplicateKey } from './duplicate-key.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type ShardHeader, type TensorInfo } from './header.js';
 import { isDeeperThan } from './json-depth.js';
@@ -34,11 +35,7 @@ export interface Shard extends ShardHeader {
   readonly bytes: number;
 }
 
-export interface Checkpoint {
-  /** Absolute path, or a URL. */
-  readonly folder: string;
-  /** What reads it. */
-  readonly files: Files;
+export interface Checkpoint extends SourceFolder {
   readonly config: Readonly<Record<string, unknown>>;
   /** `config.json` as it is written. */
   readonly configText: string;
@@ -46,9 +43,13 @@ export interface Checkpoint {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
 }
 
-/** Opens and validates a checkpoint. Throws an `InputError` that names what is wrong with which file. */
-export async function openCheckpoint(folder: string, files: Files = new LocalFiles()): Promise<Checkpoint> {
-  const root = normaliseLocation(folder);
+/**
+ * Opens and validates a checkpoint. Throws an `InputError` that names what is wrong with which file.
+ * @param source a path of this machine, or any folder with what reads it (`openSource` takes URLs too)
+ */
+export async function openCheckpoint(source: string | SourceFolder): Promise<Checkpoint> {
+  const { folder: root, files } =
+    typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
   try {
     const names = (await files.list(root)).map(({ path }) => path);
     if (!names.includes(CONFIG_FILE)) throw new NotACheckpointError(root, `it has no ${CONFIG_FILE}`);

@@ -1,6 +1,6 @@
 import { UnsafePathError } from '../errors.js';
+import { fileIn } from '../location.js';
 import { MANIFEST_FILE } from '../output/manifest.js';
-import { fileIn } from '../sources/files.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from './open-checkpoint.js';
 import { isPlainPath } from './plain-path.js';
 

@@ -2,7 +2,7 @@
 import { Command, CommanderError } from 'commander';
 import { InterruptedError, MobeError } from '../errors.js';
 import { printable } from '../format.js';
-import { isRemote } from '../sources/files.js';
+import { isPath } from '../location.js';
 import { VERSION } from '../version.js';
 import { benchCommand } from './bench.js';
 import { compressCommand } from './compress.js';
@@ -72,7 +72,7 @@ try {
 }
 
 function howToGoOn(out: string): string {
-  const place = isRemote(out) ? `at ${out}: once "mobe receive" listens there for the same folder,` : `in ${out}:`;
+  const place = isPath(out) ? `in ${out}:` : `at ${out}: once "mobe receive" listens there for the same folder,`;
   return `What was finished is kept ${place} run the same command again to go on from there.\n`;
 }
 

@@ -1,8 +1,8 @@
 import { Command } from 'commander';
 import { type ReceiveHooks, receive, receivePipe } from '../../streams/machines/receive.js';
-import { PIPE } from '../../streams/machines/remote-output.js';
 import { OptionError } from '../errors.js';
 import { formatBytes } from '../format.js';
+import { PIPE } from '../location.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
 import { LINE_INTERVAL_MS } from './progress.js';
 

@@ -1,7 +1,7 @@
 import { Command } from 'commander';
-import { PIPE } from '../../streams/machines/remote-output.js';
 import { streamCheckpoint } from '../../streams/operations/stream.js';
 import { formatBytes } from '../format.js';
+import { PIPE } from '../location.js';
 import { MODEL } from './options.js';
 import { ca, peerOptions, tokenFile } from './peers.js';
 import { showProgress } from './progress.js';

@@ -4,12 +4,14 @@ import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/hea
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { denseParameters, groupParameters } from '../methods/sizes.js';
 import { expertsOf } from '../models/expert-names.js';
 import type { ExpertLayer } from '../models/family.js';
 import { type Layout, layoutShards } from '../output/layout.js';
 import type { ByteRange } from '../sources/files.js';
-import { type GroupPlan, nativeTensors } from './group-plan.js';
-import { decodedDtype, type Format, isNative } from './settings.js';
+import { factorLayout, factorTensors } from './factor-files.js';
+import { type GroupPlan, nativeTensors, sourceBytes } from './group-plan.js';
+import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 
 /** What an output tensor, or a part of one, is copied from. */
 export interface Copy {
@@ -25,7 +27,7 @@ export interface Copy {
 export interface ConversionPlan {
   readonly source: Checkpoint;
   readonly groups: readonly GroupPlan[];
-  readonly format: Format;
+  readonly format: OutputFormat;
   readonly layout: Layout;
   /** What is not factorised, in the order of the source. */
   readonly copies: readonly Copy[];
@@ -119,7 +121,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     }
     put(floatTensor(tensor.name, group.dtype, ...tensor.shape));
     for (const matrix of matrices) {
-      const { offset } = fusedPlace(matrix, group.dtype);
+      const offset = matrix.place.element * floatBytes(group.dtype);
       if (!owners.has(matrix.name)) copy(matrix, tensor.name, offset, group.dtype);
     }
   };
@@ -177,33 +179,8 @@ function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<
 export const copyBytes = ({ source, decode }: Copy): number =>
   decode ? decode.matrix.rows * decode.matrix.cols * floatBytes(decode.dtype) : source.end - source.start;
 
-/** Where an expert goes: a tensor of the output, and the byte of it at which it begins. */
-export interface ExpertPlace {
-  readonly tensor: string;
-  readonly offset: number;
-}
-
-const fusedPlace = ({ place }: StoredMatrix, dtype: FloatDtype): ExpertPlace => ({
-  tensor: place.tensor,
-  offset: place.element * floatBytes(dtype),
-});
-
-/** The places of a group's experts in expert order: of their weights, or in a native output of the factors that σ is in. */
-export const expertPlaces = (
-  { method, experts, names, dtype }: GroupPlan,
-  { format, separate }: Pick<ConversionPlan, 'format' | 'separate'>,
-): ExpertPlace[] =>
-  isNative({ format })
-    ? names.experts.map((own) => ({ tensor: own[method.scaled] as string, offset: 0 }))
-    : experts.map((matrix) => (separate ? { tensor: matrix.name, offset: 0 } : fusedPlace(matrix, dtype)));
-
-/** What writes a group's dense weights in the places of its rebuilt ones, in the same dtype. */
-export const expertCopies = (group: GroupPlan, plan: Pick<ConversionPlan, 'format' | 'separate'>): Copy[] =>
-  expertPlaces(group, plan).map(({ tensor, offset }, expert) =>
-    copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),
-  );
-
-function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
+/** Copies a matrix into a place of the output, decoded where its dtype there is another. */
+export function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
   const same = matrix.encoding.kind === 'float' && matrix.encoding.dtype === dtype;
   return { target, offset, source: matrix.data, ...(!same && { decode: { matrix, dtype } }) };
 }
@@ -219,3 +196,30 @@ export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {
 /** Bytes of the files a conversion writes, side files aside. */
 export const outputBytes = ({ layout }: ConversionPlan): number =>
   layout.shards.reduce((sum, { bytes }) => sum + bytes, 0);
+
+/**
+ * Lays out factor files. The sizes are those of a native checkpoint with these factors.
+ * @param groups of the source
+ */
+export function planFactors(source: Checkpoint, groups: readonly GroupPlan[]): ConversionPlan {
+  const shards = groups.map(factorLayout);
+  const sum = (numbers: number[]): number => numbers.reduce((total, it) => total + it, 0);
+  const tensors = [...source.tensors.values()];
+  const parametersBefore = sum(tensors.map((tensor) => parametersOf(tensor, source)));
+  const bytesBefore = sum(tensors.map(({ start, end }) => end - start));
+  const factorBytes = (group: GroupPlan): number => sum(factorTensors(group).map(({ bytes }) => bytes));
+  return {
+    source,
+    groups,
+    format: 'factors',
+    layout: { shards, tensorBytes: sum(groups.map(factorBytes)) },
+    copies: [],
+    separate: true,
+    quantised: { before: 0, after: 0 },
+    parametersBefore,
+    parametersAfter:
+      parametersBefore + sum(groups.map((group) => groupParameters(group) - denseParameters(group.problem))),
+    bytesBefore,
+    bytesAfter: bytesBefore + sum(groups.map((group) => factorBytes(group) - sourceBytes(group))),
+  };
+}

@@ -1,19 +1,23 @@
 /** Factor files, between `fit` and `export`: one safetensors file a group, σ folded into its factors. */
-import { readdir } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+import { resolve } from 'node:path';
 import { z } from 'zod';
 import { type FloatDtype, isFloatDtype } from '../checkpoint/dtype.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { openShard } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
+import { fileIn } from '../location.js';
 import type { GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { methodRecord, namedMethod } from '../methods/registry.js';
 import { PROJECTIONS } from '../models/family.js';
-import { type Files, LocalFiles } from '../sources/files.js';
-import { compareGroups, type GroupKey, type GroupPlan } from './group-plan.js';
+import { layoutFile, type ShardLayout } from '../output/layout.js';
+import type { Unit } from '../output/unfinished-run.js';
+import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
+import { compareGroups, type GroupKey, type GroupPlan, groupLabel } from './group-plan.js';
 import { lossCurve } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
+
+export const isFactorFile = (name: string): boolean => FILE_NAME.test(name);
 
 export const factorFileName = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer-${String(layer).padStart(3, '0')}.${projection}${groups === 1 ? '' : `.group-${group}`}.safetensors`;
@@ -42,6 +46,9 @@ const metadataSchema = z.looseObject({
 
 export type FactorMetadata = z.infer<typeof metadataSchema>;
 
+/** The source that factors were fitted to, and the settings that decided their bytes. */
+export type FactorContext = Pick<FactorMetadata, 'sourceFingerprint' | 'settings'>;
+
 const METADATA_KEY = 'mobe';
 
 export function encodeFactorMetadata(
@@ -53,7 +60,7 @@ export function encodeFactorMetadata(
 }
 
 /** Room for the metadata in a header that is written before the errors are known. */
-export const FACTOR_HEADER_BYTES = 4096;
+const FACTOR_HEADER_BYTES = 4096;
 
 /**
  * The tensors of a factor file: the factors of each expert stacked, (n, …), then those that they share. They are factors of the
@@ -71,6 +78,15 @@ export function factorTensors({
   ];
 }
 
+/** The name by which an `Output` is told a tensor of a factor file: every file has the same names inside. */
+export const factorTensorName = (group: GroupKey, factor: string): string => `${factorFileName(group)}:${factor}`;
+
+/** A group's file as an `Output` reserves it. The metadata, with the errors, replaces the spaces at the end of its header later. */
+export function factorLayout(group: GroupPlan): ShardLayout {
+  const layout = layoutFile(factorFileName(group), factorTensors(group), {}, FACTOR_HEADER_BYTES);
+  return { ...layout, tensors: layout.tensors.map((it) => ({ ...it, name: factorTensorName(group, it.name) })) };
+}
+
 export interface FactorFile extends MethodProblem {
   readonly path: string;
   readonly metadata: FactorMetadata;
@@ -79,16 +95,21 @@ export interface FactorFile extends MethodProblem {
   readonly tensors: Readonly<Record<string, TensorInfo>>;
 }
 
-/** All factor files of a folder, by layer, projection and group. */
-export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
-  const root = resolve(folder);
-  const names = await readdir(root).catch(() => {
-    throw new NotACheckpointError(root, 'there is no such folder');
-  });
-  const files = names.filter((name) => FILE_NAME.test(name)).sort();
-  if (files.length === 0)
-    throw new NotACheckpointError(root, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
-  const opened = await Promise.all(files.map((file) => openFactorFile(join(root, file))));
+/**
+ * All factor files of a folder, by layer, projection and group.
+ * @param source a path of this machine, or any folder with what reads it
+ */
+export async function openFactorFolder(source: string | SourceFolder): Promise<FactorFile[]> {
+  const { folder, files } = typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
+  const names = (await files.list(folder)).map(({ path }) => path).filter(isFactorFile);
+  if (names.length === 0)
+    throw new NotACheckpointError(folder, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
+  const opened: FactorFile[] = [];
+  try {
+    for (const name of names) opened.push(await readFactorFile(fileIn(folder, name), files));
+  } finally {
+    await files.close();
+  }
   return opened.sort((a, b) => compareGroups(a.metadata.report, b.metadata.report));
 }
 

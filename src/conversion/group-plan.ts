@@ -5,7 +5,7 @@ import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem, ProjectionShape } from '../methods/method.js';
-import { METHODS } from '../methods/registry.js';
+import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedFormat, turnedSize } from './orientation.js';
@@ -30,6 +30,13 @@ export interface GroupPlan extends GroupNumber {
 
 /** What identifies a group within a model. */
 export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>;
+
+export const groupKey = ({ layer, projection, group, groups }: GroupKey): GroupKey => ({
+  layer,
+  projection,
+  group,
+  groups,
+});
 
 export const groupLabel = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer ${layer} ${projection}${groups === 1 ? '' : ` group ${group}`}`;
@@ -74,6 +81,29 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   return groups.sort((a, b) => ((order.get(a) as string) < (order.get(b) as string) ? -1 : 1));
 }
 
+/**
+ * The group of a model that a record, a factor file or a native checkpoint speaks of. Undefined where the model has none of these
+ * shapes.
+ * @param solved undefined: of standard weights, where only the dense shapes matter
+ * @param options `dtype` as it was given for the result
+ */
+export function groupOf(
+  model: MoeModel,
+  { layer: number, projection, group, groups }: GroupKey,
+  solved: MethodProblem | undefined,
+  options: { readonly dtype?: Settings['dtype'] } = {},
+): GroupPlan | undefined {
+  const layer = model.layers.find((it) => it.layer === number);
+  const all = layer?.experts[projection];
+  const first = all?.[0];
+  if (!layer || !first || all.length % groups !== 0) return undefined;
+  const shape = { experts: all.length / groups, ...turnedSize(projection, first) };
+  const { method, problem } = solved ?? { method: DEFAULT_METHOD, problem: shape };
+  const { experts, rows, cols } = problem;
+  if (experts !== shape.experts || rows !== shape.rows || cols !== shape.cols) return undefined;
+  return cut(layer, projection, method, problem, options)[group];
+}
+
 /** Throws `OptionError` where the output cannot be a native checkpoint. */
 function checkNative({ family }: MoeModel, method: Method, { keepQuantized, maxError }: Settings): void {
   if (!method.native)
@@ -105,7 +135,7 @@ function cut(
   projection: Projection,
   method: Method,
   problem: GroupShape,
-  settings: Settings,
+  { dtype }: { readonly dtype?: Settings['dtype'] },
 ): GroupPlan[] {
   const all = experts[projection];
   const stored = all[0] as StoredMatrix;
@@ -121,7 +151,7 @@ function cut(
     problem,
     experts: all.slice(group * size, (group + 1) * size),
     format: factorisedFormat(projection, stored),
-    dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
+    dtype: encoding.kind === 'float' && !dtype ? encoding.dtype : decodedDtype({ dtype }),
     names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
 }

@@ -60,6 +60,8 @@ export interface MemoryPlan {
   readonly batchExperts: number;
   /** The decoded targets are kept for the whole fit. */
   readonly holdTargets: boolean;
+  /** The parts of a layer and projection are all in memory at once, for their σ; otherwise they are read twice. */
+  readonly holdParts: boolean;
   /** Source bytes of groups that may be read and not yet written. */
   readonly groupBytes: number;
   /** Expected peak, bytes. */
@@ -96,6 +98,7 @@ export function planMemory(
   const mostExperts = Math.min(...groups.map(({ method, problem }) => method.largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
   const arrangements: Arrangement[] = [
+    { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH, holdParts: true },
     { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH },
     { workers, holdTargets: false, prefetch: 1, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 1, leastBatch: LEAST_BATCH },
@@ -146,6 +149,7 @@ function planRemote(
       threadsPerWorker,
       batchExperts: Math.max(1, Math.min(...batches)),
       holdTargets: true,
+      holdParts: false,
       groupBytes,
       expectedBytes: Math.ceil(fixedBytes + OVERHEAD * counted),
     };
@@ -171,6 +175,8 @@ export function fitBytes(
 interface Arrangement {
   workers: number;
   holdTargets: boolean;
+  /** See `MemoryPlan`. */
+  holdParts?: boolean;
   /** Groups read ahead. */
   prefetch: number;
   /** Experts a batch must at least have. */
@@ -186,12 +192,13 @@ function arrange(
   fixedBytes: number,
   mostExperts: number,
 ): MemoryPlan {
-  const { workers, holdTargets, prefetch, leastBatch } = arrangement;
+  const { workers, holdTargets, prefetch, leastBatch, holdParts = false } = arrangement;
+  const parts = holdParts ? Math.max(...groups.map((group) => group.groups)) : 1;
   const most = (measure: (group: GroupPlan) => number): number =>
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
   const experts = most(({ problem }) => problem.experts);
   const perExpert = most(({ method, problem }) => method.batchBytes(problem));
-  const groupBytes = most(sourceBytes) * (workers + prefetch);
+  const groupBytes = most(sourceBytes) * Math.max(workers + prefetch, parts);
   const state = most(({ method, problem }) => method.stateBytes(problem, { holdTargets, solver: settings.solver }));
   const expected = (batch: number): number => {
     const solver = state + batch * perExpert;
@@ -212,6 +219,7 @@ function arrange(
     threadsPerWorker: Math.max(1, Math.floor(settings.threads / workers)),
     batchExperts,
     holdTargets,
+    holdParts,
     groupBytes,
     expectedBytes: expected(batchExperts),
   };

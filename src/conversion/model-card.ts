@@ -2,12 +2,12 @@ import { formatBytes, formatCount, formatPercent } from '../format.js';
 import { DEFAULT_METHOD, namedMethod } from '../methods/registry.js';
 import { groupLabel } from './group-plan.js';
 import { fitWarnings, type GroupReport, isFitted } from './run-report.js';
-import { type Format, isNative } from './settings.js';
+import { isNative, type OutputFormat } from './settings.js';
 
 export interface ModelCard {
   /** The source's folder name. */
   source: string;
-  format: Format;
+  format: OutputFormat;
   parametersBefore: number;
   parametersAfter: number;
   bytesBefore: number;

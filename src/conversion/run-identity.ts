@@ -2,8 +2,8 @@
 import { createHash } from 'node:crypto';
 import { basename } from 'node:path';
 import { z } from 'zod';
+import { fileIn } from '../location.js';
 import type { RunIdentity } from '../output/unfinished-run.js';
-import { fileIn } from '../sources/files.js';
 import { VERSION } from '../version.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { describeDifference, type WantedOutput, wantedOutput } from './existing-output.js';

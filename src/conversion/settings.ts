@@ -12,9 +12,11 @@ import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 export const FORMATS = ['mobe', 'hf'] as const;
 export type Format = (typeof FORMATS)[number];
+/** `factors`: a file of factors for each group, between `mobe fit` and `mobe export`. */
+export type OutputFormat = Format | 'factors';
 
 /** The output holds factors, not weights. */
-export const isNative = ({ format }: { readonly format: Format }): boolean => format === 'mobe';
+export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
 
 export const METHOD_NAMES = Object.keys(METHODS) as [string, ...string[]];
 /** Of all methods. */

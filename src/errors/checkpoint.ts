@@ -1,5 +1,25 @@
-/** A checkpoint folder is not what it should be. */
+/** A checkpoint cannot be opened, or is not what it should be. */
 import { InputError } from './base.js';
+
+/** Nothing opens locations of that scheme. */
+export class UnknownSchemeError extends InputError {
+  /** @param known schemes that can be opened there, besides folders */
+  constructor(
+    readonly location: string,
+    readonly known: readonly string[],
+  ) {
+    const places = ['a folder of this machine', ...known.map((it) => (/^\w/.test(it) ? `${it}://…` : `"${it}"`))];
+    super(`${location} cannot be opened: its scheme is unknown here. Known are ${places.join(', ')}.`);
+  }
+}
+
+export class PipeSourceError extends InputError {
+  constructor() {
+    super(
+      '"-" cannot be read as a checkpoint: one is read at many places, and a pipe only from its start to its end. Write it to a folder first, with "mobe receive <folder> -".',
+    );
+  }
+}
 
 export class NotACheckpointError extends InputError {
   constructor(

@@ -2,9 +2,9 @@
 
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import { ConfigValueError } from '../errors.js';
+import { fileIn } from '../location.js';
 import { languageConfig } from '../models/detect.js';
 import type { Config } from '../models/family.js';
-import { fileIn } from '../sources/files.js';
 
 /** Each takes what stands for an absent or null entry; without it such an entry is an error. */
 export interface ConfigReader {

@@ -4,6 +4,7 @@ import { z } from 'zod';
 import { parseOptions } from '../conversion/settings.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
+import type { Source } from '../sources/open-source.js';
 
 const positive = z.number().int().positive();
 
@@ -26,12 +27,15 @@ const generating = z.strictObject({
   seed: z.number().int().nonnegative().default(0),
 });
 
+const isSource = (it: unknown): boolean =>
+  typeof it === 'string' || (typeof it === 'object' && it !== null && 'folder' in it && 'files' in it);
+
 const evaluating = z.strictObject({
   ...running,
   /** Tokens of a window; undefined: the model's context, but no more than `USUAL_WINDOW`. */
   window: z.number().int().min(2).optional(),
-  /** Location of the model that the others are compared with. */
-  against: z.string().optional(),
+  /** The model that the others are compared with: a location, or an object. */
+  against: z.custom<Source>(isSource, 'expected a location, or a folder with its files').optional(),
 });
 
 export type GenerateOptions = z.input<typeof generating>;

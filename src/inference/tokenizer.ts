@@ -2,7 +2,7 @@
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
 import { type Checkpoint, readJsonObject } from '../checkpoint/open-checkpoint.js';
 import { TokenizerError } from '../errors.js';
-import { fileIn } from '../sources/files.js';
+import { fileIn } from '../location.js';
 
 const TOKENIZER_FILE = 'tokenizer.json';
 const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';

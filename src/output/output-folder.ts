@@ -18,6 +18,7 @@ import {
 import type { ShardLayout } from './layout.js';
 import { type HashedPart, hashParts } from './manifest.js';
 import type { Output } from './output.js';
+import { PendingUnits } from './pending-units.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
 import {
   checkSameRun,
@@ -58,8 +59,7 @@ export class OutputFolder implements Output {
   private unsynced = 0;
   /** What is being put on disk. */
   private syncing: Promise<void> = Promise.resolve();
-  /** Units of which something is not written yet. */
-  private readonly waiting = new Set<{ written(): boolean; resolve(): void }>();
+  private readonly pending = new PendingUnits();
   private committing = false;
 
   private constructor(
@@ -199,11 +199,7 @@ export class OutputFolder implements Output {
     if (this.journal) {
       for (const hash of hashes ?? (await hashParts(data, offset))) await this.record({ part: { tensor, ...hash } });
     }
-    for (const it of this.waiting) {
-      if (!it.written()) continue;
-      this.waiting.delete(it);
-      it.resolve();
-    }
+    this.pending.check();
     this.unsynced += data.byteLength;
     if (this.journal && this.unsynced >= SYNC_BYTES) {
       const before = this.syncing;
@@ -218,9 +214,7 @@ export class OutputFolder implements Output {
   }
 
   async finish(unit: Unit, note: unknown): Promise<void> {
-    const written = () => this.covers(unit);
-    // What is handed over may still be on its way here.
-    if (!written()) await new Promise<void>((resolve) => this.waiting.add({ written, resolve }));
+    await this.pending.until(() => this.covers(unit)); // what is handed over may still be on its way here
     await this.record({ done: unit.id, note });
     await this.sync();
   }

@@ -23,8 +23,8 @@ export const passThroughConversion = (source: SampleOfModel, parent: string, slo
       plan,
       out: join(folder, 'out'),
       inputs: [source.folder],
-      expertBranch: async function* () {},
-      config: {},
+      experts: async function* () {},
+      companions: { config: {} },
       record: { kind: 'compress', sourceFingerprint: 'of a measurement', settings: {} },
       run: { clocks },
       started: performance.now(),
@@ -56,13 +56,13 @@ export const compressLayer = (model: string, parent: string, slow?: Slowdown): P
       format: 'hf',
     });
     const source = restrict(checkpoint, (name) => name.startsWith(layer.prefix));
-    const { format, settings, model: detected } = planned;
+    const { settings, model: detected } = planned;
     const fitted = planned.groups.slice(0, 1);
     const part = planConversion({
       source,
       groups: fitted,
       layers: detected.layers,
-      format,
+      format: 'hf',
       shardBytes: settings.shardSize,
     });
     const clocks = createStageClocks(slow);

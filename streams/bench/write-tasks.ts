@@ -7,7 +7,7 @@ import { layoutShards } from '../../src/output/layout.js';
 import { OutputFolder } from '../../src/output/output-folder.js';
 import { createStageClocks } from '../flow/stage-clock.js';
 import type { OutputChunk } from '../records.js';
-import { writeCheckpoint } from '../stages/write-checkpoint.js';
+import { writeOutput } from '../stages/write-output.js';
 import { inFolder } from './in-folder.js';
 import { type Outcome, startTimer } from './sample.js';
 import { BLOCK_BYTES } from './task.js';
@@ -49,10 +49,7 @@ export const ourSink = (parent: string, bytes: number): Promise<Outcome> =>
     const stop = startTimer();
     const output = await OutputFolder.create(join(folder, 'out'), { neededBytes: bytes });
     for (const shard of shards) await output.reserve(shard);
-    await pipeline(
-      Readable.from(chunks(), { highWaterMark: 1 }),
-      writeCheckpoint(output, () => {}),
-    );
+    await pipeline(Readable.from(chunks(), { highWaterMark: 1 }), writeOutput(output));
     await output.commit([]);
     return { bytes, heldBytes: clocks.peakHeldBytes, ...stop() };
   });

@@ -123,14 +123,22 @@ export class ComputeThread {
   private receive(message: FromThread): void {
     const waiting = this.waiting.get(message.id);
     if (!waiting) return;
-    if (message.kind === 'step') return waiting.onStep?.(message.step);
-    if (message.kind === 'output') return waiting.onOutput?.(message.output);
-    this.waiting.delete(message.id);
-    if (message.kind === 'value') waiting.resolve(message.value);
-    else {
-      const { error } = message;
-      waiting.reject(reviveError(error) ?? new WorkerError(`${error.name}: ${error.message}`));
+    switch (message.kind) {
+      case 'step':
+        waiting.onStep?.(message.step);
+        return;
+      case 'output':
+        waiting.onOutput?.(message.output);
+        return;
+      case 'value':
+        waiting.resolve(message.value);
+        break;
+      case 'error': {
+        const { error } = message;
+        waiting.reject(reviveError(error) ?? new WorkerError(`${error.name}: ${error.message}`));
+      }
     }
+    this.waiting.delete(message.id);
   }
 
   private fail(error: Error): void {

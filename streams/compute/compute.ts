@@ -4,7 +4,7 @@ import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
-import { measureGemmRate } from '../../src/engine/gemm-rate.js';
+import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.js';
 import { mapValues } from '../../src/map-values.js';
 import type { GroupShape, Reconstruction } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
@@ -18,7 +18,7 @@ export interface LoadedFactors {
   readonly problem: GroupShape;
   readonly dtype: FloatDtype;
   /** Of the weights they stand for. */
-  readonly format: Pick<MatrixFormat, 'rows' | 'cols' | 'transposed'>;
+  readonly format: MatrixFormat;
   /** By name, as stored. */
   readonly shared: Readonly<Record<string, Uint8Array>>;
 }
@@ -86,8 +86,8 @@ export class Compute {
   }
 
   /** Floating-point operations a second of plain products of (p, r) and (r, d). */
-  gemmRate(rows: number, cols: number, rank: number): Promise<number> {
-    return measureGemmRate(this.engine, rows, cols, rank);
+  gemmRate(shape: ProductShape): Promise<number> {
+    return measureGemmRate(this.engine, shape.rows, shape.cols, shape.rank);
   }
 
   private loaded(): LoadedFactors {

@@ -4,12 +4,14 @@ import { createEngine } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { DegenerateGroupError, NonFiniteWeightError } from '../../src/errors.js';
 import { createRandom } from '../../src/linalg/random.js';
+import type { Problem } from '../../src/methods/mobe/problem.js';
 import { type ExpertOutput, type FitJob, type FittedFactors, fitJob, type JobOutput, runJob } from './job.js';
 
 const [n, p, d] = [4, 6, 20];
+const PROBLEM: Problem = { experts: n, rows: p, cols: d, bases: 2, rank: 6, activation: 'silu' };
 const JOB: FitJob = {
   method: 'mobe',
-  problem: { experts: n, rows: p, cols: d, bases: 2, rank: 6, activation: 'silu' },
+  problem: PROBLEM,
   format: { encoding: { kind: 'float', dtype: 'BF16' }, rows: p, cols: d, transposed: false },
   dtype: 'BF16',
   written: 'factors',
@@ -71,7 +73,9 @@ describe('a job', () => {
     expect(strip(await outputs({ ...JOB, sigma: fitted(whole).sigma }))).toEqual(strip(whole));
     const frugal = { ...JOB, options: { ...JOB.options, holdTargets: false } };
     expect(strip(await outputs(frugal))).toEqual(strip(whole));
-    expect(strip(await outputs({ ...JOB, firstExpert: 2 }))).toEqual(strip([whole[0], ...whole.slice(3)] as JobOutput[]));
+    expect(strip(await outputs({ ...JOB, firstExpert: 2 }))).toEqual(
+      strip([whole[0], ...whole.slice(3)] as JobOutput[]),
+    );
   });
 
   test('writes weights whose error is that of the bytes', async () => {

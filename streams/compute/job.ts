@@ -6,11 +6,12 @@
 import { z } from 'zod';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import { asFactorised, asStored, decodeMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
-import type { LossPoint } from '../../src/methods/loss-curve.js';
-import type { Factors, FitStep, Method, StateStore } from '../../src/methods/method.js';
-import { METHODS } from '../../src/methods/registry.js';
 import { mapValues } from '../../src/map-values.js';
+import type { LossPoint } from '../../src/methods/loss-curve.js';
+import type { Factors, FitStep, GroupShape, Method, StateStore } from '../../src/methods/method.js';
+import { METHODS } from '../../src/methods/registry.js';
 import type { FoldedExpert } from '../records.js';
 import { foldSigma } from '../stages/fold.js';
 import { divide, normaliseForFit } from '../stages/normalise.js';
@@ -44,7 +45,7 @@ export const fitJob = z
     /** Its name in the registry. */
     method: z.string().refine((name) => Object.hasOwn(METHODS, name), 'no such method'),
     /** What the method takes: the shape of the group, and the sizes of its factors. */
-    problem: z.looseObject({ experts: size, rows: size, cols: size }),
+    problem: z.custom<GroupShape>((it) => typeof it === 'object' && it !== null, 'not an object'),
     /** How the experts come. */
     format: z.strictObject({ encoding, rows: size, cols: size, transposed: z.boolean() }),
     /** Of what is written. */
@@ -94,9 +95,6 @@ export interface FittedFactors {
   readonly keptError?: number | undefined;
 }
 
-/** The name of rebuilt weights among an expert's tensors. */
-export const WEIGHTS = 'weights';
-
 export interface ExpertOutput extends FoldedExpert {
   readonly kind: 'expert';
   readonly tensors: Readonly<Record<string, Uint8Array<ArrayBuffer>>>;
@@ -136,7 +134,8 @@ export async function* runJob(
   const fit = await method.fit(engine, problem, targets, { ...options, ...hooks, solver, label, sigma });
   const shared = mapValues(fit.shared, (values, name) => encodeFinite(dtype, values, `${name} of ${label}`));
   const rounded: Factors = mapValues(shared, (bytes) => floatsOf(dtype, bytes));
-  const own = await method.expertFactors(engine, problem, rounded);
+  const round = (values: Float32Array): Float32Array => floatsOf(dtype, encodeFinite(dtype, values, label));
+  const own = await method.expertFactors(engine, problem, rounded, round);
   const reconstruction = await method.rebuild(engine, problem, rounded);
 
   // Fold σ into each expert's factors, and measure the error of exactly what is written.

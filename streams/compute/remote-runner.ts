@@ -1,7 +1,9 @@
 /** Workers elsewhere (worker.ts) as runners of this run's jobs. */
 import { floatBytes } from '../../src/checkpoint/dtype.js';
+import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
+import type { ProductShape } from '../../src/engine/gemm-rate.js';
 import { InterruptedError, ProtocolError, UnlikeWorkersError } from '../../src/errors.js';
 import type { FitStep } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
@@ -9,10 +11,10 @@ import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
 import { createRequester } from '../../src/transport/requests.js';
 import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
+import { HandOver } from '../flow/hand-over.js';
 import { collector } from '../machines/collect.js';
 import type { PeerOptions } from '../machines/peer-options.js';
-import { HandOver } from '../flow/hand-over.js';
-import { type FitJob, type JobOutput, WEIGHTS } from './job.js';
+import type { FitJob, JobOutput } from './job.js';
 import type { JobRunner } from './job-runner.js';
 import { revived } from './revive-error.js';
 import { StallWatch } from './stall-watch.js';
@@ -59,7 +61,7 @@ export async function askWorkers(urls: readonly string[], peers: PeerOptions): P
 /** Floating-point operations a second of one session, at the shapes of a problem. */
 export async function askRate(
   { urls }: RemoteWorkers,
-  { rows, cols, rank }: { readonly rows: number; readonly cols: number; readonly rank: number },
+  { rows, cols, rank }: ProductShape,
   threads: number,
   peers: PeerOptions,
 ): Promise<number> {
@@ -216,6 +218,7 @@ class JobAnswer {
   /** Throws where the answer ended early. */
   finish(): void {
     const { experts } = this.job.problem;
-    if (this.next !== experts) throw new ProtocolError(this.peer, `it ends after ${this.next ?? 0} of ${experts} experts`);
+    if (this.next !== experts)
+      throw new ProtocolError(this.peer, `it ends after ${this.next ?? 0} of ${experts} experts`);
   }
 }

@@ -4,6 +4,8 @@ import { fitBytes } from '../../src/conversion/memory-plan.js';
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
+import type { FitStep } from '../../src/methods/method.js';
+import { methodNamed } from '../../src/methods/registry.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
@@ -11,18 +13,9 @@ import { answerRequests, type Handler, type Reply } from '../../src/transport/re
 import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import { collector } from '../machines/collect.js';
 import type { ListenAt, ServiceHooks } from '../machines/peer-options.js';
-import type { FitStep } from '../../src/methods/method.js';
-import type { Problem, SolverName } from '../../src/methods/mobe/problem.js';
 import { ComputeThread } from './compute-thread.js';
 import { fitJob, type JobOutput } from './job.js';
-import {
-  expertName,
-  openParams,
-  rateParams,
-  sharedName,
-  WORKER_SERVICE,
-  type WorkerFacts,
-} from './worker-protocol.js';
+import { expertName, openParams, rateParams, sharedName, WORKER_SERVICE, type WorkerFacts } from './worker-protocol.js';
 
 export interface WorkerOptions {
   readonly engine?: EngineChoice;
@@ -88,15 +81,16 @@ class WorkerSession {
     },
 
     rate: async (params) => {
-      const { rows, cols, rank } = checkParams(this.channel.peer, '"rate"', rateParams, params);
-      return this.opened().call('gemmRate', [rows, cols, rank]);
+      const shape = checkParams(this.channel.peer, '"rate"', rateParams, params);
+      return this.opened().call('gemmRate', [shape]);
     },
 
     fit: async (params, reply) => {
       const thread = this.opened();
       const job = checkParams(this.channel.peer, '"fit"', fitJob, params);
       const stored = matrixBytes(job.format) * job.problem.experts;
-      const needed = fitBytes(job.problem as Problem, stored, { ...job.options, solver: job.solver as SolverName });
+      const method = methodNamed(job.method);
+      const needed = fitBytes({ method, problem: job.problem }, stored, { ...job.options, solver: job.solver });
       this.memory.take(needed);
       try {
         const names = job.tensors.map((_, expert) => String(expert));

@@ -47,6 +47,7 @@ export function hashOutput(output: Output, clocks?: StageClocks): HashedOutput {
   return {
     written,
     ...(output.workspace !== undefined && { workspace: output.workspace }),
+    elsewhere: output.elsewhere ?? false,
     retains: output.retains ?? false,
     async resume(layouts, units, onBytes) {
       const finished = (await output.resume?.(layouts, units, onBytes)) ?? new Map();

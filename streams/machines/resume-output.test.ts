@@ -133,7 +133,7 @@ describe('an interrupted conversion', () => {
     const receiver = await startReceiver(at('early'));
     const controller = new AbortController();
     const onProgress = ({ kind }: Progress): void => {
-      if (kind === 'checked') controller.abort();
+      if (kind === 'plan') controller.abort();
     };
     const run = compress(at('model'), receiver.url, OPTIONS, { onProgress, signal: controller.signal });
     await expect(run).rejects.toThrow(errors.InterruptedError);

@@ -3,12 +3,14 @@ import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resultSettings } from '../../src/conversion/settings.js';
-import { stateFiles } from '../compute/state-file.js';
-import type { OutputRecord } from '../records.js';
-import { compressExperts } from '../pipeline.js';
-import type { RunOptions, RunResult } from '../run-options.js';
 import { withRunners } from '../compute/runners.js';
+import { stateFiles } from '../compute/state-file.js';
+import type { Source } from '../machines/remote-files.js';
+import { compressExperts } from '../pipeline.js';
+import type { OutputRecord } from '../records.js';
+import type { RunOptions, RunResult } from '../run-options.js';
 import { type BranchContext, convert } from './convert.js';
+import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun, withEstimate } from './plan.js';
 
 /**
@@ -17,8 +19,8 @@ import { type PlannedRun, planRun, withEstimate } from './plan.js';
  * on from.
  */
 export async function compress(
-  model: string,
-  out: string,
+  model: Source,
+  out: OutputPlace,
   options: CompressOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
@@ -29,7 +31,7 @@ export async function compress(
 /** The same, once it is planned; of a part of the source perhaps. */
 export async function compressPlanned(
   planned: PlannedRun,
-  out: string,
+  out: OutputPlace,
   run: RunOptions = {},
   started = performance.now(),
 ): Promise<RunResult> {
@@ -43,8 +45,10 @@ export async function compressPlanned(
     circumstances: { 'experts a batch': memory.batchExperts, 'threads a fit': memory.threadsPerWorker },
     onStart: () => tellPlan(planned, run),
     experts: (context) => fitExperts(planned, plan, run, context),
-    modelling: nativeModelling(plan, plan.model),
-    config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
+    companions: {
+      modelling: nativeModelling(plan, plan.model),
+      config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
+    },
     record: {
       kind: 'compress',
       sourceFingerprint,

@@ -1,20 +1,9 @@
-/** What every conversion shares: an output folder filled from merged branches, then its small files, then the commit. */
-import { readFile } from 'node:fs/promises';
-import { basename } from 'node:path';
-import { CONFIG_FILE } from '../../src/checkpoint/open-checkpoint.js';
-import { CARD_FILE, listSideFiles } from '../../src/checkpoint/side-files.js';
+/** Runs a planned conversion as one transaction: an output is filled by the pipeline, then come its small files, then the commit. */
+import { listSideFiles } from '../../src/checkpoint/side-files.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
-import { modelCard } from '../../src/conversion/model-card.js';
 import { type Circumstances, runIdentity } from '../../src/conversion/run-identity.js';
-import {
-  encodeReport,
-  fitWarnings,
-  type GroupReport,
-  peakRssBytes,
-  REPORT_FILE,
-  type StoredReport,
-} from '../../src/conversion/run-report.js';
+import type { GroupReport, StoredReport } from '../../src/conversion/run-report.js';
 import {
   DegenerateGroupError,
   DivergedError,
@@ -26,21 +15,18 @@ import {
   PeerRefusalError,
   SourceChangedError,
 } from '../../src/errors.js';
-import type { ModellingFile } from '../../src/models/modelling-files.js';
-import { type ConfigChanges, editConfig } from '../../src/models/native.js';
-import { encodeIndex } from '../../src/output/layout.js';
-import { encodeManifest, MANIFEST_FILE } from '../../src/output/manifest.js';
-import type { Output } from '../../src/output/output-folder.js';
-import { seal } from '../../src/output/seal.js';
+import type { Output } from '../../src/output/output.js';
 import type { FinishedUnits, RunIdentity, Unit } from '../../src/output/unfinished-run.js';
-import { type ByteRange, isRemote, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
+import type { RangeReader } from '../../src/sources/files.js';
 import { removeState, type StatePlace, saveInterval } from '../compute/state-file.js';
-import { type HashedOutput, hashOutput } from '../flow/hash-output.js';
+import { hashOutput } from '../flow/hash-output.js';
+import { type WriteOptions, writeAll } from '../pipeline.js';
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { type WriteOptions, writeAll } from '../pipeline.js';
 import { blameSource } from './blame-source.js';
-import { openOutput } from './open-output.js';
+import { openFactors } from './open-factors.js';
+import { type OutputPlace, openOutput, outputName } from './open-output.js';
+import { type Companions, writeSmallFiles } from './small-files.js';
 import { conversionUnits, copyId } from './units.js';
 
 export interface BranchContext {
@@ -55,17 +41,15 @@ export interface BranchContext {
 
 export interface Conversion {
   readonly plan: ConversionPlan;
-  readonly out: string;
+  readonly out: OutputPlace;
   /** Folders the output must not lie in. */
   readonly inputs: readonly string[];
   /** Called once it is clear that there is something to do and room for it. */
   readonly onStart?: () => Promise<void>;
   /** The chunks of the factorised tensors, in any order, and a report after those of each group. */
   readonly experts: (context: BranchContext) => AsyncIterable<OutputRecord>;
-  /** What changes in the source's config.json. */
-  readonly config: ConfigChanges;
-  /** Modelling files of ours: of a native output to be added, of an expansion's source to be left behind. */
-  readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
+  /** The small files of a checkpoint; factor files have none. */
+  readonly companions?: Companions;
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
   /** What decides the bytes beside the settings. */
   readonly circumstances?: Circumstances;
@@ -81,26 +65,21 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
   try {
     const device = record.engine?.device;
     const identity = await runIdentity(record, plan, { ...circumstances, device });
-    const opened = await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs, identity }, run);
+    const opened =
+      plan.format === 'factors'
+        ? await openFactors(out, { groups: plan.groups, context: record, inputs }, run)
+        : await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs, identity }, run);
     if ('done' in opened) return { ...opened.done, already: true };
-    return { ...(await fill(conversion, opened.output, identity)), already: false };
+    return await fill(conversion, opened.output, identity);
   } finally {
     await reader.close();
   }
 }
 
-/** After these the same command would fail again, or must not trust what was read before. */
-const isFinal = (error: unknown): boolean =>
-  [InputError, OverflowError, DivergedError, SourceChangedError].some((kind) => error instanceof kind) &&
-  !(error instanceof PeerRefusalError); // of a machine that came back with another token, say
-
-/** The source has weights that cannot be fitted. What was fitted before they were met is kept, for when they are mended. */
-const isBadWeight = (error: unknown): boolean =>
-  error instanceof NonFiniteWeightError || error instanceof DegenerateGroupError;
-
-async function fill(conversion: Conversion, place: Output, { identity }: RunIdentity): Promise<StoredReport> {
-  const { plan, run, out } = conversion;
-  const output = hashOutput(place, run.clocks);
+async function fill(conversion: Conversion, place: Output, { identity }: RunIdentity): Promise<RunResult> {
+  const { plan, run, out, companions } = conversion;
+  const hashed = companions && hashOutput(place, run.clocks);
+  const output = hashed ?? place;
   // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
@@ -114,22 +93,33 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
   run.signal?.addEventListener('abort', () => void output.sync?.().catch(() => {}), { once: true });
   try {
     output.onLost?.(onSinkError);
-    await listSideFiles(plan.source); // refused now, not after hours
-    await write(conversion, output, statesIn(output, conversion, identity), { signal, onSinkError, groups });
-    const report = await writeSmallFiles(conversion, output, groups.sort(compareGroups));
+    if (companions) await listSideFiles(plan.source); // refused now, not after hours
+    const states = statesIn(output, conversion, identity);
+    const nothing = await write(conversion, output, states, { signal, onSinkError, groups });
     await plan.source.files.checkUnchanged();
+    const report = await writeSmallFiles(conversion, output, hashed, groups.sort(compareGroups));
     await output.commit(LOADABLE_LAST);
-    return report;
+    return { ...report, already: nothing };
   } catch (error) {
     stop.abort();
     const cause = run.signal?.aborted
       ? new InterruptedError()
       : await blameSource(sinkError ?? error, plan.source.files);
-    const keep = !isFinal(cause) || (isBadWeight(cause) && groups.length > 0);
-    const kept = await output.abandon(keep);
-    if (kept && cause instanceof MobeError) cause.kept = out;
+    const kept = await output.abandon(isWorthKeeping(cause, plan, groups));
+    if (kept && cause instanceof MobeError) cause.kept = outputName(out);
     throw cause;
   }
+}
+
+/** Whether what was finished before an error is of use to a later run. */
+function isWorthKeeping(error: unknown, { format }: ConversionPlan, groups: readonly GroupReport[]): boolean {
+  if (error instanceof SourceChangedError) return false; // it may be of the old content
+  if (format === 'factors') return true; // each file stands for itself
+  // The source has weights that cannot be fitted: what was fitted before is kept, for when they are mended.
+  if (error instanceof NonFiniteWeightError || error instanceof DegenerateGroupError) return groups.length > 0;
+  if (error instanceof PeerRefusalError) return true; // of a machine that came back with another token, say
+  // The same command would fail again.
+  return ![InputError, OverflowError, DivergedError].some((kind) => error instanceof kind);
 }
 
 interface Writing extends Pick<WriteOptions, 'onSinkError'> {
@@ -138,21 +128,22 @@ interface Writing extends Pick<WriteOptions, 'onSinkError'> {
   readonly groups: GroupReport[];
 }
 
-/** Writes all tensors that are not there yet. */
+/** Writes all tensors that are not there yet. @returns whether all were there */
 async function write(
   { plan, onStart, experts, run }: Conversion,
   output: Output,
   states: StatePlace | undefined,
   { signal, onSinkError, groups }: Writing,
-): Promise<void> {
+): Promise<boolean> {
   const { files: reader } = plan.source;
   const units = new Map(conversionUnits(plan).map((unit) => [unit.id, unit] as const));
   const finished = await resume(plan, output, [...units.values()], run);
   const missing = plan.groups.filter((group) => !finished.has(groupLabel(group)));
   const copies = plan.copies.filter((copy) => !finished.has(copyId(copy)));
+  groups.push(...plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []));
+  if (plan.format === 'factors' && missing.length === 0) return true;
   await onStart?.();
   for (const shard of plan.layout.shards) await output.reserve(shard);
-  groups.push(...plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []));
   const bytes = [...units.values()]
     .filter(({ id }) => !finished.has(id))
     .reduce((sum, { parts }) => sum + parts.reduce((size, part) => size + part.bytes, 0), 0);
@@ -175,11 +166,15 @@ async function write(
       if (states) await removeState(states.folder, report, run.fileSystem);
     },
   });
+  return false;
 }
 
-function statesIn({ workspace }: Output, { plan, out, run }: Conversion, identity: unknown): StatePlace | undefined {
+function statesIn(
+  { workspace, elsewhere = false }: Output,
+  { plan, run }: Conversion,
+  identity: unknown,
+): StatePlace | undefined {
   if (workspace === undefined) return undefined;
-  const elsewhere = isRemote(out);
   const reservedBytes = elsewhere ? 0 : outputBytes(plan);
   return {
     ...{ folder: workspace, identity, everyMs: saveInterval(run.saveEvery) },
@@ -202,52 +197,4 @@ async function resume(
     onProgress?.({ kind: 'bytes', bytes });
   });
   return finished ?? new Map();
-}
-
-async function writeSmallFiles(
-  conversion: Conversion,
-  output: HashedOutput,
-  groups: readonly GroupReport[],
-): Promise<StoredReport> {
-  const { plan, config, modelling, record, started } = conversion;
-  const { source, layout, format, parametersBefore, parametersAfter, bytesBefore, bytesAfter } = plan;
-  const added = modelling?.add ?? [];
-  const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
-  for (const { source: file, target, bytes } of await listSideFiles(source)) {
-    if (ours.has(target)) continue;
-    await output.writeFile(target, bytes, wholeFile({ file, start: 0, end: bytes }, source.files));
-  }
-  for (const { source: file, target } of added) {
-    await output.writeText(target, await readFile(file, 'utf8'));
-  }
-  const index = encodeIndex(layout);
-  if (index) await output.writeText(index.file, index.text);
-  await output.writeText(CONFIG_FILE, editConfig(source.configText, config));
-  const sizes = { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
-  await output.writeText(
-    CARD_FILE,
-    modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
-  );
-  const warnings = fitWarnings(groups);
-  const report: StoredReport = {
-    version: 1,
-    ...record,
-    ...sizes,
-    peakRssBytes: peakRssBytes(),
-    seconds: (performance.now() - started) / 1000,
-    groups,
-    ...(warnings.length && { warnings }),
-    files: [...output.written.keys(), MANIFEST_FILE, REPORT_FILE].sort(),
-  };
-  // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.
-  await output.writeText(MANIFEST_FILE, encodeManifest(output.written));
-  await output.writeText(REPORT_FILE, seal(encodeReport(report)));
-  return report;
-}
-
-/** A file's bytes, some at a time. */
-async function* wholeFile({ file, start, end }: ByteRange, reader: RangeReader): AsyncGenerator<Uint8Array> {
-  for (let from = start; from < end; from += READ_BYTES) {
-    yield reader.readRange({ file, start: from, end: Math.min(end, from + READ_BYTES) });
-  }
 }

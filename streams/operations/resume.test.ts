@@ -246,7 +246,7 @@ test('fit: interrupted and run again, only what is missing is fitted', async () 
 test('interrupted before anything was computed, nothing is left', async () => {
   const controller = new AbortController();
   const onProgress = ({ kind }: Progress): void => {
-    if (kind === 'checked') controller.abort();
+    if (kind === 'plan') controller.abort();
   };
   const run = compress(at('model'), at('too-early'), OPTIONS, { onProgress, signal: controller.signal });
   await expect(run).rejects.toThrow(errors.InterruptedError);

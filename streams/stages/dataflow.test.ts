@@ -101,7 +101,9 @@ describe('stages written as generators', () => {
   }
 
   test('follow one another', async () => {
-    const composed = compose(source(6).items, (stream, { stage }) => stream.through(stage(double)).through(stage(pairs)));
+    const composed = compose(source(6).items, (stream, { stage }) =>
+      stream.through(stage(double)).through(stage(pairs)),
+    );
     expect(await collect(composed)).toEqual([
       [0, 2],
       [4, 6],

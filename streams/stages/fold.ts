@@ -2,7 +2,7 @@
 import { encodeFinite } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
-import { expertPlaces, sharedPlaces } from '../../src/conversion/conversion-plan.js';
+import { groupPlaces } from '../../src/conversion/group-places.js';
 import { groupKey } from '../../src/conversion/group-plan.js';
 import type { FittedGroupReport, KeptGroupReport } from '../../src/conversion/run-report.js';
 import { mapValues } from '../../src/map-values.js';
@@ -35,11 +35,13 @@ export async function* fold(
   const started = performance.now();
   let error = NO_ERROR;
   try {
-    for (const { factor, ...place } of sharedPlaces(group, plan)) yield { ...place, data: shared[factor] as Uint8Array };
-    const places = expertPlaces(group, plan);
+    const places = groupPlaces(group, plan);
+    for (const { factor, tensor, offset } of places.shared)
+      yield { tensor, offset, data: shared[factor] as Uint8Array };
     for await (const { expert, tensors, ...own } of fitted.experts) {
       error = addErrors(error, own);
-      for (const { factor, ...place } of places[expert] ?? []) yield { ...place, data: tensors[factor] as Uint8Array };
+      for (const { factor, tensor, offset } of places.experts[expert] ?? [])
+        yield { tensor, offset, data: tensors[factor] as Uint8Array };
     }
   } finally {
     fitted.release();

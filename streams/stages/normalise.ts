@@ -5,9 +5,9 @@
  */
 import { setImmediate } from 'node:timers/promises';
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
+import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
 import { asFactorised, decodeMatrix, type MatrixFormat, readMatrix } from '../../src/checkpoint/stored-matrix.js';
-import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import { DegenerateGroupError, NonFiniteWeightError, OverflowError } from '../../src/errors.js';
 import { addMoments, deviation, type Moments, measureMoments, NO_MOMENTS } from '../../src/linalg/moments.js';
@@ -35,7 +35,10 @@ export async function* normalise(
   groups: AsyncIterable<ExpertGroup>,
   { groups: all, coming, reader, holdParts, writesWeights }: NormaliseOptions,
 ): AsyncGenerator<NormalisedGroup> {
-  const layers = new Map<string, { readonly parts: readonly GroupPlan[]; readonly waiting: ExpertGroup[]; sigma?: number }>();
+  const layers = new Map<
+    string,
+    { readonly parts: readonly GroupPlan[]; readonly waiting: ExpertGroup[]; sigma?: number }
+  >();
   for await (const it of groups) {
     const { layer, projection, groups: count } = it.group;
     if (count === 1) {
@@ -73,15 +76,21 @@ async function sigmaOfParts(
   return sigmaOf(moments, groupLabel(parts[0] as GroupPlan));
 }
 
+/** σ of a group: that of its layer and projection among `groups`. Reads these, in memory for one expert at a time. */
+export async function sigmaIn(groups: readonly GroupPlan[], group: GroupPlan, reader: RangeReader): Promise<number> {
+  const parts = groups.filter(({ layer, projection }) => layer === group.layer && projection === group.projection);
+  return sigmaOfParts(parts, (part) => measureStored(part, reader, false));
+}
+
 /** Throws `DegenerateGroupError` where all weights are the same. */
-export function sigmaOf(moments: Moments, label: string): number {
+function sigmaOf(moments: Moments, label: string): number {
   const sigma = deviation(moments);
   if (!(sigma > 0)) throw new DegenerateGroupError(label, moments.min);
   return sigma;
 }
 
 /** The moments of a group's weights, in memory for one expert at a time. Throws what `ExpertMeasure` does. */
-export async function measureStored(group: GroupPlan, reader: RangeReader, writesWeights: boolean): Promise<Moments> {
+async function measureStored(group: GroupPlan, reader: RangeReader, writesWeights: boolean): Promise<Moments> {
   let moments = NO_MOMENTS;
   for (const [expert, matrix] of group.experts.entries())
     moments = await measureExpert(moments, group, expert, await readMatrix(reader, matrix), writesWeights);

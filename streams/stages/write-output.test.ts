@@ -30,10 +30,7 @@ test('two writes are under way at a time, and all are done at the end', async ()
   const counted: number[] = [];
   let released = 0;
   const input = chunks(9, () => released++);
-  await pipeline(
-    Readable.from(input),
-    writeOutput(output, { onBytes: (bytes) => counted.push(bytes) }),
-  );
+  await pipeline(Readable.from(input), writeOutput(output, { onBytes: (bytes) => counted.push(bytes) }));
   expect(state).toEqual({ now: 0, most: 2, written: 9 });
   expect(counted).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
   expect(released).toBe(9);
