@@ -1,6 +1,7 @@
 /** Whole fits in a metric, and the memory that they are said to take. */
 import { createHash } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
+import { testedEngines } from '../../../fixtures/engines.js';
 import {
   at,
   build,
@@ -21,7 +22,6 @@ import {
   times,
   weighted,
 } from '../../../fixtures/metric-oracle.js';
-import { createEngine } from '../../engine/create-engine.js';
 import type { Engine, EngineTensor } from '../../engine/engine.js';
 import { encodeOnnx } from '../../engine/onnx/encode.js';
 import { OptionError, TensorTooLargeError } from '../../errors.js';
@@ -34,7 +34,7 @@ import { createRefit } from './refit.js';
 import { solveVarpro } from './varpro.js';
 import { WeightedTargets } from './weighted-targets.js';
 
-const engine = await createEngine('onnx-cpu', { threads: 1 });
+const [engine, ...others] = (await testedEngines()) as [Engine, ...Engine[]];
 
 const OPTIONS: SolverOptions = {
   steps: 40,
@@ -158,6 +158,21 @@ describe('a fit', () => {
       expect(seen).toHaveLength(31);
     },
   );
+
+  test('agrees on all engines', async () => {
+    const metrics: Metric[] = [
+      { columns: byExpert(C), rows: byExpert(H, 'full', true) },
+      { columns: byExpert(C, 'full', true), rows: byExpert(uneven, 'diagonal') },
+    ];
+    for (const metric of metrics) {
+      const options = { ...OPTIONS, steps: 5 };
+      const expected = await solveVarpro(engine, problem, targetsOf(W, metric), options);
+      for (const other of others) {
+        const { loss } = await solveVarpro(other, problem, targetsOf(W, metric), options);
+        expect(Math.abs(loss / expected.loss - 1), other.name).toBeLessThan(1e-4);
+      }
+    }
+  });
 
   test('by adam has no metric, and says so', async () => {
     const refused = solveAdam(engine, problem, targetsOf(W, { columns: byExpert(C) }), OPTIONS, 1);
