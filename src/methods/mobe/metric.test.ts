@@ -10,20 +10,25 @@ import {
   inverse,
   type Matrices,
   type Matrix,
+  minus,
   mixed,
   normals,
   objective,
   positiveDefinite,
   product,
+  reshaped,
   targetsOf,
+  times,
   transposed,
   uniform,
+  weighted,
 } from '../../../fixtures/metric-oracle.js';
 import { createEngine } from '../../engine/create-engine.js';
 import type { EngineTensor } from '../../engine/engine.js';
 import type { Metric } from '../method.js';
 import { mobe } from './mobe.js';
 import { ACTIVATIONS, type Activation, type Problem, type SharedFactors } from './problem.js';
+import { createRefit } from './refit.js';
 import { traceGradient } from './varpro-programs.js';
 import { WeightedTargets } from './weighted-targets.js';
 
@@ -121,5 +126,21 @@ describe('refit', () => {
         expect(Math.abs(value - (expected[k] as number)) / largest).toBeLessThan(1e-3);
     }
     await refit.dispose();
+  });
+
+  test('keeps of its refinements the one that is best in the metric, however uneven that is', async () => {
+    const one: Problem = { ...problem, experts: 1, rank: 6, activation: 'tanh' };
+    for (const hard of each(12, () => positiveDefinite(9, 1e7))) {
+      const bases = normals(2, 54).flat();
+      const coefficients = normals(1, 2).flat();
+      const shared = { bases: Float32Array.from(bases), coefficients: Float32Array.from(coefficients) };
+      const target = normals(5, 9);
+      const refit = await createRefit(engine, one, shared, { columns: byExpert([hard]) });
+      const F = mixed(one, bases, coefficients, 0);
+      const error = (A: Matrix): number => weighted(minus(times(A, F), target), hard, identity(5));
+      const fitted = error(reshaped(await refit.fit(0, flat(target)), 5, 6));
+      expect(fitted / error(exactA(target, F, hard))).toBeLessThan(1.1);
+      await refit.dispose();
+    }
   });
 });
