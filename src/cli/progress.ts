@@ -124,7 +124,7 @@ class Tracker {
   }
 
   get share(): number {
-    const { phase, groups, bytes } = this.phase;
+    const { groups, bytes } = this.phase;
     if (!this.stepped) return bytes ? this.bytes / bytes : 1;
     const partial = [...this.running.values()].reduce((sum, it) => sum + ('step' in it ? it.step / it.steps : 1), 0);
     return groups ? Math.min(1, (this.groups + partial) / groups) : 1;

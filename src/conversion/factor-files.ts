@@ -10,9 +10,8 @@ import type { GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { methodRecord, namedMethod } from '../methods/registry.js';
 import { PROJECTIONS } from '../models/family.js';
 import { layoutFile, type ShardLayout } from '../output/layout.js';
-import type { Unit } from '../output/unfinished-run.js';
 import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
-import { compareGroups, type GroupKey, type GroupPlan, groupLabel } from './group-plan.js';
+import { compareGroups, type GroupKey, type GroupPlan } from './group-plan.js';
 import { lossCurve } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;

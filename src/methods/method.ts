@@ -71,15 +71,35 @@ export interface StoredFactors {
 /** Factors by name: f32, row-major, of the shape that `stores` gives. */
 export type Factors = Readonly<Record<string, Float32Array>>;
 
+/** The form of a matrix (size, size) that weighs the rows or the columns of a residual. */
+export interface MetricMatrixForm {
+  /** Whether it is given by all its elements, (size, size), or by its diagonal, (size). */
+  readonly form: 'full' | 'diagonal';
+  /** True: one matrix serves all experts. False: each expert has its own. */
+  readonly shared: boolean;
+}
+
+/** The form of a metric without its numbers, from which a fit's memory follows. */
+export interface MetricForm {
+  readonly rows?: MetricMatrixForm | undefined;
+  readonly columns?: MetricMatrixForm | undefined;
+}
+
+/** A symmetric positive definite matrix for each expert. */
+export interface MetricMatrix extends MetricMatrixForm {
+  /** Writes the matrix of expert i in its form: f32, row-major. A shared matrix is only asked for as that of expert 0. */
+  read(expert: number, target: Float32Array): void;
+}
+
 /**
- * How an error counts: tr(P R C Rᵀ) for the residual R (p, d) of an expert. Without one, ‖R‖².
- * C and P are scaled by whoever makes them; a solver only uses them.
+ * The error of an expert is tr(P R C Rᵀ) for its residual R (p, d). Without a metric it is ‖R‖². The maker of a metric
+ * scales it; a mean diagonal of 1 keeps losses comparable with those of a fit without one.
  */
-export interface Metric {
-  /** C, (d, d) f32, symmetric positive definite; the same for all experts, or one for each. Undefined: the identity. */
-  readonly covariance?: ((expert: number) => Float32Array) | undefined;
-  /** The diagonal of P, (p) f32, positive. Undefined: the identity. */
-  readonly rowWeights?: ((expert: number) => Float32Array) | undefined;
+export interface Metric extends MetricForm {
+  /** P, (p, p). Undefined: the identity. */
+  readonly rows?: MetricMatrix | undefined;
+  /** C, (d, d). Undefined: the identity. */
+  readonly columns?: MetricMatrix | undefined;
 }
 
 /** The normalised weights W/σ that a fit approximates. */
@@ -88,6 +108,7 @@ export interface Targets {
   read(expert: number, target: Float32Array): void;
   /** The fit has its own copy of an expert: what was kept for `read` may go. It may still be read, which then costs more. */
   forget?(expert: number): void;
+  /** Undefined: the identity on both sides. */
   readonly metric?: Metric | undefined;
 }
 
@@ -96,7 +117,7 @@ export interface FitStep {
   readonly step: number;
   /** How many steps the fit will take, as things stand. */
   readonly steps: number;
-  /** Mean squared error in units of σ². */
+  /** Mean squared error in units of σ²; with a metric, the mean of tr(P R C Rᵀ)/(p·d). */
   readonly loss: number;
   /** The learning rate of this step. */
   readonly rate: number;
@@ -151,7 +172,7 @@ export type Rounding = (values: Float32Array) => Float32Array;
 /** Finds the factors of single experts, given the shared ones as they are stored. */
 export interface ExpertFactors {
   /** The factors for W/σ = `target`: (p, d) f32, row-major. */
-  fit(expert: number, target: Float32Array, metric?: Metric): Promise<Factors>;
+  fit(expert: number, target: Float32Array): Promise<Factors>;
   dispose(): Promise<void>;
 }
 
@@ -249,22 +270,31 @@ export interface Method<P extends GroupShape = GroupShape> {
   readonly native?: NativeFactors<P>;
 
   /** Bytes a fit holds from step to step, beside the group's stored weights. */
-  stateBytes(problem: P, options: { readonly solver: string; readonly holdTargets: boolean }): number;
+  stateBytes(
+    problem: P,
+    options: {
+      readonly solver: string;
+      readonly holdTargets: boolean;
+      readonly metric?: MetricForm | undefined;
+    },
+  ): number;
   /** Bytes of a step's working set for each expert of a batch. */
-  batchBytes(problem: P): number;
+  batchBytes(problem: P, metric?: MetricForm): number;
   /** Throws `TensorTooLargeError` where a device's limit on tensors rules the problem out. */
-  largestBatch(problem: P, engine: EngineFacts): number;
+  largestBatch(problem: P, engine: EngineFacts, metric?: MetricForm): number;
   /** Floating-point operations of one step over the whole group. */
   stepOperations(problem: P, solver: string): number;
   /** The matrix product that a fit spends its time on, for one expert: engines are measured by it. */
   product(problem: P): ProductShape;
 
+  /** Throws `OptionError` where the solver cannot fit in the metric of the targets. */
   fit(engine: Engine, problem: P, targets: Targets, options: FitOptions): Promise<Fit>;
   /**
    * @param shared as stored: rounded to the output dtype
    * @param round rounds to the output dtype, for factors that are fitted to others of the same expert
+   * @param metric of the targets
    */
-  expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding): Promise<ExpertFactors>;
+  expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding, metric?: Metric): Promise<ExpertFactors>;
   rebuild(engine: Engine, problem: P, shared: Factors): Promise<Reconstruction>;
 }
 

@@ -44,8 +44,8 @@ export const mobe: Method<Problem> = {
     const { bases: B, coefficients: alpha, steps, losses } = solution;
     return { shared: { B, alpha }, steps, losses };
   },
-  async expertFactors(engine, problem, shared): Promise<ExpertFactors> {
-    const refit = await createRefit(engine, problem, sharedFactors(shared));
+  async expertFactors(engine, problem, shared, _round, metric): Promise<ExpertFactors> {
+    const refit = await createRefit(engine, problem, sharedFactors(shared), metric);
     return {
       fit: async (expert, target) => ({ A: await refit.fit(expert, target) }),
       dispose: () => refit.dispose(),

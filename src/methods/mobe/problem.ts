@@ -45,7 +45,7 @@ export interface SharedFactors {
 export interface Solution extends SharedFactors {
   /** Steps done. */
   readonly steps: number;
-  /** Mean squared error in units of σ², as the solver last saw it. */
+  /** As in `FitStep`, as the solver last saw it. */
   readonly loss: number;
   /** How it fell. */
   readonly losses: readonly LossPoint[];
