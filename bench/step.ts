@@ -13,6 +13,7 @@ import { createEngine, type EngineName } from '../src/engine/create-engine.js';
 import { measureGemmRate } from '../src/engine/gemm-rate.js';
 import { createRandom } from '../src/linalg/random.js';
 import type { FitStep } from '../src/methods/method.js';
+import { stepOperations } from '../src/methods/mobe/costs.js';
 import { mobe } from '../src/methods/mobe/mobe.js';
 import type { Problem } from '../src/methods/mobe/problem.js';
 import { solveVarpro } from '../src/methods/mobe/varpro.js';
@@ -48,7 +49,7 @@ for (const problem of SHAPES) {
     const before = await measureGemmRate(engine, p, d, r);
     const seconds = await stepSeconds(problem, Math.min(n, batchExperts));
     const plain = Math.max(before, await measureGemmRate(engine, p, d, r));
-    const rate = mobe.stepOperations(problem, 'varpro') / seconds;
+    const rate = stepOperations(problem, 'varpro') / seconds;
     rows.push({ ...problem, batchExperts, secondsPerStep: seconds, rate, plainRate: plain, share: rate / plain });
     console.log(
       `n=${n} p=${p} d=${d} m=${m}, ${batchExperts} experts a batch: ${(seconds * 1000).toFixed(1)} ms a step, ${(rate / 1e9).toFixed(0)} GFLOP/s, ${((100 * rate) / plain).toFixed(0)} % of the plain product's ${(plain / 1e9).toFixed(0)}`,

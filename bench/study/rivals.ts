@@ -3,8 +3,8 @@
  * are best in the weights alone: no calibration data, no Fisher information, nothing pruned, as the methods they are named after have.
  */
 import { transpose } from '../../src/checkpoint/stored-matrix.js';
-import { addScaled } from '../../src/linalg/householder.js';
-import { truncatedSvd } from '../../src/linalg/svd.js';
+import { truncatedSvd } from '../../src/linalg/lapack/truncated-svd.js';
+import { addScaled } from '../../src/linalg/vectors.js';
 import { type Rank, rankWithin } from '../../src/methods/svd/baselines.js';
 
 /** The experts of one layer and projection: (rows, cols) each, row-major. */

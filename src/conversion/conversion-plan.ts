@@ -79,7 +79,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
   const native = isNative(input);
   const separate = input.separate ?? native;
   const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
-  const factors = factorsByExpert(source, groups);
+  const factors = factorsByExpert(source, native ? groups : []);
   const converted = new Set(groups.map(({ layer }) => layer));
   const prefixes = new Map(layers.map(({ prefix, layer }) => [prefix, converted.has(layer)] as const));
   const outputs: TensorSpec[] = [];

@@ -29,6 +29,9 @@ export interface ProjectionShape extends GroupShape {
   readonly example: { readonly name: string; readonly rows: number; readonly cols: number };
 }
 
+/** The share of the experts' parameters to keep where nothing is said: what the paper keeps of Qwen3's. */
+export const DEFAULT_KEEP = 0.76;
+
 export const QUALITY_NAMES = ['fast', 'balanced', 'best'] as const;
 /** How much time a fit may take for its result. */
 export type Quality = (typeof QUALITY_NAMES)[number];
@@ -282,8 +285,8 @@ export interface Method<P extends GroupShape = GroupShape> {
   batchBytes(problem: P, metric?: MetricForm): number;
   /** Throws `TensorTooLargeError` where a device's limit on tensors rules the problem out. */
   largestBatch(problem: P, engine: EngineFacts, metric?: MetricForm): number;
-  /** Floating-point operations of one step over the whole group. */
-  stepOperations(problem: P, solver: string): number;
+  /** Floating-point operations of a fit of so many steps and of all experts' factors, at the rate of matrix products. */
+  operations(problem: P, options: { readonly solver: string; readonly steps: number }): number;
   /** The matrix product that a fit spends its time on, for one expert: engines are measured by it. */
   product(problem: P): ProductShape;
 

@@ -1,9 +1,10 @@
 /** The factorisation methods: one line each. */
 import type { Method } from './method.js';
 import { mobe } from './mobe/mobe.js';
+import { svd } from './svd/svd.js';
 
 /** By the name that `--method` and records have for them. */
-export const METHODS: Readonly<Record<string, Method>> = { mobe };
+export const METHODS: Readonly<Record<string, Method>> = { mobe, svd };
 
 /** Records that name no method mean this one. */
 export const DEFAULT_METHOD: Method = mobe;

@@ -21,7 +21,7 @@ import {
 } from '../../engine/ops.js';
 import { DivergedError, OptionError } from '../../errors.js';
 import { roundToHalf } from '../../linalg/half.js';
-import { truncatedSvd } from '../../linalg/svd.js';
+import { truncatedSvd } from '../../linalg/lapack/truncated-svd.js';
 import { LossCurve } from '../loss-curve.js';
 import type { Targets } from '../method.js';
 import { activateWithDerivative } from './activation.js';

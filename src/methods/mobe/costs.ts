@@ -52,6 +52,15 @@ export function stateBytes(
   return Math.max(steps, start);
 }
 
+/** Solver steps' worth of arithmetic in the final refit and its check, per expert. */
+const REFIT_STEPS = 8;
+
+/** Floating-point operations of a fit and of all A. */
+export const operations = (
+  problem: Problem,
+  { solver, steps }: { readonly solver: string; readonly steps: number },
+): number => (steps + REFIT_STEPS) * stepOperations(problem, solver);
+
 /** Floating-point operations of one solver step over a whole group. */
 export function stepOperations({ experts: n, rows: p, cols: d, bases: m, rank: r }: Problem, solver: string): number {
   const unit = 2 * n * p * r * d;

@@ -116,7 +116,8 @@ describe('refit', () => {
     ['a diagonal C', { columns: byExpert(weights, 'diagonal') }, weights],
     ['C and P', { columns: byExpert(C), rows: byExpert(each(2, () => positiveDefinite(5, 30))) }, C],
   ])('finds the A of the normal equations: %s', async (_, metric, matrices) => {
-    const refit = await mobe.expertFactors(engine, problem, { B: factors.bases, alpha: factors.coefficients }, metric);
+    const shared = { B: factors.bases, alpha: factors.coefficients };
+    const refit = await mobe.expertFactors(engine, problem, shared, (it) => it, metric);
     for (const i of [1, 0]) {
       const F = mixed(problem, factors.bases, factors.coefficients, i);
       const expected = flat(exactA(W[i] as Matrix, F, matrices[i] as Matrix));

@@ -1,7 +1,7 @@
 import type { ExpertFactors, Factors, Method } from '../method.js';
 import { solveAdam } from './adam.js';
 import { largestBatch } from './batches.js';
-import { batchBytes, stateBytes, stepOperations } from './costs.js';
+import { batchBytes, operations, stateBytes } from './costs.js';
 import { native } from './native.js';
 import { type Problem, problemSchema, type SharedFactors, SOLVERS, stores } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
@@ -34,7 +34,7 @@ export const mobe: Method<Problem> = {
   stateBytes,
   batchBytes,
   largestBatch,
-  stepOperations,
+  operations,
   product: ({ rows, cols, rank }) => ({ rows, cols, rank }),
   async fit(engine, problem, targets, { solver, sigma, ...options }) {
     const solution =

@@ -1,11 +1,14 @@
 /** How large a group's factors are to be, by the options. */
 import { NotSmallerError, OptionError } from '../../errors.js';
-import type { CompleteOptions, MethodOptions, ProjectionShape, Quality } from '../method.js';
+import {
+  type CompleteOptions,
+  DEFAULT_KEEP,
+  type MethodOptions,
+  type ProjectionShape,
+  type Quality,
+} from '../method.js';
 import { denseParameters } from '../sizes.js';
 import { type Activation, factorParameters, type Problem, type SolverName } from './problem.js';
-
-/** What the paper keeps of Qwen3's experts. */
-const DEFAULT_KEEP = 0.76;
 
 /** Most steps a group. adam's are the paper's range. */
 export const QUALITIES = {

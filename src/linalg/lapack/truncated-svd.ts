@@ -1,6 +1,12 @@
-import { toOtherTriangle } from './bidiagonal-qr.js';
-import { bidiagonalSvd, place } from './bidiagonal-svd.js';
-import { applyReflectors, dot, type Reduced, reduce } from './householder.js';
+/**
+ * The singular value decomposition of PyTorch's LAPACK, to the signs of its vectors. The signs are a free choice in theory, but the
+ * reference's solver applies a nonlinear f to the vectors, so other signs are another start. Only adam and the baselines use it;
+ * where signs are free, symmetric-eigen.ts is quicker.
+ */
+import { dot } from '../vectors.js';
+import { applyReflectors, type Reduced, reduce } from './bidiagonalise.js';
+import { bidiagonalSvd, place } from './divide-and-conquer.js';
+import { toOtherTriangle } from './qr-iteration.js';
 
 /** A = U·S (rows, rank) and Vᵀ (rank, cols) of the best rank-`rank` approximation. */
 export interface TruncatedSvd {

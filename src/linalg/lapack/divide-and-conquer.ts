@@ -3,8 +3,8 @@
  * path of LAPACK's sbdsdc: the same tree, the same rule for what counts as negligible, and so the same signs. They are
  * a free choice in theory, but a nonlinear f is about to be applied to the vectors.
  */
-import { EPSILON, rotate, smallBidiagonalSvd } from './bidiagonal-qr.js';
-import { addScaled } from './householder.js';
+import { addScaled } from '../vectors.js';
+import { EPSILON, rotate, smallBidiagonalSvd } from './qr-iteration.js';
 
 interface Solved {
   readonly values: Float64Array;

@@ -1,8 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { SVD_SIGNS } from '../../fixtures/paths.js';
-import { createRandom } from './random.js';
-import { type TruncatedSvd, truncatedSvd } from './svd.js';
+import { SVD_SIGNS } from '../../../fixtures/paths.js';
+import { createRandom } from '../random.js';
+import { type TruncatedSvd, truncatedSvd } from './truncated-svd.js';
 
 const normals = (length: number, seed: number): Float32Array => {
   const random = createRandom(seed);

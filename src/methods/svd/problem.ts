@@ -1,0 +1,22 @@
+import { z } from 'zod';
+import type { GroupShape, StoredFactors } from '../method.js';
+
+/** W_i/σ ≈ A_i·V_i for n experts W_i (p, d), with A_i (p, r) and V_i (r, d). */
+export interface Problem extends GroupShape {
+  /** r */
+  readonly rank: number;
+}
+
+const size = z
+  .int()
+  .positive()
+  .max(2 ** 24);
+export const problemSchema = z.strictObject({ experts: size, rows: size, cols: size, rank: size });
+
+export const stores = ({ rows: p, cols: d, rank: r }: Problem): StoredFactors => ({
+  shared: [],
+  byExpert: [
+    { name: 'A', shape: [p, r] },
+    { name: 'V', shape: [r, d] },
+  ],
+});
