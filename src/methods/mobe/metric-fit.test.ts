@@ -89,10 +89,10 @@ async function errorIn({ C = ones(24), P = ones(12) }: Partial<Matrices>, factor
 
 describe('a fit', () => {
   test.each<[string, Metric, Partial<Matrices>, number]>([
-    ['C', { columns: byExpert(C) }, { C }, 0.8],
-    ['a full P', { rows: byExpert(H) }, { P: H }, 0.8],
-    ['weights of rows', { rows: byExpert(uneven, 'diagonal') }, { P: uneven }, 0.8],
-    ['C and a full P', { columns: byExpert(C), rows: byExpert(H) }, { C, P: H }, 0.8],
+    ['C', { columns: byExpert(C) }, { C }, 0.25],
+    ['a full P', { rows: byExpert(H) }, { P: H }, 0.25],
+    ['weights of rows', { rows: byExpert(uneven, 'diagonal') }, { P: uneven }, 0.4],
+    ['C and a full P', { columns: byExpert(C), rows: byExpert(H) }, { C, P: H }, 0.1],
   ])(
     'in a metric has much less error in it than one without, and no less without: %s',
     async (_, metric, matrices, share) => {
