@@ -28,8 +28,8 @@ export type Task =
   | { readonly kind: 'pwrite'; readonly folder: string; readonly bytes: number }
   /** Our sink, from nothing. */
   | { readonly kind: 'sink'; readonly folder: string; readonly bytes: number }
-  /** Source to sink, nothing factorised. */
-  | { readonly kind: 'convert'; readonly source: SampleOfModel; readonly folder: string; readonly slow?: Slowdown }
+  /** Source to sink, nothing factorised; without a folder into nothing. */
+  | { readonly kind: 'convert'; readonly source: SampleOfModel; readonly folder?: string; readonly slow?: Slowdown }
   | {
       readonly kind: 'command';
       readonly command: Command;

@@ -39,6 +39,8 @@ const MEMORY_NAMES: Readonly<Record<MemoryTask, string>> = {
 };
 
 export const OURS = 'ours';
+/** The same conversion, what it writes thrown away: the disk aside. */
+export const TO_NOTHING = 'ours, to nothing';
 export const PREAD = 'pread 8 MiB';
 export const PWRITE = 'pwrite 8 MiB + fsync';
 export const CP = 'cp + fsync';
@@ -97,6 +99,7 @@ export function listWays({ source, folder, bytes, cold, commands, compress, slow
     { stage: 'write', way: OURS, cache: 'memory', against: PWRITE, task: { kind: 'sink', folder, bytes } },
     ...command('cp', true),
     conversion('warm'),
+    { stage: 'convert', way: TO_NOTHING, cache: 'warm', against: CP, task: { kind: 'convert', source, ...slowed } },
     ...command('cp', false),
     ...command('sha256sum', true),
     ...command('dd', true),
