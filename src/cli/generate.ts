@@ -1,5 +1,5 @@
-import { Command, Option } from 'commander';
-import { type Generation, generate } from '../../streams/operations/generate.js';
+import { type Command, Option } from 'commander';
+import type { Generation } from '../../streams/operations/generate.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import type { GenerateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
@@ -19,9 +19,8 @@ interface Flags extends GenerateOptions, PeerFlags {
   readonly prompt: string;
 }
 
-export function generateCommand(): Command {
-  return new Command('generate')
-    .description('continue a text with a model: a source, a converted or a native checkpoint')
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
     .requiredOption('--prompt <text>', 'what to continue')
     .addOption(new Option('--max-new-tokens <n>', 'most tokens to add').argParser(positiveInteger).default(256))
@@ -49,6 +48,7 @@ The text goes to stdout as it comes, figures to stderr. Weights are read when th
 of the experts only those that the router picks.`,
     )
     .action(async (model: string, { prompt, tokenFile: file, ca: authority, ...options }: Flags) => {
+      const { generate } = await import('../../streams/operations/generate.js');
       const interruption = interruptible(() => process.stderr.write('\nstopping (once more to stop at once) …\n'));
       try {
         const peers = await peerOptions({ tokenFile: file, ca: authority });

@@ -1,16 +1,14 @@
-import { Command } from 'commander';
-import { type ReceiveHooks, receive, receivePipe } from '../../streams/machines/receive.js';
-import { PIPE } from '../../streams/machines/remote-output.js';
+import type { Command } from 'commander';
+import type { ReceiveHooks } from '../../streams/machines/receive.js';
 import { OptionError } from '../errors.js';
 import { formatBytes } from '../format.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
-import { LINE_INTERVAL_MS } from './progress.js';
+import { LINE_INTERVAL_MS } from './tell.js';
 
-export function receiveCommand(): Command {
-  return new Command('receive')
-    .description('keep the result of one conversion that runs on another machine, or comes through a pipe')
+export function define(command: Command): void {
+  command
     .argument('<out>', 'folder to write: new, empty, or with what an earlier conversation left unfinished')
-    .argument('[pipe]', `"${PIPE}": read from standard input, what "mobe stream" or a conversion to "${PIPE}" writes`)
+    .argument('[pipe]', '"-": read from standard input, what "mobe stream" or a conversion to "-" writes')
     .addOption(listenAt().makeOptionMandatory(false))
     .addOption(tokenFile())
     .addOption(tlsCert())
@@ -25,6 +23,8 @@ Examples
 When either side ends early, start it again: the same conversion goes on from what <out> has. Through a pipe it begins anew.`,
     )
     .action(async (out: string, pipe: string | undefined, flags) => {
+      const { receive, receivePipe } = await import('../../streams/machines/receive.js');
+      const { PIPE } = await import('../../streams/machines/remote-output.js');
       const hooks: ReceiveHooks = { ...logHooks, onBytes: bytesLogger() };
       if (pipe === PIPE) return receivePipe(out, process.stdin, hooks);
       if (pipe !== undefined) throw new OptionError(pipe, `expected "${PIPE}" for standard input`);

@@ -1,18 +1,15 @@
-import { Command } from 'commander';
-import { serve } from '../../streams/machines/serve.js';
+import type { Command } from 'commander';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
 
-export function serveCommand(): Command {
-  return new Command('serve')
-    .description(
-      'offer a checkpoint to other machines: inspect, plan, compress and verify take its ws:// URL as <model>',
-    )
+export function define(command: Command): void {
+  command
     .argument('<model>', 'folder of a Hugging Face checkpoint')
     .addOption(listenAt())
     .addOption(tokenFile())
     .addOption(tlsCert())
     .addOption(tlsKey())
     .action(async (model: string, flags) => {
+      const { serve } = await import('../../streams/machines/serve.js');
       await runService(await serve(model, await listenOptions(flags), logHooks), `${model} is served`);
     });
 }

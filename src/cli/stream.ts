@@ -1,18 +1,12 @@
-import { Command } from 'commander';
-import { PIPE } from '../../streams/machines/remote-output.js';
-import { streamCheckpoint } from '../../streams/operations/stream.js';
+import type { Command } from 'commander';
 import { formatBytes } from '../format.js';
 import { MODEL } from './options.js';
 import { ca, peerOptions, tokenFile } from './peers.js';
-import { showProgress } from './progress.js';
 
-export function streamCommand(): Command {
-  return new Command('stream')
-    .description(
-      'write a checkpoint as it is to standard output, for "mobe receive <out> -" at the other end of a pipe',
-    )
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
-    .argument('[to]', `"${PIPE}", standard output, or ws://host:port/ of "mobe receive"`, PIPE)
+    .argument('[to]', '"-", standard output, or ws://host:port/ of "mobe receive"', '-')
     .addOption(tokenFile())
     .addOption(ca())
     .addHelpText(
@@ -23,6 +17,8 @@ Examples
   mobe stream model > pipe`,
     )
     .action(async (model: string, to: string, flags) => {
+      const { streamCheckpoint } = await import('../../streams/operations/stream.js');
+      const { showProgress } = await import('./progress.js');
       const display = showProgress();
       const peers = await peerOptions(flags);
       const bytes = await streamCheckpoint(model, to, { ...display.hooks, peers }).finally(() => display.stop());

@@ -1,11 +1,9 @@
-import { Command } from 'commander';
-import { work } from '../../streams/compute/worker.js';
+import type { Command } from 'commander';
 import { engine, maxMemory, threads } from './options.js';
 import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
 
-export function workerCommand(): Command {
-  return new Command('worker')
-    .description('fit groups for conversions that run on other machines with --workers')
+export function define(command: Command): void {
+  command
     .addOption(listenAt())
     .addOption(engine())
     .addOption(threads())
@@ -14,6 +12,7 @@ export function workerCommand(): Command {
     .addOption(tlsCert())
     .addOption(tlsKey())
     .action(async ({ engine, threads, maxMemory, ...flags }) => {
+      const { work } = await import('../../streams/compute/worker.js');
       const options = { engine, ...(threads && { threads }), ...(maxMemory && { maxMemory }) };
       await runService(await work(options, await listenOptions(flags), logHooks), 'a worker is ready');
     });
