@@ -20,6 +20,31 @@ test('generate writes the text to stdout, and to stderr how fast', async () => {
   expect(stderr).toMatch(/25 tokens of prompt in .*; 30 new .* tokens\/s; .* read, peak memory/);
 });
 
+test('generate --json prints one object: prompt, text and figures', async () => {
+  const { code, stdout, stderr } = await mobe(
+    'generate',
+    TINY_MODEL,
+    '--prompt',
+    prompt,
+    '--max-new-tokens',
+    '9',
+    '--json',
+  );
+  expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  expect(JSON.parse(stdout)).toEqual({
+    prompt,
+    text: greedy_text.slice(0, 9),
+    promptTokens: 25,
+    newTokens: 9,
+    promptSeconds: expect.any(Number),
+    seconds: expect.any(Number),
+    tokensPerSecond: expect.any(Number),
+    stopped: 'length',
+    bytesRead: expect.any(Number),
+    peakRssBytes: expect.any(Number),
+  });
+});
+
 test('generate writes each token when it is there, and an interruption ends it with 130', async () => {
   const flags = ['--prompt', 'a', '--max-new-tokens', '200', '--threads', '1'];
   const child = spawn(process.execPath, [CLI, 'generate', TINY_MODEL, ...flags]);

@@ -1,5 +1,6 @@
 import type { Command } from 'commander';
-import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { listenAt, listenOptions, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { jsonLines, SERVICE_EVENTS, serviceHooks, teller } from './tell.js';
 
 export function define(command: Command): void {
   command
@@ -8,8 +9,12 @@ export function define(command: Command): void {
     .addOption(tokenFile())
     .addOption(tlsCert())
     .addOption(tlsKey())
-    .action(async (model: string, flags) => {
+    .addOption(jsonLines())
+    .addHelpText('after', SERVICE_EVENTS)
+    .action(async (model: string, { json, ...flags }) => {
       const { serve } = await import('../../streams/machines/serve.js');
-      await runService(await serve(model, await listenOptions(flags), logHooks), `${model} is served`);
+      const tell = teller(json);
+      const listener = await serve(model, await listenOptions(flags), serviceHooks(tell));
+      await runService(listener, `${model} is served`, tell);
     });
 }

@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import { engine, maxMemory, threads } from './options.js';
-import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { listenAt, listenOptions, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { jsonLines, SERVICE_EVENTS, serviceHooks, teller } from './tell.js';
 
 export function define(command: Command): void {
   command
@@ -11,9 +12,13 @@ export function define(command: Command): void {
     .addOption(tokenFile())
     .addOption(tlsCert())
     .addOption(tlsKey())
-    .action(async ({ engine, threads, maxMemory, ...flags }) => {
+    .addOption(jsonLines())
+    .addHelpText('after', SERVICE_EVENTS)
+    .action(async ({ engine, threads, maxMemory, json, ...flags }) => {
       const { work } = await import('../../streams/compute/worker.js');
       const options = { engine, ...(threads && { threads }), ...(maxMemory && { maxMemory }) };
-      await runService(await work(options, await listenOptions(flags), logHooks), 'a worker is ready');
+      const tell = teller(json);
+      const listener = await work(options, await listenOptions(flags), serviceHooks(tell));
+      await runService(listener, 'a worker is ready', tell);
     });
 }
