@@ -1,5 +1,4 @@
-import { Command } from 'commander';
-import { inspect } from '../../streams/operations/inspect.js';
+import type { Command } from 'commander';
 import { formatRanges } from '../conversion/group-plan.js';
 import type { Inspection, Tally } from '../conversion/inspection.js';
 import { formatBytes, formatCount, formatPercent } from '../format.js';
@@ -7,14 +6,14 @@ import { json, MODEL } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { formatTable, left, right } from './table.js';
 
-export function inspectCommand(): Command {
-  return new Command('inspect')
-    .description('show what is in a checkpoint; reads headers only')
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(json())
     .action(async (model: string, flags: PeerFlags & { json?: boolean }) => {
+      const { inspect } = await import('../../streams/operations/inspect.js');
       const inspection = await inspect(model, await peerOptions(flags));
       process.stdout.write(`${flags.json ? JSON.stringify(inspection, null, 2) : describe(inspection)}\n`);
     });

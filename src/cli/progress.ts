@@ -6,9 +6,7 @@ import { isFitted } from '../conversion/run-report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
 import { interruptible } from './interrupt.js';
-
-/** Elsewhere than on a terminal: a line as often as this. */
-export const LINE_INTERVAL_MS = 10_000;
+import { LINE_INTERVAL_MS } from './tell.js';
 
 type Phase = Extract<Progress, { kind: 'phase' }>;
 

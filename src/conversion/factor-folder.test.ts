@@ -8,18 +8,24 @@ import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import * as errors from '../errors.js';
 import { detectModel } from '../models/detect.js';
 import { PARTIAL_FOLDER } from '../output/journal.js';
+import type { Unit } from '../output/unfinished-run.js';
 import {
   type FactorContext,
   factorFileName,
   factorLayout,
   factorTensorName,
-  factorUnit,
   openFactorFolder,
 } from './factor-files.js';
 import { FactorFolder } from './factor-folder.js';
-import { type GroupPlan, planGroups } from './group-plan.js';
+import { type GroupPlan, groupLabel, planGroups } from './group-plan.js';
 import type { FittedGroupReport } from './run-report.js';
 import { resolveSettings } from './settings.js';
+
+const factorUnit = (group: GroupPlan): Unit => ({
+  id: groupLabel(group),
+  parts: factorLayout(group).tensors.map(({ name, bytes }) => ({ tensor: name, offset: 0, bytes })),
+  noted: true,
+});
 
 const root = temporaryFolder();
 const at = (...path: string[]) => join(root, ...path);

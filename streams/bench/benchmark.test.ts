@@ -4,6 +4,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { pageFaults } from '../../fixtures/page.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import { describeReport } from '../../src/cli/bench-table.js';
 import { MeasurementError, NotACheckpointError } from '../../src/errors.js';
 import { reportPage } from './bench-page.js';
@@ -19,7 +20,7 @@ beforeAll(async () => {
   await generateCheckpoint(model, { layers: 2, experts: 8, rows: 256, cols: 512, shardBytes: 8e6 });
 });
 
-describe('a stage that is slowed is named as what limits the conversion', () => {
+describe('a stage that is slowed is named as what limits the conversion', THOROUGH, () => {
   test.each([
     ['read', 200, /^read-bound: read \d/],
     ['hash', 40, /^processor-bound: hash \d/],

@@ -14,7 +14,7 @@ import { runTask } from './run-task.js';
 import type { Sample } from './sample.js';
 import { sampleModel } from './sample-model.js';
 import { checkTargets, type Target } from './targets.js';
-import type { Command, SampleOfModel } from './task.js';
+import { type Command, DEFAULT_BYTES, DEFAULT_ROUNDS, type SampleOfModel } from './task.js';
 import { listWays, type Way } from './ways.js';
 
 export interface BenchOptions {
@@ -53,9 +53,6 @@ export interface Machine {
   /** Load average when it began. Whatever else ran then is in the figures. */
   readonly load: number;
 }
-
-export const DEFAULT_ROUNDS = 5;
-export const DEFAULT_BYTES = 2e9;
 
 export const machineFacts = (): Machine => ({
   cpu: cpus()[0]?.model,

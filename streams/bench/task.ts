@@ -1,6 +1,11 @@
 /** What can be measured. A task is data: it goes to a process of its own (child.ts). */
 import type { Slowdown } from '../flow/stage-clock.js';
 
+/** Times everything is measured. */
+export const DEFAULT_ROUNDS = 5;
+/** Bytes of the model that take part. */
+export const DEFAULT_BYTES = 2e9;
+
 /** Where a source is: a folder, and the shards of it that take part. */
 export interface SampleOfModel {
   readonly folder: string;

@@ -9,6 +9,7 @@ import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
 import { startProxy } from '../../fixtures/peers.js';
 import { type Service, startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
 import { createRandom } from '../../src/linalg/random.js';
@@ -83,7 +84,7 @@ describe('three processes', () => {
   });
 });
 
-test('all three connections cut at random bytes, again and again: the same bytes', async () => {
+test('all three connections cut at random bytes, again and again: the same bytes', THOROUGH, async () => {
   const services = await Promise.all([
     start('serve', TINY_MODEL),
     start('worker', '--threads', '2'),
@@ -99,7 +100,7 @@ test('all three connections cut at random bytes, again and again: the same bytes
   for (const { cuts } of proxies) expect(cuts).toBeGreaterThan(10);
 });
 
-describe('a worker that is killed in the middle of a group', () => {
+describe('a worker that is killed in the middle of a group', THOROUGH, () => {
   test.each([
     ['while it fits, another does its group', 2, 'step'],
     ['while it fits, this machine does where there is no other', 1, 'step'],
@@ -153,7 +154,7 @@ test.each([0, 3])(
   },
 );
 
-describe('stopped half-way, the same command goes on from what the receiver has:', () => {
+describe('stopped half-way, the same command goes on from what the receiver has:', THOROUGH, () => {
   const HALF = 4;
 
   /** Runs until so many groups are finished, then does that. */
@@ -249,7 +250,7 @@ describe('through a pipe', () => {
       expect(readFileSync(at('copy', file)).equals(readFileSync(join(TINY_MODEL, file))), file).toBe(true);
   });
 
-  test('a conversion to "-" arrives as if it had been made there', async () => {
+  test('a conversion to "-" arrives as if it had been made there', THOROUGH, async () => {
     const flags = ['--bases', '8', '--steps', '20', '--shard-size', '3MB', '--threads', '2'];
     expect((await pipe(['compress', TINY_MODEL, '-', ...flags], at('piped'))).codes).toEqual([0, 0]);
     expectSameFiles(at('piped'), at('local'));

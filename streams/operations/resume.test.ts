@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { LENGTH_BYTES } from '../../src/checkpoint/header.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
@@ -189,30 +190,37 @@ describe('a fit goes on inside a group:', () => {
 
   const LONG: CompressOptions = { ...OPTIONS, layers: [1], projections: ['up_proj'] };
 
-  test.each([
+  const VARPRO: CompressOptions = { ...LONG, steps: 2000, learningRate: 0.02 };
+  beforeAll(() => compress(at('model'), at('varpro-compress-whole'), VARPRO));
+
+  const cost = thoroughBut('varpro by compress');
+  for (const [solver, convert] of [
     ['varpro', compress],
     ['adam', compress],
     ['varpro', fitFactors],
-  ] as const)('%s', async (solver, convert) => {
-    const options: CompressOptions = { ...LONG, solver, steps: solver === 'adam' ? 3000 : 2000, learningRate: 0.02 };
-    const name = `${solver}-${convert.name}`;
-    await convert(at('model'), at(`${name}-whole`), options);
-    await stopInside(convert, at(name), options);
-    const steps: number[] = [];
-    const onProgress = (it: Progress): void => {
-      if (it.kind === 'step') steps.push(it.step);
-    };
-    await convert(at('model'), at(name), options, { onProgress });
-    expect(steps[0]).toBeGreaterThan(100);
-    expectSame(at(name), at(`${name}-whole`));
-    expect(existsSync(at(name, PARTIAL_FOLDER))).toBe(false);
-  });
+  ] as const)
+    test(`${solver} by ${convert.name}`, cost(`${solver} by ${convert.name}`), async () => {
+      const options: CompressOptions = solver === 'adam' ? { ...VARPRO, solver, steps: 3000 } : VARPRO;
+      const name = `${solver}-${convert.name}`;
+      if (!existsSync(at(`${name}-whole`))) await convert(at('model'), at(`${name}-whole`), options);
+      await stopInside(convert, at(name), options);
+      const steps: number[] = [];
+      const onProgress = (it: Progress): void => {
+        if (it.kind === 'step') steps.push(it.step);
+      };
+      await convert(at('model'), at(name), options, { onProgress });
+      expect(steps[0]).toBeGreaterThan(100);
+      expectSame(at(name), at(`${name}-whole`));
+      expect(existsSync(at(name, PARTIAL_FOLDER))).toBe(false);
+    });
 
-  test('a state that is damaged, or of another fit, is left alone: it begins anew', async () => {
-    const options: CompressOptions = { ...LONG, steps: 2000, learningRate: 0.02 };
-    for (const damage of ['bytes', 'identity']) {
+  for (const [damage, cost] of [
+    ['bytes', {}],
+    ['identity', THOROUGH],
+  ] as const)
+    test(`a state whose ${damage} are not its own is left alone: it begins anew`, cost, async () => {
       const out = at(`state-${damage}`);
-      await stopInside(compress, out, options);
+      await stopInside(compress, out, VARPRO);
       const [name] = readdirSync(join(out, PARTIAL_FOLDER)).filter((file) => file.endsWith('.state')) as [string];
       const file = join(out, PARTIAL_FOLDER, name);
       const bytes = readFileSync(file);
@@ -223,11 +231,10 @@ describe('a fit goes on inside a group:', () => {
       const onProgress = (it: Progress): void => {
         if (it.kind === 'step') steps.push(it.step);
       };
-      await compress(at('model'), out, options, { onProgress });
+      await compress(at('model'), out, VARPRO, { onProgress });
       expect(steps[0]).toBe(1);
       expectSame(out, at('varpro-compress-whole'));
-    }
-  });
+    });
 });
 
 test('fit: interrupted and run again, only what is missing is fitted', async () => {

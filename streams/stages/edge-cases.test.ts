@@ -5,6 +5,7 @@ import { availableEngines } from '../../fixtures/engines.js';
 import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate.js';
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { thoroughBut } from '../../fixtures/thorough.js';
 import { isFitted } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import type { EngineChoice } from '../../src/engine/choose-engine.js';
@@ -35,25 +36,33 @@ describe('every shape converts and verifies, native and hf:', () => {
     ['the adam solver', { layers: 1, experts: 5, rows: 6, cols: 32 }, { bases: 2, solver: 'adam', steps: 30 }],
     ['batches of two experts', { layers: 1, experts: 5, rows: 6, cols: 32 }, { bases: 2, batchExperts: 2 }],
   ];
-  test.each(cases)('%s', async (name, model, options) => {
-    const folder = at('shapes', name);
-    await generateCheckpoint(join(folder, 'model'), model);
-    for (const format of ['mobe', 'hf'] as const) {
-      const result = await compress(join(folder, 'model'), join(folder, format), { steps: 15, ...options, format });
-      for (const { relativeError } of result.groups.filter(isFitted)) expect(relativeError).toBeLessThan(1);
-      expect((await verify(join(folder, 'model'), join(folder, format))).problems).toEqual([]);
-    }
-    if (options.layers?.length === 0) return;
-    await expand(
-      join(folder, 'mobe'),
-      join(folder, 'expanded'),
-      options.shardSize ? { shardSize: options.shardSize } : {},
-    );
-    const shards = (of: string) => readdirSync(join(folder, of)).filter((file) => file.endsWith('.safetensors'));
-    expect(shards('expanded')).toEqual(shards('hf'));
-    for (const file of shards('hf'))
-      expect(readFileSync(join(folder, 'expanded', file)).equals(readFileSync(join(folder, 'hf', file)))).toBe(true);
-  });
+  const cost = thoroughBut(
+    'experts no multiple of bases',
+    'one expert',
+    'f32 in, bf16 out',
+    'many small shards',
+    'no layer at all',
+  );
+  for (const [name, model, options] of cases)
+    test(name, cost(name), async () => {
+      const folder = at('shapes', name);
+      await generateCheckpoint(join(folder, 'model'), model);
+      for (const format of ['mobe', 'hf'] as const) {
+        const result = await compress(join(folder, 'model'), join(folder, format), { steps: 15, ...options, format });
+        for (const { relativeError } of result.groups.filter(isFitted)) expect(relativeError).toBeLessThan(1);
+        expect((await verify(join(folder, 'model'), join(folder, format))).problems).toEqual([]);
+      }
+      if (options.layers?.length === 0) return;
+      await expand(
+        join(folder, 'mobe'),
+        join(folder, 'expanded'),
+        options.shardSize ? { shardSize: options.shardSize } : {},
+      );
+      const shards = (of: string) => readdirSync(join(folder, of)).filter((file) => file.endsWith('.safetensors'));
+      expect(shards('expanded')).toEqual(shards('hf'));
+      for (const file of shards('hf'))
+        expect(readFileSync(join(folder, 'expanded', file)).equals(readFileSync(join(folder, 'hf', file)))).toBe(true);
+    });
 });
 
 describe('every engine of this machine converts, and the CPU verifies:', async () => {
