@@ -24,10 +24,10 @@ import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg
 import { factorParameters, REFERENCE_ACTIVATIONS } from '../src/methods/mobe/problem.js';
 import { groupedSvd, perExpertSvd, sharedBasisSvd } from '../src/methods/svd/baselines.js';
 import { VERSION } from '../src/version.js';
+import { fitChart } from './fit-chart.js';
 import { goalOf, mean, type Reached } from './levels.js';
 import { machine } from './machine.js';
 import { encodeNpy } from './npy.js';
-import { plot } from './plot.js';
 import { type Race, type RaceOptions, race, type Weights } from './race.js';
 import { KINDS, type Kind, type Subject, subjects } from './subjects.js';
 
@@ -154,19 +154,7 @@ function write(): void {
   // Six digits, and short arrays on a line.
   const json = JSON.stringify(record, (_, value) => (typeof value === 'number' ? round(value) : value), 2);
   writeFileSync(`${out}.json`, `${json.replace(/\[\s+([-+\d.e]+),\s+([-+\d.e]+)\s+\]/g, '[$1, $2]')}\n`);
-  const panels = results.map(({ subject, activation, ours, reference, levels }) => {
-    const level = goalOf(levels)?.loss;
-    return {
-      title: `${subject}, ${activation}`,
-      ours: ours.map(({ seconds, loss }): [number, number] => [seconds, loss]),
-      reference: reference?.curve ?? [],
-      ...(level !== undefined && { level }),
-    };
-  });
-  writeFileSync(
-    `${out}.svg`,
-    plot(`Loss against time, ${threads === 1 ? 'one thread' : `${threads} threads`}`, panels),
-  );
+  writeFileSync(`${out}.svg`, fitChart(results, threads));
 }
 
 function round(value: number): number {

@@ -15,12 +15,11 @@ import { parseArgs } from 'node:util';
 import { generateCheckpoint } from '../fixtures/generate.js';
 import { describeReport } from '../src/cli/bench-table.js';
 import { formatTable, left, right } from '../src/cli/table.js';
-import { table } from '../src/page/page.js';
-import { lines } from '../src/page/svg.js';
 import { reportPage } from '../streams/bench/bench-page.js';
 import { benchmark } from '../streams/bench/benchmark.js';
 import type { Slowdown } from '../streams/flow/stage-clock.js';
-import { checkScale, measureScale, SCALE_COLUMNS, type ScaleRow, scaleCells } from './scale.js';
+import { checkScale, measureScale, SCALE_COLUMNS, scaleCells } from './scale.js';
+import { scaleSection } from './scale-section.js';
 
 const { values: flags } = parseArgs({
   options: {
@@ -69,10 +68,7 @@ try {
   };
   mkdirSync(dirname(flags.out), { recursive: true });
   writeFileSync(`${flags.out}.json`, `${JSON.stringify({ ...whole, scale }, null, 2)}\n`);
-  writeFileSync(
-    `${flags.out}.html`,
-    reportPage(whole, [{ title: 'Against size and number of tensors', body: plots(scale) }]),
-  );
+  writeFileSync(`${flags.out}.html`, reportPage(whole, [scaleSection(scale)]));
   const columns = SCALE_COLUMNS.map((title, i) => (i < 1 ? left(title) : right(title)));
   console.log(
     flags.json
@@ -87,38 +83,4 @@ try {
 function parseSlow(text: string | undefined): Slowdown | undefined {
   const [stage, factor] = text?.split('=') ?? [];
   return stage && factor ? { stage, factor: Number(factor) } : undefined;
-}
-
-function plots(rows: readonly ScaleRow[]): string {
-  const kinds = [...new Set(rows.map(({ what }) => what))];
-  const plot = (
-    title: string,
-    by: ScaleRow['by'],
-    axis: readonly [x: string, y: string],
-    value: (row: ScaleRow) => number,
-  ): string =>
-    lines(
-      title,
-      ...axis,
-      kinds
-        .map((what) => ({ label: what, rows: rows.filter((row) => row.what === what && row.by === by) }))
-        .filter((series) => series.rows.length > 0)
-        .map((series) => ({
-          label: series.label,
-          points: series.rows.map((row) => ({ x: by === 'size' ? row.bytes / 1e9 : row.tensors, y: value(row) })),
-        })),
-    );
-  const mebibytes = ({ peakRssBytes }: ScaleRow): number => peakRssBytes / 2 ** 20;
-  return [
-    plot(
-      'Throughput against size',
-      'size',
-      ['GB of checkpoint', 'GB/s'],
-      ({ bytes, seconds }) => bytes / 1e9 / seconds,
-    ),
-    plot('Peak memory against size', 'size', ['GB of checkpoint', 'MiB'], mebibytes),
-    plot('Time against number of tensors', 'tensors', ['tensors', 'seconds'], ({ seconds }) => seconds),
-    plot('Peak memory against number of tensors', 'tensors', ['tensors', 'MiB'], mebibytes),
-    table(SCALE_COLUMNS, rows.map(scaleCells)),
-  ].join('\n');
 }

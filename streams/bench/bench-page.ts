@@ -1,7 +1,7 @@
 /** The report as one page. */
 import { formatBytes } from '../../src/format.js';
+import { bars, shares } from '../../src/page/bars.js';
 import { htmlPage, paragraphs, type Section, table } from '../../src/page/page.js';
-import { bars, shares } from '../../src/page/svg.js';
 import type { BenchReport } from './benchmark.js';
 import { COLUMNS, rowCells, STAGE_COLUMNS, stageCells } from './report-text.js';
 import type { Row } from './rows.js';
