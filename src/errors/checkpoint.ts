@@ -1,4 +1,4 @@
-/** A checkpoint folder is not what it should be. */
+/** Errors in a checkpoint folder. */
 import { InputError } from './base.js';
 
 export class NotACheckpointError extends InputError {

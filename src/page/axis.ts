@@ -2,13 +2,16 @@
 import { scaleLinear, scaleLog } from 'd3-scale';
 import { round } from './svg.js';
 
+/** How values are spread over an axis. */
 export type ScaleKind = 'linear' | 'from zero' | 'logarithmic';
 
+/** A labelled value of an axis. */
 export interface Tick {
   readonly value: number;
   readonly text: string;
 }
 
+/** One axis of a chart. */
 export interface Axis {
   readonly ticks: readonly Tick[];
   /** The pixel of a value. */

@@ -1,6 +1,7 @@
 /** Bar charts. */
 import { markup, OTHER, OURS, round, svg } from './svg.js';
 
+/** A bar, its label and its spread. */
 export interface Bar {
   readonly label: string;
   readonly value: number;

@@ -7,6 +7,7 @@ export interface Point {
   readonly y: number;
 }
 
+/** A line of a chart. */
 export interface Series {
   readonly label: string;
   /** In any order. */
@@ -17,6 +18,7 @@ export interface Series {
   readonly dots?: boolean;
 }
 
+/** Title and scale of an axis. */
 export interface AxisStyle {
   readonly title: string;
   readonly scale: ScaleKind;
@@ -25,6 +27,7 @@ export interface AxisStyle {
 /** A dashed line across the chart, at a value of one of its axes. */
 export type Mark = { readonly x: number; readonly label: string } | { readonly y: number };
 
+/** A line chart. */
 export interface Chart {
   readonly title: string;
   readonly x: AxisStyle;

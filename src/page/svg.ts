@@ -12,6 +12,7 @@ export const COLOURS = [OURS, '#3b82f6', '#16a34a', '#a855f7', '#0891b2', '#ca8a
 /** Pixels, rounded to a tenth: more digits make files larger and pictures no better. */
 export const round = (pixels: number): number => Math.round(10 * pixels) / 10;
 
+/** Pixels. */
 export interface Size {
   readonly width: number;
   readonly height: number;
