@@ -26,7 +26,8 @@ export interface SideFile {
 }
 
 /**
- * Lists a checkpoint's other files: tokenizer, generation settings, remote code, templates, licence. A source's README is kept
+ * Lists a checkpoint's other files: tokenizer, generation settings, remote code, templates, licence. Hidden files (download
+ * caches, version control) are left out. A source's README is kept
  * under another name, unless this program wrote it; then a new one replaces it. Throws an `UnsafePathError` for a name that leads
  * out of the folder.
  */

@@ -36,7 +36,8 @@ export function widenBfloat16(pairs: Int32Array, target: Int32Array): void {
 const UPPER_HALF = -65536;
 
 /**
- * @param table f16 bit pattern → its f32 bit pattern
+ * Widens f16 bit patterns.
+ * @param table f32 bit pattern of each f16 bit pattern
  * @param source f16 bit patterns
  */
 export function widenHalf(table: Uint32Array, source: Uint16Array, target: Uint32Array): void {

@@ -8,7 +8,7 @@ import { receiveTensors } from './receive-tensors.js';
 
 const SENDER = fileURLToPath(new URL('../../fixtures/endless-sender.js', import.meta.url));
 const SECONDS = 6;
-/** Of the receiver. */
+/** The receiver's credit, bytes. */
 const RATE = 1_000_000;
 
 interface Sample {
@@ -37,8 +37,8 @@ test('a receiver of 1 MB/s holds the sender: its memory stays flat and what is o
   expect(received).toBeLessThan(1.5 * RATE * SECONDS + MIN_CREDIT_BYTES);
   expect(samples.length).toBeGreaterThan(10);
   for (const { held } of samples) expect(held).toBeLessThanOrEqual(2 * MIN_CREDIT_BYTES);
-  expect(Math.max(...samples.map(({ held }) => held))).toBeGreaterThan(MIN_CREDIT_BYTES); // it does use its credit
-  // What it could have sent meanwhile is gigabytes. The allowance is for V8, which collects when it sees fit.
+  expect(Math.max(...samples.map(({ held }) => held))).toBeGreaterThan(MIN_CREDIT_BYTES); // the sender uses its credit
+  // Without flow control the sender would have sent gigabytes by now. The allowance is for V8, which collects garbage late.
   const settled = samples.slice(3).map(({ rss }) => rss);
   expect(Math.max(...settled) - (settled[0] as number)).toBeLessThan(32 * 2 ** 20);
 });
@@ -93,6 +93,6 @@ test('many small messages at once pass, and are acknowledged to the last', async
   const sends = Array.from({ length: 20_000 }, (_, i) => channel.send({ kind: 'event', value: i }));
   await Promise.all(sends);
   await channel.flushed();
-  expect(seen).toBe(20_000); // the last was dealt with when the next was asked for
+  expect(seen).toBe(20_000); // the last message counts as processed when the next one is requested
   expect(channel.heldBytes).toBe(0);
 });

@@ -38,11 +38,11 @@ test('a stream both ways over a line cut at a hundred random bytes arrives whole
     const sending = sendTensors(channel, tensors()).then(() => channel.send({ kind: 'end', value: 'sent' }));
     arrived = await digestOf(receiveTensors(channel));
     await sending;
-    await channel.receive(); // until the peer closes
+    await channel.receive(); // waits until the peer closes
   });
   const random = seededBytes(400, 11);
   let drawn = 0;
-  // From inside the handshake on; later cuts are farther apart, or a connection would not live to its hello.
+  // The first cut is inside the handshake. Later cuts are farther apart, or no connection would reach its hello.
   const proxy = await startProxy(server.url, () =>
     drawn < 100 ? 1 + (new DataView(random.buffer).getUint32(4 * drawn++) % 400_000) : undefined,
   );
@@ -89,7 +89,7 @@ test('a peer that was restarted is a lost session', async () => {
   const proxy = await startProxy(first.url);
   const channel = await startClient(proxy.url);
   expect(await isEchoed(channel, 1)).toBe(true);
-  proxy.refuse(); // gone without a word, as when its machine lost power
+  proxy.refuse(); // the peer vanishes without a closing frame, as when its machine loses power
   proxy.accept(second.url);
   await expect(isEchoed(channel, 2)).rejects.toBeInstanceOf(SessionLostError);
 });

@@ -1,14 +1,14 @@
 /// <reference types="highland" preserve="true" />
 /**
- * Highland composes, node:stream owns the lifecycle. Highland alone leaves a failing pipeline hanging and its source
- * open; inside an async generator every end, good or bad, destroys both ends.
+ * Highland composes streams, and node:stream ends them. With Highland alone a pipeline that fails hangs and leaves its source
+ * open. Here an async generator destroys both ends when it ends, with or without an error.
  */
 import { Readable } from 'node:stream';
 import _ from 'highland';
 
 const ONE_AHEAD = { objectMode: true, highWaterMark: 1 } as const;
 
-/** Runs a Highland composition over `input`, which is pulled at most one record ahead. */
+/** Runs a Highland composition over `input`. At most one record is pulled ahead. */
 export async function* compose<I, O>(
   input: AsyncIterable<I>,
   build: (stream: Highland.Stream<I>) => Highland.Stream<O>,
@@ -16,15 +16,15 @@ export async function* compose<I, O>(
   yield* owned([Readable.from(input, ONE_AHEAD)], ([stream]) => build(stream as Highland.Stream<I>));
 }
 
-/** The records of all inputs, as they come. */
+/** The records of all inputs, in the order in which they come. */
 export async function* merge<T>(inputs: ReadonlyArray<AsyncIterable<T>>): AsyncGenerator<T> {
   const sources = inputs.map((input) => Readable.from(input, ONE_AHEAD));
   yield* owned<T, T>(sources, (streams) => _(streams).merge());
 }
 
 /**
- * Runs a lane for each input, at most `limit` side by side; what they yield comes as it comes. No lane waits for another, so
- * one that must begin again can have what the others hold, once they are done.
+ * Runs `limit` lanes at once. Each lane takes one item after another, and the lanes' records come in the order in which they are
+ * made. No lane waits for another. So a lane that must start again gets what the others hold once they are done.
  */
 export async function* inLanes<I, O>(
   input: AsyncIterable<I>,
