@@ -44,7 +44,7 @@ test('losses above three times the least are not shown', () => {
 test('a twentieth and a fifth of the reference’s time are marked', () => {
   const at = (label: string): number =>
     Number(new RegExp(`x="([\\d.]+)"[^>]*>${label}<`).exec(fitChart([raced], 1))?.[1]);
-  // The reference takes 20 s: its twentieth is at the first run, its fifth at the last.
+  // The reference takes 20 s. A twentieth of it is the first run's time, a fifth the last run's.
   const [first, , last] = [...fitChart([raced], 1).matchAll(/<circle cx="([\d.]+)"/g)].map(([, x]) => Number(x));
   expect([at('1/20') - 3, at('1/5') - 3]).toEqual([first, last]);
 });

@@ -1,4 +1,4 @@
-/** Races as one picture: loss against seconds, a chart a race. */
+/** Draws races as one picture: loss against seconds, with a chart for each race. */
 import { type Chart, type Mark, panels } from '../src/page/charts.js';
 import { OTHER, OURS } from '../src/page/svg.js';
 import { goalOf } from './levels.js';

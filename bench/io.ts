@@ -1,12 +1,14 @@
 /**
- * How fast this machine streams a model, what limits it, and how far from the limit we are: the report of `mobe bench` on a
- * generated checkpoint, then throughput and memory against size and number of tensors. Prints tables, writes io.json and io.html.
+ * Measures how fast this machine streams a model, what limits it, and how close this program comes to the limit: the report of
+ * `mobe bench` on a generated checkpoint, then throughput and memory against size and number of tensors. Prints tables and writes
+ * io.json and io.html.
  *
  *     npm run bench                            bench/results/io.json and io.html
- *     npm run bench -- --quick --out out/io    a minute or two: does it run here?
- *     npm run bench -- --slow read=20          the slowed stage is to be found
+ *     npm run bench -- --quick --out out/io    a short trial of one or two minutes
+ *     npm run bench -- --slow read=20          a test: the report must find the slowed stage
  *
- * Files go to MOBE_BENCH_DIR (default: the system's temporary folder). PYTHON names the Python with safetensors and torch.
+ * Checkpoints are written to MOBE_BENCH_DIR (default: the system's temporary folder). PYTHON names a Python with safetensors and
+ * torch.
  */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -48,7 +50,7 @@ try {
   const report = await benchmark(model, {
     folder,
     rounds: flags.quick ? 1 : Number(flags.rounds),
-    bytes: 2 * gigabytes * 1e9, // all of it
+    bytes: 2 * gigabytes * 1e9, // the whole checkpoint
     slow: parseSlow(flags.slow),
     onMeasure: (done, total, what) => tell(`${done + 1} of ${total}: ${what}`),
   });
@@ -79,7 +81,7 @@ try {
   rmSync(folder, { recursive: true, force: true });
 }
 
-/** "read=20" */
+/** Parses "read=20". */
 function parseSlow(text: string | undefined): Slowdown | undefined {
   const [stage, factor] = text?.split('=') ?? [];
   return stage && factor ? { stage, factor: Number(factor) } : undefined;

@@ -1,9 +1,9 @@
-/** Time and memory against size and number of tensors, as a section of the report's page. */
+/** A section of the report's page: time and memory against size and number of tensors. */
 import { lines } from '../src/page/charts.js';
 import { type Section, table } from '../src/page/page.js';
 import { SCALE_COLUMNS, type ScaleRow, scaleCells } from './scale.js';
 
-/** How long it takes to open a checkpoint depends on its tensors, not on its bytes: no throughput. */
+/** Opening a checkpoint reads only its headers, so it has no throughput. */
 const OPEN = 'index and headers';
 
 const X = {
@@ -11,6 +11,7 @@ const X = {
   tensors: { title: 'tensors', value: ({ tensors }: ScaleRow) => tensors },
 } as const;
 
+/** The section with charts and a table. */
 export function scaleSection(rows: readonly ScaleRow[]): Section {
   const whats = [...new Set(rows.map(({ what }) => what))];
   const chart = (

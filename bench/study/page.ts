@@ -1,8 +1,7 @@
-/** The studies' plots and tables as one page. */
+/** The studies' charts and tables as one HTML page. */
 import { bars } from '../../src/page/bars.js';
 import { type AxisStyle, lines, type Point, type Series } from '../../src/page/charts.js';
 import { htmlPage, type Section, table } from '../../src/page/page.js';
-
 import type { Result, ResultRow } from './results.js';
 import { share, sizeOf } from './studies.js';
 import { cells, columns } from './table.js';
@@ -69,6 +68,7 @@ function seriesBy(key: string, { rows }: Result, point: (row: ResultRow) => Poin
   }));
 }
 
+/** The page as HTML. */
 export function studyPage({ text, source, studies }: StudyRecord): string {
   const intro = `Scored on ${text.bytes} bytes of ${text.name}; the source's nll is ${source.nll.toFixed(4)} nats a byte.`;
   const sections = studies.map((result): Section => {

@@ -28,7 +28,7 @@ import { createLink, type Link, SOCKET_OPTIONS } from './link.js';
 import { bareHost, isLoopback } from './loopback.js';
 import { isAuthorised } from './token.js';
 
-/** Where and how to listen. */
+/** Address, service and limits of a server. */
 export interface ListenOptions {
   readonly host: string;
   /** 0 means any free port. */

@@ -109,7 +109,7 @@ async function passOver(uploads: Leavable): Promise<void> {
 /** Takes the pieces of an answer as they come. It must not wait for a later message of the same channel. */
 export type OnPiece = (piece: TensorPiece) => void | Promise<void>;
 
-/** What a request sends along and what handles its answer. */
+/** The tensors of a request, and the handlers of its answer. */
 export interface Exchange {
   readonly onPiece?: OnPiece | undefined;
   readonly onEvent?: ((value: unknown) => void) | undefined;
