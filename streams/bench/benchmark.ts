@@ -42,7 +42,7 @@ export interface BenchReport {
   readonly rounds: number;
   readonly rows: readonly Row[];
   readonly targets: readonly Target[];
-  /** What was not measured and why, and how the cache was emptied. */
+  /** Things that were not measured, with the reason, and how the cache was emptied. */
   readonly notes: readonly string[];
 }
 

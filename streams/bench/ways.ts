@@ -13,10 +13,10 @@ export interface Way {
   readonly task: Task;
 }
 
-/** What can be measured on this machine. */
+/** The source, and the measurements that are possible on this machine. */
 export interface WayOptions {
   readonly source: SampleOfModel;
-  /** Where to write. */
+  /** Folder for written files. */
   readonly folder: string;
   /** Bytes that are written from memory or sent. */
   readonly bytes: number;
