@@ -3,7 +3,7 @@
  *
  *   node solve.js experts.npy '{"bases": 8, "activation": "silu", "steps": 400, "seed": 1, "threads": 1}'
  *
- * As in bench/reference/train.py, the clock starts after modules are loaded and weights are read. It stops at the last A. The
+ * Like that of bench/reference/train.py, the clock starts after modules are loaded and weights are read. It stops at the last A. The
  * error of the result is measured afterwards.
  */
 import { readFileSync } from 'node:fs';

@@ -93,7 +93,7 @@ def fit(target, sigma, options, clock):
         over = step == options.steps or (options.seconds and clock() > options.seconds)
         if step == 1 or step % options.every == 0 or over:
             curve.append([step, round(clock(), 4), loss_sum / n])
-        # As in the reference, the loss belongs to the state before this update, but the state after it is kept.
+        # The loss belongs to the state before this update, but the state after it is kept: the reference does the same.
         if step % KEEP_EVERY == 0 and real_sum < best:
             best, kept = real_sum, [x.detach().clone() for x in parameters]
     fitted = clock()
