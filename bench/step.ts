@@ -1,6 +1,6 @@
 /**
- * How much of an engine's plain matrix-product rate a whole varpro step reaches: all its floating-point operations over its
- * time. Prints a line for each shape and batch and writes bench/results/step.json.
+ * Compares the rate of a whole varpro step (its floating-point operations divided by its time) with an engine's rate of plain
+ * matrix products. Prints a line for each shape and batch and writes bench/results/step.json.
  *
  *   npm run bench:step -- [--engine onnx-cpu] [--threads 2] [--batch 1,4]
  */
@@ -23,11 +23,11 @@ const SHAPES: Problem[] = [
   { experts: 32, rows: 64, cols: 192, bases: 8, rank: 64, activation: 'silu' },
   { experts: 16, rows: 768, cols: 2048, bases: 4, rank: 768, activation: 'silu' },
 ];
-/** The first steps restart inverses; from here on they only track them. */
+/** The first steps restart inverses. Later steps only update them. */
 const WARM_STEPS = 40;
 const COUNTED_STEPS = 7;
 
-/** Ends a run that has been measured. */
+/** Thrown to end a run after its measurement. */
 class Measured extends Error {}
 
 const { values: flags } = parseArgs({
@@ -63,9 +63,9 @@ writeFileSync(
   fileURLToPath(new URL('step.json', results)),
   `${JSON.stringify({ machine, ...facts, rows }, null, 2)}\n`,
 );
-process.exit(0); // the runtime's threads have nothing left to do
+process.exit(0); // does not wait for the runtime's idle threads
 
-/** The median of the last steps of a short run, after enough of them to be past the restarts of inverses. */
+/** Median of the last steps of a short run, after the steps that restart inverses. */
 async function stepSeconds(problem: Problem, batchExperts: number): Promise<number> {
   const { experts: n, rows: p, cols: d } = problem;
   const random = createRandom(1);

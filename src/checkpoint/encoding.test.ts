@@ -18,7 +18,7 @@ type Int4Case = Matrix & { groupSize: number };
 type Decoded = { scaleDtype: ScaleDtype; values: string };
 type Encoded = { data: string; scales: string; values: string };
 
-/** See fixtures/quantised.py for what it holds. */
+/** fixtures/quantised.py wrote the file and describes it. */
 const reference: {
   tables: Record<Float8Dtype, string>;
   fp8: (Fp8Case & Decoded)[];
@@ -57,7 +57,7 @@ const SCALES: Record<ScaleDtype, [bytes: number, pattern: (x: number) => number]
   F8_E8M0: [1, (x) => x >>> 24],
 };
 
-/** Codes and scales as the generator makes them from the seed. */
+/** Codes and scales, made from the seed as in the generator. */
 function stored(encoding: Encoding & { scaleDtype: ScaleDtype }, { rows, cols, seed }: Matrix) {
   const next = sequence(seed);
   const sizes = storedBytes(encoding, rows, cols);
@@ -83,7 +83,7 @@ function decodeAll(encoding: Encoding, rows: number, cols: number, data: Uint8Ar
 
 const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
 
-/** Of f32 with one pattern for every NaN. */
+/** Bit patterns of f32 numbers. Every NaN has the same one. */
 function sha256Floats(values: Float32Array): string {
   const bits = new Uint32Array(values.slice().buffer);
   for (let i = 0; i < bits.length; i++) if (Number.isNaN(values[i])) bits[i] = 0x7fc00000;
@@ -144,7 +144,7 @@ describe('encoding and decoding', () => {
           minLength: shape.rows * shape.cols,
           maxLength: shape.rows * shape.cols,
         })
-        // Below that, the scales are subnormal and quotients lose digits.
+        // Smaller scales are subnormal, and quotients lose digits.
         .map((values) => Float32Array.from(values, (value) => (Math.abs(value) < 1e-20 ? 0 : value))),
     }),
   );
@@ -185,7 +185,7 @@ describe('encoding and decoding', () => {
   });
 });
 
-/** One of each kind, with blocks that pieces of rows cut through. */
+/** One encoding of each kind. Ranges of rows begin and end inside its blocks. */
 const ENCODINGS: Encoding[] = [
   { kind: 'float', dtype: 'F32' },
   { kind: 'float', dtype: 'BF16' },
@@ -241,7 +241,7 @@ describe.each(ENCODINGS.map((encoding) => [describeEncoding(encoding), encoding]
     expect(decode(data, scales, rows * cols, 0.5)).toThrow(/rows.first/);
     if (encoding.kind !== 'float') {
       expect(decode(data, scales.subarray(1))).toThrow(/bytes of scales/);
-      expect(decode(data, scales, rows * cols, 13)).toThrow(/bytes of scales/); // rows the scales do not reach
+      expect(decode(data, scales, rows * cols, 13)).toThrow(/bytes of scales/); // these rows have no scales
     }
   });
 });

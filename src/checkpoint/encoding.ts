@@ -1,21 +1,21 @@
-/** Stored matrices to numbers: plain floats, and 8- and 4-bit codes that share a scale by block. */
+/** Decodes stored matrices: plain floats, and 8- and 4-bit codes with one scale for each block. */
 import { decodeFloats } from './codec.js';
 import { type FloatDtype, floatBytes } from './dtype.js';
 import { float8Values } from './float8.js';
 import { multiplyCodes, multiplyNibbles } from './multiply-codes.js';
 
-/** How a stored matrix (rows × cols, row-major) becomes numbers. */
+/** The encoding of a stored matrix (rows × cols, row-major). */
 export type Encoding = FloatEncoding | Fp8Encoding | Int4Encoding;
 
-/** The numbers themselves; no scales. */
+/** Plain floats without scales. */
 export interface FloatEncoding {
   readonly kind: 'float';
   readonly dtype: FloatDtype;
 }
 
 /**
- * W = code · scale of its block; scales (⌈rows / blockRows⌉, ⌈cols / blockCols⌉), row-major. DeepSeek-V3 has blocks of
- * 128 × 128. One scale for the tensor is a block of rows × cols, one for each output channel a block of 1 × cols.
+ * W = code · scale of its block. Scales: (⌈rows / blockRows⌉, ⌈cols / blockCols⌉), row-major. DeepSeek-V3 has blocks of
+ * 128 × 128. One scale for the whole tensor is one block of rows × cols; one for each output channel are blocks of 1 × cols.
  */
 export interface Fp8Encoding {
   readonly kind: 'fp8';
@@ -26,8 +26,8 @@ export interface Fp8Encoding {
 }
 
 /**
- * "pack-quantized" of compressed-tensors, 4 bits, symmetric: words (rows, ⌈cols / 8⌉) i32, whose 4-bit fields hold
- * value + 8, lowest bits first; scales (rows, ⌈cols / groupSize⌉).
+ * "pack-quantized" of compressed-tensors, 4 bits, symmetric. Data: i32 words (rows, ⌈cols / 8⌉). Each 4-bit field holds
+ * value + 8, the lowest bits first. Scales: (rows, ⌈cols / groupSize⌉).
  */
 export interface Int4Encoding {
   readonly kind: 'int4';
@@ -35,16 +35,17 @@ export interface Int4Encoding {
   readonly groupSize: number;
 }
 
+/** Dtype of scales. */
 export type ScaleDtype = FloatDtype | 'F8_E8M0';
 
-/** Bytes of a stored matrix: its data, and the scales that follow it. */
+/** Bytes of a matrix's data and of its scales. Throws a `RangeError` for blocks without size. */
 export function storedBytes(encoding: Encoding, rows: number, cols: number): { data: number; scales: number } {
   const data = rows * rowBytes(encoding, cols);
   const blocks = scaleBlocks(encoding);
   return { data, scales: blocks ? Math.ceil(rows / blocks.rows) * Math.ceil(cols / blocks.cols) * blocks.bytes : 0 };
 }
 
-/** For people: "BF16", "F8_E4M3 in 128 × 128 blocks", "INT4 in groups of 32". */
+/** A description for people: "BF16", "F8_E4M3 in 128 × 128 blocks", "INT4 in groups of 32". */
 export function describeEncoding(encoding: Encoding): string {
   if (encoding.kind === 'float') return encoding.dtype;
   if (encoding.kind === 'int4') return `INT4 in groups of ${encoding.groupSize}`;
@@ -52,13 +53,13 @@ export function describeEncoding(encoding: Encoding): string {
 }
 
 /**
- * Decodes `rows.count` rows of a matrix from row `rows.first` on; they may begin and end inside a block.
+ * Decodes `rows.count` rows of a matrix, from row `rows.first` on. They may begin and end inside a block.
  *
- * @param data those rows' bytes, and no others; at any alignment
- * @param scales the scales of the whole matrix, empty for floats; at any alignment
+ * @param data the bytes of exactly these rows, at any alignment
+ * @param scales the scales of the whole matrix, at any alignment; empty for floats
  * @param target (rows.count, cols) f32: value · scale, rounded once to f32, as in PyTorch's `w.float() * scale.float()`.
  *   (compressed-tensors multiplies in the scales' dtype, and so rounds int4 weights to bf16 where those are bf16.)
- * @throws RangeError where a length does not fit. Shapes come from headers that were checked, so this is a caller's mistake.
+ * @throws RangeError if a length does not fit. Headers were checked before, so this is a mistake of the caller.
  */
 export function decodeRows(
   encoding: Encoding,
@@ -94,7 +95,7 @@ export function decodeRows(
       const start = across * blocks.cols;
       const end = Math.min(start + blocks.cols, cols);
       const scale = factors[block + across] as number;
-      // Rows one by one, not blocks: memory is then read and written in order.
+      // The loop goes row by row, not block by block, so that memory is read and written in order.
       if (values) multiplyCodes(values, scale, data, row * stride + start, target, row * cols + start, end - start);
       else multiplyNibbles(scale, data, row * stride, start, end, target, row * cols);
     }
@@ -110,7 +111,7 @@ function rowBytes(encoding: Encoding, cols: number): number {
 interface ScaleBlocks {
   readonly rows: number;
   readonly cols: number;
-  /** Of one scale. */
+  /** Bytes of one scale. */
   readonly bytes: number;
 }
 
@@ -124,7 +125,7 @@ function scaleBlocks(encoding: Encoding): ScaleBlocks | undefined {
   return { rows, cols, bytes: scaleBytes(encoding.scaleDtype) };
 }
 
-/** The scales of some rows of blocks as f32. Only those: with a scale for each channel, all would cost more than the rows. */
+/** Decodes the scales of some rows of blocks. With a scale for each channel, decoding all would take longer than the rows. */
 function scalesOfBlockRows(
   dtype: ScaleDtype,
   scales: Uint8Array,

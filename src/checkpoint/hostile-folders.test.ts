@@ -1,4 +1,4 @@
-/** Folders of strangers: nothing in them leads out of them, or takes more than they are. */
+/** Folders from strangers: no name may lead out of the folder, and no file may take more memory or time than its size allows. */
 import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { crc32 } from 'node:zlib';
@@ -251,7 +251,7 @@ describe('sizes are not taken on trust:', () => {
     async (file) => {
       put(at(`huge ${file}`, 'config.json'), '{}');
       put(at(`huge ${file}`, file), '{');
-      truncateSync(at(`huge ${file}`, file), 2 ** 30); // a hole
+      truncateSync(at(`huge ${file}`, file), 2 ** 30); // a sparse file
       put(at(`huge ${file}`, 'model.safetensors'), shard({}));
       const before = process.memoryUsage.rss();
       await expect(openCheckpoint(at(`huge ${file}`))).rejects.toThrow('the limit is');

@@ -1,10 +1,10 @@
 /**
- * The inner loops of decoding: a table, a product and a store for each element. JavaScript multiplies in f64, where the
- * product of two f32 is exact, so storing it rounds once, as an f32 product does. Eight elements a turn take about half
- * the time of one: V8 does not unroll loops of JavaScript.
+ * The inner loops of decoding: a table look-up, a product and a store for each element. JavaScript multiplies in f64, where the
+ * product of two f32 numbers is exact. So the store rounds once, like an f32 product. V8 does not unroll loops: eight elements
+ * in each turn take about half the time of one.
  */
 
-/** `count` 8-bit codes from `data[from]` on, times `scale`, into `target[to]` on. */
+/** Decodes `count` 8-bit codes from `data[from]` on, multiplies them by `scale`, and writes them from `target[to]` on. */
 export function multiplyCodes(
   values: Float32Array,
   scale: number,
@@ -30,13 +30,14 @@ export function multiplyCodes(
   for (; t < end; t++, d++) target[t] = (values[data[d] as number] as number) * scale;
 }
 
-/** Byte → the value (field − 8) of its lower and of its upper four bits. */
+/** Tables from a byte to the values (field − 8) of its lower and its upper four bits. */
 const LOWER = Float32Array.from({ length: 256 }, (_, byte) => (byte & 15) - 8);
 const UPPER = Float32Array.from({ length: 256 }, (_, byte) => (byte >>> 4) - 8);
 
 /**
- * Columns `start` … `end` of a row of 4-bit fields, times `scale`. The row's bytes begin at `data[from]`, its numbers at
- * `target[to]`. Words are little-endian, so column c is in byte c / 2, and in its lower half where c is even.
+ * Decodes columns `start` to `end` (exclusive) of a row of 4-bit fields and multiplies them by `scale`. The row's bytes begin at
+ * `data[from]`, its numbers at `target[to]`. Words are little-endian, so column c is in byte ⌊c / 2⌋, in the lower half if c is
+ * even.
  */
 export function multiplyNibbles(
   scale: number,

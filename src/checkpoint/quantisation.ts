@@ -1,9 +1,9 @@
 /**
- * Quantised weights: which tensors together make one matrix. Two layouts are decoded, whatever wrote them:
+ * Finds the tensors that together make one quantised matrix. Two layouts are decoded:
  *
  * - FP8 with scales (DeepSeek-V3, Kimi-K2, Qwen3-FP8): `x.weight` in F8_E4M3 or F8_E5M2, and `x.weight_scale_inv` with one
- *   factor for each block of 128 × 128; or `x.weight_scale` for each row or for all (compressed-tensors). Despite its name the
- *   first multiplies too.
+ *   factor for each block of 128 × 128, or `x.weight_scale` with one for each row or one for all (compressed-tensors). Weights
+ *   are multiplied by `weight_scale_inv` too, despite its name.
  * - INT4 of compressed-tensors, "pack-quantized" (Kimi-K2-Thinking): `x.weight_packed`, `x.weight_scale`, `x.weight_shape`.
  *
  * The parts may lie in different shards.
@@ -14,16 +14,16 @@ import type { TensorInfo } from './header.js';
 import type { Checkpoint } from './open-checkpoint.js';
 import type { StoredMatrix } from './stored-matrix.js';
 
-/** What DeepSeek-V3 and all that followed it use; `weight_block_size` in the config may say otherwise. */
+/** The block size of DeepSeek-V3 and later models. `weight_block_size` in the config overrides it. */
 const DEFAULT_BLOCK = [128, 128] as const;
 
 const PACKED = /\.weight_packed$/;
 /** int4 values in an I32 word of `weight_packed` */
 const VALUES_PER_WORD = 8;
-/** What may accompany `x.weight` or `x.weight_packed`: scales, shape, and scales of activations, of no use without it. */
+/** Names of tensors that belong to `x.weight` or `x.weight_packed`: scales, shape, and scales of activations. */
 const ATTACHMENT = /^(.+)\.(?:weight_scale_inv|weight_scale|weight_shape|input_scale|activation_scale)$/;
 
-/** `quantization_config` as far as it is looked at. */
+/** The part of `quantization_config` that is used. */
 interface QuantisationConfig {
   readonly weight_block_size?: unknown;
   readonly config_groups?: Readonly<
@@ -31,26 +31,27 @@ interface QuantisationConfig {
   >;
 }
 
-/** Where a config keeps it: multimodal models nest their language model's. */
+/** Keys of the quantisation entry in a config. Multimodal models nest the one of their language model. */
 export const QUANTISATION_KEYS = [
   'quantization_config',
   'compression_config',
   'text_config.quantization_config',
 ] as const;
 
+/** Whether a dtype is 8-bit float codes of weights. */
 export const isFp8 = (dtype: string): dtype is 'F8_E4M3' | 'F8_E5M2' => dtype === 'F8_E4M3' || dtype === 'F8_E5M2';
 
-/** The tensor holds the data of a quantised matrix. */
+/** Whether a tensor holds the data of a quantised matrix. */
 export const isQuantised = ({ name, dtype }: TensorInfo): boolean => isFp8(dtype) || PACKED.test(name);
 
-/** The data tensor that a scale, a shape or the like belongs to; undefined for a tensor that stands for itself. */
+/** The data tensor that a scale or a shape belongs to; undefined for any other tensor. */
 export function attachedTo({ name }: TensorInfo, { tensors }: Checkpoint): TensorInfo | undefined {
   const base = ATTACHMENT.exec(name)?.[1];
   const data = base === undefined ? undefined : (tensors.get(`${base}.weight`) ?? tensors.get(`${base}.weight_packed`));
   return data && isQuantised(data) ? data : undefined;
 }
 
-/** The config's entry on quantisation, wherever it is kept. */
+/** The config's quantisation entry, under any of `QUANTISATION_KEYS`. */
 export function quantisationConfig(config: Checkpoint['config']): QuantisationConfig | undefined {
   const nested = config.text_config as Checkpoint['config'] | undefined;
   return (config.quantization_config ?? config.compression_config ?? nested?.quantization_config) as
@@ -59,8 +60,8 @@ export function quantisationConfig(config: Checkpoint['config']): QuantisationCo
 }
 
 /**
- * The matrix whose data this tensor holds. Throws where its scales are missing or do not fit, or where it is quantised in a way
- * that is not decoded.
+ * The matrix whose data this tensor holds. Throws a `MissingScaleError`, a `QuantisedShapeError` if the scales do not fit, or an
+ * `UnsupportedQuantisationError`.
  */
 export function quantisedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMatrix {
   if (data.shape.length !== 2)
@@ -82,7 +83,7 @@ function fp8Matrix(data: TensorInfo, dtype: 'F8_E4M3' | 'F8_E5M2', checkpoint: C
   return { name: data.name, rows, cols, encoding, data, scales, place: { tensor: data.name, element: 0 } };
 }
 
-/** The blocks that the scales' shape allows, the configured ones first. */
+/** The block size that fits the scales' shape. The configured one is tried first. */
 function blockSize(data: TensorInfo, scales: TensorInfo, { config }: Checkpoint): readonly [number, number] {
   const [rows, cols] = data.shape as [number, number];
   const configured = quantisationConfig(config)?.weight_block_size;
@@ -122,7 +123,7 @@ function packedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMatrix {
   const scales = part('scale');
   if (!scales) throw new MissingScaleError(data.name, data.file, `${base}_scale`);
   const [rows, words] = data.shape as [number, number];
-  // Rows that do not fill their last word are told by weight_shape, which is compared when the data is read.
+  // If rows do not fill their last word, weight_shape says so. It is compared when the data is read.
   const cols = words * VALUES_PER_WORD;
   const [scaleRows, scaleCols] = scales.shape;
   const groupSize = typeof configured === 'number' && configured > 0 ? configured : Math.ceil(cols / (scaleCols || 1));

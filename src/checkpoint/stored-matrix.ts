@@ -1,27 +1,28 @@
-/** A matrix of a checkpoint: where its bytes lie, and how they become numbers. */
+/** A matrix of a checkpoint: the place of its bytes and their encoding. */
 import { QuantisedShapeError, UnsupportedDtypeError } from '../errors.js';
 import type { ByteRange, RangeReader } from '../sources/files.js';
 import { isFloatDtype } from './dtype.js';
 import { decodeRows, type Encoding, storedBytes } from './encoding.js';
 import type { TensorInfo } from './header.js';
 
+/** One matrix. It may be a part of a tensor, or data and scales in several tensors. */
 export interface StoredMatrix {
-  /** What it is called where it stands alone and unquantised, e.g. `model.layers.0.mlp.experts.3.up_proj.weight`. */
+  /** The matrix's name if it were a tensor of its own, not quantised, e.g. `model.layers.0.mlp.experts.3.up_proj.weight`. */
   readonly name: string;
-  /** As stored, row-major. */
+  /** Size as stored, row-major. */
   readonly rows: number;
   readonly cols: number;
   readonly encoding: Encoding;
   readonly data: ByteRange;
-  /** Of a quantised matrix; may lie in another shard. */
+  /** Scales of a quantised matrix. They may lie in another shard. */
   readonly scales?: ByteRange;
-  /** A stored copy of its shape (compressed-tensors' `weight_shape`), to be compared when the data is read. */
+  /** A stored copy of the shape (compressed-tensors' `weight_shape`). It is compared when the data is read. */
   readonly declaredShape?: ByteRange;
-  /** Where it belongs in a checkpoint of the source's own layout: a tensor, and the element it begins at. */
+  /** The matrix's place in a checkpoint with the source's layout: a tensor, and the element at which it begins. */
   readonly place: { readonly tensor: string; readonly element: number };
 }
 
-/** A tensor of floats as a matrix of its last axis. */
+/** A tensor of floats as a matrix whose rows are the last axis. Throws an `UnsupportedDtypeError`. */
 export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo): StoredMatrix {
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
   const cols = shape.at(-1) ?? 1;
@@ -30,19 +31,19 @@ export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo
   return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
 }
 
-/** What `decodeMatrix` needs to know. */
+/** Input of `decodeMatrix`. */
 export interface MatrixFormat extends Pick<StoredMatrix, 'rows' | 'cols' | 'encoding'> {
-  /** The numbers that are wanted are those of the transpose, (cols, rows). */
+  /** Whether to return the transpose, (cols, rows). */
   readonly transposed: boolean;
 }
 
-/** Bytes of a matrix as `readMatrix` returns them. */
+/** Number of bytes that `readMatrix` returns. */
 export function matrixBytes({ encoding, rows, cols }: Pick<MatrixFormat, 'rows' | 'cols' | 'encoding'>): number {
   const { data, scales } = storedBytes(encoding, rows, cols);
   return data + scales;
 }
 
-/** The data, then the scales: one buffer, in memory of its own. */
+/** Reads the data and then the scales into one new buffer. Throws a `ReadError` or a `QuantisedShapeError`. */
 export async function readMatrix(reader: RangeReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
   const { data, scales } = matrix;
   const bytes = new Uint8Array(matrixBytes(matrix));
@@ -53,7 +54,7 @@ export async function readMatrix(reader: RangeReader, matrix: StoredMatrix): Pro
   return bytes;
 }
 
-/** Throws where a shape is stored beside the data and says something else. */
+/** Compares the stored copy of the shape, if there is one. Throws a `QuantisedShapeError` if it differs. */
 export async function checkDeclaredShape(
   reader: RangeReader,
   { name, rows, cols, declaredShape }: StoredMatrix,
@@ -73,7 +74,7 @@ export async function checkDeclaredShape(
     );
 }
 
-/** Decodes the bytes of `readMatrix` into `target`, transposed where the format says so. */
+/** Decodes the bytes of `readMatrix` into `target`, (rows, cols) or, if transposed, (cols, rows). */
 export function decodeMatrix(
   { encoding, rows, cols, transposed }: MatrixFormat,
   bytes: Uint8Array,
@@ -99,7 +100,7 @@ function turned(source: Float32Array, rows: number, cols: number): Float32Array 
   return target;
 }
 
-/** (rows, cols) → (cols, rows), in tiles that stay in the cache. */
+/** Transposes (rows, cols) to (cols, rows), in tiles that fit the CPU's cache. */
 export function transpose(source: Float32Array, rows: number, cols: number, target: Float32Array): void {
   const tile = 32;
   for (let i0 = 0; i0 < rows; i0 += tile) {

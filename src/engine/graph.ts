@@ -1,13 +1,14 @@
 import { GraphError } from '../errors.js';
 import { input, type Value } from './ops.js';
 
-/** A traced tensor program: its nodes in an order in which each comes after what it reads. */
+/** A traced tensor program. Each node comes after the nodes that it reads. */
 export interface Graph {
   readonly inputs: ReadonlyMap<string, Value>;
   readonly outputs: ReadonlyMap<string, Value>;
   readonly nodes: readonly Value[];
 }
 
+/** Shapes of a program's inputs, by name. */
 export type Shapes<Name extends string> = Record<Name, readonly number[]>;
 
 /** An input that has no shape is left out of the graph, and the program gets undefined for it. */

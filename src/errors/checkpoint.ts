@@ -1,4 +1,4 @@
-/** A checkpoint cannot be opened, or is not what it should be. */
+/** Errors in a checkpoint folder. */
 import { InputError } from './base.js';
 
 /** Nothing opens locations of that scheme. */

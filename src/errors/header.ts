@@ -1,4 +1,4 @@
-/** A safetensors file is not one. */
+/** Errors in a safetensors file. */
 import { InputError } from './base.js';
 
 export class InvalidHeaderError extends InputError {

@@ -1,4 +1,4 @@
-/** A model is not understood, or not what its config says. */
+/** Errors for models that are unknown or do not match their config. */
 import { InputError } from './base.js';
 
 export class UnknownModelError extends InputError {

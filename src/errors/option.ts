@@ -1,4 +1,4 @@
-/** Options, plans and outputs that cannot be. */
+/** Errors in options, plans and outputs. */
 import { InputError, RunError } from './base.js';
 
 export class OptionError extends InputError {
@@ -49,7 +49,7 @@ export class OutputNotEmptyError extends InputError {
   }
 }
 
-/** An earlier run was interrupted there, and it was not this one. */
+/** The folder holds an interrupted run with other settings. */
 export class UnfinishedRunError extends InputError {
   constructor(
     readonly folder: string,

@@ -1,4 +1,4 @@
-/** What goes wrong between machines. */
+/** Errors between machines. */
 import { InputError, RunError } from './base.js';
 
 export class TokenError extends InputError {
@@ -36,7 +36,7 @@ export class PeerUrlError extends InputError {
   }
 }
 
-/** A peer that will not talk to us as we are. It says nothing about the work. */
+/** The peer refuses a conversation with this program. The work itself is not at fault. */
 export abstract class PeerRefusalError extends InputError {}
 
 export class UnauthorisedError extends PeerRefusalError {
@@ -93,7 +93,7 @@ export class UnlikeWorkersError extends InputError {
   }
 }
 
-/** Something went wrong between this program and another, or in the other. */
+/** A failure of the connection or of the peer. */
 export abstract class PeerError extends RunError {
   abstract readonly peer: string;
 }
@@ -110,7 +110,7 @@ export class UnreachablePeerError extends PeerError {
   }
 }
 
-/** The connection broke and did not come back, or the peer ended it early. */
+/** The connection broke and could not be made again, or the peer ended it early. */
 export class PeerLostError extends PeerError {
   constructor(
     readonly peer: string,
@@ -120,7 +120,7 @@ export class PeerLostError extends PeerError {
   }
 }
 
-/** The peer was connected and sent nothing, not even heartbeats. */
+/** The peer is connected but sends nothing, not even heartbeats. */
 export class PeerTimeoutError extends PeerError {
   constructor(
     readonly peer: string,
@@ -130,7 +130,7 @@ export class PeerTimeoutError extends PeerError {
   }
 }
 
-/** The peer is there and gets nowhere. */
+/** The peer is connected, but its work makes no progress. */
 export class PeerStalledError extends PeerError {
   constructor(
     readonly peer: string,
@@ -140,7 +140,7 @@ export class PeerStalledError extends PeerError {
   }
 }
 
-/** The peer was stopped, or answers but no longer knows what was going on: a new conversation may work. */
+/** The peer was stopped, or no longer knows the session. A new conversation may work. */
 export class SessionLostError extends PeerError {
   constructor(readonly peer: string) {
     super(
@@ -149,7 +149,7 @@ export class SessionLostError extends PeerError {
   }
 }
 
-/** The peer sent what the protocol does not allow. */
+/** The peer broke the protocol. */
 export class ProtocolError extends PeerError {
   constructor(
     readonly peer: string,
@@ -170,7 +170,7 @@ export class FloodError extends PeerError {
   }
 }
 
-/** A group was fitted again after its worker was lost, and came out otherwise. */
+/** A group was fitted again after its worker was lost, and the result differs. */
 export class UnlikeFitsError extends RunError {
   constructor(
     readonly group: string,
@@ -188,7 +188,7 @@ export class StreamWriteError extends RunError {
   }
 }
 
-/** A stream or a conversation ended before it said so. */
+/** A stream or a conversation ended without its closing frame. */
 export class TruncatedStreamError extends PeerError {
   constructor(readonly peer: string) {
     super(`The stream from ${peer} ends too early. Was the other side interrupted? Start it again.`);
@@ -204,7 +204,7 @@ export class ChecksumError extends PeerError {
   }
 }
 
-/** What the peer reports of itself. `remoteName` is the name of its error, where it has one. */
+/** An error that the peer reports. `remoteName` is the error's name or code. */
 export class RemoteError extends PeerError {
   constructor(
     readonly peer: string,
@@ -221,9 +221,9 @@ export class RemoteChangedError extends PeerError {
   }
 }
 
-/** Bytes that are not a frame, or a frame that no peer would accept. */
+/** Bytes are not a frame, or a frame is one that no peer would accept. */
 export class InvalidFrameError extends RunError {
-  /** @param protocol of a hello that speaks another version, whatever else it says */
+  /** @param protocol the peer's version, if the frame is a hello of another version */
   constructor(
     readonly reason: string,
     readonly protocol?: number,

@@ -1,7 +1,7 @@
-/** What fails while running. */
+/** Errors of a run. */
 import { RunError } from './base.js';
 
-/** What to do about the failures of a file system that happen to people. */
+/** Remedies for the common errors of file systems. */
 const REMEDIES: Readonly<Record<string, string>> = {
   ENOSPC: 'Free some space on that disk.',
   EDQUOT: 'Free some space, or have the quota raised.',
@@ -29,7 +29,7 @@ export class ReadError extends RunError {
   }
 }
 
-/** Parts of the result may be of the old content, others of the new. */
+/** A source file changed during the run, so the result may mix old and new content. */
 export class SourceChangedError extends RunError {
   constructor(
     readonly file: string,
@@ -136,8 +136,8 @@ export class InterruptedError extends RunError {
   }
 }
 
-/** Shapes or names of a traced program do not fit. */
+/** Shapes or names in a traced program do not fit. */
 export class GraphError extends RunError {}
 
-/** An engine was fed something it cannot run. */
+/** An engine got an input that it cannot run. */
 export class EngineError extends RunError {}

@@ -1,4 +1,4 @@
-/** A file of torch.save cannot be read. */
+/** Errors in files of torch.save. */
 import { InputError } from './base.js';
 
 export class TorchFileError extends InputError {

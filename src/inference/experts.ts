@@ -1,4 +1,4 @@
-/** A model's routed experts as units of the weight cache: dense, or factors of a native MoBE checkpoint. */
+/** A model's routed experts as units of the weight cache. They are dense, or factors of a native MoBE checkpoint. */
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { GroupPlan } from '../conversion/group-plan.js';
@@ -17,22 +17,25 @@ import type { Unit, WeightCache } from './weight-cache.js';
 export interface LayerExperts {
   readonly count: number;
   readonly rows: number;
-  /** Of the projections that are factors. */
+  /** Rank of each projection that is stored as factors. */
   readonly ranks: Ranks;
-  /** The expert's tensors, named and shaped as `gatedShapes` has them. */
+  /** The expert's tensors. Names and shapes: `gatedShapes`. */
   unit(expert: number): Unit;
-  /** The bases that are mixed for one: units of their own. Empty where experts are dense. */
+  /** Units of the bases that experts are mixed from; empty if experts are dense. */
   readonly bases: readonly Unit[];
 }
 
-/** What the units read with. */
+/** Tools that read and compute a unit's content. */
 export interface ExpertTools {
   readonly reader: WeightReader;
   readonly runner: Runner;
   readonly cache: () => WeightCache;
 }
 
-/** By layer. Throws an `InputError` where an expert is missing or of another shape than the others. */
+/**
+ * The experts of all layers, by the part of their names before `experts.{e}`.
+ * Throws a `MissingExpertError`, or a `WeightShapeError` if an expert's shape differs from the others'.
+ */
 export function findExperts(checkpoint: Checkpoint, width: number, tools: ExpertTools): Map<string, LayerExperts> {
   const groups = new Map<string, GroupPlan>();
   for (const group of nativeMethod(checkpoint) ? findNativeGroups(checkpoint) : [])
@@ -64,7 +67,7 @@ export function findExperts(checkpoint: Checkpoint, width: number, tools: Expert
 interface Part {
   readonly name: 'gate' | 'up' | 'down';
   readonly matrices: readonly StoredMatrix[];
-  /** Of a factorised one, in the order of their experts. */
+  /** Groups of a factorised projection, in the order of their experts; empty if it is dense. */
   readonly groups: readonly FactorGroup[];
 }
 
@@ -146,7 +149,7 @@ function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, reader: WeightRead
     bases: {
       key: basesName(plan),
       shapes: { B: [m, r * d] },
-      // As rarely as the experts whose factors they make: those that are made stay.
+      // Bases are needed only when an expert is rebuilt, so they may be evicted.
       needed: 'routed',
       fill: ({ B }) => reader.fill(B as Float32Array, stacked.matrix),
     },

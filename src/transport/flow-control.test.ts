@@ -9,7 +9,7 @@ import { receiveTensors } from './receive-tensors.js';
 
 const SENDER = fileURLToPath(new URL('../../fixtures/endless-sender.js', import.meta.url));
 const SECONDS = 6;
-/** Of the receiver. */
+/** The receiver's credit, bytes. */
 const RATE = 1_000_000;
 
 interface Sample {
@@ -98,6 +98,6 @@ test('many small messages at once pass, and are acknowledged to the last', async
   const sends = Array.from({ length: 20_000 }, (_, i) => channel.send({ kind: 'event', value: i }));
   await Promise.all(sends);
   await channel.flushed();
-  expect(seen).toBe(20_000); // the last was dealt with when the next was asked for
+  expect(seen).toBe(20_000); // the last message counts as processed when the next one is requested
   expect(channel.heldBytes).toBe(0);
 });

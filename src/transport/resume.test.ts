@@ -97,7 +97,7 @@ test('a peer that was restarted is a lost session', async () => {
   const proxy = await startProxy(first.url);
   const channel = await startClient(proxy.url);
   expect(await isEchoed(channel, 1)).toBe(true);
-  proxy.refuse(); // gone without a word, as when its machine lost power
+  proxy.refuse(); // the peer vanishes without a closing frame, as when its machine loses power
   proxy.accept(second.url);
   await expect(isEchoed(channel, 2)).rejects.toBeInstanceOf(SessionLostError);
 });

@@ -16,7 +16,7 @@ const folder = temporaryFolder();
 const model = join(folder, 'model');
 
 beforeAll(async () => {
-  // Large enough that a slowed stage shows above what processes and disks do on their own.
+  // The model is large enough that a slowed stage stands out from the noise of processes and disks.
   await generateCheckpoint(model, { layers: 2, experts: 8, rows: 256, cols: 512, shardBytes: 8e6 });
 });
 

@@ -16,8 +16,8 @@ import { planCopy, restrict } from './sample-model.js';
 import type { SampleOfModel } from './task.js';
 
 /**
- * What `mobe compress --layers none` does, with the shards that take part.
- * @param parent of the folder that is written; undefined: what is written is thrown away
+ * Does the same as `mobe compress --layers none` with the measured shards.
+ * @param parent the folder to write in; undefined: the output is thrown away
  */
 export const passThroughConversion = (
   source: SampleOfModel,
@@ -46,11 +46,11 @@ async function passThroughTo(out: OutputPlace, source: SampleOfModel, slow?: Slo
   return { bytes: source.bytes, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
 }
 
-/** Few, of few experts and of a low rank, since their time is the arithmetic's, and known from elsewhere (`npm run bench:step`). */
+/** Few steps, few experts and a low rank: the time of the arithmetic is measured elsewhere (`npm run bench:step`). */
 const SOLVER_STEPS = 3;
 const MOST_EXPERTS = 8;
 
-/** `mobe compress` of the first layer with experts, of which only some are fitted and the others pass through. */
+/** `mobe compress` of the first layer with experts. Only one group is fitted; the other experts are copied. */
 export const compressLayer = (model: string, parent: string, slow?: Slowdown): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const checkpoint = await openCheckpoint(model);

@@ -1,7 +1,8 @@
-/** A report's cells, as the table on a terminal and the page both show them. */
+/** Texts of a report's table cells, for the terminal and the page. */
 import { formatBytes } from '../../src/format.js';
 import type { Row, Spread, StageShare } from './rows.js';
 
+/** Titles of the columns of `rowCells`. */
 export const COLUMNS = [
   'stage',
   'way',
@@ -37,6 +38,7 @@ export function rowCells(row: Row): string[] {
 
 const range = ({ low, high }: Spread): string => `${low.toFixed(2)} to ${high.toFixed(2)}`;
 
+/** Titles of the columns of `stageCells`. */
 export const STAGE_COLUMNS = ['pipeline', 'cache', 'stage', 'working', 'starved', 'blocked', 'GB/s'] as const;
 
 export const stageCells = (row: Row, { stage, working, starved, blocked, rate }: StageShare): string[] => [

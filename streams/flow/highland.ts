@@ -1,7 +1,7 @@
 /// <reference types="highland" preserve="true" />
 /**
- * Highland composes, node:stream owns the lifecycle. Highland alone leaves a failing pipeline hanging and its source
- * open; inside an async generator every end, good or bad, destroys both ends.
+ * Highland composes streams, and node:stream ends them. With Highland alone a pipeline that fails hangs and leaves its source
+ * open. Here an async generator destroys both ends when it ends, with or without an error.
  */
 import { Readable } from 'node:stream';
 import _ from 'highland';
@@ -17,13 +17,13 @@ export interface Composer {
   /** A stage that is written as an async generator. */
   stage<I, O>(through: (input: AsyncIterable<I>) => AsyncIterable<O>): Transform<I, O>;
   /**
-   * A lane for each record, at most `limit` side by side; what they yield comes as it comes. No lane waits for another, so
-   * one that must begin again can have what the others hold, once they are done.
+   * Runs `limit` lanes at once. Each lane takes one record after another, and what the lanes yield comes in the order in which it is
+   * made. No lane waits for another. So a lane that must start again gets what the others hold once they are done.
    */
   lanes<I, O>(limit: number, lane: (record: I) => AsyncIterable<O>): Transform<I, O>;
 }
 
-/** Runs a Highland composition over `input`, which is pulled at most one record ahead of each stage. */
+/** Runs a Highland composition over `input`. Each stage pulls at most one record ahead. */
 export async function* compose<I, O>(
   input: AsyncIterable<I>,
   build: (stream: Highland.Stream<I>, composer: Composer) => Highland.Stream<O>,
@@ -59,7 +59,7 @@ export async function* compose<I, O>(
   }
 }
 
-/** The records of all inputs, as they come. */
+/** The records of all inputs, in the order in which they come. */
 export async function* merge<T>(inputs: ReadonlyArray<AsyncIterable<T>>): AsyncGenerator<T> {
   const [first, ...others] = inputs;
   if (first) yield* compose(first, (stream, { from }) => _([stream, ...others.map(from)]).merge());
