@@ -33,6 +33,7 @@ export { fitFactors } from '../streams/operations/fit.js';
 export { type Generation, generate } from '../streams/operations/generate.js';
 export { type ImportOptions, importFactors } from '../streams/operations/import.js';
 export { inspect } from '../streams/operations/inspect.js';
+export { type OutputPlace, registerOutput } from '../streams/operations/open-output.js';
 export { plan, type TimedPlan } from '../streams/operations/plan.js';
 export { type ReportOptions, type WrittenReport, writeReport } from '../streams/operations/report.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';
@@ -63,7 +64,14 @@ export { encodeHeader, parseHeader, parseHeaderLength, type TensorInfo, type Ten
 export { type Checkpoint, fingerprint, openCheckpoint, openShard, type Shard } from './checkpoint/open-checkpoint.js';
 // Models and plans.
 export { type CompressionPlan, planCompression } from './conversion/compression-plan.js';
-export { type FactorFile, openFactorFile, openFactorFolder } from './conversion/factor-files.js';
+export {
+  type FactorFile,
+  factorLayout,
+  factorUnit,
+  openFactorFile,
+  openFactorFolder,
+} from './conversion/factor-files.js';
+export { FactorFolder, type FactorFolderOptions } from './conversion/factor-folder.js';
 export type { GroupPlan } from './conversion/group-plan.js';
 export type { Inspection, Tally } from './conversion/inspection.js';
 export type { MemoryPlan } from './conversion/memory-plan.js';
@@ -99,8 +107,19 @@ export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './metho
 export { detectModel } from './models/detect.js';
 export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';
 export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './output/layout.js';
+export { nullOutput } from './output/null-output.js';
+export type { Output } from './output/output.js';
 export { OutputFolder } from './output/output-folder.js';
 export { ShardWriter } from './output/shard-writer.js';
-export { type ByteRange, type FileEntry, type Files, LocalFiles, type RangeReader } from './sources/files.js';
+export {
+  type ByteRange,
+  type FileEntry,
+  type Files,
+  LocalFiles,
+  type RangeReader,
+  type SourceFolder,
+} from './sources/files.js';
+export { joinFiles } from './sources/join-files.js';
+export { openFiles, openSource, registerSource, type Source, type SourceOptions } from './sources/open-source.js';
 // Files of torch.save as bytes.
 export { openTorchFile } from './torch/open-torch-file.js';

@@ -1,6 +1,13 @@
 import { dirname, join } from 'node:path';
 import { isHidden, isPlainPath } from '../checkpoint/plain-path.js';
-import { MobeError, OutputNotEmptyError, OutputNotWritableError, UnsafePathError, WriteError } from '../errors.js';
+import {
+  MobeError,
+  OutputNotEmptyError,
+  OutputNotWritableError,
+  UnfinishedRunError,
+  UnsafePathError,
+  WriteError,
+} from '../errors.js';
 import { type FileSystem, nodeFileSystem, writeSynced } from '../file-system.js';
 import { clearPartial, moveFiles } from './commit.js';
 import { checkDisk, listOutput, removeIfEmpty, removeLink } from './folder-checks.js';
@@ -122,7 +129,12 @@ export class OutputFolder implements Output {
       const found = await readJournal(path, fs);
       const commit = commitIn(found);
       if (!found || !commit) return []; // whoever had the lock has finished it
-      if (found.identity !== null) checkSameRun(folder, found, run);
+      if (found.identity !== null) {
+        checkSameRun(folder, found, run);
+        // The result is whole, and of the source as it was.
+        const [changed] = run?.changedSources(found.identity) ?? [];
+        if (changed) throw new UnfinishedRunError(folder, `its source's ${changed} was written to or copied since`);
+      }
       await moveFiles(folder, commit, fs);
       await clearPartial(folder, fs);
     } catch (error) {
@@ -156,18 +168,20 @@ export class OutputFolder implements Output {
     units: readonly Unit[],
     onBytes: (bytes: number) => void,
   ): Promise<FinishedUnits> {
-    if (!this.found) return new Map();
+    if (!this.found || !this.run) return new Map();
+    const changed = new Set(this.run.changedSources(this.found.identity));
+    const valid = units.filter(({ sources = [] }) => !sources.some((it) => changed.has(it)));
     const { shards, finished, entries } = await recoverUnits(
       this.partial(),
       this.found,
       layouts,
-      units,
+      valid,
       this.fs,
       onBytes,
     );
     for (const [file, shard] of shards) this.hold(file, shard);
     this.finishedEntries = entries;
-    await this.openJournal({ identity: this.found.identity, entries });
+    await this.openJournal({ identity: this.run.identity, entries });
     return finished;
   }
 

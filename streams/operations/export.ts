@@ -52,7 +52,7 @@ export async function exportFactors(
   // A native checkpoint is compressed by whole layers.
   const { used: files, kept } = format === 'mobe' ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, sourceFingerprint));
-  const { settings: fitted } = (all[0] as FactorFile).metadata;
+  const fitted = commonSettings(all);
   const groups = factored.map(({ group }) => group);
   const { layers } = detected;
   const plan = planConversion({
@@ -125,6 +125,15 @@ function matchFactors(file: FactorFile, model: MoeModel, sourceFingerprint: stri
       ),
     dense: group.experts,
   };
+}
+
+/** The settings of the fit; without the layers, where those of several fits came together. */
+function commonSettings(files: readonly FactorFile[]): Readonly<Record<string, unknown>> {
+  const [first, ...others] = files.map(({ metadata }) => metadata.settings) as [Record<string, unknown>];
+  const layersOf = ({ layers }: Record<string, unknown>): string | undefined => JSON.stringify(layers);
+  if (others.every((it) => layersOf(it) === layersOf(first))) return first;
+  const { layers: _, ...common } = first;
+  return common;
 }
 
 /** The files of layers that hold no group with a larger error, and the others. */

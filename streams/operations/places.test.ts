@@ -137,6 +137,13 @@ describe('into an object', () => {
   });
 });
 
+test('layers that were fitted one after another are exported together, as if they were fitted at once', async () => {
+  for (const layers of [[0], [0, 1]]) await fitFactors(model, at('layers'), { ...OPTIONS, layers });
+  expect((await fitFactors(model, at('layers'), { ...OPTIONS, layers: [0, 1] })).already).toBe(true);
+  await exportFactors(at('model'), at('layers'), at('layers-export'));
+  expectSame(at('layers-export'), at('whole-export'));
+});
+
 describe('by its scheme', () => {
   test('an output is opened by what was registered', async () => {
     registerOutput('bucket', async (location, { neededBytes }) => ({

@@ -15,6 +15,7 @@ import { generateCheckpoint } from '../../fixtures/generate.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { LENGTH_BYTES } from '../../src/checkpoint/header.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
 import { JOURNAL_FILE } from '../../src/output/journal.js';
@@ -35,13 +36,19 @@ beforeAll(async () => {
 });
 
 /** Stops when so many groups are finished; of the last, not all may be written yet. */
-async function interrupted(convert: typeof compress, out: string, groups: number, run: RunOptions = {}): Promise<void> {
+async function interrupted(
+  convert: typeof compress,
+  out: string,
+  groups: number,
+  run: RunOptions = {},
+  model = at('model'),
+): Promise<void> {
   const controller = new AbortController();
   let finished = 0;
   const onProgress = ({ kind }: Progress): void => {
     if (kind === 'group' && ++finished === groups) controller.abort();
   };
-  const running = convert(at('model'), out, OPTIONS, { ...run, onProgress, signal: controller.signal });
+  const running = convert(model, out, OPTIONS, { ...run, onProgress, signal: controller.signal });
   await expect(running).rejects.toThrow(errors.InterruptedError);
   await expect(running).rejects.toMatchObject({ kept: out });
 }
@@ -154,15 +161,27 @@ describe('another run is refused, saying what differs, and starts over when forc
     expect((await finish(out, options, { force: true })).fitted).toHaveLength(6);
   });
 
-  test('a source that was written to since', async () => {
+  test('a source of which every shard was written to since', async () => {
     const out = copyOf('other-source');
     cpSync(at('model'), at('touched'), { recursive: true, preserveTimestamps: true });
-    const [shard] = readdirSync(at('touched')).filter((file) => file.endsWith('.safetensors')) as [string];
-    utimesSync(at('touched', shard), 1, 1);
+    for (const shard of shardsIn(at('touched'))) utimesSync(at('touched', shard), 1, 1);
     const run = compress(at('touched'), out, OPTIONS);
     await expect(run).rejects.toThrow(errors.UnfinishedRunError);
-    await expect(run).rejects.toThrow(`source's ${shard} was written to`);
+    await expect(run).rejects.toThrow('shards of its source were written to');
   });
+
+  test.each([false, true])(
+    'a source whose config has changed, one of its shards written to as well: %s',
+    async (touched) => {
+      const out = copyOf(`other-config-${touched}`);
+      const model = at(`changed-config-${touched}`);
+      cpSync(at('model'), model, { recursive: true, preserveTimestamps: true });
+      const config = readFileSync(join(model, 'config.json'), 'utf8');
+      writeFileSync(join(model, 'config.json'), config.replace('{', '{"new": 1,'));
+      if (touched) utimesSync(join(model, shardsIn(model)[0] as string), 1, 1);
+      await expect(compress(model, out, OPTIONS)).rejects.toThrow('made from another source');
+    },
+  );
 
   test('another version of this program', async () => {
     const out = copyOf('other-version');
@@ -172,6 +191,34 @@ describe('another run is refused, saying what differs, and starts over when forc
     lines[0] = `${crc32(json).toString(16).padStart(8, '0')} ${json}`;
     writeFileSync(journal(out), lines.join('\n'));
     await expect(compress(at('model'), out, OPTIONS)).rejects.toThrow('version 0.0.1');
+  });
+});
+
+const shardsIn = (folder: string): string[] => readdirSync(folder).filter((file) => file.endsWith('.safetensors'));
+
+describe('where a shard of the source was replaced since, what was made from the others is kept:', () => {
+  test.each<[string, (bytes: Buffer) => void]>([
+    ['by the same bytes', () => {}],
+    ['by others', (bytes) => bytes.copyWithin(bytes.length - 64, bytes.length - 128, bytes.length - 64)],
+  ])('%s', async (name, change) => {
+    const model = at(name, 'model');
+    const out = at(name, 'resumed');
+    cpSync(at('model'), model, { recursive: true });
+    await interrupted(compress, out, 5, {}, model);
+    const { tensors } = await openCheckpoint(model);
+    const shard = tensors.get('model.layers.0.mlp.experts.0.gate_proj.weight')?.file as string;
+    const bytes = readFileSync(shard);
+    change(bytes);
+    writeFileSync(shard, bytes);
+    const fitted: string[] = [];
+    const onProgress = (it: Progress): void => {
+      if (it.kind === 'group') fitted.push(`${it.report.layer} ${it.report.projection}`);
+    };
+    await compress(model, out, OPTIONS, { onProgress });
+    expect(fitted).toContain('0 gate_proj');
+    expect(fitted).not.toContain('1 gate_proj');
+    await compress(model, at(name, 'whole'), OPTIONS);
+    expectSame(out, at(name, 'whole'));
   });
 });
 
