@@ -4,8 +4,8 @@ import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
 import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
-import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem, ProjectionShape } from '../methods/method.js';
-import { METHODS } from '../methods/registry.js';
+import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
+import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedFormat, turnedSize } from './orientation.js';
@@ -62,7 +62,13 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const method = METHODS[settings.method] as Method;
   if (isNative(settings)) checkNative(model, method, settings);
   const projections = layers.flatMap((layer) =>
-    PROJECTIONS.map((projection) => ({ layer, projection, ...projectionShape(layer, projection, settings) })),
+    PROJECTIONS.map((projection) => ({
+      layer,
+      projection,
+      ...shapeOf(layer, projection),
+      factorised: settings.projections.includes(projection),
+      example: layer.experts[projection][0] as StoredMatrix,
+    })),
   );
   const problems = method.plan(projections, settings);
   const groups = projections
@@ -75,7 +81,11 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
 }
 
 /** Throws `OptionError` where the output cannot be a native checkpoint. */
-function checkNative({ family }: MoeModel, method: Method, { keepQuantized, maxError }: Settings): void {
+export function checkNative(
+  { family }: MoeModel,
+  method: Method,
+  { keepQuantized, maxError }: Partial<Pick<Settings, 'keepQuantized' | 'maxError'>> = {},
+): void {
   if (!method.native)
     throw new OptionError('--format', `no native form is defined for --method ${method.name} yet. Use --format hf.`);
   if (!family.native)
@@ -92,11 +102,30 @@ function checkNative({ family }: MoeModel, method: Method, { keepQuantized, maxE
     );
 }
 
-function projectionShape(layer: ExpertLayer, projection: Projection, { projections }: Settings): ProjectionShape {
-  const matrices = layer.experts[projection];
-  const example = matrices[0] as StoredMatrix;
-  const factorised = projections.includes(projection);
-  return { experts: matrices.length, ...turnedSize(projection, example), factorised, example };
+/** All experts of a projection, as they are factorised. */
+function shapeOf({ experts }: ExpertLayer, projection: Projection): GroupShape {
+  const matrices = experts[projection];
+  return { experts: matrices.length, ...turnedSize(projection, matrices[0] as StoredMatrix) };
+}
+
+/**
+ * The group of a model that was factorised so, whatever options would choose it; undefined where the model has none of its shape.
+ * @param known the method and the problem; where it does not matter what they are, the default method and a dense shape
+ */
+export function groupOf(
+  model: MoeModel,
+  { layer: number, projection, group, groups }: GroupKey,
+  settings: Pick<Settings, 'dtype'>,
+  known?: MethodProblem,
+): GroupPlan | undefined {
+  const layer = model.layers.find((it) => it.layer === number);
+  if (!layer) return undefined;
+  const { experts, rows, cols } = shapeOf(layer, projection);
+  const shape = { experts: experts / groups, rows, cols };
+  const { method, problem } = known ?? { method: DEFAULT_METHOD, problem: shape };
+  const fits = problem.experts * groups === experts && problem.rows === rows && problem.cols === cols;
+  if (!fits || !Number.isInteger(shape.experts)) return undefined;
+  return cut(layer, projection, method, problem, settings)[group];
 }
 
 /** The groups of one layer and projection: its experts cut in order into parts of the problem's size. */
@@ -105,7 +134,7 @@ function cut(
   projection: Projection,
   method: Method,
   problem: GroupShape,
-  settings: Settings,
+  settings: Pick<Settings, 'dtype'>,
 ): GroupPlan[] {
   const all = experts[projection];
   const stored = all[0] as StoredMatrix;

@@ -4,12 +4,17 @@ import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, expertCopies, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
-import { groupLabel, nativeTensors, planGroups, productOf } from '../../src/conversion/group-plan.js';
+import { checkNative, groupLabel, groupOf, nativeTensors, productOf } from '../../src/conversion/group-plan.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
-import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../../src/conversion/settings.js';
+import {
+  type CompressOptions,
+  decodedDtype,
+  type Format,
+  isNative,
+  resolveSettings,
+} from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../../src/errors.js';
-import type { Problem } from '../../src/methods/mobe/problem.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
@@ -49,7 +54,7 @@ export async function exportFactors(
   const sourceFingerprint = await fingerprint(source);
   const all = await openFactorFolder(factors);
   // A native checkpoint is compressed by whole layers.
-  const { used: files, kept } = format === 'mobe' ? byLayers(all, maxError) : { used: all, kept: [] };
+  const { used: files, kept } = isNative({ format }) ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
   const { settings: fitted } = (all[0] as FactorFile).metadata;
   const groups = factored.map(({ group }) => group);
@@ -103,26 +108,15 @@ export async function exportFactors(
 /** The group a factor file belongs to. Throws where the file is not of this model. */
 function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
   const { path, metadata, tensors } = file;
-  const problem = file.problem as Problem;
-  const { layer, projection, group: number, groups } = metadata.report;
   if (metadata.sourceFingerprint !== sourceFingerprint)
     throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
-  const { bases, rank, activation } = problem;
-  const options = {
-    format,
-    bases: bases * groups,
-    groups,
-    rank,
-    activation,
-    layers: [layer],
-    projections: [projection],
-  };
-  const group = planGroups(model, resolveSettings(options)).find((it) => it.group === number);
-  if (!group || JSON.stringify(group.problem) !== JSON.stringify(problem)) {
+  if (isNative({ format })) checkNative(model, file.method);
+  const group = groupOf(model, metadata.report, {}, file);
+  if (!group) {
     throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
   }
   const { A, B, alpha } = tensors as { A: TensorInfo; B: TensorInfo; alpha: TensorInfo };
-  const size = (A.end - A.start) / problem.experts;
+  const size = (A.end - A.start) / group.experts.length;
   const factor = (expert: number): ByteRange => ({
     file: path,
     start: A.start + expert * size,

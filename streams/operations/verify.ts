@@ -18,7 +18,7 @@ import {
   type GroupKey,
   type GroupPlan,
   groupLabel,
-  planGroups,
+  groupOf,
   productOf,
   sourceBytes,
 } from '../../src/conversion/group-plan.js';
@@ -33,6 +33,7 @@ import {
 } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
+import type { MethodProblem } from '../../src/methods/method.js';
 import type { Problem } from '../../src/methods/mobe/problem.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
@@ -185,7 +186,7 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   return planConversion({
     ...base,
     groups: groups.map((group) => {
-      const dtype = result.tensors.get(group.names.experts[0]?.[group.method.scaled] as string)?.dtype ?? '';
+      const dtype = result.tensors.get(group.experts[0]?.name ?? '')?.dtype ?? '';
       return isFloatDtype(dtype) ? { ...group, dtype } : group;
     }),
     separate: true,
@@ -196,23 +197,18 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
 
 /** The groups that were converted, as plans over the source's tensors. */
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
-  if (format === 'mobe' && report.groups.every(isKept)) return []; // or there are none
+  if (isNative({ format }) && report.groups.every(isKept)) return []; // or there are none
   const dtype = report.settings.dtype as CompressOptions['dtype'];
-  const plan = ({ layer, projection, group, groups }: GroupKey, options: CompressOptions): GroupPlan => {
-    const one = { ...options, groups, ...(dtype && { dtype }), format, layers: [layer], projections: [projection] };
-    const found = planGroups(model, resolveSettings(one)).find((it) => it.group === group);
-    const label = groupLabel({ layer, projection, group, groups });
-    if (!found) throw new NotACheckpointError(result.folder, `it claims to hold ${label}, which its source has not`);
+  const plan = (key: GroupKey, known?: MethodProblem): GroupPlan => {
+    const found = groupOf(model, key, { dtype }, known);
+    if (!found)
+      throw new NotACheckpointError(result.folder, `it claims to hold ${groupLabel(key)}, which its source has not`);
     return found;
   };
-  if (format === 'mobe') {
-    return findNativeGroups(result).map((native) => {
-      const { bases, rank, activation } = native.problem as Problem;
-      return plan(native, { bases: bases * native.groups, rank, activation });
-    });
-  }
-  // Only the dense shapes matter here; one basis of rank 1 is always a smaller problem.
-  return report.groups.map((group) => plan(group, { bases: group.groups, rank: 1 }));
+  // In standard weights only the dense shapes show.
+  return isNative({ format })
+    ? findNativeGroups(result).map((native) => plan(native, native))
+    : report.groups.map((group) => plan(group));
 }
 
 /** Compares what is not factorised, chunk by chunk as it was written. */
