@@ -67,7 +67,6 @@ export { type CompressionPlan, planCompression } from './conversion/compression-
 export {
   type FactorFile,
   factorLayout,
-  factorUnit,
   openFactorFile,
   openFactorFolder,
 } from './conversion/factor-files.js';
@@ -97,12 +96,28 @@ export type { EvaluateOptions, GenerateOptions } from './inference/run-options.j
 export { Runner } from './inference/runner.js';
 export type { SequencePart } from './inference/sequence-parts.js';
 export { openTokenizer, type TextStream, type Tokenizer, textStream } from './inference/tokenizer.js';
+// Methods.
+export type {
+  CompleteOptions,
+  ExpertFactors,
+  Factors,
+  Fit,
+  GroupNames,
+  GroupShape,
+  Method,
+  MethodOptions,
+  MethodProblem,
+  Metric,
+  Targets,
+} from './methods/method.js';
 // The mathematics.
 export { solveAdam } from './methods/mobe/adam.js';
 export * from './methods/mobe/problem.js';
 export { createReconstruction, type Reconstruction } from './methods/mobe/reconstruct.js';
 export { createRefit, type Refit } from './methods/mobe/refit.js';
 export { solveVarpro } from './methods/mobe/varpro.js';
+export { METHODS } from './methods/registry.js';
+export { denseParameters, groupParameters } from './methods/sizes.js';
 export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './methods/svd/baselines.js';
 export { detectModel } from './models/detect.js';
 export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';

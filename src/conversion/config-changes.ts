@@ -44,7 +44,7 @@ function nativeChanges(
   return method.native.config(source.config, family.native, alike);
 }
 
-/** A native config has one problem, but for its shapes, and one number of groups for all, and one list of projections for all its layers. */
+/** A native config has one list of projections for all layers, and one size of factors and number of groups for all of these. */
 function checkUniform(
   groups: readonly GroupPlan[],
   layers: readonly number[],

@@ -4,7 +4,7 @@ import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
 import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
-import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem, ProjectionShape } from '../methods/method.js';
+import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
@@ -69,7 +69,13 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const method = METHODS[settings.method] as Method;
   if (isNative(settings)) checkNative(model, method, settings);
   const projections = layers.flatMap((layer) =>
-    PROJECTIONS.map((projection) => ({ layer, projection, ...projectionShape(layer, projection, settings) })),
+    PROJECTIONS.map((projection) => ({
+      layer,
+      projection,
+      ...shapeOf(layer, projection),
+      factorised: settings.projections.includes(projection),
+      example: layer.experts[projection][0] as StoredMatrix,
+    })),
   );
   const problems = method.plan(projections, settings);
   const groups = projections
@@ -81,31 +87,12 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   return groups.sort((a, b) => ((order.get(a) as string) < (order.get(b) as string) ? -1 : 1));
 }
 
-/**
- * The group of a model that a record, a factor file or a native checkpoint speaks of. Undefined where the model has none of these
- * shapes.
- * @param solved undefined: of standard weights, where only the dense shapes matter
- * @param options `dtype` as it was given for the result
- */
-export function groupOf(
-  model: MoeModel,
-  { layer: number, projection, group, groups }: GroupKey,
-  solved: MethodProblem | undefined,
-  options: { readonly dtype?: Settings['dtype'] } = {},
-): GroupPlan | undefined {
-  const layer = model.layers.find((it) => it.layer === number);
-  const all = layer?.experts[projection];
-  const first = all?.[0];
-  if (!layer || !first || all.length % groups !== 0) return undefined;
-  const shape = { experts: all.length / groups, ...turnedSize(projection, first) };
-  const { method, problem } = solved ?? { method: DEFAULT_METHOD, problem: shape };
-  const { experts, rows, cols } = problem;
-  if (experts !== shape.experts || rows !== shape.rows || cols !== shape.cols) return undefined;
-  return cut(layer, projection, method, problem, options)[group];
-}
-
 /** Throws `OptionError` where the output cannot be a native checkpoint. */
-function checkNative({ family }: MoeModel, method: Method, { keepQuantized, maxError }: Settings): void {
+export function checkNative(
+  { family }: MoeModel,
+  method: Method,
+  { keepQuantized, maxError }: Partial<Pick<Settings, 'keepQuantized' | 'maxError'>> = {},
+): void {
   if (!method.native)
     throw new OptionError('--format', `no native form is defined for --method ${method.name} yet. Use --format hf.`);
   if (!family.native)
@@ -122,11 +109,30 @@ function checkNative({ family }: MoeModel, method: Method, { keepQuantized, maxE
     );
 }
 
-function projectionShape(layer: ExpertLayer, projection: Projection, { projections }: Settings): ProjectionShape {
-  const matrices = layer.experts[projection];
-  const example = matrices[0] as StoredMatrix;
-  const factorised = projections.includes(projection);
-  return { experts: matrices.length, ...turnedSize(projection, example), factorised, example };
+/** All experts of a projection, as they are factorised. */
+function shapeOf({ experts }: ExpertLayer, projection: Projection): GroupShape {
+  const matrices = experts[projection];
+  return { experts: matrices.length, ...turnedSize(projection, matrices[0] as StoredMatrix) };
+}
+
+/**
+ * The group of a model that was factorised so, whatever options would choose it; undefined where the model has none of its shape.
+ * @param known the method and the problem; where it does not matter what they are, the default method and a dense shape
+ */
+export function groupOf(
+  model: MoeModel,
+  { layer: number, projection, group, groups }: GroupKey,
+  settings: Pick<Settings, 'dtype'>,
+  known?: MethodProblem,
+): GroupPlan | undefined {
+  const layer = model.layers.find((it) => it.layer === number);
+  if (!layer) return undefined;
+  const { experts, rows, cols } = shapeOf(layer, projection);
+  const shape = { experts: experts / groups, rows, cols };
+  const { method, problem } = known ?? { method: DEFAULT_METHOD, problem: shape };
+  const fits = problem.experts * groups === experts && problem.rows === rows && problem.cols === cols;
+  if (!fits || !Number.isInteger(shape.experts)) return undefined;
+  return cut(layer, projection, method, problem, settings)[group];
 }
 
 /** The groups of one layer and projection: its experts cut in order into parts of the problem's size. */
@@ -135,7 +141,7 @@ function cut(
   projection: Projection,
   method: Method,
   problem: GroupShape,
-  { dtype }: { readonly dtype?: Settings['dtype'] },
+  settings: Pick<Settings, 'dtype'>,
 ): GroupPlan[] {
   const all = experts[projection];
   const stored = all[0] as StoredMatrix;
@@ -151,7 +157,7 @@ function cut(
     problem,
     experts: all.slice(group * size, (group + 1) * size),
     format: factorisedFormat(projection, stored),
-    dtype: encoding.kind === 'float' && !dtype ? encoding.dtype : decodedDtype({ dtype }),
+    dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
     names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
 }

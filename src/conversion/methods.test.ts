@@ -84,10 +84,6 @@ describe('--method svd', () => {
   });
 });
 
-test('a method without the solver that is named says which it has', () => {
-  expect(() => resolveSettings({ solver: 'svd' })).toThrow('--method mobe is not solved by svd, but by varpro, adam');
-});
-
 describe('records', () => {
   const record = (options: CompressOptions) => resultSettings({ ...resolveSettings(options), engine: 'onnx-cpu' });
 

@@ -19,8 +19,11 @@ export type OutputFormat = Format | 'factors';
 export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
 
 export const METHOD_NAMES = Object.keys(METHODS) as [string, ...string[]];
-/** Of all methods. */
-export const SOLVER_NAMES = Object.values(METHODS).flatMap(({ solvers }) => solvers) as [string, ...string[]];
+/** Of the methods that leave a choice. */
+export const SOLVER_NAMES = Object.values(METHODS).flatMap(({ solvers }) => (solvers.length > 1 ? solvers : [])) as [
+  string,
+  ...string[],
+];
 
 export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
 

@@ -3,9 +3,15 @@ import { configChanges, nativeModelling } from '../../src/conversion/config-chan
 import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { expertCopies, groupPlaces, type Place } from '../../src/conversion/group-places.js';
-import { type GroupKey, groupKey, groupLabel, groupOf, productOf } from '../../src/conversion/group-plan.js';
+import { checkNative, type GroupKey, groupKey, groupLabel, groupOf, productOf } from '../../src/conversion/group-plan.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
-import { type CompressOptions, decodedDtype, resolveSettings } from '../../src/conversion/settings.js';
+import {
+  type CompressOptions,
+  decodedDtype,
+  type Format,
+  isNative,
+  resolveSettings,
+} from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
@@ -50,8 +56,8 @@ export async function exportFactors(
   const sourceFingerprint = await fingerprint(source);
   const all = await openFactorFolder(folder);
   // A native checkpoint is compressed by whole layers.
-  const { used: files, kept } = format === 'mobe' ? byLayers(all, maxError) : { used: all, kept: [] };
-  const factored = files.map((file) => matchFactors(file, detected, sourceFingerprint));
+  const { used: files, kept } = isNative({ format }) ? byLayers(all, maxError) : { used: all, kept: [] };
+  const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
   const fitted = commonSettings(all);
   const groups = factored.map(({ group }) => group);
   const { layers } = detected;
@@ -104,11 +110,12 @@ export async function exportFactors(
 }
 
 /** The group a factor file belongs to. Throws where the file is not of this model. */
-function matchFactors(file: FactorFile, model: MoeModel, sourceFingerprint: string): FactoredGroup {
+function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
   const { path, metadata, tensors, method, problem, dtype } = file;
   if (metadata.sourceFingerprint !== sourceFingerprint)
     throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
-  const group = groupOf(model, metadata.report, file);
+  if (isNative({ format })) checkNative(model, method);
+  const group = groupOf(model, metadata.report, {}, file);
   if (!group) throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
   const { shared, byExpert } = method.stores(problem);
   const rangeOf = (factor: string): ByteRange => tensors[factor] as ByteRange;

@@ -124,9 +124,9 @@ function matchGroup(
       `of the ${groups} groups of layer ${layer} ${projection} there are ${siblings.length}`,
     );
   const problem = { experts: n, rows: p, cols: d, bases: m, rank: r, activation: REFERENCE_ACTIVATIONS[0] };
-  const group = groupOf(model, key, { method: mobe as Method, problem }, options);
+  const group = groupOf(model, key, resolveSettings(options), { method: mobe as Method, problem });
   if (!group) {
-    const found = groupOf(model, key, undefined);
+    const found = groupOf(model, key, {});
     throw new ForeignFactorsError(
       path,
       `it is for ${n} experts of ${p} × ${d}; ${groupLabel(key)} of the model ${found ? `has ${found.problem.experts} of ${found.problem.rows} × ${found.problem.cols}` : 'does not exist'}`,

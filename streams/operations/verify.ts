@@ -189,12 +189,13 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
   if (isNative({ format }) && report.groups.every(isKept)) return []; // or there are none
   const dtype = report.settings.dtype as CompressOptions['dtype'];
-  const expected = (key: GroupKey, solved?: MethodProblem): GroupPlan => {
-    const found = groupOf(model, key, solved, { dtype });
+  const expected = (key: GroupKey, known?: MethodProblem): GroupPlan => {
+    const found = groupOf(model, key, { dtype }, known);
     if (!found)
       throw new NotACheckpointError(result.folder, `it claims to hold ${groupLabel(key)}, which its source has not`);
     return found;
   };
+  // In standard weights only the dense shapes show.
   return isNative({ format })
     ? findNativeGroups(result).map((native) => expected(native, native))
     : report.groups.map((group) => expected(group));

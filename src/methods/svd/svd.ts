@@ -5,7 +5,10 @@ import { type Problem, problemSchema, stores } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
 import { completeOptions, planSizes } from './sizes.js';
 
-/** Low rank by expert: W ≈ A·V, each expert by itself, the best approximation of its rank (Eckart & Young 1936). */
+/**
+ * Low rank by expert: W ≈ A·V, each expert by itself, the best approximation of its rank (Eckart & Young 1936). The best is meant
+ * by ‖W − A·V‖: a metric of the targets is not regarded.
+ */
 export const svd: Method<Problem> = {
   name: 'svd',
   title: 'truncated SVD by expert',
