@@ -1,6 +1,7 @@
 /** Errors in a checkpoint folder. */
 import { InputError } from './base.js';
 
+/** The folder is missing, or lacks files of a checkpoint or of factors. */
 export class NotACheckpointError extends InputError {
   constructor(
     readonly folder: string,
@@ -10,6 +11,7 @@ export class NotACheckpointError extends InputError {
   }
 }
 
+/** A JSON file cannot be parsed, is too large or too deep, or lacks a required entry. */
 export class InvalidJsonError extends InputError {
   constructor(
     readonly file: string,
@@ -19,6 +21,7 @@ export class InvalidJsonError extends InputError {
   }
 }
 
+/** The index names a shard that is not in the folder. */
 export class MissingShardError extends InputError {
   constructor(
     readonly file: string,
@@ -28,12 +31,14 @@ export class MissingShardError extends InputError {
   }
 }
 
+/** The folder has a shard that the index does not name. */
 export class ExtraShardError extends InputError {
   constructor(readonly file: string) {
     super(`${file} is not named by the index. It belongs to another download: remove it, or fetch the matching index.`);
   }
 }
 
+/** A shard lacks a tensor that the index places in it. */
 export class TensorNotInShardError extends InputError {
   constructor(
     readonly tensor: string,
@@ -45,6 +50,7 @@ export class TensorNotInShardError extends InputError {
   }
 }
 
+/** A shard holds a tensor that the index does not place in it. */
 export class UnindexedTensorError extends InputError {
   constructor(
     readonly tensor: string,
@@ -56,6 +62,7 @@ export class UnindexedTensorError extends InputError {
   }
 }
 
+/** A name from an index, a manifest, a record or a peer leads out of its folder. */
 export class UnsafePathError extends InputError {
   constructor(
     readonly file: string,

@@ -57,7 +57,9 @@ export interface Machine {
   readonly load: number;
 }
 
+/** Rounds of a benchmark. */
 export const DEFAULT_ROUNDS = 5;
+/** Most bytes of the model to read. */
 export const DEFAULT_BYTES = 2e9;
 
 /** Facts about this machine. */

@@ -40,6 +40,7 @@ const MEMORY_NAMES: Readonly<Record<MemoryTask, string>> = {
   sha256: 'sha256',
 };
 
+/** Names of ways that reports refer to. */
 export const OURS = 'ours';
 export const PREAD = 'pread 8 MiB';
 export const PWRITE = 'pwrite 8 MiB + fsync';
