@@ -7,8 +7,10 @@ import { type BrokenEngine, probeEngine, type WorkingEngine, works } from './pro
 
 /** Values of `--engine`. */
 export const ENGINE_CHOICES = ['auto', ...ENGINE_NAMES] as const;
+/** A value of `--engine`. */
 export type EngineChoice = (typeof ENGINE_CHOICES)[number];
 
+/** The engine to use, and its device. */
 export interface ChosenEngine extends EngineFacts {
   readonly name: EngineName;
 }

@@ -10,7 +10,9 @@ const ENGINES = {
     (await import('./tensorflow/tensorflow-engine.js')).createTensorflowEngine(options),
 };
 
+/** Name of an engine. */
 export type EngineName = keyof typeof ENGINES;
+/** All engines. */
 export const ENGINE_NAMES = Object.keys(ENGINES) as [EngineName, ...EngineName[]];
 
 /** The engine that works on every machine. */

@@ -38,6 +38,7 @@ export interface Engine extends EngineFacts {
   read(tensor: EngineTensor): Promise<Float32Array>;
 }
 
+/** Resources of an engine. */
 export interface EngineOptions {
   /** CPU threads of one engine. */
   threads: number;

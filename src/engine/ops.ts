@@ -5,10 +5,14 @@
  */
 import { GraphError } from '../errors.js';
 
+/** Elementwise operations on one tensor. */
 export type UnaryOp = 'neg' | 'sqrt' | 'sigmoid' | 'tanh' | 'abs';
+/** Elementwise operations on two tensors. */
 export type BinaryOp = 'add' | 'sub' | 'mul' | 'div';
+/** Reductions. */
 export type ReduceOp = 'sum' | 'max';
 
+/** The operation that makes a value, with its parameters. */
 export type Operation =
   | { kind: 'input'; name: string }
   | { kind: 'constant'; data: Float32Array }
@@ -61,6 +65,7 @@ const unary =
   (a: Value): Value =>
     value(a.shape, { kind: 'unary', op }, [a]);
 
+/** Elementwise −x. `sqrt`, `abs`, `sigmoid` and `tanh` are elementwise too. */
 export const neg = unary('neg');
 export const sqrt = unary('sqrt');
 export const abs = unary('abs');
@@ -147,6 +152,7 @@ export function concat(parts: readonly Value[], axis: number): Value {
   return value(first.shape.with(at, size), { kind: 'concat', axis: at }, parts);
 }
 
+/** Elementwise x². */
 export const square = (a: Value): Value => mul(a, a);
 
 /**

@@ -22,6 +22,7 @@ export interface BrokenEngine {
   readonly reason: string;
 }
 
+/** Settings of a probe. */
 export interface ProbeOptions {
   readonly threads: number;
   /** Measure the rate of products of this shape, or of any size that suits the device. Default: do not measure. */

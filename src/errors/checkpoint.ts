@@ -1,7 +1,7 @@
 /** Errors in a checkpoint folder. */
 import { InputError } from './base.js';
 
-/** Nothing opens locations of that scheme. */
+/** The location's scheme is unknown. */
 export class UnknownSchemeError extends InputError {
   /** @param known schemes that can be opened there, besides folders */
   constructor(
@@ -13,6 +13,7 @@ export class UnknownSchemeError extends InputError {
   }
 }
 
+/** A pipe was given as a source that is read at many places. */
 export class PipeSourceError extends InputError {
   constructor() {
     super(
@@ -21,6 +22,7 @@ export class PipeSourceError extends InputError {
   }
 }
 
+/** The folder is missing, or lacks files of a checkpoint or of factors. */
 export class NotACheckpointError extends InputError {
   constructor(
     readonly folder: string,
@@ -30,6 +32,7 @@ export class NotACheckpointError extends InputError {
   }
 }
 
+/** A JSON file cannot be parsed, is too large or too deep, or lacks a required entry. */
 export class InvalidJsonError extends InputError {
   constructor(
     readonly file: string,
@@ -39,6 +42,7 @@ export class InvalidJsonError extends InputError {
   }
 }
 
+/** The index names a shard that is not in the folder. */
 export class MissingShardError extends InputError {
   constructor(
     readonly file: string,
@@ -48,12 +52,14 @@ export class MissingShardError extends InputError {
   }
 }
 
+/** The folder has a shard that the index does not name. */
 export class ExtraShardError extends InputError {
   constructor(readonly file: string) {
     super(`${file} is not named by the index. It belongs to another download: remove it, or fetch the matching index.`);
   }
 }
 
+/** A shard lacks a tensor that the index places in it. */
 export class TensorNotInShardError extends InputError {
   constructor(
     readonly tensor: string,
@@ -65,6 +71,7 @@ export class TensorNotInShardError extends InputError {
   }
 }
 
+/** A shard holds a tensor that the index does not place in it. */
 export class UnindexedTensorError extends InputError {
   constructor(
     readonly tensor: string,
@@ -76,6 +83,7 @@ export class UnindexedTensorError extends InputError {
   }
 }
 
+/** A name from an index, a manifest, a record or a peer leads out of its folder. */
 export class UnsafePathError extends InputError {
   constructor(
     readonly file: string,

@@ -1,6 +1,7 @@
 /** Errors between machines. */
 import { InputError, RunError } from './base.js';
 
+/** The token file or variable has no valid token. */
 export class TokenError extends InputError {
   constructor(
     readonly source: string,
@@ -10,6 +11,7 @@ export class TokenError extends InputError {
   }
 }
 
+/** A service would listen on a public address without a token. */
 export class TokenRequiredError extends InputError {
   constructor(readonly host: string) {
     super(
@@ -18,6 +20,7 @@ export class TokenRequiredError extends InputError {
   }
 }
 
+/** The address cannot be listened on. */
 export class ListenError extends InputError {
   constructor(
     readonly address: string,
@@ -27,6 +30,7 @@ export class ListenError extends InputError {
   }
 }
 
+/** A peer's address is not a valid WebSocket URL. */
 export class PeerUrlError extends InputError {
   constructor(
     readonly url: string,
@@ -39,12 +43,14 @@ export class PeerUrlError extends InputError {
 /** The peer refuses a conversation with this program. The work itself is not at fault. */
 export abstract class PeerRefusalError extends InputError {}
 
+/** The token is missing or wrong. */
 export class UnauthorisedError extends PeerRefusalError {
   constructor(readonly peer: string) {
     super(`${peer} does not accept the token. Give the same one on both sides, with --token-file or MOBE_TOKEN.`);
   }
 }
 
+/** The peer's TLS certificate is not trusted. */
 export class CertificateError extends PeerRefusalError {
   constructor(
     readonly peer: string,
@@ -54,6 +60,7 @@ export class CertificateError extends PeerRefusalError {
   }
 }
 
+/** The peer speaks another version of the protocol. */
 export class ProtocolVersionError extends PeerRefusalError {
   constructor(
     readonly peer: string,
@@ -64,6 +71,7 @@ export class ProtocolVersionError extends PeerRefusalError {
   }
 }
 
+/** The peer offers another service than the requested one. */
 export class WrongServiceError extends PeerRefusalError {
   constructor(
     readonly peer: string,
@@ -74,12 +82,14 @@ export class WrongServiceError extends PeerRefusalError {
   }
 }
 
+/** The receiver already writes another conversion into its folder. */
 export class BusyError extends RunError {
   constructor(readonly folder: string) {
     super(`${folder} is being written by another conversion. Wait for it, or receive in another folder.`);
   }
 }
 
+/** Workers have different engines. */
 export class UnlikeWorkersError extends InputError {
   constructor(
     readonly first: string,
@@ -98,6 +108,7 @@ export abstract class PeerError extends RunError {
   abstract readonly peer: string;
 }
 
+/** No connection to the peer could be made in time. */
 export class UnreachablePeerError extends PeerError {
   constructor(
     readonly peer: string,
@@ -155,7 +166,9 @@ export class ProtocolError extends PeerError {
     readonly peer: string,
     reason: string,
   ) {
-    super(`${peer} broke the protocol: ${reason}. Use the same mobe on both sides; if they are, please report this.`);
+    super(
+      `${peer} broke the protocol: ${reason}. Use the same version of mobe on both sides. If they are already the same, please report this.`,
+    );
   }
 }
 
@@ -166,7 +179,9 @@ export class FloodError extends PeerError {
     readonly held: number,
     readonly credit: number,
   ) {
-    super(`${peer} has ${held} bytes unanswered with a credit of ${credit}. Use the same mobe on both sides.`);
+    super(
+      `${peer} sent ${held} bytes without waiting for an answer; the limit is ${credit}. Use the same version of mobe on both sides.`,
+    );
   }
 }
 
@@ -182,6 +197,7 @@ export class UnlikeFitsError extends RunError {
   }
 }
 
+/** The program that reads the output stream has ended. */
 export class StreamWriteError extends RunError {
   constructor(reason: string) {
     super(`Writing the stream failed: ${reason}. Did the program that reads it end?`);
@@ -195,6 +211,7 @@ export class TruncatedStreamError extends PeerError {
   }
 }
 
+/** A tensor was damaged on the way. */
 export class ChecksumError extends PeerError {
   constructor(
     readonly peer: string,
@@ -215,6 +232,7 @@ export class RemoteError extends PeerError {
   }
 }
 
+/** Files of a peer changed during the run. */
 export class RemoteChangedError extends PeerError {
   constructor(readonly peer: string) {
     super(`The files that ${peer} offers changed during the run. Run the command again.`);

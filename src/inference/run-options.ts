@@ -42,7 +42,9 @@ const evaluating = z.strictObject({
 export type GenerateOptions = z.input<typeof generating>;
 /** Options of `evaluate`. */
 export type EvaluateOptions = z.input<typeof evaluating>;
+/** `GenerateOptions` with their defaults. */
 export type GenerateSettings = z.output<typeof generating>;
+/** `EvaluateOptions` with their defaults. */
 export type EvaluateSettings = z.output<typeof evaluating>;
 
 /** Adds defaults. Throws an `OptionError`. */

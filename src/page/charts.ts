@@ -2,6 +2,7 @@
 import { type Axis, axisOf, type ScaleKind } from './axis.js';
 import { COLOURS, markup, type Size, svg, svgFile } from './svg.js';
 
+/** A point of a line, in the units of the axes. */
 export interface Point {
   readonly x: number;
   readonly y: number;

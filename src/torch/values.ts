@@ -7,6 +7,7 @@ import { PickleNotAllowedError } from '../errors.js';
 /** Any value of a pickle. */
 export type Value = string | number | boolean | Tuple | Dict | Global | StorageRecord | TensorRecord;
 
+/** A Python tuple. */
 export interface Tuple {
   readonly kind: 'tuple';
   readonly items: readonly Value[];

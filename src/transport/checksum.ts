@@ -1,5 +1,6 @@
 import { createCipheriv } from 'node:crypto';
 
+/** Size of a checksum. */
 export const CHECKSUM_BYTES = 16;
 
 const KEY = Buffer.alloc(32);

@@ -106,6 +106,7 @@ export const hasPayload = (header: { kind: string }): boolean => header.kind ===
 /** Numbered frames have a `seq`. */
 export const isNumbered = (header: Header): header is NumberedHeader => 'seq' in header;
 
+/** The payload of frames without one. */
 export const EMPTY = new Uint8Array(0);
 
 /** A received numbered frame. */

@@ -12,6 +12,7 @@ export const MAX_HEADER_BYTES = 64 * 1024;
 /** Bytes of the u32 before a header. */
 export const LENGTH_BYTES = 4;
 
+/** The largest frame. */
 export const MAX_FRAME_BYTES = LENGTH_BYTES + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES;
 
 /** No real header is nested deeper. Deeper ones are attacks on recursive decoders. */

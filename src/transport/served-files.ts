@@ -111,7 +111,7 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
           const params = { file, start, end: position + target.byteLength };
           const onPiece = ({ name, bytes, data }: TensorPiece): void => {
             if (name !== file || bytes !== params.end - start)
-              throw new ProtocolError(channel.peer, 'not what was asked');
+              throw new ProtocolError(channel.peer, 'it sends another range than the requested one');
             target.set(data, done);
             done += data.byteLength;
           };

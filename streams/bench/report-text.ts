@@ -16,10 +16,12 @@ export const COLUMNS = [
   'loop p99',
 ] as const;
 
+/** 0.25 → "25 %". */
 export const percent = (share: number): string => `${(100 * share).toFixed(0)} %`;
 
 const NONE = '-';
 
+/** Cells of a row. */
 export function rowCells(row: Row): string[] {
   const { stage, way, cache, rate, ratio, against, cpuSecondsPerGigabyte, peakRssBytes, heldBytes, loopP99Ms } = row;
   return [
@@ -41,6 +43,7 @@ const range = ({ low, high }: Spread): string => `${low.toFixed(2)} to ${high.to
 /** Titles of the columns of `stageCells`. */
 export const STAGE_COLUMNS = ['pipeline', 'cache', 'stage', 'working', 'starved', 'blocked', 'GB/s'] as const;
 
+/** Cells of a stage of a pipeline. */
 export const stageCells = (row: Row, { stage, working, starved, blocked, rate }: StageShare): string[] => [
   `${row.stage}: ${row.way}`,
   row.cache,

@@ -42,6 +42,7 @@ export interface StageShare {
   readonly rate: number;
 }
 
+/** Median and extremes of at least one value. */
 export function spread(values: readonly number[]): Spread {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length / 2;
@@ -49,6 +50,7 @@ export function spread(values: readonly number[]): Spread {
   return { median, low: sorted[0] as number, high: sorted.at(-1) as number };
 }
 
+/** A sample's rate. */
 export const gigabytesPerSecond = ({ bytes, seconds }: Sample): number => bytes / 1e9 / seconds;
 
 /** Makes the rows of a report. */

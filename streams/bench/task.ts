@@ -15,6 +15,7 @@ export interface SampleOfModel {
   readonly bytes: number;
 }
 
+/** Tasks without disk access: decoding, normalising and checksums. */
 export const MEMORY_TASKS = ['copy', 'bf16', 'fp16', 'fp8', 'normalise', 'crc32', 'sha256'] as const;
 export type MemoryTask = (typeof MEMORY_TASKS)[number];
 

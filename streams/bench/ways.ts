@@ -40,6 +40,7 @@ const MEMORY_NAMES: Readonly<Record<MemoryTask, string>> = {
   sha256: 'sha256',
 };
 
+/** Names of ways that reports refer to. */
 export const OURS = 'ours';
 /** The same conversion, what it writes thrown away: the disk aside. */
 export const TO_NOTHING = 'ours, to nothing';

@@ -52,6 +52,7 @@ const schema: protobuf.INamespace = {
   },
 };
 
+/** The message of an ONNX model. */
 export const ModelProto = protobuf.Root.fromJSON(schema).lookupType('ModelProto');
 
 /** TensorProto.DataType */

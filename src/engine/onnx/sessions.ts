@@ -20,6 +20,7 @@ export const DEVICE_OPTIONS: ort.InferenceSession.SessionOptions = {
   logSeverityLevel: 4,
 };
 
+/** Inputs or outputs of a run, by name. */
 export type Feeds = Readonly<Record<string, ort.Tensor>>;
 
 /** A compiled graph. `release` makes it available for reuse. */

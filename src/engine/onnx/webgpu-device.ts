@@ -15,6 +15,7 @@ const MOST_BYTES = 2 ** 32;
 const REMEDY =
   "Install the graphics adapter's driver (on Linux: its Vulkan driver and libvulkan1), or use --engine onnx-cpu";
 
+/** The adapter that WebGPU uses. */
 export type WebgpuDevice = Pick<EngineFacts, 'device' | 'kind'> & { readonly maxTensorBytes: number };
 
 /** Sizes of the tensors that the child process tries to make, bytes. Few adapters allow the first as one buffer, fewer the second. */

@@ -9,6 +9,7 @@ import { cpuName, nvidiaName } from '../device-name.js';
 import type { Engine, EngineOptions } from '../engine.js';
 import { createInterpreter, type TensorFlow } from './interpreter.js';
 
+/** The npm package with TensorFlow's native backend. */
 export const TENSORFLOW_PACKAGE = '@tensorflow/tfjs-node-gpu';
 /** Without `--save-optional` npm treats the package as an optional peer dependency and does not install it. */
 export const INSTALL_REMEDY = `Install it with "npm install --no-save --save-optional --ignore-scripts ${TENSORFLOW_PACKAGE}@4"`;
