@@ -19,6 +19,7 @@ export { ByteBudget } from '../streams/flow/byte-budget.js';
 export { type Composer, compose, merge } from '../streams/flow/highland.js';
 export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/flow/stage-clock.js';
 // What the commands do.
+export { type BadTensor, checkWeights, type WeightCheck } from '../streams/operations/check-weights.js';
 export { compress } from '../streams/operations/compress.js';
 export {
   type Comparison,

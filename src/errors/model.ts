@@ -169,7 +169,7 @@ export class NonFiniteWeightError extends InputError {
     readonly count: number,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Repair it, or leave its layer out with --layers.`,
+      `Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Restore the file if it is damaged, or leave the layer out with --layers. "mobe inspect --check" finds all such tensors.`,
     );
   }
 }

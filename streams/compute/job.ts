@@ -10,8 +10,8 @@ import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { mapValues } from '../../src/map-values.js';
 import type { LossPoint } from '../../src/methods/loss-curve.js';
-import type { Factors, FitStep, GroupShape, Method, StateStore } from '../../src/methods/method.js';
-import { METHODS } from '../../src/methods/registry.js';
+import type { Factors, FitStep, GroupShape, StateStore } from '../../src/methods/method.js';
+import { METHODS, methodNamed } from '../../src/methods/registry.js';
 import type { FoldedExpert } from '../records.js';
 import { foldSigma } from '../stages/fold.js';
 import { divide, normaliseForFit } from '../stages/normalise.js';
@@ -71,7 +71,8 @@ export const fitJob = z
     maxError: z.number().positive().optional(),
   })
   .superRefine(({ method, problem, tensors, solver }, context) => {
-    const { problemSchema, solvers } = METHODS[method] as Method;
+    if (!Object.hasOwn(METHODS, method)) return; // told above
+    const { problemSchema, solvers } = methodNamed(method);
     const checked = problemSchema.safeParse(problem);
     for (const issue of checked.error?.issues ?? [])
       context.addIssue({ code: 'custom', message: issue.message, path: ['problem', ...issue.path] });
@@ -122,7 +123,7 @@ export async function* runJob(
 ): AsyncGenerator<JobOutput> {
   const started = performance.now();
   const { problem, format, dtype, written, options, solver, label, maxError } = job;
-  const method = METHODS[job.method] as Method;
+  const method = methodNamed(job.method);
 
   // Normalise.
   const writtenDtype = written === 'weights' ? dtype : undefined;

@@ -1,8 +1,8 @@
 import { isFloatDtype } from '../../src/checkpoint/dtype.js';
-import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
 import { plainMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { InterruptedError } from '../../src/errors.js';
+import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { countNonFinite, decodedRows } from '../stages/pass-through.js';
 
@@ -23,9 +23,10 @@ export interface WeightCheck {
 
 /** Reads and decodes every weight of a checkpoint once, in bounded memory, and finds those that are NaN or infinite. */
 export async function checkWeights(
-  source: Checkpoint,
-  { onProgress, signal }: Pick<RunHooks, 'onProgress' | 'signal'> = {},
+  model: Source,
+  { onProgress, signal, peers }: Pick<RunHooks, 'onProgress' | 'signal' | 'peers'> = {},
 ): Promise<WeightCheck> {
+  const source = await openSource(model, { peers });
   const matrices = [...source.tensors.values()].flatMap((tensor): StoredMatrix[] => {
     if (attachedTo(tensor, source)) return []; // scales come with their data
     if (isQuantised(tensor)) return [quantisedMatrix(tensor, source)];

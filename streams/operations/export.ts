@@ -3,7 +3,14 @@ import { configChanges, nativeModelling } from '../../src/conversion/config-chan
 import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { expertCopies, groupPlaces, type Place } from '../../src/conversion/group-places.js';
-import { checkNative, type GroupKey, groupKey, groupLabel, groupOf, productOf } from '../../src/conversion/group-plan.js';
+import {
+  checkNative,
+  type GroupKey,
+  groupKey,
+  groupLabel,
+  groupOf,
+  productOf,
+} from '../../src/conversion/group-plan.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
 import {
   type CompressOptions,

@@ -172,6 +172,7 @@ describe('lanes', () => {
     await delay(5);
     expect(started).toEqual([0, 1, 2]);
     open(2);
+    await delay(5);
     open(0);
     expect(await all).toEqual(['1a', '1b', '2a', '2b', '0a', '0b']);
   });
