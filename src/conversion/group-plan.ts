@@ -81,10 +81,15 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const groups = projections
     .filter(({ factorised }) => factorised)
     .flatMap(({ layer, projection }, i) => cut(layer, projection, method, problems[i] as GroupShape, settings));
-  const firstByte = ({ experts: [first] }: GroupPlan): string =>
-    `${first?.data.file}:${String(first?.data.start).padStart(16, '0')}`;
-  const order = new Map(groups.map((group) => [group, firstByte(group)] as const));
-  return groups.sort((a, b) => ((order.get(a) as string) < (order.get(b) as string) ? -1 : 1));
+  // The parts of a projection follow one another: σ is theirs together, so they may have to wait for each other in memory.
+  const key = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
+  const firstByte = new Map<string, string>();
+  for (const group of groups) {
+    const { file, start } = (group.experts[0] as StoredMatrix).data;
+    if (group.group === 0) firstByte.set(key(group), `${file}:${String(start).padStart(16, '0')}`);
+  }
+  const place = (group: GroupPlan): string => firstByte.get(key(group)) as string;
+  return groups.sort((a, b) => (place(a) === place(b) ? a.group - b.group : place(a) < place(b) ? -1 : 1));
 }
 
 /** Throws `OptionError` where the output cannot be a native checkpoint. */

@@ -16,6 +16,9 @@ export type Format = (typeof FORMATS)[number];
 export type OutputFormat = Format | 'factors';
 
 /** The output holds factors, not weights. */
+/** The output holds rebuilt weights, not factors. */
+export const holdsWeights = ({ format }: { readonly format: OutputFormat }): boolean => format === 'hf';
+
 export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
 
 export const METHOD_NAMES = Object.keys(METHODS) as [string, ...string[]];

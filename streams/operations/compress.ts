@@ -2,7 +2,7 @@ import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
-import { type CompressOptions, resultSettings } from '../../src/conversion/settings.js';
+import { type CompressOptions, holdsWeights, resultSettings } from '../../src/conversion/settings.js';
 import { withRunners } from '../compute/runners.js';
 import { stateFiles } from '../compute/state-file.js';
 import type { Source } from '../machines/remote-files.js';
@@ -80,7 +80,7 @@ export async function* fitExperts(
       settings,
       reader,
       runners,
-      written: plan.format === 'hf' ? 'weights' : 'factors',
+      written: holdsWeights(plan) ? 'weights' : 'factors',
       stateOf: states && stateFiles(states),
       ownStage,
       clocks,
