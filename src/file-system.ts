@@ -1,19 +1,20 @@
 /**
- * The few calls by which files are read and written, so that tests can make each of them fail. Programs use
- * `nodeFileSystem`; a fault is the same code over another one.
+ * All file operations of this program, behind one interface, so that tests can make each of them fail. Programs use
+ * `nodeFileSystem`.
  */
 import { mkdir, open, readdir, rename, rm, rmdir, stat, statfs } from 'node:fs/promises';
 
-/** By which a file is known again. */
+/** Facts that show whether a file has changed. */
 export interface FileIdentity {
   readonly size: number;
   readonly mtimeMs: number;
   readonly ino: number;
 }
 
+/** An open file. The methods behave like those of Node's `FileHandle`. */
 export interface OpenFile {
   read(target: Uint8Array, offset: number, length: number, position: number): Promise<{ bytesRead: number }>;
-  /** @param position null: at the end, of a file that was opened to be appended to */
+  /** @param position null writes at the end of a file that was opened for appending */
   write(data: Uint8Array, offset: number, length: number, position: number | null): Promise<{ bytesWritten: number }>;
   truncate(bytes: number): Promise<void>;
   stat(): Promise<FileIdentity>;
@@ -21,21 +22,23 @@ export interface OpenFile {
   close(): Promise<void>;
 }
 
+/** File operations. All throw the errors of Node's `fs`. */
 export interface FileSystem {
   open(path: string, flags: 'r' | 'r+' | 'w' | 'wx' | 'a'): Promise<OpenFile>;
   stat(path: string): Promise<FileIdentity>;
   readdir(path: string): Promise<string[]>;
-  /** With the folders above it; one that is there is left. */
+  /** Creates a folder and the folders above it. Does nothing if it exists. */
   mkdir(path: string): Promise<void>;
   rename(from: string, to: string): Promise<void>;
-  /** A file, or a folder with all in it; nothing where nothing is. */
+  /** Removes a file, or a folder with all its content. Does nothing if there is none. */
   remove(path: string): Promise<void>;
-  /** A folder that is empty. */
+  /** Removes an empty folder. */
   rmdir(path: string): Promise<void>;
-  /** Bytes that are free where an existing path lies. */
+  /** Free bytes on the disk of an existing path. */
   freeBytes(path: string): Promise<number>;
 }
 
+/** The file operations of the system. */
 export const nodeFileSystem: FileSystem = {
   open: (path, flags) => open(path, flags),
   stat: (path) => stat(path),
@@ -52,7 +55,10 @@ export const nodeFileSystem: FileSystem = {
   },
 };
 
-/** Writes all of it, however little a call takes. @returns the bytes written */
+/**
+ * Writes all bytes, in several calls if necessary.
+ * @returns the bytes written
+ */
 export async function writeAll(file: OpenFile, data: Uint8Array, position: number | null): Promise<number> {
   for (let done = 0; done < data.byteLength; ) {
     const at = position === null ? null : position + done;
@@ -63,7 +69,10 @@ export async function writeAll(file: OpenFile, data: Uint8Array, position: numbe
   return data.byteLength;
 }
 
-/** Fills `target`, however little a call gives. @returns false where the file ends before */
+/**
+ * Fills `target`, in several calls if necessary.
+ * @returns false if the file ends before
+ */
 export async function readAll(file: OpenFile, target: Uint8Array, position: number): Promise<boolean> {
   for (let done = 0; done < target.byteLength; ) {
     const { bytesRead } = await file.read(target, done, target.byteLength - done, position + done);
@@ -73,7 +82,7 @@ export async function readAll(file: OpenFile, target: Uint8Array, position: numb
   return true;
 }
 
-/** A file of this content, on disk when it resolves. */
+/** Writes a file with this content. The content is on disk when this resolves; the file's name may not be. */
 export async function writeSynced(
   fs: FileSystem,
   path: string,
@@ -89,7 +98,7 @@ export async function writeSynced(
   }
 }
 
-/** A whole file; undefined where there is none, or none of at most so many bytes. */
+/** Reads a whole file. Returns undefined if there is none or it has more than `most` bytes. */
 export async function readWhole(
   fs: FileSystem,
   path: string,
@@ -112,7 +121,7 @@ export async function readWhole(
   }
 }
 
-/** Makes the names in a folder durable. Not every platform lets a folder be opened. */
+/** Puts the names in a folder on disk. Ignores errors, because some platforms cannot open folders. */
 export async function syncFolder(folder: string, fs: FileSystem = nodeFileSystem): Promise<void> {
   const handle = await fs.open(folder, 'r').catch(() => undefined);
   await handle?.sync().catch(() => {});

@@ -1,4 +1,4 @@
-/** Numbers as people read and write them. */
+/** Formats numbers for people, and parses sizes. */
 
 const BINARY = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const;
 
@@ -38,6 +38,7 @@ export function formatSeconds(seconds: number): string {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
+/** 0.123 → "12.3 %" */
 export const formatPercent = (share: number): string => `${(100 * share).toFixed(1)} %`;
 
 const UNITS: Readonly<Record<string, number>> = {
@@ -53,7 +54,7 @@ const UNITS: Readonly<Record<string, number>> = {
   tib: 2 ** 40,
 };
 
-/** "8GiB" → 8589934592, "5GB" → 5000000000, "1000" → 1000; undefined where it is no size. */
+/** "8GiB" → 8589934592, "5GB" → 5000000000, "1000" → 1000. Returns undefined if the text is not a size. */
 export function parseBytes(text: string): number | undefined {
   const match = /^\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*$/i.exec(text);
   const unit = UNITS[(match?.[2] ?? '?').toLowerCase()];
@@ -63,11 +64,11 @@ export function parseBytes(text: string): number | undefined {
 }
 
 /**
- * Text for a terminal: names of tensors and files may be anybody's, and control characters in them could move its cursor or
- * rewrite what is on it. Line breaks stay.
+ * Makes text safe for a terminal. Names of tensors and files may come from anybody, and control characters in them could move
+ * the cursor or overwrite other text. Line breaks stay.
  */
 export const printable = (text: string): string =>
   text.replace(CONTROL, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`);
 
-/** Line feeds are none; what turns the direction of writing around is one. */
+/** Control characters except line feeds, and characters that change the direction of writing. */
 const CONTROL = /(?!\n)[\p{Cc}\p{Bidi_Control}]/gu;

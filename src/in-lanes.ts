@@ -1,6 +1,6 @@
 /**
- * Does the task for every item, in their order, so many at a time. The first failure is thrown once no task runs any more; no
- * other is begun after it.
+ * Runs the task for every item, in order, at most `lanes` at a time. After a failure, no further task starts. The first failure
+ * is thrown when all running tasks have ended.
  */
 export async function inLanes<T>(lanes: number, items: Iterable<T>, task: (item: T) => Promise<void>): Promise<void> {
   const coming = items[Symbol.iterator]();

@@ -1,8 +1,8 @@
 import { z } from 'zod';
 
 /**
- * A list of untrusted elements, which may be millions. `z.array` would collect an issue for every bad one; this stops at the
- * first. The elements are given back as they came.
+ * The schema of a list of untrusted elements, which may have millions. `z.array` would collect an issue for every bad element;
+ * this stops at the first. The elements are returned unchanged.
  */
 export const listOf = <T>(element: z.ZodType<T>) =>
   z.custom<T[]>(

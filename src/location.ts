@@ -1,22 +1,22 @@
-/** Locations: how people name a place to read from or write to. */
+/** Locations: names of places to read from or write to. */
 import { join, resolve } from 'node:path';
 
-/** The location of a pipe: standard output where something is written, standard input where it is read. */
+/** The location of a pipe: standard output for writing, standard input for reading. */
 export const PIPE = '-';
 
 const SCHEME = /^([a-z][a-z0-9+.-]*):\/\//i;
 
-/** The scheme of a location, in lower case: "ws" of `ws://host:port/`. A pipe's is "-"; a path of this machine has none. */
+/** The scheme of a location in lower case, e.g. "ws" for `ws://host:port/`. That of a pipe is "-". A local path has none. */
 export const schemeOf = (location: string): string | undefined =>
   location === PIPE ? PIPE : SCHEME.exec(location)?.[1]?.toLowerCase();
 
-/** The location is a path of this machine. */
+/** Whether a location is a local path. */
 export const isPath = (location: string): boolean => schemeOf(location) === undefined;
 
-/** A location as it is kept and told: an absolute path, or a URL without a slash at its end. */
+/** The normal form of a location: an absolute path, or a URL without a slash at its end. */
 export const normaliseLocation = (location: string): string =>
   isPath(location) ? resolve(location) : location.replace(/\/+$/, '');
 
-/** A file in a folder, whose name is normalised. */
+/** The location of a file in a folder. `folder` must be in normal form. */
 export const fileIn = (folder: string, path: string): string =>
   isPath(folder) ? join(folder, path) : `${folder}/${path}`;

@@ -1,4 +1,4 @@
-/** An object with the same keys, and what `change` makes of each value. */
+/** Returns an object with the same keys and the values that `change` returns. */
 export const mapValues = <V, R>(
   object: Readonly<Record<string, V>>,
   change: (value: V, key: string) => R,

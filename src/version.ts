@@ -1,4 +1,4 @@
 import { createRequire } from 'node:module';
 
-/** Of this package. The compiled file lies in dist/src/. */
+/** The version of this package. The path to package.json is relative to the compiled file in dist/src/. */
 export const VERSION: string = createRequire(import.meta.url)('../../package.json').version;

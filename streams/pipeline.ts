@@ -1,6 +1,6 @@
 /**
- * The program on one screen: a conversion as a composition of stages. Highland composes them (flow/highland.ts), one file in
- * stages/ has each. Bytes are bounded by the budget that `readExperts` asks.
+ * The program on one screen: a conversion as a composition of stages. Highland composes them (flow/highland.ts), and each stage
+ * has a file in stages/. `readExperts` takes the bytes of a group from a budget before it reads them, which bounds the memory.
  *
  *     read experts ─> group ─> normalise ─> factorise ─> fold ─┐
  *     read what is copied ─────────────────────────────────────┴─> write
@@ -26,17 +26,18 @@ import { passThrough } from './stages/pass-through.js';
 import { readExperts } from './stages/read-experts.js';
 import { type WriteHooks, writeOutput } from './stages/write-output.js';
 
+/** Options of `compressExperts`. */
 export interface ExpertsOptions extends FactoriseOptions {
-  /** Those to fit; an interrupted run has finished the others. */
+  /** The groups to fit. Groups that an interrupted run has finished are not among them. */
   readonly groups: readonly GroupPlan[];
   readonly plan: Pick<ConversionPlan, 'groups' | 'format' | 'separate'>;
   readonly memory: MemoryPlan;
   readonly reader: RangeReader;
-  /** A stage of the caller's own, after normalising. It may drop groups: their weights are then kept as they are. */
+  /** A stage of the caller, between normalising and fitting. It may drop groups; their weights are then copied unchanged. */
   readonly ownStage?: OwnStage<NormalisedGroup> | undefined;
 }
 
-/** The branch that factorises. */
+/** The branch that factorises: yields chunks of output tensors and a report for each group. Throws what the stages throw. */
 export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<OutputRecord> {
   const { groups, plan, memory, reader, runners, written, ownStage, clocks } = options;
   const { holdParts } = memory;
@@ -71,6 +72,7 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
   }
 }
 
+/** Options of `writeAll`. */
 export interface WriteOptions extends WriteHooks {
   readonly copies: readonly Copy[];
   readonly reader: RangeReader;
@@ -78,11 +80,11 @@ export interface WriteOptions extends WriteHooks {
   readonly output: Output;
   readonly signal?: AbortSignal | undefined;
   readonly clocks?: StageClocks | undefined;
-  /** The sink's own failure: what ends the pipeline after it is only its echo. */
+  /** Called with an error of the sink itself. The error that then ends the pipeline is only a consequence. */
   readonly onSinkError?: ((error: Error) => void) | undefined;
 }
 
-/** Both branches into the output. */
+/** Writes both branches into the output: the tensors that are copied, and `experts`. Does not commit the output. */
 export async function writeAll(options: WriteOptions): Promise<void> {
   const { copies, reader, experts, output, signal, clocks, onSinkError } = options;
   const pool = output.retains ? undefined : new BufferPool(PASS_THROUGH_BLOCKS, READ_BYTES, clocks?.held);
@@ -93,7 +95,7 @@ export async function writeAll(options: WriteOptions): Promise<void> {
   await pipeline(merge([timed, experts]), sink, { ...(signal && { signal }) });
 }
 
-/** Reading is what takes the time; waiting for the budget is being blocked, not working. */
+/** Counts only the reads as work. Waiting for the budget does not count. */
 const timedReader = (reader: RangeReader, clocks: StageClocks): RangeReader => ({
   read: (file, position, target) =>
     clocks.work('read experts', target.byteLength, () => reader.read(file, position, target)),

@@ -1,4 +1,4 @@
-/** What flows between the stages. Every record with data has a size in bytes, which is what backpressure counts. */
+/** The records that flow between the stages. Backpressure counts their bytes. */
 import type { GroupPlan } from '../src/conversion/group-plan.js';
 import type { FittedGroupReport, GroupReport, KeptGroupReport } from '../src/conversion/run-report.js';
 import type { LossPoint } from '../src/methods/loss-curve.js';
@@ -10,63 +10,65 @@ export interface Held {
   release(): void;
 }
 
-/** One expert's weights as stored: what `readMatrix` returns. */
+/** One expert's weights as stored, in the bytes that `readMatrix` returns. */
 export interface TensorRecord extends Held {
   readonly group: GroupPlan;
   readonly expert: number;
   readonly data: Uint8Array<ArrayBuffer>;
 }
 
-/** All experts of a group as stored, in expert order. A stage that does not pass a group on calls its `release`. */
+/** All experts of a group as stored, in expert order. A stage that does not pass a group on must call its `release`. */
 export interface ExpertGroup extends Held {
   readonly group: GroupPlan;
   readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
 }
 
+/** A group and its σ. Its weights are still as stored: the job divides them by σ when it decodes them. */
 export interface NormalisedGroup extends ExpertGroup {
   /**
-   * The standard deviation of all weights of the layer and projection. Undefined where the group is all of these: then the
-   * job finds it while it decodes them.
+   * The standard deviation of all weights of the layer and projection. Undefined if the group holds all of these: then the job
+   * measures σ while it decodes.
    */
   readonly sigma: number | undefined;
 }
 
-/** One expert as it is written, with the error of exactly these bytes. */
+/** One expert as it is written, and the squared error of exactly these bytes. */
 export interface FoldedExpert extends SquaredError {
   readonly expert: number;
-  /** Its factors by name, σ folded in; or its rebuilt weights, under the name `weights`. */
+  /** The expert's factors by name, with σ folded in; or its weights, under the name `weights`. */
   readonly tensors: Readonly<Record<string, Uint8Array>>;
 }
 
-/** A fitted group. Its experts come one at a time, so that they are never all in memory. */
+/** A fitted group. Its experts are computed one at a time, so that they are never all in memory. */
 export interface FittedGroup extends Held {
   readonly group: GroupPlan;
   readonly sigma: number;
   /** The factors that the experts share, by name, in the group's dtype. */
   readonly shared: Readonly<Record<string, Uint8Array>>;
   readonly steps: number;
-  /** The loss at some of the steps; absent where it is not known. */
+  /** The loss at some of the steps; absent if the method reports none. */
   readonly losses?: readonly LossPoint[] | undefined;
+  /** Duration of the fit. */
   readonly seconds: number;
-  /** The relative error, where it is above `--max-error`: then the experts are the source's weights. */
+  /** The relative error, if it is above `--max-error`. Then the experts are the source's weights. */
   readonly keptError?: number | undefined;
-  /** In expert order. To be iterated once. */
+  /** The experts in order. Can be iterated only once. */
   readonly experts: AsyncIterable<FoldedExpert>;
 }
 
-/** Part of an output tensor, `offset` bytes into it. */
+/** Part of an output tensor. `offset` is in bytes from the tensor's start. */
 export interface OutputChunk {
   readonly tensor: string;
   readonly offset: number;
   readonly data: Uint8Array;
-  /** Called once the data is written, or not needed: its memory is then used again. */
+  /** To be called when the data is written or no longer needed. Its memory is then reused. */
   readonly release?: () => void;
 }
 
-/** All chunks of a group have passed. */
+/** The report of a group. It follows all chunks of the group. */
 export interface FinishedGroup {
   readonly finished: GroupReport | FittedGroupReport | KeptGroupReport;
 }
 
-/** What the sink takes. */
+/** The input of the sink. */
 export type OutputRecord = OutputChunk | FinishedGroup;

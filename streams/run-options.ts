@@ -1,4 +1,4 @@
-/** What a run is given beside its settings, what it tells while it works, and what it returns. The library prints nothing. */
+/** A run's options beside its settings, the progress it reports, and its result. The library prints nothing. */
 
 import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
@@ -10,51 +10,57 @@ import type { PeerOptions } from './machines/peer-options.js';
 import type { TimedPlan } from './operations/plan.js';
 import type { NormalisedGroup } from './records.js';
 
+/** A step of a group's fit. */
 export interface StepProgress extends FitStep, GroupKey {}
 
+/** An expert of a fitted group is being written. */
 export interface FoldProgress extends GroupKey {
   readonly expert: number;
   readonly experts: number;
 }
 
+/** Events of a run, for `onProgress`. */
 export type Progress =
-  /** What is about to be done. */
+  /** The plan, before the work begins. */
   | { kind: 'plan'; plan: TimedPlan }
-  /** A part of the run begins; `total` in bytes or groups. */
+  /** A part of the run begins. `groups` and `bytes` are its totals. */
   | { kind: 'phase'; phase: 'resume' | 'check' | 'convert' | 'verify' | 'copy'; groups: number; bytes: number }
-  /** Bytes written, or compared, so far. */
+  /** Bytes written or compared so far. */
   | { kind: 'bytes'; bytes: number }
   | ({ kind: 'step' } & StepProgress)
   /** A fitted group is being written, expert by expert. */
   | ({ kind: 'fold' } & FoldProgress)
   | { kind: 'group'; report: GroupReport }
-  /** A worker elsewhere is gone; what it had is done again by another. */
+  /** A remote worker is lost. Another one repeats its group. */
   | { kind: 'lost'; worker: string; reason: Error };
 
+/** Callbacks and connections of any operation. */
 export interface RunHooks {
   readonly onProgress?: (progress: Progress) => void;
-  /** Aborting stops the run; what it had finished is kept, and the same run goes on from there. */
+  /** Aborting stops the run. Finished work is kept, and the same run resumes from it. */
   readonly signal?: AbortSignal;
-  /** How other machines are spoken to, where a location is a URL. */
+  /** Token, certificates and timeouts for locations that are URLs. */
   readonly peers?: PeerOptions;
-  /** Measures what each stage of the dataflow does with its time. */
+  /** Measures how each stage of the pipeline spends its time. */
   readonly clocks?: StageClocks;
 }
 
+/** Options of a run that writes a result. */
 export interface RunOptions extends RunHooks {
-  /** Replace what an earlier run left in the output folder. */
+  /** Replaces the files that an earlier run left in the output folder. */
   readonly force?: boolean;
-  /** Seconds between two saves of a running fit; default 120. */
+  /** Seconds between two saves of a running fit's state; default 120. */
   readonly saveEvery?: number | undefined;
-  /** What the source is read and the result written with. */
+  /** File operations for the source and the result; default: those of the system. Tests pass their own. */
   readonly fileSystem?: FileSystem;
-  /** A stage of the caller's own between normalising and fitting. It may drop groups: their weights are then kept as they are. */
+  /** A stage of the caller, between normalising and fitting. It may drop groups; their weights are then copied unchanged. */
   readonly ownStage?: OwnStage<NormalisedGroup> | undefined;
-  /** URLs of the machines that fit (`mobe worker`); none: this one does. */
+  /** URLs of the machines that fit (`mobe worker`). Without any, this machine fits. */
   readonly workers?: readonly string[];
 }
 
+/** The report of a run's result. */
 export interface RunResult extends StoredReport {
-  /** The very result was there already; nothing was done. */
+  /** True if the same result was already there, so that nothing was done. */
   readonly already: boolean;
 }

@@ -1,4 +1,4 @@
-/** Folders from strangers: no name may lead out of the folder, and no file may take more memory or time than its size allows. */
+/** Folders from strangers: no name may lead out of the folder, and no small file may take much memory or time. */
 import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { crc32 } from 'node:zlib';

@@ -26,7 +26,7 @@ export const CONFIG_FILE = 'config.json';
 /** Index files reach 60 MB, and a text can have 2^29 characters. */
 const MAX_JSON_BYTES = 256 * 1024 * 1024;
 
-/** Configs nest some six deep; what walks them does so by recursion. */
+/** The deepest nesting of JSON that is read. Configs nest about six deep, and deeper JSON could overflow the stack. */
 const MAX_JSON_DEPTH = 64;
 
 export interface Shard extends ShardHeader {
@@ -44,8 +44,8 @@ export interface Checkpoint extends SourceFolder {
 }
 
 /**
- * Opens and validates a checkpoint. Throws an `InputError` that names what is wrong with which file.
- * @param source a path of this machine, or any folder with what reads it (`openSource` takes URLs too)
+ * Opens and validates a checkpoint. Throws an `InputError` that names the file and the problem.
+ * @param source a local path, or a folder with an object that reads it (`openSource` takes URLs too)
  */
 export async function openCheckpoint(source: string | SourceFolder): Promise<Checkpoint> {
   const { folder: root, files } =
@@ -59,7 +59,7 @@ export async function openCheckpoint(source: string | SourceFolder): Promise<Che
     const tensors = new Map<string, TensorInfo>();
     for (const shard of shards) {
       for (const tensor of shard.tensors) {
-        // Of two shards that hold a tensor, an index can name both only by a key it has twice.
+        // Two shards have this tensor. The index can name both only by a duplicate key.
         if (tensors.has(tensor.name)) throw new DuplicateKeyError(fileIn(root, INDEX_FILE), tensor.name);
         tensors.set(tensor.name, tensor);
       }
@@ -95,10 +95,10 @@ async function openShards(root: string, names: readonly string[], files: Files):
   return shards;
 }
 
-/** For one header after another. Each may have some 50 MB, and V8 is in no hurry to collect what lies outside its heap. */
+/** Memory that is reused for all headers. Each may have about 50 MB, and V8 is slow to free memory outside its heap. */
 class HeaderMemory {
   private bytes = new Uint8Array(0);
-  /** Of the tensors of the last header. */
+  /** The names of the tensors in the last header. */
   names = new Set<string>();
 
   take(length: number): Uint8Array {
@@ -128,7 +128,7 @@ async function readHeader(
   return { json, bytes };
 }
 
-/** A whole file of JSON, which is refused before it is read where it is larger than any real one. */
+/** Reads a whole JSON file. Throws before reading if it is larger than any real one. */
 async function readBytes(path: string, files: Files): Promise<Uint8Array<ArrayBuffer>> {
   const end = await files.size(path);
   if (end > MAX_JSON_BYTES) throw new InvalidJsonError(path, `it has ${end} bytes, the limit is ${MAX_JSON_BYTES}`);
@@ -143,7 +143,10 @@ async function readText(path: string, files: Files): Promise<string> {
 interface Index {
   readonly path: string;
   readonly json: Buffer;
-  /** Shard file → where in the text the names of its tensors begin. Names themselves, of half a million, are some 50 MB. */
+  /**
+   * For each shard file, the positions in the text where its tensors' names begin. The names of half a million tensors would
+   * take 50 MB.
+   */
   readonly placed: Map<string, number[]>;
 }
 
@@ -182,7 +185,7 @@ function readWeightMap(json: Buffer, within: Span, path: string): Index['placed'
   return placed;
 }
 
-/** @param held the names of its tensors, of which none are left afterwards */
+/** @param held the names of the shard's tensors; empty afterwards */
 function checkAgainstIndex(
   { path, tensors }: Shard,
   held: Set<string>,
@@ -250,11 +253,11 @@ export interface Fingerprints {
   readonly whole: string;
   /** SHA-256 over the config and every shard's name, size and header, in hexadecimal. */
   readonly headers: string;
-  /** Of each shard, by file name: the first 32 hexadecimal digits of the SHA-256 over its blocks. */
+  /** For each shard, by file name: the first 32 hexadecimal digits of the SHA-256 over its blocks. */
   readonly contents: Readonly<Record<string, string>>;
 }
 
-/** Several parts of a run ask for them, and each would read the blocks again. */
+/** Known fingerprints. Several parts of a run need them, and each would read the blocks again. */
 const known = new WeakMap<Checkpoint, Promise<Fingerprints>>();
 
 /** The fingerprint and its parts. */
@@ -263,7 +266,7 @@ export function fingerprints(checkpoint: Checkpoint): Promise<Fingerprints> {
   if (!found) {
     found = readFingerprints(checkpoint);
     known.set(checkpoint, found);
-    found.catch(() => known.delete(checkpoint)); // told by whoever waits for it; the next may have more luck
+    found.catch(() => known.delete(checkpoint)); // the caller gets the error; a later call tries again
   }
   return found;
 }

@@ -1,4 +1,4 @@
-/** A compression, planned: all that `mobe plan` prints and `mobe compress` then does. Reads headers only. */
+/** Plans a compression, from headers only: `mobe plan` prints the plan, and `mobe compress` carries it out. */
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
 import { detectModel } from '../models/detect.js';
@@ -8,19 +8,20 @@ import { planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
 import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
 
+/** The plan of a compression. */
 export interface CompressionPlan extends ConversionPlan {
   readonly settings: RunSettings;
   readonly engine: ChosenEngine;
   readonly model: MoeModel;
   readonly memory: MemoryPlan;
-  /** Bytes on disk, headers included. */
+  /** Bytes of the output's shards on disk, including headers. */
   readonly diskBytes: number;
 }
 
 /**
- * Plans the compression of a checkpoint. Throws an `InputError` for an unknown model, options that do not fit it, an engine that
- * does not work here, or a memory budget that is too small.
- * @param fitters what fits the groups, where it is not this machine
+ * Plans the compression of a checkpoint. Throws an `InputError` for an unknown model, options that do not fit it, an engine
+ * that does not work here, or a memory budget that is too small.
+ * @param fitters the workers that fit the groups; undefined if this machine does
  */
 export async function planCompression(
   source: Checkpoint,

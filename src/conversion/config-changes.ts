@@ -1,4 +1,4 @@
-/** What a conversion changes in the source's `config.json`. */
+/** The changes that a conversion makes to the source's `config.json`. */
 import { QUANTISATION_KEYS, quantisationConfig } from '../checkpoint/quantisation.js';
 import { UnevenFactorsError } from '../errors.js';
 import type { MoeModel, Projection } from '../models/family.js';
@@ -8,7 +8,10 @@ import type { ConversionPlan } from './conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from './group-plan.js';
 import { isNative } from './settings.js';
 
-/** Of a dense model's conversion. */
+/**
+ * The changes for the conversion of a dense model. Throws `UnevenFactorsError` if a native config cannot describe the groups
+ * because their sizes differ or one is missing.
+ */
 export function configChanges(
   plan: ConversionPlan,
   model: MoeModel,
@@ -20,7 +23,7 @@ export function configChanges(
   };
 }
 
-/** The modelling files that a native output carries; none for standard weights. */
+/** The modelling files that a native output includes. Standard weights need none. */
 export const nativeModelling = (plan: ConversionPlan, { family }: MoeModel): { add: ModellingFile[] } => ({
   add: holdsFactors(plan) && family.native ? modellingFiles(family.native) : [],
 });
@@ -39,12 +42,15 @@ function nativeChanges(
   const layers = [...new Set(sorted.map(({ layer }) => layer))];
   const projections = [...new Set(sorted.map(({ projection }) => projection))];
   checkUniform(sorted, layers, projections);
-  if (!family.native || !method.native) return {}; // refused before (planGroups)
+  if (!family.native || !method.native) return {}; // planGroups has refused this
   const alike = { problem, groups: parts, layers, projections, solver, sourceFingerprint };
   return method.native.config(source.config, family.native, alike);
 }
 
-/** A native config has one list of projections for all layers, and one size of factors and number of groups for all of these. */
+/**
+ * Checks that all layers have the same projections, factor sizes and number of groups, because a native config has one value
+ * for each.
+ */
 function checkUniform(
   groups: readonly GroupPlan[],
   layers: readonly number[],
@@ -71,12 +77,13 @@ function checkUniform(
 }
 
 /**
- * When nothing is quantised any more, the entry goes. Else the experts that were decoded are named in it, under the key that the
- * loaders of its kind read: `ignore` of compressed-tensors, `modules_to_not_convert` of the others.
+ * Removes the quantisation entry if no tensor is quantised any more. Otherwise it adds the decoded experts to the entry's list
+ * of modules that are not quantised. compressed-tensors calls this list `ignore`, the other loaders `modules_to_not_convert`.
  */
 function quantisationChanges({ source, groups, quantised }: ConversionPlan, { layers }: MoeModel): ConfigChanges {
   const entry = quantisationConfig(source.config) as Record<string, unknown> | undefined;
-  // Of no tensor that is known to be quantised, it speaks of others (GPTQ's attention, say), which pass through.
+  // No tensor here is quantised in a known way. The entry is then about tensors that pass through (for example GPTQ's
+  // attention).
   if (!entry || quantised.before === 0) return {};
   const path = QUANTISATION_KEYS.find((key) => valueAt(source.config, key) === entry) as string;
   if (quantised.after === 0) return { [path]: undefined };

@@ -1,4 +1,4 @@
-/** Everything a conversion will write, from headers and flags alone. */
+/** Plans everything that a conversion will write, from headers and options alone. */
 import { elementCount, type FloatDtype, floatBytes } from '../checkpoint/dtype.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
@@ -13,27 +13,28 @@ import { factorLayout, factorTensors } from './factor-files.js';
 import { type GroupPlan, nativeTensors, sourceBytes } from './group-plan.js';
 import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 
-/** What an output tensor, or a part of one, is copied from. */
+/** The source of an output tensor, or of a part of one. */
 export interface Copy {
-  /** The output tensor, and the byte of it at which this begins. */
+  /** The output tensor, and the byte in it at which the copy begins. */
   readonly target: string;
   readonly offset: number;
-  /** Copied as bytes … */
+  /** The range that is copied as bytes, unless `decode` is set. */
   readonly source: ByteRange;
-  /** … or decoded and rounded to this dtype, where it is quantised or its tensor gets another dtype. */
+  /** Set if the matrix is quantised or its dtype changes: it is decoded and rounded to `dtype`. */
   readonly decode?: { readonly matrix: StoredMatrix; readonly dtype: FloatDtype };
 }
 
+/** The plan of a conversion. */
 export interface ConversionPlan {
   readonly source: Checkpoint;
   readonly groups: readonly GroupPlan[];
   readonly format: OutputFormat;
   readonly layout: Layout;
-  /** What is not factorised, in the order of the source. */
+  /** The tensors that are not factorised, in the order of the source. */
   readonly copies: readonly Copy[];
-  /** Every expert has a tensor of its own in the output. */
+  /** Whether every expert has a tensor of its own in the output. */
   readonly separate: boolean;
-  /** Quantised matrices there are in the source, and how many of them stay so. */
+  /** Number of quantised matrices in the source, and how many of them stay quantised. */
   readonly quantised: { readonly before: number; readonly after: number };
   readonly parametersBefore: number;
   readonly parametersAfter: number;
@@ -42,9 +43,10 @@ export interface ConversionPlan {
   readonly bytesAfter: number;
 }
 
-/** Files of an output folder that make it loadable: they appear after everything else. */
+/** The files that make an output folder loadable. They appear after all others. */
 export const LOADABLE_LAST = [INDEX_FILE, CONFIG_FILE] as const;
 
+/** Input of `planConversion`. */
 export interface PlanInput {
   source: Checkpoint;
   groups: readonly GroupPlan[];
@@ -52,19 +54,20 @@ export interface PlanInput {
   shardBytes: number;
   /** The layers of a dense source. */
   layers?: readonly ExpertLayer[];
-  /** Source tensors that belong to no output tensor (the shared factors that an expansion starts from). */
+  /** Source tensors that are not written: the shared factors that an expansion starts from. */
   dropped?: ReadonlySet<string>;
-  /** Quantised tensors pass through as they are, but for the experts of converted layers. */
+  /** Whether quantised tensors stay quantised, except the experts of converted layers. */
   keepQuantised?: boolean;
-  /** Of tensors that are decoded without being factorised. */
+  /** The dtype of tensors that are decoded but not factorised. */
   decodedDtype?: FloatDtype;
-  /** A tensor for every expert, even where the source has fused ones. Native checkpoints always have. */
+  /** Whether every expert gets a tensor of its own even if the source's are fused. Default: true for native checkpoints. */
   separate?: boolean;
 }
 
 /**
- * Lays out the output in the order of the source; a group's shared factors come where its first expert was, so
- * that copying and factorising both move through the files in one direction.
+ * Lays out the output in the order of the source. A group's shared factors take the place before its first expert, so that
+ * copying and factorising both move through the files in one direction. Throws an `InputError` if a quantised tensor cannot be
+ * decoded.
  */
 export function planConversion(input: PlanInput): ConversionPlan {
   const {
@@ -109,7 +112,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
       return;
     }
     const dtype = group?.dtype ?? (encoding.kind === 'float' ? encoding.dtype : wanted);
-    const { rows, cols } = group?.format ?? matrix; // an expansion's source holds A in the place of the weights
+    const { rows, cols } = group?.format ?? matrix; // the source of an expansion has A in place of the weights
     put(floatTensor(name, dtype, rows, cols));
     if (!group) copy(matrix, name, 0, dtype);
   };
@@ -158,7 +161,10 @@ export function planConversion(input: PlanInput): ConversionPlan {
   };
 }
 
-/** The tensors of a native output that stand in an expert's place: its factors, and before the first of a group those shared. */
+/**
+ * The tensors that take an expert's place in a native output: its factors. Before the first expert of a group come the shared
+ * factors.
+ */
 function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<string, readonly TensorSpec[]> {
   const shards = new Map(source.shards.map(({ path }, i) => [path, i] as const));
   const before = ({ data: a }: StoredMatrix, { data: b }: StoredMatrix): number =>
@@ -175,17 +181,19 @@ function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<
   return factors;
 }
 
-/** Bytes that a copy writes. */
+/** The bytes that a copy writes. */
 export const copyBytes = ({ source, decode }: Copy): number =>
   decode ? decode.matrix.rows * decode.matrix.cols * floatBytes(decode.dtype) : source.end - source.start;
 
-/** Copies a matrix into a place of the output, decoded where its dtype there is another. */
+/** The copy of a matrix to a place in the output. It decodes the matrix if the dtype differs. */
 export function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
   const same = matrix.encoding.kind === 'float' && matrix.encoding.dtype === dtype;
   return { target, offset, source: matrix.data, ...(!same && { decode: { matrix, dtype } }) };
 }
 
-/** Weights that a tensor holds: what belongs to a quantised one holds none of its own, and a packed one has eight to a word. */
+/**
+ * The number of weights in a tensor. Scales of quantised tensors count 0. A packed INT4 tensor has eight weights in each word.
+ */
 export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {
   if (attachedTo(tensor, source)) return 0;
   if (!isQuantised(tensor) || tensor.shape.length !== 2) return elementCount(tensor.shape);
@@ -193,13 +201,13 @@ export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {
   return rows * cols;
 }
 
-/** Bytes of the files a conversion writes, side files aside. */
+/** The bytes of the shards that a conversion writes, including headers. */
 export const outputBytes = ({ layout }: ConversionPlan): number =>
   layout.shards.reduce((sum, { bytes }) => sum + bytes, 0);
 
 /**
- * Lays out factor files. The sizes are those of a native checkpoint with these factors.
- * @param groups of the source
+ * Lays out factor files, one for each group. `parametersAfter` and `bytesAfter` are those of a native checkpoint with these
+ * factors.
  */
 export function planFactors(source: Checkpoint, groups: readonly GroupPlan[]): ConversionPlan {
   const shards = groups.map(factorLayout);

@@ -1,14 +1,14 @@
-/** How long a run will take, from its arithmetic and the machine's measured rate. */
+/** Estimates the duration of a run from its arithmetic and the machine's measured rate. */
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
-/** What a solver step reaches of the rate of a plain matrix product of the same shapes; measured, docs/solver.md. */
+/** The rate of a solver step relative to a plain matrix product of the same shapes; measured, see docs/solver.md. */
 const STEP_EFFICIENCY = 0.75;
-/** A cautious disk, bytes a second; conversions that are not compute-bound are bound by it. */
+/** A cautious disk rate, bytes a second. It bounds conversions that need little arithmetic. */
 const DISK_RATE = 300e6;
 
 /**
- * Seconds a compression will take, within a factor of two or so.
+ * The expected duration of a compression in seconds, accurate to about a factor of two.
  * @param rate floating-point operations a second of one worker's plain matrix products at the groups' shapes
  */
 export function estimateSeconds(

@@ -1,4 +1,4 @@
-/** What to do with an output folder that already holds something. */
+/** Decides what to do with an output folder that already has files. */
 import { access } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -12,7 +12,7 @@ import { type Files, LocalFiles } from '../sources/files.js';
 import { REPORT_FILE, type StoredReport } from './run-report.js';
 import { parseReport } from './stored-report.js';
 
-/** The record in a folder, or undefined where there is none that can be read. */
+/** Reads the record in a folder; undefined if there is none or it cannot be read. */
 export async function readReport(folder: string, files: Files = new LocalFiles()): Promise<StoredReport | undefined> {
   try {
     return parseReport(await readJsonObject(fileIn(folder, REPORT_FILE), files));
@@ -23,27 +23,30 @@ export async function readReport(folder: string, files: Files = new LocalFiles()
   }
 }
 
+/** The schema of `WantedOutput`. */
 export const wantedOutput = z.strictObject({
-  /** `copy`: a checkpoint as it is, without a record. */
+  /** `copy` is an unchanged checkpoint, which has no record. */
   kind: z.enum(['compress', 'export', 'expand', 'fit', 'copy']),
   sourceFingerprint: z.string().max(128),
   settings: z.record(z.string(), z.unknown()),
 });
 
+/** The facts that identify a result: two runs that agree in them write the same result. */
 export type WantedOutput = Readonly<z.infer<typeof wantedOutput>>;
 
+/** The state of an output folder. */
 export type ExistingOutput =
-  /** The very result that is wanted is there, whole. */
+  /** The wanted result is already there and complete. */
   | { done: StoredReport }
-  /** Nothing is in the way but, with `force`, these files. */
+  /** The run may write. These files are replaced (only with `force`). */
   | { replaces: string[] };
 
-/** Throws `OutputNotEmptyError` where something else is in the way, saying what. */
+/** Examines an output folder. Throws `OutputNotEmptyError` if it has other files or another result; the message says which. */
 export async function examineOutput(folder: string, wanted: WantedOutput, force: boolean): Promise<ExistingOutput> {
   const held = await listOutput(folder);
   if (!held?.length) return { replaces: [] };
   const report = await readReport(folder);
-  // Only what is there: a record may be anybody's, and what it names is removed.
+  // A record may come from anybody, and the files that it lists are removed. So only names that are in the folder count.
   const own = report ? topLevel([...report.files, ...PAGE_FILES]) : undefined;
   if (force) return { replaces: held.filter((name) => own?.has(name) ?? isCheckpointFile(name)) };
   if (!report) throw new OutputNotEmptyError(folder, `is not empty (it holds ${held.slice(0, 3).join(', ')})`);
@@ -64,6 +67,7 @@ const isCheckpointFile = (name: string): boolean =>
 const topLevel = (files: readonly string[]): ReadonlySet<string | undefined> =>
   new Set(files.map((file) => file.split('/')[0]));
 
+/** Describes how a result differs from the wanted one; undefined if it is the same. */
 export function describeDifference(
   report: Pick<WantedOutput, 'kind' | 'sourceFingerprint' | 'settings'>,
   wanted: WantedOutput,

@@ -1,4 +1,4 @@
-/** Factor files, between `fit` and `export`: one safetensors file a group, σ folded into its factors. */
+/** Factor files, which `fit` writes and `export` reads: one safetensors file for each group, with σ folded into its factors. */
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { type FloatDtype, isFloatDtype } from '../checkpoint/dtype.js';
@@ -16,20 +16,22 @@ import { lossCurve } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
 
+/** Whether a file name is that of a factor file. */
 export const isFactorFile = (name: string): boolean => FILE_NAME.test(name);
 
+/** The file name of a group's factors. */
 export const factorFileName = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer-${String(layer).padStart(3, '0')}.${projection}${groups === 1 ? '' : `.group-${group}`}.safetensors`;
 
-/** Kept as the JSON text of one metadata entry: safetensors metadata holds strings only. */
+/** The metadata, stored as JSON text in one entry, because safetensors metadata can hold only strings. */
 const metadataSchema = z.looseObject({
   version: z.literal(1),
-  /** Absent: the default method. The problem's details (`Method.details`) stand beside it. */
+  /** Absent for the default method. The details of the problem (`Method.details`) are further keys of this object. */
   method: z.string().optional(),
   sourceFingerprint: z.string(),
-  /** What decided these bytes. */
+  /** The settings that decided these bytes. */
   settings: z.record(z.string(), z.unknown()),
-  /** No timings: the same fit writes the same bytes. */
+  /** The group's report, without timings, so that the same fit writes the same bytes. */
   report: z.object({
     layer: z.number().int(),
     projection: z.enum(PROJECTIONS),
@@ -43,6 +45,7 @@ const metadataSchema = z.looseObject({
   }),
 });
 
+/** The metadata of a factor file. */
 export type FactorMetadata = z.infer<typeof metadataSchema>;
 
 /** The source that factors were fitted to, and the settings that decided their bytes. */
@@ -50,6 +53,7 @@ export type FactorContext = Pick<FactorMetadata, 'sourceFingerprint' | 'settings
 
 const METADATA_KEY = 'mobe';
 
+/** The safetensors metadata of a factor file. */
 export function encodeFactorMetadata(
   { method, problem }: MethodProblem,
   { sourceFingerprint, settings, report }: Pick<FactorMetadata, 'sourceFingerprint' | 'settings' | 'report'>,
@@ -58,12 +62,12 @@ export function encodeFactorMetadata(
   return { [METADATA_KEY]: JSON.stringify({ ...kind, sourceFingerprint, settings, report }) };
 }
 
-/** Room for the metadata in a header that is written before the errors are known. */
+/** The size of a header. It is written before the errors are known, so it has room for the metadata. */
 const FACTOR_HEADER_BYTES = 4096;
 
 /**
- * The tensors of a factor file: the factors of each expert stacked, (n, …), then those that they share. They are factors of the
- * matrices that are factorised: the transposes of down_proj.
+ * The tensors of a factor file: first the factors of the experts, stacked as (n, …), then the shared factors. For down_proj
+ * they are factors of the transposed weights.
  */
 export function factorTensors({
   method,
@@ -77,26 +81,31 @@ export function factorTensors({
   ];
 }
 
-/** The name by which an `Output` is told a tensor of a factor file: every file has the same names inside. */
+/**
+ * The name under which an `Output` receives a tensor of a factor file. It includes the file, because all files have the same
+ * tensors.
+ */
 export const factorTensorName = (group: GroupKey, factor: string): string => `${factorFileName(group)}:${factor}`;
 
-/** A group's file as an `Output` reserves it. The metadata, with the errors, replaces the spaces at the end of its header later. */
+/** The layout of a group's file. The metadata with the errors later replaces the spaces at the end of its header. */
 export function factorLayout(group: GroupPlan): ShardLayout {
   const layout = layoutFile(factorFileName(group), factorTensors(group), {}, FACTOR_HEADER_BYTES);
   return { ...layout, tensors: layout.tensors.map((it) => ({ ...it, name: factorTensorName(group, it.name) })) };
 }
 
+/** A factor file that was opened and checked. */
 export interface FactorFile extends MethodProblem {
   readonly path: string;
   readonly metadata: FactorMetadata;
   readonly dtype: FloatDtype;
-  /** As `factorTensors` has them, by name. */
+  /** The tensors of `factorTensors`, by name. */
   readonly tensors: Readonly<Record<string, TensorInfo>>;
 }
 
 /**
- * All factor files of a folder, by layer, projection and group.
- * @param source a path of this machine, or any folder with what reads it
+ * Opens all factor files of a folder, sorted by layer, projection and group. Throws `NotACheckpointError` if there are none,
+ * and as `openFactorFile` does.
+ * @param source a local path, or a folder with an object that reads it
  */
 export async function openFactorFolder(source: string | SourceFolder): Promise<FactorFile[]> {
   const { folder, files } = typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
@@ -112,6 +121,7 @@ export async function openFactorFolder(source: string | SourceFolder): Promise<F
   return opened.sort((a, b) => compareGroups(a.metadata.report, b.metadata.report));
 }
 
+/** Opens a factor file. Throws `FactorMismatchError` or another `InputError` if it is not one. */
 export async function openFactorFile(path: string, files: Files = new LocalFiles()): Promise<FactorFile> {
   try {
     return await readFactorFile(path, files);

@@ -1,4 +1,4 @@
-/** A folder of factor files, driven as any output is. */
+/** Uses a folder of factor files like any other output. */
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
@@ -53,10 +53,10 @@ const reportOf = ({ layer, projection, group, groups: parts }: GroupPlan): Fitte
   ...{ relativeError: 0.25, mse: 1e-4, sigma: 0.02, steps: 7, seconds: 3 },
 });
 
-/** Bytes that tell where they belong. */
+/** Bytes whose values are their positions. */
 const dataOf = (bytes: number, start: number): Uint8Array => Uint8Array.from({ length: bytes }, (_, i) => start + i);
 
-/** Writes a group in pieces, the last first, and finishes it. */
+/** Writes a group in pieces, the last one first, and finishes it. */
 async function fill(output: FactorFolder, group: GroupPlan, upTo = 0): Promise<void> {
   await output.reserve(factorLayout(group));
   const finished = upTo === 0 ? output.finish(factorUnit(group), reportOf(group)) : undefined;

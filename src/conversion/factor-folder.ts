@@ -1,4 +1,4 @@
-/** A folder of factor files as an `Output`: a file a group, each of which is finished by itself and then stays. */
+/** A folder of factor files as an `Output`. Each group has a file, which is finished by itself and then stays. */
 import { dirname, join } from 'node:path';
 import { encodeHeader } from '../checkpoint/header.js';
 import { isHidden, isPlainPath } from '../checkpoint/plain-path.js';
@@ -34,16 +34,17 @@ import {
 import { type GroupPlan, groupLabel } from './group-plan.js';
 import { type FittedGroupReport, REPORT_FILE } from './run-report.js';
 
+/** Options of `FactorFolder.create`. */
 export interface FactorFolderOptions {
-  /** All that the run is to have there in the end. */
+  /** All groups that the folder must have in the end. */
   readonly groups: readonly GroupPlan[];
   readonly context: FactorContext;
-  /** Does all groups of the run again, and takes the lock of another machine. */
+  /** Removes the run's finished files first, and takes over the lock of another machine. */
   readonly force?: boolean | undefined;
   readonly fs?: FileSystem | undefined;
 }
 
-/** A file under way. It is created when the first of it is written, so that no more are open than groups are being written. */
+/** An unfinished file. It is created at its first write, so that only the files of groups being written are open. */
 interface FileUnderWay {
   readonly layout: ShardLayout;
   opening?: Promise<ShardWriter>;
@@ -53,29 +54,29 @@ interface FileUnderWay {
 const PARTIAL_SUFFIX = '.partial';
 
 /**
- * Shards are those of `factorLayout`, units are groups by their label, and what is noted of a unit is its `FittedGroupReport`, which goes
- * into the file. `finish` gives a file its name. `abandon(true)` keeps what is finished, `abandon(false)` removes what this run has
- * finished; files of earlier runs stay either way.
+ * An `Output` of factor files. Its shards are those of `factorLayout`. Its units are groups, named by their labels. The note of
+ * a unit is its `FittedGroupReport`, which goes into the file. `finish` gives a file its final name. `abandon(true)` keeps
+ * finished files, `abandon(false)` removes those that this run has finished. Files of earlier runs always stay.
  */
 export class FactorFolder implements Output {
   private readonly groups: ReadonlyMap<string, GroupPlan>;
-  /** By the names of their tensors. */
+  /** Unfinished files by the names of their tensors. */
   private readonly holders = new Map<string, FileUnderWay>();
   private readonly pending = new PendingUnits();
   /** Files that this run has finished. */
   private readonly finished: string[] = [];
-  /** Files that are getting their names. */
+  /** Resolves when all files that are being finished have their final names. */
   private sealing: Promise<unknown> = Promise.resolve();
-  /** Given up: nothing is created any more. */
+  /** Whether the output was abandoned, so that no more files are created. */
   private over = false;
-  /** Small files, which get their names with `commit`. */
+  /** Small files, which get their final names in `commit`. */
   private readonly staged = new Set<string>();
 
   private constructor(
     readonly folder: string,
     private readonly context: FactorContext,
     groups: readonly GroupPlan[],
-    /** The reports of the groups whose files are there, by file. */
+    /** The reports of finished files from earlier runs, by file name. */
     private readonly found: ReadonlyMap<string, FittedGroupReport>,
     private readonly lock: FolderLock,
     private readonly fs: FileSystem,
@@ -84,12 +85,12 @@ export class FactorFolder implements Output {
   }
 
   /**
-   * Checks the folder and the disk, and locks the folder. Throws `OutputNotEmptyError` where it holds anything but factors of the same
-   * source and settings.
+   * Checks the folder and the disk, and locks the folder. Throws `OutputNotEmptyError` if the folder has other files than
+   * factors of the same source and settings, and another `InputError` if the disk is too small or another process has the lock.
    */
   static async create(folder: string, options: FactorFolderOptions): Promise<FactorFolder> {
     const { groups, context, force = false, fs = nodeFileSystem } = options;
-    await listOutput(folder); // it may be a file
+    await listOutput(folder); // throws if the path is a file
     const lock = await lockFolder(join(folder, PARTIAL_FOLDER), force, fs).catch((error: Error) => {
       throw error instanceof MobeError ? error : new OutputNotWritableError(folder, error.message);
     });
@@ -113,7 +114,7 @@ export class FactorFolder implements Output {
     return join(this.folder, PARTIAL_FOLDER);
   }
 
-  /** Every group of the run has its file. */
+  /** Whether every group of the run already has its file. */
   get complete(): boolean {
     return this.found.size === this.groups.size;
   }
@@ -213,13 +214,13 @@ export class FactorFolder implements Output {
     this.staged.add(file);
   }
 
-  /** Replaces the small files; the factor files have their names already. */
+  /** Gives the small files their final names. The factor files already have theirs. */
   async commit(): Promise<void> {
     for (const { layout, writer } of this.holders.values())
       for (const { name, bytes } of layout.tensors)
         throw new IncompleteOutputError(name, writer?.writtenBytes(name) ?? 0, bytes);
     for (const file of this.staged) await this.rename(join(this.workspace, file), file);
-    // It is whole. What cannot be tidied up now is by the next run.
+    // The result is complete. If removing temporary files fails now, the next run removes them.
     await clearPartial(this.folder, this.fs).catch(() => {});
     await this.leave();
   }
@@ -258,7 +259,9 @@ const factorBytes = (group: GroupPlan): number => factorTensors(group).reduce((s
 const unitId = (groups: ReadonlyMap<string, GroupPlan>, file: string): string =>
   groupLabel(groups.get(file) as GroupPlan);
 
-/** Of the groups, those whose file is there: their reports, by file. Files of other layers are left alone, if they are of the same fit. */
+/**
+ * The reports of the groups that already have a file, by file name. Files of other layers stay if they belong to the same fit.
+ */
 async function findFactors(
   folder: string,
   { groups, context, force, fs }: FactorFolderOptions & { readonly fs: FileSystem },
@@ -281,7 +284,7 @@ async function findFactors(
     if (!same) throw new OutputNotEmptyError(folder, `holds ${name} from another source or other settings`);
     if (group) found.set(name, { ...metadata.report, seconds: 0 });
   }
-  // Whoever wrote them is gone, since the folder is locked.
+  // The process that wrote these has ended, because this one has the lock.
   for (const name of held.filter(isPartialFactor)) await fs.remove(join(folder, name));
   if (force) {
     for (const name of held.filter(own)) await fs.remove(join(folder, name));
@@ -295,7 +298,7 @@ const RECORDS: readonly string[] = [REPORT_FILE, ...PAGE_FILES, `${REPORT_FILE}$
 const isPartialFactor = (name: string): boolean =>
   name.endsWith(PARTIAL_SUFFIX) && isFactorFile(name.slice(0, -PARTIAL_SUFFIX.length));
 
-/** A group's factors do not depend on which other layers were fitted. */
+/** Compares source and settings except `layers`: a group's factors do not depend on which other layers were fitted. */
 function isSameFit(a: FactorContext, b: FactorContext): boolean {
   const decisive = ({ settings: { layers: _, ...settings } }: FactorContext): string => JSON.stringify(settings);
   return a.sourceFingerprint === b.sourceFingerprint && decisive(a) === decisive(b);

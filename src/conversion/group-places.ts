@@ -1,4 +1,4 @@
-/** Where the data of a group goes in an output. */
+/** The places of a group's data in an output. */
 import { floatBytes } from '../checkpoint/dtype.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { type ConversionPlan, type Copy, copyOf } from './conversion-plan.js';
@@ -6,10 +6,10 @@ import { factorTensorName } from './factor-files.js';
 import { type GroupPlan, nativeTensors } from './group-plan.js';
 import { holdsWeights, isNative } from './settings.js';
 
-/** The name of an expert's rebuilt weights among what is written of it. */
+/** The name of an expert's weights, where its factors are named by their own names. */
 export const WEIGHTS = 'weights';
 
-/** A tensor of the output, and the byte of it at which something begins. */
+/** A range of bytes in a tensor of the output. */
 export interface Place {
   /** The factor that goes there, or `WEIGHTS`. */
   readonly factor: string;
@@ -18,15 +18,17 @@ export interface Place {
   readonly bytes: number;
 }
 
+/** The places of all data of a group. */
 export interface GroupPlaces {
-  /** Of the factors that the experts share. */
+  /** The places of the shared factors. */
   readonly shared: readonly Place[];
-  /** In expert order. */
+  /** The places of each expert's factors or weights, in expert order. */
   readonly experts: ReadonlyArray<readonly Place[]>;
 }
 
 type Form = Pick<ConversionPlan, 'format' | 'separate'>;
 
+/** Finds the places of a group's data in an output of this format. */
 export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
   if (holdsWeights(form)) return { shared: [], experts: weightPlaces(group, form).map((place) => [place]) };
   const { shared, byExpert } = group.method.stores(group.problem);
@@ -64,7 +66,7 @@ export function weightPlaces({ experts, dtype }: GroupPlan, { separate }: Pick<F
   }));
 }
 
-/** What writes a group's dense weights in the places of its rebuilt ones, in the same dtype. */
+/** The copies that write a group's dense weights to the places of its rebuilt weights, in the group's dtype. */
 export const expertCopies = (group: GroupPlan, form: Pick<Form, 'separate'>): Copy[] =>
   weightPlaces(group, form).map(({ tensor, offset }, expert) =>
     copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),

@@ -1,4 +1,4 @@
-/** Which experts are factorised together, and how large their factors are. */
+/** Plans which experts are factorised together, and the sizes of their factors. */
 import type { FloatDtype } from '../checkpoint/dtype.js';
 import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
 import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
@@ -11,26 +11,27 @@ import type { GroupNumber } from '../models/native.js';
 import { factorisedFormat, turnedSize } from './orientation.js';
 import { decodedDtype, isNative, type Settings } from './settings.js';
 
-/** The experts of one layer and projection, or one of the parts they are cut into. */
+/** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
 export interface GroupPlan extends GroupNumber {
   readonly layer: number;
   readonly projection: Projection;
   readonly method: Method;
-  /** One of `method`. rows × cols are those of the matrices that are factorised: of the transpose, where `format` says so. */
+  /** The problem that `method` solves. rows × cols is the shape of the factorised matrices: transposed, if `format` says so. */
   readonly problem: GroupShape;
   /** The dense weights, in expert order. */
   readonly experts: readonly StoredMatrix[];
-  /** Of every one of them. */
+  /** How each of the experts is stored. */
   readonly format: MatrixFormat;
-  /** Of what is written. */
+  /** The dtype of the output. */
   readonly dtype: FloatDtype;
-  /** The tensors of a native checkpoint that hold its factors; none where the method has no native form. */
+  /** The names of the factors in a native checkpoint; empty if the method has no native form. */
   readonly names: GroupNames;
 }
 
-/** What identifies a group within a model. */
+/** Identifies a group within a model. */
 export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>;
 
+/** The key of a group, without its other fields. */
 export const groupKey = ({ layer, projection, group, groups }: GroupKey): GroupKey => ({
   layer,
   projection,
@@ -38,18 +39,19 @@ export const groupKey = ({ layer, projection, group, groups }: GroupKey): GroupK
   groups,
 });
 
+/** The name of a group in messages and records. */
 export const groupLabel = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer ${layer} ${projection}${groups === 1 ? '' : ` group ${group}`}`;
 
-/** In the order of layers, projections, and parts. */
+/** Orders groups by layer, projection and part. */
 export const compareGroups = (a: Omit<GroupKey, 'groups'>, b: Omit<GroupKey, 'groups'>): number =>
   a.layer - b.layer || PROJECTIONS.indexOf(a.projection) - PROJECTIONS.indexOf(b.projection) || a.group - b.group;
 
-/** Bytes of a group's dense weights, as stored. */
+/** Bytes of a group's dense weights as stored. */
 export const sourceBytes = ({ experts, format }: Pick<GroupPlan, 'experts' | 'format'>): number =>
   experts.length * matrixBytes(format);
 
-/** The layers to convert. Throws `OptionError` for one that has no experts. */
+/** The layers to convert. Throws `OptionError` for a layer that has no routed experts. */
 export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | undefined): ExpertLayer[] {
   if (!wanted) return [...layers];
   const known = new Set(layers.map(({ layer }) => layer));
@@ -63,7 +65,10 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
   return layers.filter(({ layer }) => wanted.includes(layer));
 }
 
-/** Groups in the order in which their experts lie in the shards, so that each is complete early. */
+/**
+ * Plans the groups, sorted by their place in the shards, so that each is read early. Throws `OptionError` if options do not fit
+ * the model.
+ */
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
   const method = METHODS[settings.method] as Method;
@@ -92,7 +97,7 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   return groups.sort((a, b) => (place(a) === place(b) ? a.group - b.group : place(a) < place(b) ? -1 : 1));
 }
 
-/** Throws `OptionError` where the output cannot be a native checkpoint. */
+/** Throws `OptionError` if the output cannot be a native checkpoint. */
 export function checkNative(
   { family }: MoeModel,
   method: Method,
@@ -114,15 +119,16 @@ export function checkNative(
     );
 }
 
-/** All experts of a projection, as they are factorised. */
+/** The number of experts of a projection, and the shape in which they are factorised. */
 function shapeOf({ experts }: ExpertLayer, projection: Projection): GroupShape {
   const matrices = experts[projection];
   return { experts: matrices.length, ...turnedSize(projection, matrices[0] as StoredMatrix) };
 }
 
 /**
- * The group of a model that was factorised so, whatever options would choose it; undefined where the model has none of its shape.
- * @param known the method and the problem; where it does not matter what they are, the default method and a dense shape
+ * Finds the group with this key in a model, whatever options were used. Returns undefined if the model has no such group of
+ * this shape.
+ * @param known the method and problem, if they matter; default: the default method and the dense shape
  */
 export function groupOf(
   model: MoeModel,
@@ -140,7 +146,7 @@ export function groupOf(
   return cut(layer, projection, method, problem, settings)[group];
 }
 
-/** The groups of one layer and projection: its experts cut in order into parts of the problem's size. */
+/** The groups of one layer and projection: its experts, cut in order into parts of `problem.experts`. */
 function cut(
   { layer, prefix, experts }: ExpertLayer,
   projection: Projection,
@@ -169,7 +175,7 @@ function cut(
 
 const NO_NAMES: GroupNames = { shared: {}, experts: [] };
 
-/** The tensors a group is stored as in a native checkpoint: the factors that its experts share, and those of each. */
+/** The tensors of a group in a native checkpoint: its shared factors, and the factors of each expert. */
 export function nativeTensors({ method, problem, dtype, names }: GroupPlan): {
   readonly shared: readonly TensorSpec[];
   readonly experts: ReadonlyArray<readonly TensorSpec[]>;
@@ -180,11 +186,11 @@ export function nativeTensors({ method, problem, dtype, names }: GroupPlan): {
   return { shared: specs(shared, names.shared), experts: names.experts.map((own) => specs(byExpert, own)) };
 }
 
-/** The matrix product that engines are measured by for a group. */
+/** The shape of the matrix product with which engines are measured for a group. */
 export const productOf = (group: MethodProblem | undefined): ProductShape | undefined =>
   group?.method.product(group.problem);
 
-/** [0,1,2,5] → "0-2, 5" */
+/** Formats numbers as ranges: [0,1,2,5] → "0-2, 5". */
 export function formatRanges(numbers: readonly number[]): string {
   const ranges: Array<[number, number]> = [];
   for (const number of [...numbers].sort((a, b) => a - b)) {

@@ -10,16 +10,18 @@ import { numberOf } from '../models/family.js';
 import { parametersOf } from './conversion-plan.js';
 import { findNativeGroups, nativeMethod } from './native-groups.js';
 
+/** Sums over some tensors. */
 export interface Tally {
   readonly tensors: number;
   readonly parameters: number;
   readonly bytes: number;
 }
 
+/** The description of a checkpoint. */
 export interface Inspection {
   readonly folder: string;
   readonly modelType: string;
-  /** Undefined where no experts were found. */
+  /** Undefined if no experts were found. */
   readonly family: string | undefined;
   readonly architecture: string | undefined;
   readonly native: boolean;
@@ -27,19 +29,19 @@ export interface Inspection {
   readonly hiddenLayers: number | undefined;
   readonly expertLayers: readonly number[];
   readonly expertsPerLayer: number;
-  /** [p, d] of a gate projection. */
+  /** The shape [p, d] of an expert's gate projection. */
   readonly expertShape: readonly number[] | undefined;
-  /** How weights are quantised, and how many are. */
+  /** The number of quantised matrices of each kind. */
   readonly quantised: Readonly<Record<string, number>>;
   readonly shards: ReadonlyArray<{ readonly file: string; readonly tensors: number; readonly bytes: number }>;
   readonly total: Tally;
   readonly kinds: Readonly<Record<string, Tally>>;
   readonly dtypes: Readonly<Record<string, Tally>>;
-  /** Why this checkpoint cannot be converted, where it cannot. */
+  /** The reason why this checkpoint cannot be converted; undefined if it can. */
   readonly obstacle: string | undefined;
 }
 
-/** First match wins. */
+/** Kinds of tensors by name. The first match counts. */
 const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
   ['routed experts: gate_proj', /\.experts\.\d+\.(gate_proj|w1)\./],
   ['routed experts: up_proj', /\.experts\.\d+\.(up_proj|w3)\./],
@@ -55,7 +57,7 @@ const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
   ['embeddings and head', /embed|lm_head|wte/],
 ];
 
-/** What is in a checkpoint, by its headers. */
+/** Describes a checkpoint from its headers. */
 export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
   const { config, shards } = checkpoint;
   const tensors = [...checkpoint.tensors.values()];
@@ -104,7 +106,7 @@ interface Experts {
   obstacle?: string;
 }
 
-/** A sound folder that cannot be converted is still worth looking at. */
+/** Turns an error into `obstacle`: a checkpoint that cannot be converted can still be inspected. */
 function describeExperts(find: () => Experts): Experts {
   try {
     return find();
@@ -114,7 +116,7 @@ function describeExperts(find: () => Experts): Experts {
   }
 }
 
-/** A quantised tensor without its scales stands for as many weights as it has elements. */
+/** The number of weights. A quantised tensor whose scales are missing counts its elements. */
 function parameters(tensor: TensorInfo, checkpoint: Checkpoint): number {
   try {
     return parametersOf(tensor, checkpoint);

@@ -1,4 +1,4 @@
-/** Plans and factor files by the method that a run names. */
+/** Plans and factor files of different methods. */
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';

@@ -4,6 +4,7 @@ import { groupLabel } from './group-plan.js';
 import { fitWarnings, type GroupReport, isFitted } from './run-report.js';
 import { isNative, type OutputFormat } from './settings.js';
 
+/** The facts in a model card. */
 export interface ModelCard {
   /** The source's folder name. */
   source: string;
@@ -16,7 +17,7 @@ export interface ModelCard {
   groups: readonly GroupReport[];
 }
 
-/** README.md of a converted checkpoint. */
+/** The model card (README.md) of a converted checkpoint, as Markdown. */
 export function modelCard(card: ModelCard): string {
   const { source, settings, groups } = card;
   const projections = [...new Set(groups.map(({ projection }) => projection))].join(', ') || 'no projection';

@@ -1,4 +1,4 @@
-/** Finds the groups of a native checkpoint: the way back from its tensors to their plan. */
+/** Finds the groups of a native checkpoint from the names and shapes of its tensors. */
 import { isFloatDtype } from '../checkpoint/dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
@@ -16,21 +16,22 @@ interface NativeMethod extends Method {
 
 const NATIVE_METHODS = Object.values(METHODS).filter((method): method is NativeMethod => method.native !== undefined);
 
-/** The method whose native form a checkpoint has. */
+/** The method in whose native form a checkpoint is; undefined if it is not native. */
 export function nativeMethod({ tensors }: Pick<Checkpoint, 'tensors'>): NativeMethod | undefined {
   const names = [...tensors.keys()];
   return NATIVE_METHODS.find(({ native }) => names.some((name) => native.marker.test(name)));
 }
 
-/** What the name of a group's marked tensor says of it. */
+/** The facts about a group that the name of its marked tensor gives (`NativeFactors.marker`). */
 interface Marked extends NativePlace {
   readonly layer: number;
   readonly marked: TensorInfo;
 }
 
 /**
- * The groups; the data of their `experts` is that of the factors that σ is in. Throws where there are none or a part of one is
- * missing.
+ * Returns the groups of a native checkpoint. The data of their `experts` is the factor that includes σ. Throws
+ * `UnknownModelError` if there are none, and `MissingExpertError`, `UnequalExpertError` or `UnsupportedDtypeError` if one is
+ * damaged.
  */
 export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
   const method = nativeMethod(checkpoint);
@@ -81,7 +82,7 @@ function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(marked.name, marked.file, dtype);
   const names = method.native.names(place, problem.experts);
   const { byExpert } = method.stores(problem);
-  // The weights they stand for: that is what they are to be replaced by.
+  // The size of the dense weights, because these replace the factors in an expansion.
   const size = turnedSize(projection, problem);
   const encoding = { kind: 'float', dtype } as const;
   const experts = names.experts.map((own): StoredMatrix => {

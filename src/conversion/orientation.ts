@@ -1,6 +1,6 @@
 /**
- * Which way round a projection is factorised. `down_proj` is stored as (d, p), taller than wide, so its transpose is
- * factorised: its factors are then as small as the others'.
+ * The orientation in which a projection is factorised. `down_proj` is stored as (d, p), taller than wide. Its transpose is
+ * factorised, so that its factors are as small as those of the other projections.
  */
 import type { MatrixFormat } from '../checkpoint/stored-matrix.js';
 import type { Projection } from '../models/family.js';
@@ -9,11 +9,11 @@ const isTransposed = (projection: Projection): boolean => projection === 'down_p
 
 type Size = Pick<MatrixFormat, 'rows' | 'cols'>;
 
-/** The size as factorised of a matrix as stored; and the other way round, for it is its own inverse. */
+/** Converts a stored size to the factorised size. The same function converts back. */
 export const turnedSize = (projection: Projection, { rows, cols }: Size): Size =>
   isTransposed(projection) ? { rows: cols, cols: rows } : { rows, cols };
 
-/** How a projection's stored matrices become those that are factorised. */
+/** The format of a projection's stored matrices, including whether they are transposed before they are factorised. */
 export const factorisedFormat = (
   projection: Projection,
   { rows, cols, encoding }: Omit<MatrixFormat, 'transposed'>,

@@ -1,4 +1,4 @@
-/** A conversion's record, and its scores where there are some, as one page. */
+/** Renders the record of a conversion, and its scores if there are any, as one HTML page. */
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { type AxisStyle, lines, type Point, type Series } from '../page/charts.js';
 import { htmlPage, paragraphs, type Section, table } from '../page/page.js';
@@ -6,7 +6,7 @@ import { markup } from '../page/svg.js';
 import { groupLabel } from './group-plan.js';
 import { type FittedGroupReport, fitWarnings, isFitted, type StoredReport } from './run-report.js';
 
-/** Of a model that was scored; of the source too where it was compared with that. */
+/** The score of a model: of the result, and of the source if the two were compared. */
 export interface PageScore {
   readonly model: string;
   readonly nll: number;
@@ -15,10 +15,13 @@ export interface PageScore {
   readonly comparison?: { readonly divergence: number; readonly agreement: number };
 }
 
-/** More lines than these cannot be told apart; then it is shown how they spread. */
+/** The most lines in a plot that can be told apart. With more groups, the plot shows highest, median and lowest. */
 const MOST_LINES = 8;
 
-/** @param name what the page calls the result */
+/**
+ * The page of a conversion, as HTML.
+ * @param name the name of the result on the page
+ */
 export function conversionPage(name: string, report: StoredReport, scores: readonly PageScore[] = []): string {
   const { groups, settings } = report;
   const fitted = groups.filter(isFitted);
@@ -97,8 +100,8 @@ function scoreTable(scores: readonly PageScore[]): string {
 }
 
 /**
- * nll a token and a byte, perplexity.
- * @param compared KL and agreement too, empty where this one was not compared
+ * The cells of a score: nll a token, nll a byte, perplexity.
+ * @param compared adds cells for KL and agreement, which are empty if this model was not compared
  */
 export const scoreCells = (
   { nll, nllPerByte, perplexity, comparison }: Omit<PageScore, 'model'>,
@@ -121,7 +124,7 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
     });
   const x: AxisStyle = { title: 'layer', scale: 'linear' };
   const courses = lossCourses(fitted);
-  // Of factors that were there already it is not known.
+  // The time of factors from an earlier run is not known.
   const timed = fitted.filter(({ seconds }) => seconds > 0);
   return [
     {
@@ -176,7 +179,7 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
   ];
 }
 
-/** A line a group; of many groups the least, the middle and the most of each projection. */
+/** One line for each group. With many groups: highest, median and lowest loss of each projection. */
 function lossCourses(fitted: readonly FittedGroupReport[]): Series[] {
   const watched = fitted.filter(({ losses }) => losses?.some(([, loss]) => loss > 0));
   const points = ({ losses = [] }: FittedGroupReport): Point[] =>
@@ -186,7 +189,7 @@ function lossCourses(fitted: readonly FittedGroupReport[]): Series[] {
   return projections(watched).flatMap(([projection, own]) => {
     const at = new Map<number, number[]>();
     for (const { x, y } of own.flatMap(points)) at.set(x, [...(at.get(x) ?? []), y]);
-    // Fits that ended sooner would make the line jump.
+    // Only steps that all fits reached: a fit that ends earlier would make the line jump.
     const steps = [...at].filter(([, losses]) => losses.length === own.length);
     const ranked = steps.map(([x, losses]) => [x, losses.sort((a, b) => a - b)] as const);
     const course = (label: string, pick: (losses: readonly number[]) => number): Series => ({

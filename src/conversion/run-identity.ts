@@ -9,12 +9,12 @@ import { VERSION } from '../version.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { describeDifference, type WantedOutput, wantedOutput } from './existing-output.js';
 
-/** What decides the bytes of a result beside its settings: what they leave open, and the place where it was settled. */
+/** Facts beside the settings that decide the bytes of a result, for example the device and the threads of a fit. */
 export type Circumstances = Readonly<Record<string, string | number | undefined>>;
 
 const identitySchema = z.strictObject({
   wanted: wantedOutput,
-  /** Of this program. */
+  /** The version of this program. */
   version: z.string().max(64),
   /** SHA-256 of the output's shards: their names and headers. */
   layout: z.string().max(64),
@@ -22,8 +22,8 @@ const identitySchema = z.strictObject({
   /** `Fingerprints.headers` of the source. */
   headers: z.string().max(64),
   /**
-   * When each of the source's shards was last written to. The fingerprints read samples only, and a run that goes on must not mix two
-   * contents of a shard.
+   * The modification time of each source shard. Fingerprints read only samples, and a resumed run must not mix two contents of
+   * a shard.
    */
   modified: z.record(z.string(), z.number()),
   /** `Fingerprints.contents` of the source. */
@@ -32,6 +32,7 @@ const identitySchema = z.strictObject({
 
 type Identity = z.infer<typeof identitySchema>;
 
+/** Computes the identity of a run. Reads samples of the source. */
 export async function runIdentity(
   { kind, sourceFingerprint, settings }: WantedOutput,
   { source, layout }: Pick<ConversionPlan, 'source' | 'layout'>,
@@ -58,7 +59,7 @@ export async function runIdentity(
   );
 }
 
-/** The identity of a run elsewhere, as JSON. Throws a `ZodError` where it is none. */
+/** Checks an identity that came as JSON, for example from another machine. Throws a `ZodError` if it is not one. */
 export function parseIdentity(value: unknown): RunIdentity {
   const identity = identitySchema.parse(value);
   return {
@@ -75,7 +76,7 @@ function differenceBetween(before: unknown, now: Identity): string | undefined {
   if (!wanted || !circumstances || !modified || !contents) return 'its journal is of another kind';
   if (version !== now.version) return `made by version ${version} of mobe, this is ${now.version}`;
   const changed = changedShards(identity, now);
-  // Where some shards are other ones now, the fingerprint is too. What was made from the others is still good.
+  // If some shards have changed, the fingerprint has too. Work made from the other shards is still valid.
   const { sourceFingerprint } = changed.length ? now.wanted : wanted;
   const difference = describeDifference({ ...wanted, sourceFingerprint }, now.wanted);
   if (difference) return difference;
@@ -90,7 +91,7 @@ function differenceBetween(before: unknown, now: Identity): string | undefined {
   return undefined;
 }
 
-/** Shards of the source that are not, or may not be, what they were for another run. */
+/** The source shards that have changed, or may have changed, since the earlier run. */
 function changedShards({ modified = {}, contents = {} }: Partial<Identity>, now: Identity): string[] {
   return Object.keys(now.modified).filter(
     (file) => modified[file] !== now.modified[file] || contents[file] !== now.contents[file],

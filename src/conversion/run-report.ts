@@ -1,40 +1,42 @@
-/** What a run did, as it is printed, returned and stored beside the result. */
+/** The report of a run, as it is printed, returned and stored with the result. */
 import type { EngineFacts } from '../engine/engine.js';
 import type { LossPoint } from '../methods/loss-curve.js';
 import { type GroupKey, groupLabel } from './group-plan.js';
 
-/** The record in an output folder. Timings in it vary from run to run; every other file is reproducible. */
+/** The file name of the record. Its timings differ from run to run. All other files are reproducible. */
 export { REPORT_FILE } from '../checkpoint/side-files.js';
 
+/** The report of a group. */
 export interface GroupReport extends GroupKey {
   readonly seconds: number;
 }
 
-/** A group that was fitted, now or before. */
+/** The report of a group that was fitted, in this run or an earlier one. */
 export interface FittedGroupReport extends GroupReport {
-  /** ‖W − Ŵ‖/‖W‖ over the group, of what was written. */
+  /** ‖W − Ŵ‖/‖W‖ over the group, with Ŵ as it was written. */
   readonly relativeError: number;
-  /** Mean of (W − Ŵ)², in the weights' own units. */
+  /** Mean of (W − Ŵ)², in the units of the weights, squared. */
   readonly mse: number;
-  /** Standard deviation of the group's weights. */
+  /** Standard deviation of all weights of the group's layer and projection. */
   readonly sigma: number;
   readonly steps: number;
-  /** How the loss fell; not known of imported factors, nor in records of earlier versions. */
+  /** The loss at some of the steps; absent for imported factors and in records of earlier versions. */
   readonly losses?: readonly LossPoint[] | undefined;
 }
 
-/** A group that the fit described worse than `--max-error` allows: its weights are those of the source. */
+/** The report of a group that was not compressed: its error was above `--max-error`, or a caller's stage dropped it. */
 export interface KeptGroupReport extends GroupReport {
-  /** ‖W − Ŵ‖/‖W‖ that the fit reached; nothing of it was written. NaN is null in JSON. */
+  /** ‖W − Ŵ‖/‖W‖ of the fit, which was not written; null if the group was not fitted. JSON has null for NaN too. */
   readonly keptError: number | null;
 }
 
+/** Whether a group was not compressed. */
 export const isKept = (report: GroupReport): report is KeptGroupReport => 'keptError' in report;
 
-/** Half of the norm gone: trained experts lose 0.15 to 0.3 at the default size. What is above is told loudly. */
+/** A relative error above this gives a warning. Trained experts have 0.15 to 0.3 at the default size. */
 export const POOR_FIT = 0.5;
 
-/** What whoever runs a conversion must hear of its groups, a sentence each. */
+/** Warnings about groups that fit badly or were kept uncompressed, a line for each. */
 export function fitWarnings(groups: readonly GroupReport[]): string[] {
   const poor = groups
     .filter(isFitted)
@@ -52,9 +54,10 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
   return [...poor, ...kept];
 }
 
-/** An expansion has not seen the source, so it knows no errors. */
+/** Whether a report has the error of a fit. Those of an expansion have not, because it does not read the source. */
 export const isFitted = (report: GroupReport): report is FittedGroupReport => 'relativeError' in report;
 
+/** The figures of a run. */
 export interface RunReport {
   readonly parametersBefore: number;
   readonly parametersAfter: number;
@@ -66,8 +69,10 @@ export interface RunReport {
   readonly groups: readonly GroupReport[];
 }
 
+/** The engine in a record. */
 export type EngineRecord = Pick<EngineFacts, 'name' | 'device' | 'kind'>;
 
+/** The record of an engine. */
 export const engineRecord = ({ name, device, kind }: EngineFacts): EngineRecord => ({ name, device, kind });
 
 /** The record beside a result. */
@@ -75,17 +80,17 @@ export interface StoredReport extends RunReport {
   readonly version: 1;
   readonly kind: 'compress' | 'export' | 'expand' | 'fit';
   readonly sourceFingerprint: string;
-  /** What did the arithmetic, where there was any to do. */
+  /** The engine that did the arithmetic; absent if there was none. */
   readonly engine?: EngineRecord;
-  /** What decided the bytes of the result. */
+  /** The settings that decided the bytes of the result. */
   readonly settings: Readonly<Record<string, unknown>>;
-  /** Groups that fit badly, or were kept uncompressed; absent where there are none. */
+  /** Warnings (`fitWarnings`); absent if there are none. */
   readonly warnings?: readonly string[];
-  /** Every file of the result, this record included. */
+  /** All files of the result, including this record. */
   readonly files: readonly string[];
 }
 
-/** As JSON, a point of a loss curve a line. */
+/** Encodes a record as JSON, with each point of a loss curve on one line. */
 export const encodeReport = (report: StoredReport): string =>
   JSON.stringify(report, null, 2).replace(/\[\n\s+([^\s,]+),\n\s+([^\s,]+)\n\s+\]/g, '[$1, $2]');
 

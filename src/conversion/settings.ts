@@ -1,4 +1,4 @@
-/** Every choice a run can be given, checked once at the edge and complete from there on. */
+/** All settings of a run. They are checked once, here, and are complete afterwards. */
 import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
 import type { FloatDtype } from '../checkpoint/dtype.js';
@@ -10,75 +10,77 @@ import { ACTIVATIONS } from '../methods/mobe/problem.js';
 import { DEFAULT_METHOD, METHODS, methodRecord } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
+/** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
 export const FORMATS = ['mobe', 'hf'] as const;
 export type Format = (typeof FORMATS)[number];
-/** `factors`: a file of factors for each group, between `mobe fit` and `mobe export`. */
+/** A checkpoint format, or `factors`: one file for each group, which `mobe fit` writes and `mobe export` reads. */
 export type OutputFormat = Format | 'factors';
 
-/** The output holds factors, not weights. */
-/** The output holds rebuilt weights, not factors. */
+/** Whether the output holds rebuilt weights. */
 export const holdsWeights = ({ format }: { readonly format: OutputFormat }): boolean => format === 'hf';
 
+/** Whether the output is a native checkpoint, with factors instead of weights. */
 export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
 
 export const METHOD_NAMES = Object.keys(METHODS) as [string, ...string[]];
-/** Of the methods that leave a choice. */
+/** The solvers of all methods that have more than one. */
 export const SOLVER_NAMES = Object.values(METHODS).flatMap(({ solvers }) => (solvers.length > 1 ? solvers : [])) as [
   string,
   ...string[],
 ];
 
+/** The dtypes of an option, and their names in safetensors. */
 export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
 
-/** transformers' default, decimal as there. */
+/** The default of transformers: 5 GB, decimal. */
 const DEFAULT_SHARD_BYTES = 5e9;
-/** The options that not every method takes. */
+/** All options that belong to methods. Not every method takes all of them. */
 const METHOD_OPTIONS = [...new Set(Object.values(METHODS).flatMap(({ options }) => options))];
 
 const positive = z.number().int().positive();
 
 const settingsSchema = z
   .strictObject({
-    /** `mobe`: factors under the native names. `hf`: standard weights, rebuilt from the factors. */
+    /** `mobe` writes factors under the native names. `hf` writes standard weights, rebuilt from the factors. */
     format: z.enum(FORMATS).default('mobe'),
-    /** How experts are factorised. */
+    /** The factorisation method. */
     method: z.enum(METHOD_NAMES).default(DEFAULT_METHOD.name),
-    /** m. Give it or `keep`. */
+    /** The number of bases m. Give this or `keep`. */
     bases: positive.optional(),
-    /** The share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks m. */
+    /** The share of the converted layers' routed-expert parameters (gate, up and down) to keep. It decides m. */
     keep: z.number().gt(0).lt(1).optional(),
-    /** r; undefined: the method's choice. */
+    /** The rank r; by default the method chooses it. */
     rank: positive.optional(),
     activation: z.enum(ACTIVATIONS).optional(),
     projections: z
       .array(z.enum(PROJECTIONS))
       .min(1)
       .default([...DEFAULT_PROJECTIONS]),
-    /** Parts into which a layer's experts are cut, in order, each with its share of the bases. */
+    /** The number of parts into which a layer's experts are cut, in order. Each part has its share of the bases. */
     groups: positive.optional(),
-    /** Layers to convert; undefined: all that have routed experts. */
+    /** Layers to convert; by default all that have routed experts. */
     layers: z.array(z.number().int().nonnegative()).optional(),
-    /** Of the factors (and of rebuilt weights); undefined: the experts' own. */
+    /** The dtype of factors and rebuilt weights; by default that of the experts. */
     dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
-    /** Quantised tensors pass through as they are, but for the experts of converted layers; else all are decoded. */
+    /** Whether quantised tensors stay quantised, except the experts of converted layers. By default all are decoded. */
     keepQuantized: z.boolean().default(false),
     solver: z.enum(SOLVER_NAMES).optional(),
-    /** The time a fit may take. */
+    /** How much time a fit may take. */
     quality: z.enum(QUALITY_NAMES).optional(),
-    /** Most steps a group; undefined: what the quality stands for. varpro ends earlier where nothing is left to gain. */
+    /** The most steps of a fit; by default decided by `quality`. varpro stops earlier when the loss no longer falls. */
     steps: positive.optional(),
     learningRate: z.number().positive().optional(),
-    /** Groups with a larger relative error are kept uncompressed. */
+    /** Groups with a larger relative error stay uncompressed. */
     maxError: z.number().positive().optional(),
-    /** Undefined: as many as keep a step's working set near 128 MiB. */
+    /** Experts that are computed together; by default as many as keep a step's working set near 128 MiB. */
     batchExperts: positive.optional(),
-    /** `auto`: the fastest that works here. */
+    /** `auto` chooses the fastest engine that works here. */
     engine: z.enum(ENGINE_CHOICES).default(DEFAULT_ENGINE),
     threads: positive.max(1024).default(() => availableParallelism()),
     seed: z.number().int().nonnegative().default(0),
-    /** Peak resident memory, bytes. */
+    /** Peak resident memory in bytes; by default 80 % of the machine's. */
     maxMemory: positive.default(() => Math.floor(0.8 * totalmem())),
-    /** Most tensor bytes in one output shard. */
+    /** The most tensor bytes in one output shard. */
     shardSize: positive.default(DEFAULT_SHARD_BYTES),
   })
   .refine(({ bases, keep }) => bases === undefined || keep === undefined, {
@@ -111,23 +113,26 @@ function chosenMethod({
   return method;
 }
 
-/** Of weights that are decoded without being factorised: quantised checkpoints were made from bf16. */
+/**
+ * The dtype of weights that are decoded but not factorised: `dtype`, or bf16, from which quantised checkpoints are usually
+ * made.
+ */
 export const decodedDtype = ({ dtype }: { dtype?: unknown }): FloatDtype =>
   DTYPE_NAMES[dtype as keyof typeof DTYPE_NAMES] ?? 'BF16';
 
-/** What a caller may give; everything has a default. */
+/** The options of a caller. All have defaults. */
 export type CompressOptions = z.input<typeof settingsSchema>;
 
-/** Checked and complete. */
+/** Options that are checked and complete. */
 export type Settings = z.output<typeof settingsSchema>;
 
-/** With the engine that was settled on. */
+/** Settings with the engine that was chosen. */
 export type RunSettings = Settings & { readonly engine: EngineName };
 
-/** Throws `OptionError` naming the option that is wrong. */
+/** Checks options and fills in defaults. Throws `OptionError`, which names the wrong option. */
 export const resolveSettings = (options: CompressOptions = {}): Settings => parseOptions(settingsSchema, options);
 
-/** Throws `OptionError` naming the option that is wrong. */
+/** Checks options against a schema. Throws `OptionError`, which names the wrong option. */
 export function parseOptions<Output>(schema: z.ZodType<Output>, options: unknown): Output {
   const result = schema.safeParse(options);
   if (result.success) return result.data;
@@ -139,8 +144,8 @@ export function parseOptions<Output>(schema: z.ZodType<Output>, options: unknown
 const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
 
 /**
- * What decides the bytes of the result: two runs on the same source that agree in these write the same files.
- * Where the memory goes and how the shards are cut is left out only where it cannot show.
+ * The settings that decide the bytes of the result. Two runs on the same source that agree in these write the same files.
+ * `threads` and `maxMemory` are left out.
  */
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;

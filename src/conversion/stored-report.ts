@@ -1,4 +1,4 @@
-/** The record of a result, read back. Folders come from strangers, so nothing in it is taken on trust. */
+/** Reads the record of a result. Folders may come from strangers, so everything in it is checked. */
 import { z } from 'zod';
 import { isPlainPath } from '../checkpoint/plain-path.js';
 import { listOf } from '../list-of.js';
@@ -6,7 +6,7 @@ import { CURVE_POINTS } from '../methods/loss-curve.js';
 import { PROJECTIONS } from '../models/family.js';
 import type { StoredReport } from './run-report.js';
 
-/** A `LossCurve`'s points. */
+/** The schema of a loss curve's points. */
 export const lossCurve = z
   .array(z.tuple([z.int().positive(), z.number()]).readonly())
   .max(CURVE_POINTS)
@@ -26,7 +26,7 @@ const group = z.looseObject({
   losses: lossCurve.optional(),
 });
 
-/** A `GroupReport`. What was fitted has all the figures of a fit. */
+/** The schema of a `GroupReport`. A report with an error must have all other figures of a fit. */
 export const groupReport = group.refine(
   ({ relativeError, mse, sigma, steps }) =>
     relativeError === undefined || [mse, sigma, steps].every((it) => it !== undefined),
@@ -48,7 +48,7 @@ const reportSchema = z.looseObject({
   seconds: z.number(),
 });
 
-/** Throws a `ZodError` where it is not the record of a result. */
+/** Checks a record. Throws a `ZodError` if it is not the record of a result. */
 export function parseReport(record: unknown): StoredReport {
   reportSchema.parse(record);
   return record as StoredReport;

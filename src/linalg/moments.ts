@@ -1,14 +1,16 @@
-/** What normalisation needs to know of a group of weights, gathered tensor by tensor in f64. */
+/** Sums over weights from which σ follows, gathered part by part in f64. */
 export interface Moments {
   readonly count: number;
   readonly sum: number;
   /** Σw² */
   readonly squares: number;
+  /** Number of NaNs and infinities. */
   readonly nonFinite: number;
   readonly min: number;
   readonly max: number;
 }
 
+/** The moments of no weights. */
 export const NO_MOMENTS: Moments = {
   count: 0,
   sum: 0,
@@ -18,6 +20,7 @@ export const NO_MOMENTS: Moments = {
   max: Number.NEGATIVE_INFINITY,
 };
 
+/** Measures the moments of some weights. */
 export function measureMoments(values: Float32Array): Moments {
   let sum = 0;
   let squares = 0;
@@ -30,13 +33,14 @@ export function measureMoments(values: Float32Array): Moments {
     if (value < min) min = value;
     if (value > max) max = value;
   }
-  // A NaN or an infinity anywhere shows in the sums; only then is it worth counting them.
+  // NaNs and infinities show in the sum of squares, so they are counted only if that is not finite.
   const nonFinite = Number.isFinite(squares)
     ? 0
     : values.reduce((count, value) => count + (Number.isFinite(value) ? 0 : 1), 0);
   return { count: values.length, sum, squares, nonFinite, min, max };
 }
 
+/** The moments of two sets of weights together. */
 export const addMoments = (a: Moments, b: Moments): Moments => ({
   count: a.count + b.count,
   sum: a.sum + b.sum,
@@ -47,8 +51,9 @@ export const addMoments = (a: Moments, b: Moments): Moments => ({
 });
 
 /**
- * σ, the standard deviation over all weights of a group (unbiased, as torch's `std`); 0 where all are equal. The mean is
- * not subtracted from the weights: the reference does not, and it is five orders smaller than σ in the paper's models.
+ * σ, the standard deviation of all weights (unbiased, like torch's `std`); 0 if all are equal. A fit divides weights by σ but
+ * does not subtract their mean. The reference does not either: in the paper's models the mean is five orders of magnitude
+ * smaller than σ.
  */
 export function deviation({ count, sum, squares, min, max }: Moments): number {
   if (min === max) return 0;

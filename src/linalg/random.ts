@@ -1,14 +1,14 @@
 /** A small seeded generator (sfc32), so that a seed gives the same numbers on every platform. */
 export interface Random {
-  /** In [0, 1). */
+  /** A number in [0, 1). */
   uniform(): number;
-  /** Standard normal. */
+  /** A standard normal number. */
   normal(): number;
   /** An integer in [0, bound). */
   below(bound: number): number;
 }
 
-/** Each `stream` (say, a layer and projection) of a seed is independent of the others. */
+/** Makes a generator. Each `stream` of a seed is independent of the others. */
 export function createRandom(seed: number, ...stream: number[]): Random {
   let a = 0x9e3779b9 | 0;
   let b = 0x243f6a88 | 0;

@@ -1,19 +1,23 @@
 /**
- * The largest eigenvalues of a symmetric matrix and their vectors, in f64: Householder's tridiagonal form, Sturm counts for the
- * values, inverse iteration for the vectors (as LAPACK's sytrd, stebz and stein). Only the wanted vectors cost anything, and
- * there is no product of dense matrices, so 768 × 768 takes about a second.
+ * The largest eigenvalues of a symmetric matrix and their vectors, in f64. It uses Householder's tridiagonal form, Sturm counts
+ * for the values, and inverse iteration for the vectors (like LAPACK's sytrd, stebz and stein). It computes only the wanted
+ * vectors and needs no product of dense matrices, so 768 × 768 takes about a second.
  */
 import { createRandom } from './random.js';
 import { addScaled, dot } from './vectors.js';
 
+/** Eigenvalues and their vectors. */
 export interface Eigen {
   /** Largest first. */
   readonly values: Float64Array;
-  /** One of length 1 for each value, orthogonal to each other. */
+  /** One vector for each value. They have length 1 and are orthogonal to each other. */
   readonly vectors: readonly Float64Array[];
 }
 
-/** @param matrix (n, n), row-major, of which the lower triangle is read; it is overwritten */
+/**
+ * Returns the `count` largest eigenvalues and their vectors.
+ * @param matrix (n, n), row-major. Only its lower triangle is read. It is overwritten.
+ */
 export function largestEigen(matrix: Float64Array, n: number, count: number): Eigen {
   const tridiagonal = tridiagonalise(matrix, n);
   const values = largestValues(tridiagonal, count);
@@ -24,11 +28,11 @@ export function largestEigen(matrix: Float64Array, n: number, count: number): Ei
 
 interface Tridiagonal {
   readonly diagonal: Float64Array;
-  /** Beside the diagonal; the last entry is 0. */
+  /** The values next to the diagonal; the last entry is 0. */
   readonly beside: Float64Array;
 }
 
-/** T = Hᵀ·A·H. Reflector k takes the place of row k right of the diagonal of `matrix`; `scales` has its τ. */
+/** Computes T = Hᵀ·A·H. Reflector k replaces row k of `matrix`, right of the diagonal. `scales` has its τ. */
 function tridiagonalise(matrix: Float64Array, n: number): Tridiagonal & { readonly scales: Float64Array } {
   const diagonal = new Float64Array(n);
   const beside = new Float64Array(n);
@@ -55,7 +59,7 @@ function tridiagonalise(matrix: Float64Array, n: number): Tridiagonal & { readon
   return { diagonal, beside, scales };
 }
 
-/** Turns x = v[from…] into the v of I − τ·v·vᵀ that makes a multiple β of e₁ of it. Returns [β, τ]. */
+/** Turns x = v[from…] into the v of the reflector I − τ·v·vᵀ that maps x to β·e₁. Returns [β, τ]. */
 function reflector(v: Float64Array, from: number, n: number): [beta: number, tau: number] {
   const first = v[from] as number;
   const rest = dot(v, from + 1, v, from + 1, n - from - 1);
@@ -66,7 +70,7 @@ function reflector(v: Float64Array, from: number, n: number): [beta: number, tau
   return [beta, (beta - first) / beta];
 }
 
-/** w = A·v over the rows and columns from `from` on, by the lower triangle of A. */
+/** w = A·v over the rows and columns from `from` on. Reads the lower triangle of A. */
 function multiplyLower(matrix: Float64Array, n: number, from: number, v: Float64Array, w: Float64Array): void {
   w.fill(0, from);
   for (let i = from; i < n; i++) {
@@ -85,10 +89,10 @@ function reflect(matrix: Float64Array, scales: Float64Array, n: number, x: Float
   }
 }
 
-/** An f64 has no more places to look for a value. */
+/** More halvings than an f64 interval allows. */
 const MOST_HALVINGS = 1100;
 
-/** By bisection: the number of negative pivots of T − x·I is that of the eigenvalues below x (Sylvester). */
+/** Finds values by bisection: T − x·I has as many negative pivots as there are eigenvalues below x (Sylvester). */
 function largestValues({ diagonal, beside }: Tridiagonal, count: number): Float64Array {
   const n = diagonal.length;
   const bound = largestSum({ diagonal, beside });
@@ -121,7 +125,7 @@ function largestValues({ diagonal, beside }: Tridiagonal, count: number): Float6
 }
 
 const PRECISION = 2 ** -52;
-/** Stands for a pivot of zero, as a share of the largest entry. */
+/** Replaces a zero pivot; relative to the largest entry. */
 const SMALLEST = 2 ** -60;
 
 /** ‖T‖∞ */
@@ -131,11 +135,13 @@ const largestSum = ({ diagonal, beside }: Tridiagonal): number =>
     0,
   );
 
-/** Vectors of values nearer to each other than this share of ‖T‖ come out mixed, and are made orthogonal. */
+/** If values differ by less than this share of ‖T‖, their vectors mix, and are made orthogonal. */
 const CLUSTER = 1e-3;
 const SOLVES = 3;
 
-/** A random vector, (T − λI)⁻¹ applied to it a few times, and what it shares with neighbours taken out each time. */
+/**
+ * Inverse iteration: applies (T − λI)⁻¹ to a random vector a few times, each time removing its share of neighbouring vectors.
+ */
 function tridiagonalVectors(tridiagonal: Tridiagonal, values: Float64Array): Float64Array[] {
   const n = tridiagonal.diagonal.length;
   const norm = largestSum(tridiagonal);
@@ -160,12 +166,15 @@ function tridiagonalVectors(tridiagonal: Tridiagonal, values: Float64Array): Flo
 
 function normalise(x: Float64Array): void {
   const most = x.reduce((top, value) => Math.max(top, Math.abs(value)), 0);
-  for (let i = 0; i < x.length; i++) x[i] = (x[i] as number) / most; // squares of what is huge would overflow
+  for (let i = 0; i < x.length; i++) x[i] = (x[i] as number) / most; // so that squares cannot overflow
   const length = Math.sqrt(dot(x, 0, x, 0, x.length));
   for (let i = 0; i < x.length; i++) x[i] = (x[i] as number) / length;
 }
 
-/** Solves (T − λI)·x = b in place, by elimination with row exchanges: three diagonals become two rows above. */
+/**
+ * Returns a function that solves (T − λI)·x = b in place. Eliminates with row exchanges, which gives two diagonals above the
+ * main one.
+ */
 function factorised({ diagonal, beside }: Tridiagonal, value: number, norm: number): (x: Float64Array) => void {
   const n = diagonal.length;
   const pivots = new Float64Array(n);

@@ -1,11 +1,11 @@
-/** The loops over stretches of vectors that decompositions are made of. */
+/** Loops over ranges of vectors, which the decompositions share. */
 
 /** y[at…] += s·x[from…] */
 export function addScaled(y: Float64Array, at: number, s: number, x: Float64Array, from: number, length: number): void {
   for (let i = 0; i < length; i++) y[at + i] = (y[at + i] as number) + s * (x[from + i] as number);
 }
 
-/** Σ x[a…]·y[b…]. Four sums side by side: one would wait for each addition. */
+/** Σ x[a…]·y[b…], in four independent sums, because a single sum would wait for each addition. */
 export function dot(x: Float64Array, a: number, y: Float64Array, b: number, length: number): number {
   let s0 = 0;
   let s1 = 0;

@@ -1,20 +1,20 @@
-/** The course of a fit in a few points. */
+/** The loss of a fit at a few of its steps. */
 
-/** The loss that the solver met at a step: before its update, in units of σ². Steps count from 1. */
+/** A step, counted from 1, and the loss before its update, in units of σ². */
 export type LossPoint = readonly [step: number, loss: number];
 
-/** Enough for a smooth line, and a thousand groups of them are no more than two megabytes. */
+/** The most points of a curve: enough for a smooth line. A thousand groups then take at most two megabytes. */
 export const CURVE_POINTS = 32;
 
 /**
- * Keeps the loss at the last step and at some before it, evenly spread over the logarithm of the planned steps. Which those are
- * depends on the plan alone, so a fit that goes on from a saved state ends with the same curve.
+ * Keeps the loss at the last step and at some before it, spread evenly over the logarithm of the planned steps. The choice
+ * depends only on the planned steps, so a resumed fit ends with the same curve.
  */
 export class LossCurve {
   private readonly marks: ReadonlySet<number>;
   readonly points: LossPoint[] = [];
 
-  /** @param saved `state` of the fit that goes on */
+  /** @param saved `state` of the fit that is resumed */
   constructor(steps: number, saved: ArrayLike<number> = []) {
     this.marks = new Set(Array.from({ length: CURVE_POINTS }, (_, i) => Math.round(steps ** (i / (CURVE_POINTS - 1)))));
     for (let i = 0; i < saved.length; i += 2) this.points.push([saved[i] as number, saved[i + 1] as number]);

@@ -1,6 +1,6 @@
 /**
- * The seam for factorisation methods. A method is one folder beside this file and one line in registry.ts: everything that
- * depends on how experts are factorised is asked of this interface.
+ * The interface of factorisation methods. A method is one folder next to this file and one line in registry.ts. All other code
+ * asks this interface for everything that depends on how experts are factorised.
  */
 import type { z } from 'zod';
 import type { TensorInfo } from '../checkpoint/header.js';
@@ -21,17 +21,18 @@ export interface GroupShape {
   readonly cols: number;
 }
 
-/** A projection of a layer, all its experts. */
+/** All experts of a layer's projection. */
 export interface ProjectionShape extends GroupShape {
-  /** False: it stays as it is, and only counts among the parameters to keep a share of. */
+  /** False if the projection stays dense. It then still counts in the parameters of which `keep` is a share. */
   readonly factorised: boolean;
-  /** One of its tensors and the shape in which it is stored, for errors. */
+  /** One of its tensors and that tensor's stored shape, for errors. */
   readonly example: { readonly name: string; readonly rows: number; readonly cols: number };
 }
 
-/** The share of the experts' parameters to keep where nothing is said: what the paper keeps of Qwen3's. */
+/** The default share of the experts' parameters to keep: that of the paper for Qwen3. */
 export const DEFAULT_KEEP = 0.76;
 
+/** The values of `--quality`. */
 export const QUALITY_NAMES = ['fast', 'balanced', 'best'] as const;
 /** How much time a fit may take for its result. */
 export type Quality = (typeof QUALITY_NAMES)[number];
@@ -42,7 +43,7 @@ export interface MethodOptions {
   /** The share of the layers' routed-expert parameters to keep. */
   readonly keep?: number | undefined;
   readonly rank?: number | undefined;
-  /** Parts into which a layer's experts are cut. */
+  /** The number of parts into which a layer's experts are cut. */
   readonly groups?: number | undefined;
   readonly activation?: string | undefined;
   readonly quality?: Quality | undefined;
@@ -51,11 +52,11 @@ export interface MethodOptions {
   readonly batchExperts?: number | undefined;
 }
 
-/** The same once defaults are filled in. */
+/** Options with defaults filled in. */
 export interface CompleteOptions extends MethodOptions {
   readonly groups: number;
   readonly solver: string;
-  /** Most steps of a fit. */
+  /** The most steps of a fit. */
   readonly steps: number;
 }
 
@@ -78,7 +79,7 @@ export type Factors = Readonly<Record<string, Float32Array>>;
 export interface MetricMatrixForm {
   /** Whether it is given by all its elements, (size, size), or by its diagonal, (size). */
   readonly form: 'full' | 'diagonal';
-  /** True: one matrix serves all experts. False: each expert has its own. */
+  /** True if all experts share one matrix, false if each expert has its own. */
   readonly shared: boolean;
 }
 
@@ -90,18 +91,18 @@ export interface MetricForm {
 
 /** A symmetric positive definite matrix for each expert. */
 export interface MetricMatrix extends MetricMatrixForm {
-  /** Writes the matrix of expert i in its form: f32, row-major. A shared matrix is only asked for as that of expert 0. */
+  /** Writes the matrix of an expert in its form: f32, row-major. A shared matrix is read only as that of expert 0. */
   read(expert: number, target: Float32Array): void;
 }
 
 /**
- * The error of an expert is tr(P R C Rᵀ) for its residual R (p, d). Without a metric it is ‖R‖². The maker of a metric
- * scales it; a mean diagonal of 1 keeps losses comparable with those of a fit without one.
+ * With a metric, the error of an expert with residual R (p, d) is tr(P R C Rᵀ). Without, it is ‖R‖². The caller scales the
+ * metric. A mean diagonal of 1 keeps losses comparable with those of a fit without a metric.
  */
 export interface Metric extends MetricForm {
-  /** P, (p, p). Undefined: the identity. */
+  /** P, (p, p); undefined means the identity. */
   readonly rows?: MetricMatrix | undefined;
-  /** C, (d, d). Undefined: the identity. */
+  /** C, (d, d); undefined means the identity. */
   readonly columns?: MetricMatrix | undefined;
 }
 
@@ -109,77 +110,80 @@ export interface Metric extends MetricForm {
 export interface Targets {
   /** Writes expert i as (p, d) f32, row-major. */
   read(expert: number, target: Float32Array): void;
-  /** The fit has its own copy of an expert: what was kept for `read` may go. It may still be read, which then costs more. */
+  /** Called when the fit has its own copy of an expert. Its memory may be freed; a later `read` then decodes it again. */
   forget?(expert: number): void;
-  /** Undefined: the identity on both sides. */
+  /** Undefined means the identity on both sides. */
   readonly metric?: Metric | undefined;
 }
 
+/** Progress of a fit. */
 export interface FitStep {
   /** Counted from 1. */
   readonly step: number;
-  /** How many steps the fit will take, as things stand. */
+  /** The number of steps that the fit is now expected to take. */
   readonly steps: number;
   /** Mean squared error in units of σ²; with a metric, the mean of tr(P R C Rᵀ)/(p·d). */
   readonly loss: number;
   /** The learning rate of this step. */
   readonly rate: number;
-  /** Seconds to the end of the last step, by the pace so far; NaN while unknown. */
+  /** Expected seconds to the end of the fit, from its pace so far; NaN while unknown. */
   readonly secondsLeft: number;
 }
 
-/** All that a fit's next steps are computed from: arrays that are saved and come back bit by bit. */
+/** The state of a fit, from which its next steps follow. Arrays are saved and loaded bit by bit. */
 export type FitState = Readonly<Record<string, Float32Array | Float64Array>>;
 
+/** Saves and loads the state of one fit. */
 export interface StateStore {
-  /** The last state that was saved of this very fit. */
+  /** Loads the last saved state of this fit; undefined if there is none. */
   load(): Promise<FitState | undefined>;
-  /** True when it is time to save. `bytes` is the size of a state. */
+  /** Whether it is time to save. `bytes` is the size of a state. */
   due(bytes: number): boolean;
-  /** Resolves when the arrays may change again. */
+  /** Saves a state. The arrays must not change before this resolves. */
   save(state: FitState): Promise<void>;
 }
 
+/** Options of a fit. */
 export interface FitOptions {
   /** One of the method's `solvers`. */
   readonly solver: string;
-  /** Most steps to take. */
+  /** The most steps to take. */
   readonly steps: number;
-  /** Undefined: the solver's own choice. */
+  /** By default, the solver chooses it. */
   readonly learningRate?: number | undefined;
-  /** Experts in a batch; bounds a step's working set. */
+  /** Experts in a batch. This bounds a step's working set. */
   readonly batchExperts: number;
-  /** Keep the decoded targets (n·p·d f32) for the whole fit; otherwise each step decodes them again. */
+  /** Whether the decoded targets (n·p·d f32) are kept for the whole fit. Otherwise each step decodes them again. */
   readonly holdTargets: boolean;
   readonly seed: number;
   /** Names the group in errors. */
   readonly label: string;
   /** σ by which the targets were divided. */
   readonly sigma: number;
-  /** Called at every step, before its update. */
+  /** Called at every step, before its update. It may throw to stop the fit. */
   readonly onStep?: ((step: FitStep) => void) | undefined;
-  /** Where the fit saves its state and resumes from. It makes no difference to the result. */
+  /** Saves the fit's state, and loads it to resume. It does not change the result. */
   readonly states?: StateStore | undefined;
 }
 
-/** What a fit finds: the factors that the experts share. Those of each expert follow from these (`expertFactors`). */
+/** The result of a fit: the factors that the experts share. `expertFactors` finds the factors of each expert from them. */
 export interface Fit {
   readonly shared: Factors;
   readonly steps: number;
   readonly losses: readonly LossPoint[];
 }
 
-/** The values as they will be read back from where they are stored, in memory of their own. */
+/** Rounds values to the dtype in which they will be stored. Returns a new array. */
 export type Rounding = (values: Float32Array) => Float32Array;
 
-/** Finds the factors of single experts, given the shared ones as they are stored. */
+/** Finds the factors of single experts for given shared factors. */
 export interface ExpertFactors {
   /** The factors for W/σ = `target`: (p, d) f32, row-major. */
   fit(expert: number, target: Float32Array): Promise<Factors>;
   dispose(): Promise<void>;
 }
 
-/** Rebuilds the weights of single experts. There is one way from factors to weights, so that all commands agree to the bit. */
+/** Rebuilds the weights of single experts. All commands use this one function, so that they agree to the bit. */
 export interface Reconstruction {
   /** Ŵ, (p, d) f32, row-major. */
   expert(expert: number, factors: Factors): Promise<Float32Array>;
@@ -188,23 +192,23 @@ export interface Reconstruction {
 
 /** A group's place in a checkpoint. */
 export interface NativePlace extends GroupNumber {
-  /** What comes before `experts.{e}` in the standard tensor names, e.g. `model.layers.3.mlp.` */
+  /** The part of standard tensor names before `experts.{e}`, e.g. `model.layers.3.mlp.` */
   readonly prefix: string;
   readonly projection: Projection;
 }
 
-/** Tensor names by the names of the factors they hold. */
+/** The tensor name of each factor, by the factor's name. */
 export interface GroupNames {
   readonly shared: Readonly<Record<string, string>>;
   /** In expert order. */
   readonly experts: ReadonlyArray<Readonly<Record<string, string>>>;
 }
 
-/** All groups of a native checkpoint, which are alike. */
+/** The groups of a native checkpoint, which all have the same sizes. */
 export interface NativeGroups<P> {
-  /** Of each group. */
+  /** The problem of each group. */
   readonly problem: P;
-  /** Into which each layer's experts are cut. */
+  /** The number of groups into which each layer's experts are cut. */
   readonly groups: number;
   readonly layers: readonly number[];
   readonly projections: readonly Projection[];
@@ -212,67 +216,73 @@ export interface NativeGroups<P> {
   readonly sourceFingerprint: string;
 }
 
-/** How factors stand in a checkpoint: a native one, whose modelling files compute with them. */
+/** The form of a method's factors in a native checkpoint, whose modelling files compute with them. */
 export interface NativeFactors<P extends GroupShape = GroupShape> {
-  /** Matches one tensor of each group: prefix, layer, short name of the projection, number of the group where there are several. */
+  /**
+   * Matches the name of one tensor of each group. Captures prefix, layer, short name of the projection, and group number if
+   * there are several.
+   */
   readonly marker: RegExp;
-  /** A tensor that `marker` matches, for errors. */
+  /** A tensor name that `marker` matches, for errors. */
   readonly example: string;
   names(place: NativePlace, experts: number): GroupNames;
   /**
-   * The problem that a group's tensors solve. Throws an `InputError` where a tensor is missing or the shapes do not fit together.
+   * The problem that a group's tensors solve. Throws an `InputError` if a tensor is missing or shapes do not fit together.
    * @param marked the tensor that `marker` matched
-   * @param checkpoint where the others are, and what its config says
+   * @param checkpoint has the other tensors and the config
    */
   problem(place: NativePlace, marked: TensorInfo, checkpoint: NativeSource): P;
-  /** What changes in the source's `config.json`. */
+  /** Changes to the source's `config.json` that make it a native one. */
   config(source: Readonly<Record<string, unknown>>, form: NativeForm, groups: NativeGroups<P>): ConfigChanges;
-  /** What changes in a native `config.json` to make it its source's again. */
+  /** Changes to a native `config.json` that make it that of the dense model again. */
   dense(config: Readonly<Record<string, unknown>>): ConfigChanges;
 }
 
+/** The parts of a native checkpoint that a method reads. */
 export type NativeSource = Pick<Checkpoint, 'folder' | 'config' | 'tensors'>;
 
+/** A factorisation method. */
 export interface Method<P extends GroupShape = GroupShape> {
-  /** As `--method` names it. */
+  /** The name for `--method`. */
   readonly name: string;
-  /** For people, e.g. in the model card. */
+  /** The name in texts, e.g. in the model card. */
   readonly title: string;
-  /** What weights are replaced by, for people. */
+  /** The formula that replaces weights, for texts. */
   readonly formula: string;
-  /** Where it is published. */
+  /** The publication. */
   readonly reference?: string;
-  /** The first is the default. */
+  /** The solvers; the first is the default. */
   readonly solvers: readonly string[];
-  /** The options that it takes; others are refused. */
+  /** The options that the method takes. Others are refused. */
   readonly options: ReadonlyArray<keyof MethodOptions>;
-  /** Fills in defaults. */
+  /** Fills in defaults. Throws `OptionError` for options that contradict each other. */
   complete(given: MethodOptions & { readonly solver?: string | undefined }): CompleteOptions;
   /**
-   * The problem of each part of each factorised projection, in their order. Throws `OptionError` or `NotSmallerError` where the
-   * options do not suit the shapes.
+   * Returns one problem for each factorised projection, in order: that of each of its groups. Throws `OptionError` or
+   * `NotSmallerError` if the options do not fit the shapes.
    * @param projections all projections of the layers to convert
    */
   plan(projections: readonly ProjectionShape[], options: CompleteOptions): P[];
 
-  /** Checks a problem that came as JSON. */
+  /** The schema of a problem as JSON. */
   readonly problemSchema: z.ZodType<P>;
-  /** What a problem says beside the shapes of its factors; kept in the metadata of factor files. */
+  /** The facts of a problem that the shapes of its factors do not show. Factor files keep them in their metadata. */
   details(problem: P): Readonly<Record<string, unknown>>;
   /**
-   * The problem whose factors have these shapes, unchecked: the inverse of `stores` and `details`.
-   * @param shapes by factor; those of each expert stacked, (n, …)
+   * The problem whose factors have these shapes: the inverse of `stores` and `details`. It is not checked.
+   * @param shapes by factor name; factors of experts are stacked as (n, …)
    */
   problemOf(shapes: Readonly<Record<string, readonly number[]>>, details: Readonly<Record<string, unknown>>): unknown;
-  /** The factors of a group, for people: "8 bases of 64 × 192". */
+  /** Describes the factors of a group for messages, e.g. "8 bases of 64 × 192". */
   describe(problem: P): string;
-  /** The factor of each expert that σ is multiplied into. */
+  /** The name of the expert's factor into which σ is multiplied. */
   readonly scaled: string;
+  /** The names and shapes of a group's factors. */
   stores(problem: P): StoredFactors;
-  /** Undefined: it converts to standard weights only. */
+  /** The native form; undefined if the method converts only to standard weights. */
   readonly native?: NativeFactors<P>;
 
-  /** Bytes a fit holds from step to step, beside the group's stored weights. */
+  /** Bytes that a fit holds from step to step, without the group's stored weights. */
   stateBytes(
     problem: P,
     options: {
@@ -281,27 +291,28 @@ export interface Method<P extends GroupShape = GroupShape> {
       readonly metric?: MetricForm | undefined;
     },
   ): number;
-  /** Bytes of a step's working set for each expert of a batch. */
+  /** Bytes of a step's working set, for each expert of a batch. */
   batchBytes(problem: P, metric?: MetricForm): number;
-  /** Throws `TensorTooLargeError` where a device's limit on tensors rules the problem out. */
+  /** The most experts in a batch that the device allows. Throws `TensorTooLargeError` if it allows none. */
   largestBatch(problem: P, engine: EngineFacts, metric?: MetricForm): number;
-  /** Floating-point operations of a fit of so many steps and of all experts' factors, at the rate of matrix products. */
+  /** Floating-point operations of a fit with so many steps and of all experts' factors, counted as matrix products. */
   operations(problem: P, options: { readonly solver: string; readonly steps: number }): number;
-  /** The matrix product that a fit spends its time on, for one expert: engines are measured by it. */
+  /** The shape of the matrix product that takes most of a fit's time, for one expert. Engines are measured with it. */
   product(problem: P): ProductShape;
 
-  /** Throws `OptionError` where the solver cannot fit in the metric of the targets. */
+  /** Fits the shared factors. Throws `OptionError` if the solver cannot use the metric of the targets, and `DivergedError`. */
   fit(engine: Engine, problem: P, targets: Targets, options: FitOptions): Promise<Fit>;
   /**
-   * @param shared as stored: rounded to the output dtype
-   * @param round rounds to the output dtype, for factors that are fitted to others of the same expert
-   * @param metric of the targets
+   * Prepares to find the factors of single experts.
+   * @param shared the shared factors, rounded to the output dtype
+   * @param round rounds to the output dtype, for methods that fit one factor of an expert to another
+   * @param metric the metric of the targets
    */
   expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding, metric?: Metric): Promise<ExpertFactors>;
   rebuild(engine: Engine, problem: P, shared: Factors): Promise<Reconstruction>;
 }
 
-/** A problem with the method that it is one of. */
+/** A method and a problem of it. */
 export interface MethodProblem<P extends GroupShape = GroupShape> {
   readonly method: Method<P>;
   readonly problem: P;

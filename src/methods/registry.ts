@@ -1,23 +1,23 @@
-/** The factorisation methods: one line each. */
+/** The registry of factorisation methods, with one line for each. */
 import type { Method } from './method.js';
 import { mobe } from './mobe/mobe.js';
 import { svd } from './svd/svd.js';
 
-/** By the name that `--method` and records have for them. */
+/** Methods by their names in `--method` and in records. */
 export const METHODS: Readonly<Record<string, Method>> = { mobe, svd };
 
-/** Records that name no method mean this one. */
+/** The default method, which is also that of records without a method. */
 export const DEFAULT_METHOD: Method = mobe;
 
-/** The method that a record or a result's settings name; undefined where it is none of these. */
+/** The method that a record or settings name; undefined if it is unknown. */
 export const namedMethod = (name: unknown = DEFAULT_METHOD.name): Method | undefined =>
   Object.values(METHODS).find((method) => method.name === name);
 
-/** As a record keeps it: nothing where it is the default. */
+/** The method's entry in a record. The default method has none. */
 export const methodRecord = ({ name }: Method): { readonly method?: string } =>
   name === DEFAULT_METHOD.name ? {} : { method: name };
 
-/** Throws a `TypeError` for a name that is not in the registry: callers have checked it. */
+/** The method of a name that was checked before. Throws a `TypeError` if it is not in the registry. */
 export function methodNamed(name: string): Method {
   const method = METHODS[name];
   if (!method) throw new TypeError(`no method "${name}"`);

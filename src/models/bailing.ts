@@ -1,13 +1,13 @@
 import { type Family, followsDenseLayers, type NativeForm } from './family.js';
 
-/** Shared experts; the second version begins with dense layers and ends with a multi-token-prediction module. */
+/** Both versions have shared experts. Version 2 starts with dense layers and ends with a multi-token-prediction module. */
 const layout = {
   expertCountKey: 'num_experts',
   rowsKey: 'moe_intermediate_size',
   isMoeLayer: followsDenseLayers,
 } as const;
 
-/** Both are in one module. */
+/** One module defines both versions. */
 const native = (name: string): NativeForm => ({
   architecture: `${name}ForCausalLM`,
   configClass: `${name}Config`,

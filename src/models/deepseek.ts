@@ -1,13 +1,16 @@
 import { type Family, followsDenseLayers, type NativeForm } from './family.js';
 
-/** Dense layers first, shared experts; the layer numbered `num_hidden_layers` is V3's multi-token-prediction module. */
+/**
+ * These models start with dense layers and have shared experts. In V3, layer `num_hidden_layers` is the multi-token-prediction
+ * module.
+ */
 const layout = {
   expertCountKey: 'n_routed_experts',
   rowsKey: 'moe_intermediate_size',
   isMoeLayer: followsDenseLayers,
 } as const;
 
-/** All three are in one module. */
+/** One module defines all three. */
 const native = (name: string): NativeForm => ({
   architecture: `${name}ForCausalLM`,
   configClass: `${name}Config`,
@@ -22,7 +25,7 @@ export const deepseekV2: Family = {
   native: native('DeepseekV2MoBE'),
 };
 
-/** DeepSeek-V3, R1: FP8 in 128 × 128 blocks. */
+/** DeepSeek-V3, R1. Weights are FP8 in 128 × 128 blocks. */
 export const deepseekV3: Family = {
   ...layout,
   name: 'DeepSeek-V3',
@@ -30,7 +33,7 @@ export const deepseekV3: Family = {
   native: native('DeepseekV3MoBE'),
 };
 
-/** Kimi-K2: DeepSeek-V3's layout under its own `model_type`; K2-Thinking's routed experts are INT4. */
+/** Kimi-K2 has the layout of DeepSeek-V3 and its own `model_type`. The routed experts of K2-Thinking are INT4. */
 export const kimiK2: Family = {
   ...layout,
   name: 'Kimi-K2',

@@ -1,4 +1,4 @@
-/** Finds a checkpoint's experts from its config and tensor names; the folder's name plays no part. */
+/** Finds a checkpoint's experts from its config and tensor names. The folder's name is not used. */
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { describeEncoding } from '../checkpoint/encoding.js';
@@ -42,7 +42,7 @@ export const FAMILIES: readonly Family[] = [
   mixtral,
 ];
 
-/** Any other model whose experts have known names: convertible to standard weights. */
+/** The family of any other model whose experts have known names. It can be converted to standard weights. */
 const generic = (modelType: string, config: Config): Family => ({
   name: `${modelType} (standard expert names)`,
   modelTypes: [modelType],
@@ -51,13 +51,16 @@ const generic = (modelType: string, config: Config): Family => ({
   rowsKey: 'moe_intermediate_size',
 });
 
-/** A multimodal model's config nests that of its language model, which is the one that has experts. */
+/** The config of the language model. In a multimodal model it is nested in `text_config`. */
 export const languageConfig = (config: Config): Config =>
   typeof config.text_config === 'object' && config.text_config !== null
     ? { ...config, ...(config.text_config as Config) }
     : config;
 
-/** Throws an `InputError` where the experts are incomplete, unequal, or not what the config says. */
+/**
+ * Finds the family and the expert layers. Throws an `InputError` if experts are missing, differ in shape, or contradict the
+ * config.
+ */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
   const config = languageConfig(checkpoint.config);
   const modelType = String(checkpoint.config.model_type ?? 'unknown');
@@ -94,18 +97,18 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
   const stack = largestStack([...found.keys()]);
   return (
     [...found]
-      // A multi-token-prediction module has experts too, past the last layer or in a stack of its own (Qwen3-Next's
-      // `mtp.layers.0`): it passes through untouched.
+      // A multi-token-prediction module has experts too, after the last layer or in a stack of its own (`mtp.layers.0` in
+      // Qwen3-Next). It is left unchanged.
       .filter(([prefix, { layer }]) => stackOf(prefix) === stack && (hidden === undefined || layer < hidden))
       .map(([prefix, { layer, slots }]) => ({ layer, prefix, experts: completeExperts(checkpoint, prefix, slots) }))
       .sort((a, b) => a.layer - b.layer)
   );
 }
 
-/** What comes before `layers.{i}.` in a layer's prefix. */
+/** The part of a layer's prefix before `layers.{i}.`. */
 const stackOf = (prefix: string): string => prefix.slice(0, prefix.lastIndexOf('layers.'));
 
-/** The stack with the most layers that have experts; of two as large the first by name, `model` before `mtp`. */
+/** The stack with the most expert layers. If two are equal, the first by name: `model` before `mtp`. */
 function largestStack(prefixes: readonly string[]): string | undefined {
   const counts = new Map<string, number>();
   for (const prefix of prefixes) counts.set(stackOf(prefix), (counts.get(stackOf(prefix)) ?? 0) + 1);
@@ -144,7 +147,7 @@ function checkConfig({ folder }: Checkpoint, config: Config, family: Family, lay
     const configured = numberOf(config, key);
     if (configured !== undefined && configured !== found) throw new ConfigMismatchError(file, key, configured, found);
   };
-  // transformers 5 writes `num_local_experts` where a family's own key was another.
+  // transformers 5 writes `num_local_experts` instead of a family's own key.
   const countKey = family.expertCountKey in config ? family.expertCountKey : 'num_local_experts';
   for (const { experts } of layers) {
     const [gate, down] = [experts.gate_proj[0], experts.down_proj[0]] as [StoredMatrix, StoredMatrix];

@@ -1,4 +1,4 @@
-/** The names under which checkpoints keep a layer's experts, whatever family wrote them. */
+/** The names of expert tensors in checkpoints of all families. */
 import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
@@ -7,20 +7,23 @@ import { plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
 import type { Projection } from './family.js';
 
-/** One expert a tensor; Mixtral, MiniMax and others say w1, w3, w2. */
+/** One tensor for each expert. Mixtral, MiniMax and others name the projections w1, w3 and w2. */
 const SEPARATE =
   /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight(?:_packed)?$/;
-/** All experts of a layer in one tensor: gate over up (n, 2p, d), and down (n, d, p). */
+/** All experts of a layer in one tensor: gate above up (n, 2p, d), and down (n, d, p). */
 const FUSED = /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(gate_up_proj|down_proj)$/;
 
-/** Of a layer; published models have up to 512. Each of a fused tensor's becomes an object here, so a shape must not ask for any number. */
+/**
+ * The most experts of a layer. Published models have up to 512. A damaged shape must not be able to ask for any number of
+ * objects.
+ */
 const MAX_EXPERTS = 65_536;
 
 const PROJECTION: Readonly<Record<string, Projection>> = { w1: 'gate_proj', w3: 'up_proj', w2: 'down_proj' };
 
-/** An expert matrix and the slot it belongs to. */
+/** An expert matrix and its place in the model. */
 export interface FoundExpert {
-  /** Of the layer, e.g. `model.layers.3.mlp.` */
+  /** The prefix of the layer's tensor names, e.g. `model.layers.3.mlp.` */
   readonly prefix: string;
   readonly layer: number;
   readonly expert: number;
@@ -28,7 +31,9 @@ export interface FoundExpert {
   readonly matrix: StoredMatrix;
 }
 
-/** The expert matrices a tensor holds; none for any other tensor. */
+/**
+ * The expert matrices in a tensor; none if it is not an expert tensor. Throws an `InputError` if its shape or dtype is wrong.
+ */
 export function expertsOf(tensor: TensorInfo, checkpoint: Checkpoint): FoundExpert[] {
   const separate = SEPARATE.exec(tensor.name);
   if (separate) {
@@ -50,7 +55,7 @@ function floatMatrix(tensor: TensorInfo): StoredMatrix {
   return plainMatrix(tensor);
 }
 
-/** The matrices of a fused tensor, each a range of it, in the order in which they lie. */
+/** The matrices of a fused tensor, each a range of it, in stored order. */
 function slices(
   tensor: TensorInfo,
   projections: readonly Projection[],
@@ -87,8 +92,9 @@ function slices(
 }
 
 /**
- * Fused exports exist in two orientations. gate_up (n, 2p, d) with down (n, d, p) multiplies from the left, as separate experts
- * do; (n, d, 2p) with (n, p, d), as Llama 4 and gpt-oss have it, from the right. The two shapes together tell which it is.
+ * Checks the orientation of fused tensors. gate_up (n, 2p, d) with down (n, d, p) multiplies from the left, like separate
+ * experts. (n, d, 2p) with (n, p, d), as in Llama 4 and gpt-oss, multiplies from the right and is refused. The two shapes
+ * together show which it is.
  */
 function checkOrientation({ name, file }: TensorInfo, prefix: string, { tensors }: Checkpoint): void {
   const gateUp = tensors.get(`${prefix}experts.gate_up_proj`)?.shape;

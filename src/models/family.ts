@@ -1,65 +1,71 @@
-/** What a family of Mixture-of-Experts models must tell: where its experts are and what the output config says. */
+/**
+ * The description of a family of Mixture-of-Experts models: where its experts are, and how its native checkpoints are loaded.
+ */
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 
+/** The projections of an expert. */
 export const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
 export type Projection = (typeof PROJECTIONS)[number];
 
-/** The projections the paper factorises; down_proj stays dense (arXiv 2508.05257, section 3). */
+/** The projections that the paper factorises. down_proj stays dense (arXiv 2508.05257, section 3). */
 export const DEFAULT_PROJECTIONS: readonly Projection[] = ['gate_proj', 'up_proj'];
 
+/** A parsed config.json. */
 export type Config = Readonly<Record<string, unknown>>;
 
+/** A family of models. */
 export interface Family {
-  /** For people. */
+  /** The name in messages. */
   readonly name: string;
-  /** `model_type` values of its config.json. */
+  /** The values of `model_type` in config.json. */
   readonly modelTypes: readonly string[];
   /** The config key with the number of routed experts of a layer. */
   readonly expertCountKey: string;
   /** The config key with an expert's rows p. */
   readonly rowsKey: string;
-  /** Whether the config gives this layer routed experts; undefined: the family's config does not tell. */
+  /** Whether a layer has routed experts according to the config. Undefined if the family's config does not say. */
   readonly isMoeLayer?: (layer: number, config: Config) => boolean;
-  /** Undefined where no native form is defined: such a model converts to standard weights. */
+  /** The native form. Undefined if there is none; such a model converts only to standard weights. */
   readonly native?: NativeForm;
 }
 
-/** How a family's native checkpoints are loaded: by modelling files of ours that they carry. */
+/** How a family's native checkpoints are loaded: by modelling files of this project, which are copied into them. */
 export interface NativeForm {
   /** `architectures[0]` */
   readonly architecture: string;
-  /** The class of its config. */
+  /** The class of the config. */
   readonly configClass: string;
-  /** The module, among src/models/modeling, that defines both. */
+  /** The module in src/models/modeling that defines both. */
   readonly module: string;
 }
 
-/** One layer's routed experts. */
+/** The routed experts of one layer. */
 export interface ExpertLayer {
   readonly layer: number;
-  /** What comes before `experts.{e}` in the standard tensor names, e.g. `model.layers.3.mlp.` */
+  /** The part of standard tensor names before `experts.{e}`, e.g. `model.layers.3.mlp.` */
   readonly prefix: string;
   /** In expert order; all projections have the same number. */
   readonly experts: Readonly<Record<Projection, readonly StoredMatrix[]>>;
 }
 
+/** A model and its expert layers. */
 export interface MoeModel {
   readonly family: Family;
-  /** Sorted; layers without routed experts are absent. */
+  /** The layers with routed experts, sorted. */
   readonly layers: readonly ExpertLayer[];
 }
 
-/** A whole number of the config, or undefined. */
+/** An entry of the config if it is a whole number, else undefined. */
 export const numberOf = (config: Config, key: string): number | undefined =>
   Number.isSafeInteger(config[key]) ? (config[key] as number) : undefined;
 
-/** Dense layers first, then every `moe_layer_freq`-th with experts: DeepSeek's rule, and of those that followed it. */
+/** DeepSeek's rule, which others took over: dense layers first, then every `moe_layer_freq`-th layer has experts. */
 export function followsDenseLayers(layer: number, config: Config): boolean {
   const frequency = numberOf(config, 'moe_layer_freq') ?? 1;
   return layer >= (numberOf(config, 'first_k_dense_replace') ?? 0) && (frequency <= 0 || layer % frequency === 0);
 }
 
-/** Every `decoder_sparse_step`-th layer, but those in `mlp_only_layers`: Qwen's rule. */
+/** Qwen's rule: every `decoder_sparse_step`-th layer has experts, except those in `mlp_only_layers`. */
 export function isSparseStep(layer: number, config: Config): boolean {
   const step = numberOf(config, 'decoder_sparse_step') ?? 1;
   const dense = Array.isArray(config.mlp_only_layers) ? config.mlp_only_layers : [];

@@ -1,6 +1,9 @@
 import { type Family, followsDenseLayers } from './family.js';
 
-/** GLM-4.5, GLM-4.5-Air: dense layers first, shared experts, a multi-token-prediction module past the last layer. */
+/**
+ * GLM-4.5, GLM-4.5-Air. They start with dense layers, have shared experts, and a multi-token-prediction module after the last
+ * layer.
+ */
 export const glm4Moe: Family = {
   name: 'GLM-4.5',
   modelTypes: ['glm4_moe'],

@@ -1,4 +1,4 @@
-/** What native checkpoints of all methods have in common: numbers of groups in tensor names, and edits to `config.json`. */
+/** Common parts of the native checkpoints of all methods: group numbers in tensor names, and changes to `config.json`. */
 import { applyEdits, modify } from 'jsonc-parser';
 import type { Projection } from './family.js';
 
@@ -7,17 +7,17 @@ export const SHORT_NAMES = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down'
   string
 >;
 
-/** Part of a layer's experts: all of them are group 0 of 1. */
+/** The number of a group, and the number of groups of its layer and projection. All experts together are group 0 of 1. */
 export interface GroupNumber {
   readonly group: number;
   readonly groups: number;
 }
 
-/** Entries of `config.json` that change, by their dotted path; undefined: to be removed. */
+/** Changes to `config.json`, by the dotted path of the entry. Undefined removes an entry. */
 export type ConfigChanges = Readonly<Record<string, unknown>>;
 
 /**
- * Applies changes to the text of a config, leaving the rest as it was written: parsing and printing it again would turn
+ * Applies changes to the text of a config and leaves the rest of the text unchanged. Parsing and printing it again would turn
  * 10000.0 into 10000, which a strict loader takes for an integer.
  */
 export function editConfig(text: string, changes: ConfigChanges): string {
@@ -28,7 +28,9 @@ export function editConfig(text: string, changes: ConfigChanges): string {
   );
 }
 
-/** jsonc-parser formats the line that it changed, in time that grows with the square of its length: 25 s for 100 KB. */
+/**
+ * The longest line that is formatted. jsonc-parser formats the changed line in time quadratic in its length: 25 s for 100 KB.
+ */
 const MAX_FORMATTED_LINE = 10_000;
 
 const isFormattable = (text: string): boolean => text.split('\n').every(({ length }) => length <= MAX_FORMATTED_LINE);

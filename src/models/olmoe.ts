@@ -1,6 +1,6 @@
 import type { Family } from './family.js';
 
-/** OLMoE-1B-7B: every layer, no shared experts. */
+/** OLMoE-1B-7B. Every layer has experts, and none are shared. */
 export const olmoe: Family = {
   name: 'OLMoE',
   modelTypes: ['olmoe'],

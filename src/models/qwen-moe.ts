@@ -14,7 +14,7 @@ export const qwen3Moe: Family = {
   },
 };
 
-/** Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B: with a shared expert. */
+/** Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B. They have a shared expert. */
 export const qwen2Moe: Family = {
   name: 'Qwen2-MoE',
   modelTypes: ['qwen2_moe'],

@@ -1,12 +1,16 @@
-/** The renames that end a run. Written down before the first, so that what was cut short is finished by whoever comes next. */
+/**
+ * The renames that end a run. The journal lists them before the first rename, so that the next run can complete them after a
+ * crash.
+ */
 import { dirname, join } from 'node:path';
 import { type FileSystem, syncFolder } from '../file-system.js';
 import { LOCK_FILE } from './folder-lock.js';
 import { type CommitEntry, JOURNAL_FILE, PARTIAL_FOLDER } from './journal.js';
 
 /**
- * Moves the files of a run out of its partial folder, those of an earlier result removed just before. Of both, the files
- * without which a loader sees nothing go first and come last. May be called again after it failed, or the process ended, anywhere.
+ * Removes the files of an earlier result, then moves the files of the run out of its partial folder. The files in `last`,
+ * without which a loader sees nothing, are removed first and moved last. After a failure or crash at any point, it can be
+ * called again.
  */
 export async function moveFiles(folder: string, { files, last, replaces }: CommitEntry, fs: FileSystem): Promise<void> {
   const partial = join(folder, PARTIAL_FOLDER);
@@ -14,7 +18,7 @@ export async function moveFiles(folder: string, { files, last, replaces }: Commi
     [...names].sort((a, b) => Number(last.includes(b)) - Number(last.includes(a)));
   const waiting = new Set<string>();
   for (const file of files) if (await exists(join(partial, file), fs)) waiting.add(file);
-  // Once a new file has its name, all old ones are gone; an old one of that name would be the new.
+  // If a new file already has its final name, the old files are already gone, and removing them by name would remove new files.
   if (waiting.size === files.length) for (const file of lastFirst(replaces)) await fs.remove(join(folder, file));
   let synced = false;
   for (const file of lastFirst(files).reverse()) {
@@ -39,7 +43,10 @@ async function exists(path: string, fs: FileSystem): Promise<boolean> {
   }
 }
 
-/** Empties a partial folder but for the lock; the journal goes last, so that a commit that is not quite over can be told. */
+/**
+ * Removes everything in a partial folder except the lock. The journal is removed last, so that an unfinished commit can be
+ * recognised.
+ */
 export async function clearPartial(folder: string, fs: FileSystem): Promise<void> {
   const partial = join(folder, PARTIAL_FOLDER);
   const names = (await fs.readdir(partial)).filter((name) => name !== LOCK_FILE && name !== JOURNAL_FILE);

@@ -1,4 +1,4 @@
-/** Which bytes of something are there: disjoint ranges, in order. */
+/** The bytes of a file or tensor that were written, as sorted disjoint ranges. */
 export class Coverage {
   private ranges: Array<{ start: number; end: number }> = [];
 

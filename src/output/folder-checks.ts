@@ -1,4 +1,4 @@
-/** What is asked of an output folder before anything is written to it. */
+/** Checks of an output folder before anything is written to it. */
 import { lstat, readdir, realpath, unlink } from 'node:fs/promises';
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import { DiskTooSmallError, OutputInsideInputError, OutputNotWritableError } from '../errors.js';
@@ -7,7 +7,7 @@ import { formatBytes } from '../format.js';
 import { isPath } from '../location.js';
 import { PARTIAL_FOLDER } from './journal.js';
 
-/** Throws unless `output` lies outside every one of `inputs` that is a path of this machine, symbolic links resolved. */
+/** Throws `OutputInsideInputError` if `output` lies in one of the local folders `inputs`. Symbolic links are resolved. */
 export async function checkOutside(output: string, inputs: readonly string[]): Promise<void> {
   const real = await resolveExisting(output);
   for (const input of inputs.filter(isPath)) {
@@ -16,7 +16,7 @@ export async function checkOutside(output: string, inputs: readonly string[]): P
   }
 }
 
-/** The path with symbolic links resolved as far as it exists. */
+/** Resolves symbolic links in the part of the path that exists. */
 async function resolveExisting(path: string): Promise<string> {
   const absolute = resolve(path);
   try {
@@ -27,7 +27,10 @@ async function resolveExisting(path: string): Promise<string> {
   }
 }
 
-/** What a folder holds, the leftovers of an interrupted run aside; undefined where there is no folder. */
+/**
+ * The names in a folder, without the partial folder of an interrupted run. Returns undefined if there is no folder. Throws
+ * `OutputNotWritableError` if it cannot be listed.
+ */
 export async function listOutput(folder: string): Promise<string[] | undefined> {
   try {
     return (await readdir(folder)).filter((name) => name !== PARTIAL_FOLDER);
@@ -38,7 +41,7 @@ export async function listOutput(folder: string): Promise<string[] | undefined> 
   }
 }
 
-/** Throws unless the disk that holds `folder`, or will, has room. */
+/** Throws `DiskTooSmallError` if the disk of `folder`, which need not exist yet, has too little free space. */
 export async function checkDisk(folder: string, neededBytes: number, fs: FileSystem = nodeFileSystem): Promise<void> {
   let existing = resolve(folder);
   for (;;) {
@@ -54,13 +57,13 @@ export async function checkDisk(folder: string, neededBytes: number, fs: FileSys
   }
 }
 
-/** The partial folder, and the folder itself where this run has created it. */
+/** Removes the partial folder and the folder itself if they are empty. */
 export async function removeIfEmpty(folder: string, fs: FileSystem = nodeFileSystem): Promise<void> {
   await fs.rmdir(join(folder, PARTIAL_FOLDER)).catch(() => {});
   await fs.rmdir(folder).catch(() => {});
 }
 
-/** A link in the place of a folder of ours is removed: nothing is written through it. */
+/** Removes a symbolic link in the place of the partial folder, so that nothing is written through it. */
 export async function removeLink(path: string): Promise<void> {
   const entry = await lstat(path).catch(() => undefined);
   if (entry?.isSymbolicLink()) await unlink(path);

@@ -1,6 +1,7 @@
 /**
- * One conversion a folder. The lock is a file that says who holds it; it needs no cleaning up after a crash, since it is void
- * once that process is gone. Of another machine's processes (a shared disk) nothing is known: theirs are left alone.
+ * Allows one conversion in a folder at a time. The lock is a file that names its process. It becomes void when that process
+ * ends, so it needs no clean-up after a crash. Whether a process on another machine still runs (on a shared disk) is unknown,
+ * so its lock is respected.
  */
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
@@ -14,25 +15,27 @@ export const LOCK_FILE = '.lock';
 interface Holder {
   readonly pid: number;
   readonly host: string;
-  /** When the process started, as the system counts; undefined where it does not tell. A number may be given out again. */
+  /** When the process started, because process ids are reused; undefined if the system does not tell. */
   readonly started?: string | undefined;
   /** ISO 8601 */
   readonly since: string;
 }
 
+/** A lock that this process has. */
 export interface FolderLock {
   release(): Promise<void>;
 }
 
-/** What says who holds it has a hundred. */
+/** The most bytes of a lock file that are read. Real ones have about a hundred. */
 const MAX_LOCK_BYTES = 64 * 1024;
 
-/** How often another may be found to have taken it in between. */
+/** How often another process may take the lock in between. */
 const MOST_TRIES = 5;
 
 /**
- * Takes the lock in `folder`, which is created; a link in its place is removed. Throws `FolderLockedError` where another process has it.
- * @param force takes it from another machine too; never from a process that runs here
+ * Takes the lock in `folder`. Creates the folder, and replaces a link in its place. Throws `FolderLockedError` if another
+ * process has the lock.
+ * @param force takes the lock even from another machine, but never from a running process of this machine
  */
 export async function lockFolder(folder: string, force: boolean, fs: FileSystem): Promise<FolderLock> {
   await removeLink(folder);
@@ -47,7 +50,7 @@ export async function lockFolder(folder: string, force: boolean, fs: FileSystem)
     await fs.mkdir(folder);
     if (await createLock(path, self, fs)) return { release: () => fs.remove(path) };
     const found = await readWhole(fs, path, MAX_LOCK_BYTES);
-    if (!found) continue; // released meanwhile
+    if (!found) continue; // released in the meantime
     const holder = parseHolder(found);
     if (holder) await checkVoid(folder, holder, self, force);
     await takeAway(path, found, fs);
@@ -71,12 +74,12 @@ async function createLock(path: string, self: Holder, fs: FileSystem): Promise<b
     if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
     throw error;
   }
-  // Who read it while it was empty took it for torn.
+  // A process that read the file while it was still empty took it for damaged and may have replaced it.
   const held = await readWhole(fs, path, MAX_LOCK_BYTES);
   return held !== undefined && parseHolder(held)?.since === self.since && parseHolder(held)?.pid === self.pid;
 }
 
-/** Removes the lock that was read; one that is new since is put back. */
+/** Removes the lock that was read. If the file is a newer lock, it is put back. */
 async function takeAway(path: string, read: Uint8Array, fs: FileSystem): Promise<void> {
   const aside = `${path}.${process.pid}`;
   try {
@@ -90,7 +93,10 @@ async function takeAway(path: string, read: Uint8Array, fs: FileSystem): Promise
   else await fs.remove(aside);
 }
 
-/** Undefined for what was cut off while it was written: its writer is gone, or has just begun and will find it gone. */
+/**
+ * Returns undefined for an incomplete lock. Its process has ended, or is just writing it and will then notice that it was
+ * removed.
+ */
 function parseHolder(bytes: Uint8Array): Holder | undefined {
   try {
     const holder = JSON.parse(new TextDecoder().decode(bytes));
@@ -122,18 +128,18 @@ async function isAlive(pid: number, started: string | undefined): Promise<boolea
     process.kill(pid, 0);
     return true;
   } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'; // there, and somebody else's
+    return (error as NodeJS.ErrnoException).code === 'EPERM'; // it exists but belongs to another user
   }
 }
 
-/** Of Linux: the boot, and the clock ticks from there to the process's start. */
+/** On Linux: the boot id, and the clock ticks from boot to the process's start. Undefined on other systems. */
 async function processStart(pid: number): Promise<string | undefined> {
   try {
     const [boot, stat] = await Promise.all([
       readFile('/proc/sys/kernel/random/boot_id', 'utf8'),
       readFile(`/proc/${pid}/stat`, 'utf8'),
     ]);
-    // The second field is the program's name in parentheses, with whatever is in it; the third is the state, the 22nd the start.
+    // Field 2 is the program's name in parentheses and may contain any characters. Field 3 is the state, field 22 the start.
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     return /[ZX]/.test(fields[0] as string) ? 'ended' : `${boot.trim()} ${fields[19]}`;
   } catch {

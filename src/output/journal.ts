@@ -1,8 +1,8 @@
 /**
- * What an output folder holds for certain, as lines that are only ever appended. A line is eight hexadecimal digits, the
- * CRC-32 of the rest, a space, and JSON; the first is the run's identity. A line that is torn or damaged ends the journal: what
- * it would have said was not finished. Entries are claims, to be checked against the bytes themselves before they are believed,
- * so the order in which data and journal reach the disk does not matter.
+ * The journal of an output folder: a list of finished work, to which lines are only appended. A line is the CRC-32 of its JSON
+ * (eight hexadecimal digits), a space, and the JSON. The first line is the run's identity. An incomplete or damaged line ends
+ * the journal: its work counts as unfinished. Entries are checked against the bytes on disk before they are used, so data and
+ * journal may reach the disk in any order.
  */
 import { crc32 } from 'node:zlib';
 import { z } from 'zod';
@@ -11,33 +11,37 @@ import { type FileSystem, type OpenFile, readWhole, syncFolder, writeAll, writeS
 import { listOf } from '../list-of.js';
 import { hashedPart } from './manifest.js';
 
-/** In the output folder: all that is not whole yet. */
+/** The folder, in the output folder, for files that are not complete. */
 export const PARTIAL_FOLDER = '.mobe-partial';
-/** Hidden, as all is that a run keeps for itself there: no file of a result is. */
+/** Files of the run itself are hidden, to tell them from files of the result, which never are. */
 export const JOURNAL_FILE = '.journal';
 
-/** Bytes of a tensor that were written: offsets within it, and their hash. */
+/** The schema of a `PartEntry`. */
 export const partEntry = hashedPart.extend({ tensor: z.string() });
+/** Bytes of a tensor that were written: their offsets within it, and their hash. */
 export type PartEntry = Readonly<z.infer<typeof partEntry>>;
 
-/** A folder may be a stranger's, and what is named here is moved and removed. */
+/** Paths are checked because the files that they name are moved and removed, and a folder may come from a stranger. */
 const paths = listOf(z.string().refine(isPlainPath)).readonly();
 
-/** The renames that end a run, written down before the first of them. */
 const commit = z.strictObject({ files: paths, last: paths, replaces: paths });
+/** The renames that end a run. The entry is written before the first of them. */
 export type CommitEntry = Readonly<z.infer<typeof commit>>;
 
 const journalEntry = z.union([
   z.strictObject({ part: partEntry }),
-  /** A unit of work is finished, and what is to be remembered of it. */
+  /** A finished unit and its note. */
   z.strictObject({ done: z.string(), note: z.unknown() }),
   z.strictObject({ commit }),
 ]);
+/** A line of the journal after the first. */
 export type JournalEntry = Readonly<z.infer<typeof journalEntry>>;
 
+/** The parts among entries. */
 export const partsOf = (entries: readonly JournalEntry[]): PartEntry[] =>
   entries.flatMap((entry) => ('part' in entry ? [entry.part] : []));
 
+/** The content of a journal. */
 export interface JournalContent {
   readonly identity: unknown;
   readonly entries: readonly JournalEntry[];
@@ -60,15 +64,15 @@ function decodeLine(line: string): unknown {
   }
 }
 
-/** A line has some 170 bytes: room for one and a half million. */
+/** The most bytes of a journal that are read: one and a half million lines of about 170 bytes. */
 const MAX_JOURNAL_BYTES = 256 * 2 ** 20;
 
-/** The journal in a folder; undefined where there is none that can be read. */
+/** Reads a journal. Returns undefined if there is none or its first line is damaged. */
 export async function readJournal(path: string, fs: FileSystem): Promise<JournalContent | undefined> {
   const bytes = await readWhole(fs, path, MAX_JOURNAL_BYTES);
   if (!bytes) return undefined;
   const lines = new TextDecoder().decode(bytes).split('\n');
-  lines.pop(); // after the last newline: nothing, or a line that is torn
+  lines.pop(); // the text after the last newline is empty or an incomplete line
   const [first, ...rest] = lines;
   const identity = first === undefined ? undefined : decodeLine(first);
   if (identity === undefined) return undefined;
@@ -81,23 +85,23 @@ export async function readJournal(path: string, fs: FileSystem): Promise<Journal
   return { identity, entries };
 }
 
-/** Of lines that wait for those before them. */
+/** The most bytes of lines that wait while earlier ones are written. */
 const MOST_WAITING_BYTES = 64 * 1024;
 
 export class Journal {
   private waiting: Uint8Array[] = [];
   private waitingBytes = 0;
   private failure: unknown;
-  /** Writes wait for each other: a short write must not be followed by another's line. */
+  /** The last write. Writes wait for each other, so that no line can follow an incomplete one. */
   private tail: Promise<unknown> = Promise.resolve();
 
   private constructor(
     private readonly file: OpenFile,
-    /** Entries there are. */
+    /** The number of entries. */
     private count: number,
   ) {}
 
-  /** Replaces what journal there was, at once or not at all. */
+  /** Creates a journal with these entries. It replaces an earlier one atomically. */
   static async create(
     folder: string,
     path: string,
@@ -116,8 +120,8 @@ export class Journal {
   }
 
   /**
-   * The entry is on its way to the file, and there after the next `sync`. Lines that come while others are written go together: a
-   * write for each of half a million tensors would take minutes. Throws what went wrong with earlier ones.
+   * Adds an entry. It is on disk after the next `sync`. Lines that come while others are written are written together, because
+   * half a million single writes would take minutes. Throws the error of an earlier write.
    */
   async append(entry: JournalEntry): Promise<void> {
     if (this.failure) throw this.failure;
@@ -156,7 +160,7 @@ export class Journal {
 
   private queue<T>(action: () => Promise<T>): Promise<T> {
     const result = this.tail.then(action);
-    this.tail = result.catch(() => {}); // told by `result`, if anybody waits for it, and by what comes next
+    this.tail = result.catch(() => {}); // the caller gets the error from `result`, and later calls from `failure`
     return result;
   }
 }

@@ -1,25 +1,27 @@
-/** Which tensor goes where: decided once, from names and sizes alone, before a byte is written. */
+/** Decides the place of each tensor, from names and sizes alone, before anything is written. */
 import { encodeHeader, type TensorSpec } from '../checkpoint/header.js';
 import { INDEX_FILE, SINGLE_FILE } from '../checkpoint/open-checkpoint.js';
 
+/** The layout of one safetensors file. */
 export interface ShardLayout {
   readonly file: string;
   readonly tensors: readonly TensorSpec[];
-  /** Length field and header, as they are written. */
+  /** The encoded length field and header. */
   readonly header: Uint8Array;
-  /** Of the whole file. */
+  /** The size of the whole file. */
   readonly bytes: number;
 }
 
+/** The layout of all shards of a checkpoint. */
 export interface Layout {
   readonly shards: readonly ShardLayout[];
-  /** Sum of all tensors' bytes, without headers: the index's `total_size`. */
+  /** The bytes of all tensors, without headers: `total_size` of the index. */
   readonly tensorBytes: number;
 }
 
 /**
- * Fills shards greedily in the order given, none with more than `shardBytes` of tensor data, except that a tensor larger
- * than that stands alone (as transformers' `save_pretrained` does).
+ * Fills shards in the given order, each with at most `shardBytes` of tensor data. A larger tensor gets a shard of its own. This
+ * is the rule of transformers' `save_pretrained`.
  */
 export function layoutShards(tensors: readonly TensorSpec[], shardBytes: number): Layout {
   const shards: TensorSpec[][] = [];
@@ -37,7 +39,10 @@ export function layoutShards(tensors: readonly TensorSpec[], shardBytes: number)
   return { shards: layouts, tensorBytes: tensors.reduce((sum, { bytes }) => sum + bytes, 0) };
 }
 
-/** One safetensors file holding these tensors in this order. */
+/**
+ * Lays out one safetensors file with these tensors in this order.
+ * @param leastHeaderBytes the header is filled with spaces up to this size
+ */
 export function layoutFile(
   file: string,
   tensors: readonly TensorSpec[],
@@ -51,7 +56,7 @@ export function layoutFile(
 const shardName = (number: number, count: number): string =>
   `model-${String(number).padStart(5, '0')}-of-${String(count).padStart(5, '0')}.safetensors`;
 
-/** The index file's name and text, or undefined for a single shard, which has none. */
+/** The name and text of the index file. Undefined for a single shard, which has no index. */
 export function encodeIndex({ shards, tensorBytes }: Layout): { file: string; text: string } | undefined {
   if (shards.length === 1) return undefined;
   const placed = shards.flatMap(({ file, tensors }) => tensors.map(({ name }) => [name, file] as const));

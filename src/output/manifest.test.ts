@@ -9,7 +9,7 @@ const digest = fc.uint8Array({ minLength: 32, maxLength: 32 }).map((bytes) => Bu
 const part = (start: number, end: number, sha256 = '0'.repeat(64)): ManifestPart => ({ start, end, sha256 });
 const decode = (text: string) => decodeManifest(Buffer.from(text), 'a manifest');
 
-/** Parts that follow each other, of tensors of any name. */
+/** Parts that follow each other, of tensors with any names. */
 const parts = fc
   .array(fc.tuple(fc.integer({ min: 1, max: READ_BYTES }), digest, fc.option(fc.string(), { nil: undefined })))
   .map((sizes) => {

@@ -1,4 +1,4 @@
-/** The manifest beside a result: the SHA-256 of every part of every file, so that what changed can be told, and where. */
+/** The manifest of a result: the SHA-256 of every part of every file. It shows which bytes have changed. */
 import { z } from 'zod';
 import { isPlainPath } from '../checkpoint/plain-path.js';
 import { DamagedManifestError, IncompleteOutputError } from '../errors.js';
@@ -9,24 +9,24 @@ import { sha256 } from './sha256.js';
 
 export const MANIFEST_FILE = 'mobe.manifest.json';
 
-/** Some bytes, at most `READ_BYTES` of them. */
+/** A range of at most `READ_BYTES` bytes, and its hash in hexadecimal. */
 export interface HashedPart {
-  /** Byte offsets. */
+  /** Byte offsets; `end` is exclusive. */
   readonly start: number;
   readonly end: number;
   readonly sha256: string;
 }
 
-/** Some bytes of a file. Of a shard: of its header, or of one tensor. */
+/** A range of a file. In a shard it lies in the header or in one tensor. */
 export interface ManifestPart extends HashedPart {
-  /** Whose data it is; absent for headers, and in files that are no shards. */
+  /** The tensor that the bytes belong to; absent for headers and in files that are not shards. */
   readonly tensor?: string;
 }
 
-/** File, relative to the folder → its parts in order, which cover it without a gap. */
+/** For each file, relative to the folder, its parts in order. They cover the file without a gap. */
 export type Manifest = ReadonlyMap<string, readonly ManifestPart[]>;
 
-/** A `HashedPart`'s fields. */
+/** The schema of a `HashedPart`. */
 export const hashedPart = z.strictObject({
   start: z.int().nonnegative(),
   end: z.int().positive(),
@@ -35,19 +35,19 @@ export const hashedPart = z.strictObject({
 
 const partSchema = hashedPart
   .extend({ tensor: z.string().optional() })
-  // A reader allocates it at once.
+  // The limit bounds the memory of a reader, which reads a part at once.
   .refine(({ start, end }) => end > start && end - start <= READ_BYTES, 'a part of an impossible size');
 
 const manifestSchema = z.object({
   version: z.literal(1),
   algorithm: z.literal('sha256'),
-  // Not a record: a file may be called `__proto__`.
+  // A list and not a record, because a file may be called `__proto__`.
   files: listOf(
     z.strictObject({ file: z.string().refine(isPlainPath, 'not a plain path'), parts: listOf(partSchema) }),
   ),
 });
 
-/** The hashes of bytes that lie at `start` of a file or a tensor, in parts of at most `READ_BYTES`. */
+/** Hashes bytes in parts of at most `READ_BYTES`. `start` is their offset in the file or tensor. */
 export async function hashParts(bytes: Uint8Array, start: number): Promise<HashedPart[]> {
   const parts: HashedPart[] = [];
   for (let from = 0; from < bytes.byteLength; from += READ_BYTES) {
@@ -58,8 +58,9 @@ export async function hashParts(bytes: Uint8Array, start: number): Promise<Hashe
 }
 
 /**
- * The manifest's text: files by name, a part a line, sealed.
- * @param parts of each file in any order. Throws `IncompleteOutputError` where they leave a gap or overlap.
+ * Encodes a manifest as JSON with a checksum of its own, files sorted by name, one part on each line. Throws
+ * `IncompleteOutputError` if the parts of a file leave a gap or overlap.
+ * @param parts the parts of each file, in any order
  */
 export function encodeManifest(parts: Manifest): string {
   const names = [...parts.keys()].sort();
@@ -73,7 +74,7 @@ export function encodeManifest(parts: Manifest): string {
   return seal(`{\n  "version": 1,\n  "algorithm": "sha256",\n  "files": [${files.join(',')}]\n}`);
 }
 
-/** Reads a manifest back. Throws `DamagedManifestError`. */
+/** Decodes a manifest. Throws `DamagedManifestError` if its checksum or its content is wrong. */
 export function decodeManifest(bytes: Uint8Array, path: string): Manifest {
   if (checkSeal(bytes) !== 'sound') throw new DamagedManifestError(path, 'its own checksum is wrong');
   let files: z.infer<typeof manifestSchema>['files'];
@@ -88,7 +89,7 @@ export function decodeManifest(bytes: Uint8Array, path: string): Manifest {
   return new Map(files.map(({ file, parts }) => [file, parts as ManifestPart[]]));
 }
 
-/** The first part that does not begin where the one before ends. */
+/** Finds the first part that does not begin where the previous one ends. */
 function brokenAt(parts: ReadonlyArray<Pick<ManifestPart, 'start' | 'end'> & { tensor?: string | undefined }>) {
   let expected = 0;
   for (const part of parts) {

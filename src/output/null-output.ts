@@ -1,6 +1,6 @@
 import type { Output } from './output.js';
 
-/** An output that throws away what it is given: for measurements, and to try a conversion out without a disk. */
+/** An output that discards all data, for measurements and for trying a conversion without a disk. */
 export const nullOutput = (): Output => ({
   async reserve() {},
   async write() {},

@@ -90,7 +90,7 @@ test('a disk that is too small is refused before anything is created', async () 
 
 test('a folder that cannot be written is refused', async () => {
   writeFileSync(join(root, 'file'), '');
-  // A file where a folder is needed stops even root, whom permissions do not.
+  // A file in the place of a folder is used, because permissions do not stop root.
   for (const folder of [join(root, 'file'), join(root, 'file', 'out')]) {
     await expect(OutputFolder.create(folder, { neededBytes: 1 })).rejects.toThrow(errors.OutputNotWritableError);
   }

@@ -41,30 +41,32 @@ export { checkDisk, checkOutside, listOutput } from './folder-checks.js';
 export { PARTIAL_FOLDER } from './journal.js';
 export type { Output } from './output.js';
 
+/** Options of `OutputFolder.create`. */
 export interface OutputFolderOptions {
-  /** Bytes the run will write, checked against the free space before anything is created. */
+  /** Bytes that the run will write. The free disk space is checked before anything is created. */
   neededBytes: number;
-  /** Files of an earlier run to be removed when the new ones are whole. Anything else there is refused. */
+  /** Files of an earlier run, to remove when the new ones are complete. Any other file in the folder is an error. */
   replaces?: readonly string[];
-  /** Undefined: what is not finished cannot be continued. */
+  /** Identity of the run; undefined if it cannot be resumed after an interruption. */
   run?: RunIdentity | undefined;
-  /** Starts over where an unfinished run is there, and takes the lock of another machine. */
+  /** Discards the work of an unfinished run, and takes the lock of another machine. */
   force?: boolean;
   fs?: FileSystem;
 }
 
-/** As often as so much was written it is put on disk, beside what is written next. Twice as much is what a power failure can cost. */
+/** Bytes after which written data is put on disk, while writing goes on. A power failure loses at most twice as much. */
 const SYNC_BYTES = 64 * 2 ** 20;
 
+/** An output in a local folder. Files lie in a partial folder until `commit` moves them to their final names. */
 export class OutputFolder implements Output {
   private readonly shards = new Map<string, ShardWriter>();
   private readonly holder = new Map<string, ShardWriter>();
   private readonly files = new Set<string>();
   private journal: Journal | undefined;
-  /** Of the finished units that `resume` has found. */
+  /** The journal entries of the finished units that `resume` has found. */
   finishedEntries: readonly JournalEntry[] = [];
   private unsynced = 0;
-  /** What is being put on disk. */
+  /** The last `sync`. */
   private syncing: Promise<void> = Promise.resolve();
   private readonly pending = new PendingUnits();
   private committing = false;
@@ -78,7 +80,10 @@ export class OutputFolder implements Output {
     private readonly fs: FileSystem,
   ) {}
 
-  /** Checks the folder and the disk, then creates the partial folder and locks it, or opens that of an interrupted run. */
+  /**
+   * Checks the folder and the disk. Then creates and locks the partial folder, or opens that of an interrupted run. Throws an
+   * `InputError` if other files or another unfinished run are there, the disk is too small, or another process has the lock.
+   */
   static async create(folder: string, options: OutputFolderOptions): Promise<OutputFolder> {
     const { neededBytes, replaces = [], run, force = false, fs = nodeFileSystem } = options;
     const checkForeign = async (): Promise<void> => {
@@ -94,7 +99,7 @@ export class OutputFolder implements Output {
     let lock: FolderLock | undefined;
     try {
       lock = await lockFolder(partial, force, fs);
-      await checkForeign(); // another may have finished since
+      await checkForeign(); // another run may have finished in the meantime
       const found = force ? undefined : await findUnfinished(folder, fs);
       if (found) checkSameRun(folder, found, run);
       else await clearPartial(folder, fs);
@@ -108,9 +113,9 @@ export class OutputFolder implements Output {
   }
 
   /**
-   * Finishes the renames of a run that ended in the middle of them. Where that run is to be thrown away (`force`), nothing is
-   * done.
-   * @returns files that have their final names without being a whole result
+   * Completes the renames of a run that ended in the middle of them. Does nothing with `force`, which discards that run. Throws
+   * `UnfinishedRunError` if it was another run.
+   * @returns with `force`, the files of the incomplete commit, which the new run must replace
    */
   static async finishCommit(
     folder: string,
@@ -128,10 +133,10 @@ export class OutputFolder implements Output {
     try {
       const found = await readJournal(path, fs);
       const commit = commitIn(found);
-      if (!found || !commit) return []; // whoever had the lock has finished it
+      if (!found || !commit) return []; // another process has completed it
       if (found.identity !== null) {
         checkSameRun(folder, found, run);
-        // The result is whole, and of the source as it was.
+        // The result is complete, but made from the source before it changed.
         const [changed] = run?.changedSources(found.identity) ?? [];
         if (changed) throw new UnfinishedRunError(folder, `its source's ${changed} was written to or copied since`);
       }
@@ -146,7 +151,7 @@ export class OutputFolder implements Output {
     return [];
   }
 
-  /** An interrupted run of this identity was found. */
+  /** Whether an interrupted run of this identity was found. */
   get unfinished(): boolean {
     return this.found !== undefined;
   }
@@ -201,7 +206,7 @@ export class OutputFolder implements Output {
 
   async reserve(layout: ShardLayout): Promise<void> {
     checkPlain(this.folder, layout.file);
-    if (this.shards.has(layout.file)) return; // from before the interruption
+    if (this.shards.has(layout.file)) return; // it exists since before the interruption
     if (this.run && !this.journal) await this.openJournal({ identity: this.run.identity, entries: [] });
     this.hold(layout.file, await ShardWriter.create(this.partial(layout.file), layout, this.fs));
   }
@@ -222,13 +227,13 @@ export class OutputFolder implements Output {
     }
   }
 
-  /** Whether all of a unit was written. */
+  /** Whether all parts of a unit were written. */
   covers({ parts }: Unit): boolean {
     return parts.every((it) => this.holder.get(it.tensor)?.covers(it.tensor, it.offset, it.bytes));
   }
 
   async finish(unit: Unit, note: unknown): Promise<void> {
-    await this.pending.until(() => this.covers(unit)); // what is handed over may still be on its way here
+    await this.pending.until(() => this.covers(unit)); // some of its data may still be being written
     await this.record({ done: unit.id, note });
     await this.sync();
   }
@@ -244,7 +249,7 @@ export class OutputFolder implements Output {
   sync(): Promise<void> {
     this.unsynced = 0;
     this.syncing = this.syncing.then(() => this.syncAll());
-    this.syncing.catch(() => {}); // told by whoever waits for it, now or next
+    this.syncing.catch(() => {}); // callers that wait for it get the error
     return this.syncing;
   }
 
@@ -284,7 +289,7 @@ export class OutputFolder implements Output {
       this.shards.delete(file);
     }
     const commit = { files: [...this.files], last, replaces: this.replaces };
-    // What cannot be continued needs no identity: a commit that was begun is finished by any run.
+    // A run that cannot be resumed needs no identity: any later run may complete its commit.
     if (!this.journal) await this.openJournal({ identity: null, entries: [] });
     await this.record({ commit });
     this.committing = true;
@@ -294,7 +299,7 @@ export class OutputFolder implements Output {
     } catch (error) {
       throw asWriteError(this.folder, error);
     }
-    // It is whole. What cannot be tidied up now is by the next run.
+    // The result is complete. If removing temporary files fails now, the next run removes them.
     await this.journal?.close().catch(() => {});
     await clearPartial(this.folder, this.fs).catch(() => {});
     await this.leave();
@@ -327,7 +332,10 @@ export class OutputFolder implements Output {
 const partBytes = (journal: JournalContent | undefined): number =>
   partsOf(journal?.entries ?? []).reduce((sum, { start, end }) => sum + end - start, 0);
 
-/** Names may come from another machine or a stranger's folder; none leads out of the output folder, or to what a run keeps for itself. */
+/**
+ * Throws `UnsafePathError` for a name that leads out of the output folder or to a hidden file of the run. Names may come from
+ * another machine or a stranger's folder.
+ */
 function checkPlain(folder: string, file: string): void {
   if (!isPlainPath(file) || isHidden(file)) throw new UnsafePathError(folder, file);
 }

@@ -1,13 +1,13 @@
-/** Finished units of which something is still on its way to the file. */
+/** Units that wait until all their data is written. */
 export class PendingUnits {
   private readonly waiting = new Set<{ written(): boolean; resolve(): void }>();
 
-  /** Resolves once `written` holds, which is asked at every `check`. */
+  /** Resolves when `written` returns true. It is called at every `check`. */
   async until(written: () => boolean): Promise<void> {
     if (!written()) await new Promise<void>((resolve) => this.waiting.add({ written, resolve }));
   }
 
-  /** Something was written. */
+  /** To be called after every write. */
   check(): void {
     for (const it of this.waiting) {
       if (!it.written()) continue;

@@ -1,15 +1,15 @@
-/** A JSON file that carries its own SHA-256, so that a flipped bit in it shows. */
+/** Adds the SHA-256 of a JSON file to the file itself, so that a flipped bit shows. */
 import { createHash } from 'node:crypto';
 
 const DIGITS = 64;
-/** The seal is the last entry; whatever follows it is covered too. */
+/** The seal is the last entry. The hash also covers the text after it. */
 const SEAL = /"sha256": "([0-9a-f]{64})"\s*\}\s*$/;
-/** The seal and the little that follows it; the rest need not be searched. */
+/** The end of a file, in which the seal is searched. */
 const TAIL_BYTES = 256;
 
 /**
- * Adds a last entry `"sha256"`: the hash of the whole text with zeros in the place of its digits.
- * @param json text of an object that is not empty
+ * Adds a last entry `"sha256"`: the hash of the whole text, with zeros instead of the hash's digits.
+ * @param json the text of an object that is not empty
  */
 export function seal(json: string): string {
   const end = json.lastIndexOf('}');
@@ -22,10 +22,10 @@ export function seal(json: string): string {
   return `${prefix}${digits}${suffix}`;
 }
 
-/** Whether a file's bytes are as they were sealed; `none` where they have no seal at their end. */
+/** Checks the seal of a file. Returns `none` if there is no seal at its end. */
 export function checkSeal(bytes: Uint8Array): 'sound' | 'damaged' | 'none' {
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  const tail = buffer.subarray(-TAIL_BYTES).toString('latin1'); // a character a byte: places are those of the bytes
+  const tail = buffer.subarray(-TAIL_BYTES).toString('latin1'); // latin1 has one character for each byte, so positions are those of the bytes
   const match = SEAL.exec(tail);
   if (!match) return 'none';
   const digits = buffer.length - tail.length + match.index + '"sha256": "'.length;

@@ -1,25 +1,26 @@
-/** SHA-256 on another thread, so that bytes are hashed while others are read and written. */
+/** SHA-256 on another thread, so that hashing runs while other bytes are read and written. */
 import { createHash, webcrypto } from 'node:crypto';
 import { Worker } from 'node:worker_threads';
 
-/** Sent to the thread; its answer has the same number. */
+/** A request to the thread. The answer has the same id. */
 export interface HashRequest {
   readonly id: number;
   readonly bytes: Uint8Array<SharedArrayBuffer>;
 }
 
+/** An answer of the thread. */
 export interface HashReply {
   readonly id: number;
   readonly sha256: string;
 }
 
-/** To hash so few takes no longer than to hand them to a thread. */
+/** Up to this size, hashing takes no longer than passing the bytes to a thread. */
 const SMALL_BYTES = 32 * 1024;
 
-/** Who checks many parts does so many at a time: as many threads hash (libuv's pool), while others are read. */
+/** How many parts to check at a time: as many as libuv's pool has threads. */
 export const HASHES_AT_ONCE = 4;
 
-/** In hexadecimal. `bytes` must stay as they are until then; those in shared memory are not copied. */
+/** The SHA-256 in hexadecimal. `bytes` must not change before it resolves. Shared memory is not copied. */
 export async function sha256(bytes: Uint8Array): Promise<string> {
   if (bytes.byteLength <= SMALL_BYTES) return createHash('sha256').update(bytes).digest('hex');
   if (isShared(bytes)) {
@@ -32,7 +33,7 @@ export async function sha256(bytes: Uint8Array): Promise<string> {
 const isShared = (bytes: Uint8Array): bytes is Uint8Array<SharedArrayBuffer> =>
   bytes.buffer instanceof SharedArrayBuffer;
 
-/** One for the process, from its first use on. */
+/** The thread of this process, from its first use on. */
 let thread: HashThread | undefined;
 
 class HashThread {
@@ -59,7 +60,7 @@ class HashThread {
     const id = ++this.last;
     return new Promise((resolve, reject) => {
       this.waiting.set(id, { resolve, reject });
-      this.worker.ref(); // the process must not end while somebody waits for it
+      this.worker.ref(); // keeps the process alive until the answer comes
       this.worker.postMessage({ id, bytes } satisfies HashRequest);
     });
   }

@@ -25,7 +25,7 @@ test('a sync waits for what was gathered and is being given away', async () => {
   let given = false;
   const fs = interceptedFileSystem(async ({ operation }) => {
     if (operation === 'write' && giving) {
-      giving = false; // the later ones are quick
+      giving = false; // only the first write is slow
       await sleep(100);
       given = true;
     }
@@ -39,7 +39,7 @@ test('a sync waits for what was gathered and is being given away', async () => {
   const writer = await ShardWriter.create(join(folder, 'given'), small, fs);
   giving = true;
   await writer.write('t0', 0, new Uint8Array(10));
-  const pushing = writer.write('t1', 0, new Uint8Array(10)); // it does not follow: the first is given away
+  const pushing = writer.write('t1', 0, new Uint8Array(10)); // it does not follow the gathered part, so that one is written
   await writer.sync();
   expect(given).toBe(true);
   await pushing;
@@ -57,7 +57,7 @@ test.each([
     order.map((tensor) => {
       const data = dataOf(tensor);
       const written = writer.write(`t${tensor}`, 0, data);
-      return written.then(() => data.fill(255)); // its memory is used again
+      return written.then(() => data.fill(255)); // the caller reuses its memory
     }),
   );
   await writer.finish();

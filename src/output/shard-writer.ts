@@ -6,18 +6,18 @@ import type { PartEntry } from './journal.js';
 import type { ShardLayout } from './layout.js';
 import { sha256 } from './sha256.js';
 
-/** Smaller parts than this are gathered: handing one to the system takes longer than copying it. */
+/** Parts smaller than this are gathered, because a write call takes longer than copying them. */
 const SMALL_BYTES = 32 * 1024;
-/** What is gathered before it is written; for each shard, and a checkpoint may have hundreds. */
+/** The size of the gathering buffer. Each shard has one, and a checkpoint may have hundreds of shards. */
 const GATHERED_BYTES = 128 * 1024;
 
 /**
- * For writes of 2 MiB and more Linux takes memory in pages of that size. A virtual machine's host has often taken those
- * back, and to get them again was measured to take five times as long as the write.
+ * The largest single write. For writes of 2 MiB or more, Linux allocates memory in pages of that size. The host of a virtual
+ * machine has often reclaimed these, and getting them back was measured to take five times as long as the write.
  */
 const WRITE_BYTES = 2 ** 20;
 
-/** Parts that follow each other, not yet given to the system. */
+/** Parts that follow each other and are not yet written to the file. */
 interface Gathered {
   readonly bytes: Uint8Array;
   readonly position: number;
@@ -31,15 +31,15 @@ interface Place {
 }
 
 /**
- * A safetensors file of known layout, reserved at its full size, then filled in any order. It is the caller's to give it
- * its final name once `finish` has returned.
+ * Writes a safetensors file of known layout. The file is created at its full size and then filled in any order. The caller
+ * renames it after `finish`. Methods throw `WriteError`.
  */
 export class ShardWriter {
   private readonly places = new Map<string, Place>();
   private gathered: Gathered | undefined;
-  /** What was gathered before, counts as written, and may still be on its way. */
+  /** Earlier gathered parts, which count as written but may still be being written. */
   private givenAway: Promise<unknown> = Promise.resolve();
-  /** Something was written since the file was last brought to the disk. */
+  /** Whether anything was written since the last `sync`. */
   private dirty = false;
 
   private constructor(
@@ -55,7 +55,7 @@ export class ShardWriter {
     }
   }
 
-  /** Creates the file, which must not exist. */
+  /** Creates the file. It must not exist. */
   static async create(path: string, layout: ShardLayout, fs: FileSystem = nodeFileSystem): Promise<ShardWriter> {
     let file: OpenFile | undefined;
     try {
@@ -70,7 +70,9 @@ export class ShardWriter {
     }
   }
 
-  /** Opens what an earlier run has reserved; undefined where that is not this file. Nothing in it counts as written yet. */
+  /**
+   * Opens a file that an earlier run created. Returns undefined if size or header differ. No part of it counts as written yet.
+   */
   static async reopen(path: string, layout: ShardLayout, fs: FileSystem): Promise<ShardWriter | undefined> {
     let file: OpenFile;
     try {
@@ -93,7 +95,7 @@ export class ShardWriter {
     return this.places.keys();
   }
 
-  /** Writes part of a tensor, `offset` bytes into it; a small one perhaps together with those after it. */
+  /** Writes part of a tensor, starting at byte `offset` of it. Small parts may be gathered and written later. */
   async write(tensor: string, offset: number, data: Uint8Array): Promise<void> {
     const place = this.places.get(tensor);
     if (!place || offset + data.byteLength > place.bytes) {
@@ -125,7 +127,7 @@ export class ShardWriter {
     return this.writeAt(bytes.subarray(0, filled), position);
   }
 
-  /** Gives the system what was gathered. */
+  /** Writes the gathered parts. */
   private async flush(): Promise<void> {
     const { gathered } = this;
     this.gathered = undefined;
@@ -133,7 +135,7 @@ export class ShardWriter {
     if (gathered) await this.writeGathered(gathered);
   }
 
-  /** Whether the file holds just these bytes of a tensor. */
+  /** Whether the bytes in the file have this hash. */
   async holds({ tensor, start, end, sha256: expected }: PartEntry): Promise<boolean> {
     const place = this.places.get(tensor);
     if (!place || !(start < end && end <= place.bytes && end - start <= READ_BYTES)) return false;
@@ -149,12 +151,12 @@ export class ShardWriter {
     return this.places.get(tensor)?.written.bytes ?? 0;
   }
 
-  /** Counts a part as written: an earlier run has done it. */
+  /** Counts a part as written, because an earlier run has written it. */
   trust(tensor: string, offset: number, bytes: number): void {
     this.places.get(tensor)?.written.add(offset, offset + bytes);
   }
 
-  /** Replaces the header by one of the same length, when its metadata is known only now. */
+  /** Replaces the header by one of the same length, for metadata that is known only at the end. */
   async rewriteHeader(header: Uint8Array): Promise<void> {
     if (header.byteLength !== this.headerBytes) throw new WriteError(this.path, 'the new header has another length');
     await this.writeAt(header, 0);
@@ -164,7 +166,7 @@ export class ShardWriter {
     try {
       for (let at = 0; at < data.byteLength; at += WRITE_BYTES)
         await writeAll(this.file, data.subarray(at, at + WRITE_BYTES), position + at);
-      this.dirty = true; // and not before: a sync that is under way need not have seen it
+      this.dirty = true; // set after the write, because a running sync may not include it
     } catch (error) {
       throw asWriteError(this.path, error);
     }
@@ -181,7 +183,7 @@ export class ShardWriter {
     }
   }
 
-  /** Checks that every byte was written, puts them on disk and closes the file. */
+  /** Checks that every byte was written, puts the file on disk and closes it. Throws `IncompleteOutputError`. */
   async finish(): Promise<void> {
     for (const [tensor, { bytes, written }] of this.places) {
       if (written.bytes !== bytes) throw new IncompleteOutputError(tensor, written.bytes, bytes);
@@ -194,13 +196,14 @@ export class ShardWriter {
     }
   }
 
-  /** Closes the file as it is. */
+  /** Closes the incomplete file. */
   async abandon(): Promise<void> {
     await this.flush().catch(() => {});
     await this.file.close().catch(() => {});
   }
 }
 
+/** Wraps an error of the file system as a `WriteError` for `path`. */
 export function asWriteError(path: string, error: unknown): WriteError {
   if (error instanceof WriteError) return error;
   const { message, code } = error as NodeJS.ErrnoException;

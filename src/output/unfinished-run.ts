@@ -1,4 +1,4 @@
-/** What an interrupted run has left in the partial folder, and how far it can be believed. */
+/** Finds and checks the work that an interrupted run left in the partial folder. */
 import { join } from 'node:path';
 import { UnfinishedRunError } from '../errors.js';
 import type { FileSystem } from '../file-system.js';
@@ -16,33 +16,34 @@ import type { ShardLayout } from './layout.js';
 import { HASHES_AT_ONCE } from './sha256.js';
 import { ShardWriter } from './shard-writer.js';
 
-/** By which a run knows its own work again. */
+/** The identity that decides whether a run can be resumed. */
 export interface RunIdentity {
-  /** Everything that decides the bytes of the result. JSON. */
+  /** Everything that decides the bytes of the result, as JSON. */
   readonly identity: unknown;
-  /** For people: why nothing of a run of another identity can be used; undefined where something can. */
+  /** Why the work of a run with another identity cannot be used, as text; undefined if some of it can. */
   readonly difference: (other: unknown) => string | undefined;
-  /** Files of the source that are not what they were for a run of another identity. Units made from them are done again. */
+  /** Source files that have changed since the run with the other identity. Units made from them are done again. */
   readonly changedSources: (other: unknown) => readonly string[];
 }
 
-/** Work that is done wholly or not at all. */
+/** A unit of work, which is finished completely or not at all. */
 export interface Unit {
   readonly id: string;
-  /** The bytes of the output that it writes. */
+  /** The bytes of the output that the unit writes. */
   readonly parts: ReadonlyArray<{ readonly tensor: string; readonly offset: number; readonly bytes: number }>;
-  /** It is finished only once that was noted. */
+  /** Whether the unit counts as finished only after a note (`Output.finish`). */
   readonly noted: boolean;
-  /** Files of the source that decide its bytes, as `RunIdentity` names them. */
+  /** Source files that decide the unit's bytes, named as in `RunIdentity`. */
   readonly sources?: readonly string[];
 }
 
-/** The units that are finished, and what was noted of each. */
+/** Finished units by id, with the note of each. */
 export type FinishedUnits = ReadonlyMap<string, unknown>;
 
+/** The ending of files with saved states of fits. */
 export const STATE_SUFFIX = '.state';
 
-/** Undefined where nothing was left that is worth going on from. */
+/** Reads the journal of an unfinished run. Returns undefined if there is no work to resume. */
 export async function findUnfinished(folder: string, fs: FileSystem): Promise<JournalContent | undefined> {
   const partial = join(folder, PARTIAL_FOLDER);
   const journal = await readJournal(join(partial, JOURNAL_FILE), fs);
@@ -51,23 +52,26 @@ export async function findUnfinished(folder: string, fs: FileSystem): Promise<Jo
   return journal.entries.length > 0 || states ? journal : undefined;
 }
 
-/** Throws `UnfinishedRunError` where it was another run; one that is not to be continued is another than any. */
+/**
+ * Throws `UnfinishedRunError` if the unfinished run is a different one, or if this run cannot be resumed (`run` is undefined).
+ */
 export function checkSameRun(folder: string, { identity }: JournalContent, run: RunIdentity | undefined): void {
   const difference = run ? run.difference(identity) : 'what comes now cannot be continued';
   if (difference !== undefined) throw new UnfinishedRunError(folder, difference);
 }
 
+/** The work that could be recovered. */
 export interface Recovered {
-  /** Those that are in order, with the bytes of finished units counted as written. */
+  /** The undamaged shards, by file. The bytes of finished units count as written. */
   readonly shards: ReadonlyMap<string, ShardWriter>;
   readonly finished: FinishedUnits;
-  /** Of the finished units alone: what else there was is done again. */
+  /** The entries of the finished units. All other work is done again. */
   readonly entries: readonly JournalEntry[];
 }
 
 /**
- * Compares what the journal claims with what is on disk.
- * @param onBytes told how many bytes were read; may throw
+ * Checks the entries of a journal against the bytes on disk.
+ * @param onBytes called with the number of bytes read so far; may throw to stop
  */
 export async function recoverUnits(
   partial: string,
@@ -110,7 +114,7 @@ export async function recoverUnits(
   }
 }
 
-/** Those of the units that sound entries make up, and these entries alone. */
+/** Returns the units that are completely covered by valid entries, and these entries. */
 export function finishedUnits(
   units: readonly Unit[],
   entries: readonly JournalEntry[],
@@ -138,7 +142,7 @@ export function finishedUnits(
   return { finished, entries: kept };
 }
 
-/** The entries that make up a part, without a hole or an overlap; undefined where they do not. */
+/** Returns the entries that cover a part without a gap; undefined if there is a gap. */
 function within({ offset, bytes }: Unit['parts'][number], entries: readonly PartEntry[]): PartEntry[] | undefined {
   const end = offset + bytes;
   const inside = entries.filter((it) => it.start >= offset && it.end <= end);

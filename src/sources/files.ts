@@ -1,62 +1,70 @@
-/** The interface by which a checkpoint's bytes are read, and its implementation for files of this machine. */
+/** The interface for reading a checkpoint's files, and its implementation for local files. */
 import { readdir, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { NotACheckpointError, ReadError, SourceChangedError } from '../errors.js';
 import { type FileIdentity, type FileSystem, nodeFileSystem, type OpenFile } from '../file-system.js';
 
-/** Large enough that a read costs more than its call, small enough to keep a cancelled run responsive. */
+/**
+ * The most bytes of one read. It is large enough to make the cost of a call small, and small enough to let a run stop quickly.
+ */
 export const READ_BYTES = 8 * 1024 * 1024;
 
-/** Far below the usual limit of 1024 descriptors a process; DeepSeek-V3 has 163 shards. */
+/** Far below the usual limit of 1024 open files for a process. DeepSeek-V3 has 163 shards. */
 const MAX_OPEN_FILES = 64;
 
+/** The bytes of a file from `start` up to, but not including, `end`. */
 export interface ByteRange {
   readonly file: string;
   readonly start: number;
   readonly end: number;
 }
 
-/** Reads files by ranges. A file that ends early is a `ReadError`, never a short result. */
+/** Reads ranges of files. Throws a `ReadError` if a file ends early; it never returns fewer bytes. */
 export interface RangeReader {
-  /** Fills `target` from `file` at `position`. */
+  /** Fills `target` from `file`, starting at byte `position`. */
   read(file: string, position: number, target: Uint8Array): Promise<void>;
-  /** The bytes of one range, in memory of their own. */
+  /** Reads a range into a new array. */
   readRange(range: ByteRange): Promise<Uint8Array<ArrayBuffer>>;
 }
 
+/** A file in a folder. */
 export interface FileEntry {
   /** Relative to the folder, with "/" between its parts. */
   readonly path: string;
   readonly bytes: number;
-  /** When it was last written to, in milliseconds since 1970. */
+  /** The time of its last modification, in milliseconds since 1970. */
   readonly modified: number;
 }
 
+/** Lists and reads files. Implement this to read a checkpoint from another place. */
 export interface Files extends RangeReader {
-  /** All files in a folder and below it, but hidden ones, sorted by path. Throws `NotACheckpointError` where it cannot. */
+  /**
+   * All files in a folder and below it, except hidden ones, sorted by path. Throws `NotACheckpointError` if it cannot be
+   * listed.
+   */
   list(folder: string): Promise<FileEntry[]>;
-  /** Bytes of a file. */
+  /** The size of a file in bytes. */
   size(file: string): Promise<number>;
-  /** Throws `SourceChangedError` where a file is not what it was when it was first opened. */
+  /** Throws `SourceChangedError` if a file has changed since it was first opened. */
   checkUnchanged(): Promise<void>;
-  /** Gives back what is held open; a later read opens it again. */
+  /** Closes open files and connections. A later read opens them again. */
   close(): Promise<void>;
 }
 
-/** A folder, and what reads it. A checkpoint is one too. */
+/** A folder, and the object that reads it. A checkpoint is one too. */
 export interface SourceFolder {
   /**
-   * An absolute path, or a URL, as `files` names it. The name of what is no folder of this machine (`memory://model`) has a scheme:
-   * a path is taken for one that the output must not lie in.
+   * An absolute path or a URL, as `files` names it. A place that is not a local folder must have a name with a scheme, for
+   * example `memory://model`, because a path without a scheme counts as a folder in which the output must not lie.
    */
   readonly folder: string;
   readonly files: Files;
 }
 
-/** Files of this machine. They are opened at first use and kept open, up to a limit. */
+/** Local files. They are opened at first use and kept open, up to a limit. */
 export class LocalFiles implements Files {
   private readonly handles = new Map<string, Promise<OpenFile>>();
-  /** As first opened. */
+  /** The identity of each file when it was first opened. */
   private readonly known = new Map<string, FileIdentity>();
 
   constructor(private readonly fs: FileSystem = nodeFileSystem) {}
@@ -91,8 +99,8 @@ export class LocalFiles implements Files {
         const { name } = found;
         if (name.startsWith('.')) continue;
         const path = below ? `${below}/${name}` : name;
-        // Links to files are followed: download caches store files as links to blobs. A dangling one is no file. Links to
-        // folders are not: nothing makes them, and two of them to "." would make a tree of 2^40 folders.
+        // Links to files are followed, because download caches store files as links. Broken links are ignored. Links to folders
+        // are not followed: no tool makes them, and two of them to "." would make a tree of 2^40 folders.
         const entry = await stat(join(root, path)).catch(() => undefined);
         if (found.isDirectory()) await visit(path);
         else if (entry?.isFile()) entries.push({ path, bytes: entry.size, modified: entry.mtimeMs });
@@ -151,7 +159,7 @@ export class LocalFiles implements Files {
       handle = this.open(file);
       this.evict();
     } else {
-      this.handles.delete(file); // re-inserted below: the map is in order of last use
+      this.handles.delete(file); // re-inserted below, so that the map is in order of last use
     }
     this.handles.set(file, handle);
     return handle;
@@ -161,7 +169,7 @@ export class LocalFiles implements Files {
     if (this.handles.size < MAX_OPEN_FILES) return;
     const [oldest, handle] = this.handles.entries().next().value as [string, Promise<OpenFile>];
     this.handles.delete(oldest);
-    // Reads in flight on it finish first: closing waits for them.
+    // Closing waits for reads of this file that are still running.
     handle.then((opened) => opened.close()).catch(() => {});
   }
 

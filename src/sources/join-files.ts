@@ -1,7 +1,7 @@
 import { ReadError } from '../errors.js';
 import type { Files, SourceFolder } from './files.js';
 
-/** One reader of the files of several folders, for a run that reads, say, a checkpoint elsewhere and factors here. */
+/** One reader for the files of several folders, for example a checkpoint on another machine and factors in a local folder. */
 export function joinFiles(...folders: readonly SourceFolder[]): Files {
   const innermostFirst = [...folders].sort((a, b) => b.folder.length - a.folder.length);
   const filesOf = (path: string): Files => {

@@ -1,4 +1,4 @@
-/** Opens what is read: a location, whose scheme says how, or an object that is handed in. */
+/** Opens a source: a location, opened according to its scheme, or an object of the caller. */
 import { type Checkpoint, openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import { PipeSourceError, UnknownSchemeError } from '../errors.js';
 import type { FileSystem } from '../file-system.js';
@@ -6,29 +6,30 @@ import { normaliseLocation, PIPE, schemeOf } from '../location.js';
 import type { PeerOptions } from '../transport/peer-options.js';
 import { type Files, LocalFiles, type SourceFolder } from './files.js';
 
-/** A location, or a folder of files of any kind, or a checkpoint that is open already. */
+/** A location, a folder with an object that reads it, or an open checkpoint. */
 export type Source = string | SourceFolder | Checkpoint;
 
+/** Options for opening a source. */
 export interface SourceOptions {
-  /** How other machines are spoken to. */
+  /** Token, certificates and timeouts for other machines. */
   readonly peers?: PeerOptions | undefined;
-  /** How files of this machine are read. */
+  /** File operations for local files; default: those of the system. */
   readonly fileSystem?: FileSystem | undefined;
 }
 
-/** Makes what reads the files at a location. It connects at the first read, not before. */
+/** Makes an object that reads the files at a location. It connects at the first read, not before. */
 export type OpenFiles = (location: string, options: SourceOptions) => Files;
 
 const schemes = new Map<string, OpenFiles>();
 
-/** From now on, locations of this scheme ("ws" for `ws://…`) are read by what `open` makes. */
+/** Registers `open` for locations of a scheme, for example "ws" for `ws://…`. It replaces an earlier one. */
 export function registerSource(scheme: string, open: OpenFiles): void {
   schemes.set(scheme, open);
 }
 
 /**
- * The folder of a source, and what reads it. Nothing is read yet. Throws `UnknownSchemeError`, and `PipeSourceError` for a pipe.
- * The files of a location are the caller's to close; those of an object may be closed too, since a later read opens them again.
+ * Returns the folder of a source and the object that reads it. Reads nothing yet. Throws `UnknownSchemeError`, and
+ * `PipeSourceError` for a pipe. The caller closes the files; they can be read again after that.
  */
 export function openFiles(source: Source, options: SourceOptions = {}): SourceFolder {
   if (typeof source !== 'string') return source;
@@ -41,11 +42,11 @@ export function openFiles(source: Source, options: SourceOptions = {}): SourceFo
   return { folder, files: open(folder, options) };
 }
 
-/** Opens and validates a checkpoint. Throws an `InputError` that names what is wrong with which file. */
+/** Opens and validates a checkpoint. Throws an `InputError` that names the file and the problem. */
 export async function openSource(source: Source, options: SourceOptions = {}): Promise<Checkpoint> {
   if (typeof source !== 'string' && 'tensors' in source) return source;
   return openCheckpoint(openFiles(source, options));
 }
 
-/** A source as people are told it. */
+/** The name of a source in messages. */
 export const sourceName = (source: Source): string => (typeof source === 'string' ? source : source.folder);

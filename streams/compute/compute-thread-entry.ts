@@ -1,4 +1,4 @@
-/** The thread's side of compute-thread.ts: one `Compute`, one request at a time. */
+/** Runs inside the thread of compute-thread.ts: it holds one `Compute` and answers its requests. */
 import { parentPort, workerData } from 'node:worker_threads';
 import { InterruptedError } from '../../src/errors.js';
 import type { FitStep } from '../../src/methods/method.js';
@@ -9,9 +9,9 @@ import { stateStore } from './state-file.js';
 const port = parentPort;
 if (!port) throw new TypeError('compute-thread-entry runs only as a worker thread');
 
-/** More often than this a progress message costs more than it tells. */
+/** The least time between two progress messages, so that sending them costs little. */
 const STEP_INTERVAL_MS = 50;
-/** Outputs of a job that may be on their way: while one is written, the next is computed. */
+/** Outputs that may be under way to the other side: the next one is computed while one is written. */
 const OUTPUTS_AHEAD = 2;
 
 const { options, stop } = workerData as ThreadData;
@@ -36,7 +36,10 @@ async function call({ id, method, args }: Extract<ToThread, { kind: 'call' }>): 
 
 async function run({ id, job, experts, state }: Extract<ToThread, { kind: 'run' }>): Promise<void> {
   let last = 0;
-  /** When the step's state could be saved. A request to stop that comes after that waits for the next step: its state comes first. */
+  /**
+   * Whether a stop was requested when this step's state could be saved. A request that comes later waits for the next step, so
+   * that a state is saved before the fit stops.
+   */
   let asked = false;
   const look = (): boolean => {
     asked = stopping();
@@ -66,7 +69,7 @@ async function run({ id, job, experts, state }: Extract<ToThread, { kind: 'run' 
   post({ kind: 'value', id, value: undefined });
 }
 
-/** Results are handed over, not copied. */
+/** The buffers of a result. They are transferred to the other side, not copied. */
 const buffersOf = (value: unknown): ArrayBuffer[] =>
   Object.values(value ?? {})
     .filter((field): field is Uint8Array<ArrayBuffer> => field instanceof Uint8Array)

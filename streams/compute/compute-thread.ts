@@ -1,4 +1,4 @@
-/** Engines block their thread, so each lives in one of its own. */
+/** An engine blocks its thread while it computes, so each engine has a thread of its own. */
 import { once } from 'node:events';
 import { SHARE_ENV, Worker } from 'node:worker_threads';
 import { InterruptedError, WorkerError } from '../../src/errors.js';
@@ -11,6 +11,7 @@ import type { StateFile } from './state-file.js';
 
 type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
 
+/** Messages to the thread. */
 export type ToThread =
   | { kind: 'call'; id: number; method: CallMethod; args: readonly unknown[] }
   | { kind: 'run'; id: number; job: FitJob; experts: readonly Uint8Array[]; state: StateFile | undefined }
@@ -18,22 +19,24 @@ export type ToThread =
   | { kind: 'taken'; id: number }
   /** No more outputs of a job are wanted. */
   | { kind: 'enough'; id: number }
-  /** The thread is to end once it has answered what came before. */
+  /** The thread ends once it has answered the requests before this one. */
   | { kind: 'close' };
 
+/** Messages from the thread. */
 export type FromThread =
   | { kind: 'value'; id: number; value: unknown }
   | { kind: 'step'; id: number; step: FitStep }
   | { kind: 'output'; id: number; output: JobOutput }
   | { kind: 'error'; id: number; error: { name: string; message: string } };
 
+/** The data that a thread starts with. */
 export interface ThreadData {
   readonly options: ComputeOptions;
   /** Set to 1 when a running job should stop. */
   readonly stop: Int32Array;
 }
 
-/** One step of the largest models takes minutes; nobody waits for that after asking to stop. */
+/** How long a thread may take to stop. A step of the largest models takes minutes, which is too long to wait for. */
 const STOP_PATIENCE_MS = 10_000;
 
 interface Waiting {
@@ -43,15 +46,19 @@ interface Waiting {
   onOutput?: (output: JobOutput) => void;
 }
 
+/** Options of `ComputeThread.run`. */
 export interface RunInThread {
   readonly onStep?: ((step: FitStep) => void) | undefined;
-  /** Where the fit saves its state and goes on from it. */
+  /** The file in which the fit saves its state, and from which it resumes. */
   readonly state?: StateFile | undefined;
-  /** Hands the experts' buffers over: they cannot be used here afterwards. */
+  /** Transfers the experts' buffers to the thread. The caller cannot use them afterwards. */
   readonly handOver?: boolean;
 }
 
-/** One thread with a `Compute`. Aborting `signal` stops it, and thereby whatever waits for it. */
+/**
+ * A thread with one `Compute`. Aborting `signal` stops the thread. All requests then fail with `InterruptedError`; they fail
+ * with `WorkerError` if the thread crashes.
+ */
 export class ComputeThread {
   private readonly worker: Worker;
   private readonly waiting = new Map<number, Waiting>();
@@ -61,7 +68,7 @@ export class ComputeThread {
 
   constructor(options: ComputeOptions, signal?: AbortSignal) {
     const workerData: ThreadData = { options, stop: this.stop };
-    // With an environment of its own, what an engine sets there would not reach native code.
+    // Engines set environment variables for native code. That works only if the thread shares the process's environment.
     const script = new URL('./compute-thread-entry.js', import.meta.url);
     this.worker = new Worker(script, { workerData, env: SHARE_ENV });
     this.worker.on('message', (message: FromThread) => this.receive(message));
@@ -73,6 +80,7 @@ export class ComputeThread {
     signal?.addEventListener('abort', () => void this.close(), { once: true });
   }
 
+  /** Calls a method of the thread's `Compute`. */
   call<M extends CallMethod>(method: M, args: Parameters<Compute[M]>): Promise<Awaited<ReturnType<Compute[M]>>> {
     const id = this.nextId++;
     return this.ask({ kind: 'call', id, method, args }) as Promise<Awaited<ReturnType<Compute[M]>>>;
@@ -148,8 +156,8 @@ export class ComputeThread {
   }
 
   /**
-   * Ends the thread. A running fit stops at its next step: killing a thread inside native code can take the process along,
-   * so that is left for one that does not answer.
+   * Ends the thread. A running fit stops at its next step. The thread is killed only if it does not stop in time, because
+   * killing a thread inside native code can crash the process.
    */
   async close(): Promise<void> {
     if (this.dead) return;
@@ -162,7 +170,7 @@ export class ComputeThread {
   }
 }
 
-/** Runs `body` with a thread that ends with it. */
+/** Runs `body` with a thread, and ends the thread after it. */
 export async function* withThread<T>(
   options: ComputeOptions,
   signal: AbortSignal,

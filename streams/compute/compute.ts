@@ -1,4 +1,4 @@
-/** The arithmetic of factors and weights, as it runs in a thread: jobs, and rebuilding weights from factors that are there. */
+/** The arithmetic that runs in a thread: fitting groups (jobs), and rebuilding weights from finished factors. */
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
@@ -17,9 +17,9 @@ export interface LoadedFactors {
   readonly method: string;
   readonly problem: GroupShape;
   readonly dtype: FloatDtype;
-  /** Of the weights they stand for. */
+  /** How the dense weights are stored. */
   readonly format: MatrixFormat;
-  /** By name, as stored. */
+  /** The shared factors by name, as stored. */
   readonly shared: Readonly<Record<string, Uint8Array>>;
 }
 
@@ -32,15 +32,18 @@ export interface StoredWeights {
 /** An expert's factors by name, as stored. */
 export type StoredFactors = Readonly<Record<string, Uint8Array>>;
 
+/** Rebuilt weights of one expert, encoded in the group's dtype, and their squared error. */
 export interface RebuiltWeights extends SquaredError {
   readonly data: Uint8Array<ArrayBuffer>;
 }
 
+/** The engine of a `Compute` and its number of CPU threads. */
 export interface ComputeOptions {
   readonly engine: EngineName;
   readonly threads: number;
 }
 
+/** An engine, and the factors that are loaded into it. */
 export class Compute {
   private held: { readonly factors: LoadedFactors; readonly reconstruction: Reconstruction } | undefined;
 
@@ -50,7 +53,7 @@ export class Compute {
     return new Compute(await createEngine(engine, { threads }));
   }
 
-  /** Runs a job; nothing of it stays. */
+  /** Runs a job. Nothing is kept after it. */
   run(job: FitJob, experts: readonly Uint8Array[], hooks: JobHooks): AsyncGenerator<JobOutput> {
     return runJob(this.engine, job, experts, hooks);
   }
@@ -64,8 +67,8 @@ export class Compute {
   }
 
   /**
-   * Ŵ of one expert of the loaded group in the group's dtype, oriented as weights are stored. With the dense weights it stands
-   * for, also the error of what is returned; without, that is 0 of 0.
+   * Rebuilds the weights of one expert of the loaded group, in the group's dtype and in the stored orientation. Their error is
+   * measured against `dense`, and is 0 of 0 without it. Throws `OverflowError`, which names `label`.
    */
   async rebuild(expert: number, own: StoredFactors, label: string, dense?: StoredWeights): Promise<RebuiltWeights> {
     const { dtype, format } = this.loaded();
@@ -73,19 +76,19 @@ export class Compute {
     return { data, ...squaredError(dense ? decodeAsStored(dense) : new Float32Array(0), floatsOf(dtype, data)) };
   }
 
-  /** The error of one expert of the loaded group, from its factors and the dense weights it stands for. */
+  /** The error of the weights that one expert's factors give, against its dense weights. */
   async compare(expert: number, own: StoredFactors, { format, bytes }: StoredWeights): Promise<SquaredError> {
     const dense = new Float32Array(format.rows * format.cols);
     decodeMatrix(format, bytes, dense);
     return squaredError(dense, await this.reconstruct(expert, own));
   }
 
-  /** The error of rebuilt weights as stored. */
+  /** The error of rebuilt weights that are already stored. */
   difference(rebuilt: StoredWeights, dense: StoredWeights): Promise<SquaredError> {
     return Promise.resolve(squaredError(decodeAsStored(dense), decodeAsStored(rebuilt)));
   }
 
-  /** Floating-point operations a second of plain products of (p, r) and (r, d). */
+  /** Measures matrix products of (rows, rank) and (rank, cols): floating-point operations a second. */
   gemmRate(shape: ProductShape): Promise<number> {
     return measureGemmRate(this.engine, shape.rows, shape.cols, shape.rank);
   }
@@ -103,6 +106,7 @@ export class Compute {
     );
   }
 
+  /** Frees the loaded factors. */
   async release(): Promise<void> {
     await this.held?.reconstruction.dispose();
     this.held = undefined;

@@ -1,26 +1,27 @@
-/** What runs jobs: a thread of this process, or a machine elsewhere. */
+/** Runners of jobs: a thread of this process, or another machine. */
 import type { FitStep } from '../../src/methods/method.js';
 import type { ComputeOptions } from './compute.js';
 import { ComputeThread } from './compute-thread.js';
 import type { FitJob, JobOutput } from './job.js';
 import type { StateFile } from './state-file.js';
 
+/** Callbacks of a job, and its state file. */
 export interface RunHooks {
   readonly onStep: (step: FitStep) => void;
-  /** Where a fit on this machine saves its state. */
+  /** The file in which a fit saves its state. Only a runner on this machine uses it. */
   readonly state?: StateFile | undefined;
 }
 
-/** Runs one job at a time. A `PeerError` that is no `RemoteError` means that it is lost, and the job with it. */
+/** Runs one job at a time. A `PeerError` that is not a `RemoteError` means that the runner and its job are lost. */
 export interface JobRunner {
-  /** For people: what a lost one is called. */
+  /** The name in messages about a lost runner. */
   readonly name: string;
   /** Ending the iteration ends the job. */
   run(job: FitJob, experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, hooks: RunHooks): AsyncIterable<JobOutput>;
   close(): Promise<void>;
 }
 
-/** A thread of its own. The experts' buffers are handed over to it. */
+/** A runner with a thread of its own. The experts' buffers are transferred to it. */
 export function localRunner(options: ComputeOptions, signal: AbortSignal): JobRunner {
   const thread = new ComputeThread(options, signal);
   return {
@@ -30,13 +31,13 @@ export function localRunner(options: ComputeOptions, signal: AbortSignal): JobRu
   };
 }
 
-/** Lends runners; who asks while all are out waits its turn. */
+/** Lends runners. Callers wait in order while all runners are lent. */
 export class RunnerPool {
   private readonly idle: JobRunner[];
   private readonly queue: Array<{ resolve(runner: JobRunner): void; reject(error: Error): void }> = [];
   private readonly members: Set<JobRunner>;
 
-  /** @param substitute stands in when the last one is lost */
+  /** @param substitute makes a new runner when the last one is lost */
   constructor(
     runners: readonly JobRunner[],
     private readonly substitute?: (reason: Error) => JobRunner,
@@ -49,11 +50,13 @@ export class RunnerPool {
     return this.members.size;
   }
 
+  /** Resolves with the next free runner. Rejects when all runners are lost and there is no substitute. */
   acquire(): Promise<JobRunner> {
     const runner = this.idle.pop();
     return runner ? Promise.resolve(runner) : new Promise((resolve, reject) => this.queue.push({ resolve, reject }));
   }
 
+  /** Gives a runner back. Does nothing for a lost runner. */
   release(runner: JobRunner): void {
     if (!this.members.has(runner)) return;
     const next = this.queue.shift();
@@ -61,7 +64,9 @@ export class RunnerPool {
     else this.idle.push(runner);
   }
 
-  /** A runner that is lent out is lost. The others go on; without any, the substitute does, or whoever waits is told. */
+  /**
+   * Removes a lent runner that is lost. If it was the last, the substitute replaces it, or all waiting callers get `reason`.
+   */
   lose(runner: JobRunner, reason: Error): void {
     if (!this.members.delete(runner)) return;
     void runner.close().catch(() => {});

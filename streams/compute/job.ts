@@ -1,7 +1,7 @@
 /**
- * One group's fit as a job: a description that is plain JSON and the group's experts in; shared factors, then every expert's
- * factors or weights with their error out. A thread, a worker on a socket and whatever else runs jobs run this very function.
- * Nothing is kept once it has ended.
+ * A job fits one group. Its input is a description in JSON and the group's experts. Its output is the shared factors, then the
+ * factors or weights of every expert with their error. Threads and `mobe worker` run the same function. Nothing is kept after
+ * it.
  */
 import { z } from 'zod';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
@@ -17,7 +17,7 @@ import { foldSigma } from '../stages/fold.js';
 import { divide, normaliseForFit } from '../stages/normalise.js';
 import { addErrors, NO_ERROR, relativeError, squaredError } from './squared-error.js';
 
-/** The caps are far above any model's: they keep sizes computed from them exact. */
+/** The caps are far above any model's sizes. They keep the byte counts computed from them exact. */
 const size = z
   .int()
   .positive()
@@ -39,19 +39,19 @@ const encoding = z.discriminatedUnion('kind', [
 
 const label = z.string().max(1024);
 
-/** Checks a description that came from elsewhere. */
+/** The schema of a description. It checks those that come from other machines. */
 export const fitJob = z
   .strictObject({
-    /** Its name in the registry. */
+    /** The method's name in the registry. */
     method: z.string().refine((name) => Object.hasOwn(METHODS, name), 'no such method'),
-    /** What the method takes: the shape of the group, and the sizes of its factors. */
+    /** The shape of the group and the sizes of its factors. The method's own schema checks it below. */
     problem: z.custom<GroupShape>((it) => typeof it === 'object' && it !== null, 'not an object'),
-    /** How the experts come. */
+    /** How the experts are stored. */
     format: z.strictObject({ encoding, rows: size, cols: size, transposed: z.boolean() }),
-    /** Of what is written. */
+    /** The dtype of the output. */
     dtype: floatDtype,
     written: z.enum(['factors', 'weights']),
-    /** Undefined: the standard deviation of this group's weights. */
+    /** If undefined, σ is measured from this group's weights. */
     sigma: z.number().positive().optional(),
     solver: z.string(),
     options: z.strictObject({
@@ -65,13 +65,13 @@ export const fitJob = z
     label,
     /** Names each expert's weights in errors. */
     tensors: z.array(z.strictObject({ name: label, file: label })).max(2 ** 16),
-    /** Experts before this one are not wanted again. */
+    /** The first expert to output. Earlier ones were received from a runner that was then lost. */
     firstExpert: z.int().nonnegative(),
-    /** Where the fit is worse, the source's weights are wanted in its place. For weights only. */
+    /** If the group's relative error is above this, the job outputs the source's weights. Only if weights are written. */
     maxError: z.number().positive().optional(),
   })
   .superRefine(({ method, problem, tensors, solver }, context) => {
-    if (!Object.hasOwn(METHODS, method)) return; // told above
+    if (!Object.hasOwn(METHODS, method)) return; // reported above
     const { problemSchema, solvers } = methodNamed(method);
     const checked = problemSchema.safeParse(problem);
     for (const issue of checked.error?.issues ?? [])
@@ -81,38 +81,41 @@ export const fitJob = z
     if (!solvers.includes(solver)) context.addIssue({ code: 'custom', message: 'no such solver', path: ['solver'] });
   });
 
+/** The description of a job. */
 export type FitJob = Readonly<z.infer<typeof fitJob>>;
 
-/** The first output: what the experts share, in the job's dtype, by name. */
+/** The first output of a job: the shared factors by name, in the job's dtype. */
 export interface FittedFactors {
   readonly kind: 'fitted';
   readonly sigma: number;
   readonly shared: Readonly<Record<string, Uint8Array<ArrayBuffer>>>;
   readonly steps: number;
   readonly losses: readonly LossPoint[];
-  /** What the fit took. */
+  /** Duration of the fit. */
   readonly seconds: number;
-  /** The relative error, where it is above `maxError`: what comes then are the source's weights. */
+  /** The relative error, if it is above `maxError`. Then the experts that follow are the source's weights. */
   readonly keptError?: number | undefined;
 }
 
+/** A further output of a job: one expert. */
 export interface ExpertOutput extends FoldedExpert {
   readonly kind: 'expert';
   readonly tensors: Readonly<Record<string, Uint8Array<ArrayBuffer>>>;
 }
 
+/** The outputs of a job: `FittedFactors` first, then the experts in order. */
 export type JobOutput = FittedFactors | ExpertOutput;
 
-/** What a job tells, and is given, where it runs. It makes no difference to the result. */
+/** Callbacks of a job where it runs. They do not change the result. */
 export interface JobHooks {
   readonly onStep?: ((step: FitStep) => void) | undefined;
-  /** Where the fit saves its state and goes on from it. */
+  /** Saves the fit's state, and loads it to resume. */
   readonly states?: StateStore | undefined;
 }
 
 /**
- * Runs a job. Throws `NonFiniteWeightError`, `DegenerateGroupError` and `OverflowError` of weights that cannot be fitted or
- * written, `DivergedError` of the fit.
+ * Runs a job. Throws `NonFiniteWeightError`, `DegenerateGroupError` and `OverflowError` if weights cannot be fitted or written,
+ * and `DivergedError` if the fit diverges.
  * @param experts as stored, in expert order
  */
 export async function* runJob(
@@ -163,7 +166,8 @@ export async function* runJob(
   try {
     let keptError: number | undefined;
     if (maxError !== undefined) {
-      // Errors are known when the last expert was rebuilt, and the first is not to be written before: all are rebuilt twice.
+      // The error is known only when all experts are rebuilt, and no expert may be written before that. So all are rebuilt
+      // twice.
       let error = NO_ERROR;
       for (let expert = 0; expert < problem.experts; expert++) error = addErrors(error, await fold(expert));
       const relative = relativeError(error);

@@ -1,4 +1,4 @@
-/** Workers elsewhere (worker.ts) as runners of this run's jobs. */
+/** Runners on other machines: connections to workers (worker.ts). */
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
@@ -28,17 +28,18 @@ import {
   workerFacts,
 } from './worker-protocol.js';
 
-/** A worker whose machine is gone is given up after this long: another can do its group meanwhile. */
+/** How long a lost connection may take to resume. After that, another worker takes the group. */
 const RESUME_TIMEOUT_MS = 20_000;
 const SILENCE_TIMEOUT_MS = 15_000;
 
+/** Workers, the engine that they share, and the CPU threads of each. */
 export interface RemoteWorkers extends RemoteFitters {
   readonly urls: readonly string[];
 }
 
 /**
- * Asks workers what they are. Throws where one cannot be reached, and an `UnlikeWorkersError` where they run on different engines:
- * which bytes come out would depend on who fitted what.
+ * Asks workers for their engine and threads. Throws a `PeerError` if one cannot be reached, and `UnlikeWorkersError` if their
+ * engines differ, because the result would then depend on which worker fitted which group.
  */
 export async function askWorkers(urls: readonly string[], peers: PeerOptions): Promise<RemoteWorkers> {
   const facts = await Promise.all(urls.map((url) => askWorker(url, peers)));
@@ -58,7 +59,7 @@ export async function askWorkers(urls: readonly string[], peers: PeerOptions): P
   return { engine, threads: facts.map(({ threads }) => threads), urls };
 }
 
-/** Floating-point operations a second of one session, at the shapes of a problem. */
+/** Measures one session of the first worker at the shapes of a problem: floating-point operations a second. */
 export async function askRate(
   { urls }: RemoteWorkers,
   { rows, cols, rank }: ProductShape,
@@ -98,7 +99,7 @@ function* sending(experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, seen: () => v
   }
 }
 
-/** As many sessions as asked for, shared out by the workers' threads. */
+/** Opens sessions on the workers, more on those with more threads. May open fewer than `sessions`. */
 export async function connectRunners(
   { urls, threads }: RemoteWorkers,
   sessions: number,
@@ -115,7 +116,7 @@ export async function connectRunners(
   return Promise.all(places.map((url) => connectRunner(url, threadsPerSession, peers, signal)));
 }
 
-/** Outputs that may wait here to be written; the worker is held back beyond. */
+/** Outputs that may wait here to be written. The worker pauses when there are more. */
 const OUTPUTS_WAITING = 2;
 
 async function connectRunner(
@@ -167,10 +168,10 @@ async function connectRunner(
   };
 }
 
-/** Makes a job's outputs of what a worker answers. Memory is taken for nothing but the tensors that are to come next. */
+/** Turns a worker's answer into a job's outputs. It allocates memory only for the tensors that must come next. */
 class JobAnswer {
   private tensors;
-  /** Undefined until the group is fitted. */
+  /** The expert that must come next; undefined until the group is fitted. */
   private next: number | undefined;
 
   constructor(
@@ -182,7 +183,7 @@ class JobAnswer {
     this.tensors = collector(peer, this.expected());
   }
 
-  /** The tensors that come before the next event but steps. */
+  /** Names and bytes of the tensors that must come before the next event other than "step". */
   private expected(): Map<string, number> {
     const { method, problem, dtype, written } = this.job;
     const { shared, byExpert } = methodNamed(method).stores(problem);
@@ -215,7 +216,7 @@ class JobAnswer {
     this.onOutput(event.kind === 'fitted' ? { ...event, shared: byFactor } : { ...event, tensors: byFactor });
   }
 
-  /** Throws where the answer ended early. */
+  /** Throws a `ProtocolError` if the answer ended early. */
   finish(): void {
     const { experts } = this.job.problem;
     if (this.next !== experts)

@@ -1,12 +1,15 @@
 import * as errors from '../../src/errors.js';
 
-/** An error that came as data from a thread or another machine, as the class it was there; undefined where it is none of ours. */
+/**
+ * Restores the class of an error that came as data from a thread or another machine; undefined if the class is not from
+ * src/errors/.
+ */
 export function reviveError({ name, ...fields }: { name: string; message: string }): Error | undefined {
   const known = (errors as unknown as Record<string, { prototype: Error } | undefined>)[name];
   return known && Object.assign(Object.create(known.prototype) as Error, fields);
 }
 
-/** What failed at another machine as the class it was there, where it is one of ours: what is wrong there is wrong here. */
+/** Awaits an answer of another machine. Rethrows its error as the class it had there, if that class is from src/errors/. */
 export async function revived<T>(answer: Promise<T>): Promise<T> {
   try {
     return await answer;

@@ -4,17 +4,20 @@ import type { PeerOptions } from '../machines/peer-options.js';
 import { type JobRunner, localRunner, RunnerPool } from './job-runner.js';
 import { connectRunners, type RemoteWorkers } from './remote-runner.js';
 
+/** Options of `withRunners`. */
 export interface RunnersOptions {
   readonly engine: EngineName;
   readonly memory: Pick<MemoryPlan, 'workers' | 'threadsPerWorker'>;
-  /** The machines that fit, where it is not this one. */
+  /** The machines that fit; undefined if this machine does. */
   readonly remote: RemoteWorkers | undefined;
   readonly peers: PeerOptions;
   /** Aborting it stops the runners. */
   readonly signal: AbortSignal;
 }
 
-/** Runs `body` with as many runners as the plan has. They end with it. */
+/**
+ * Runs `body` with as many runners as planned, and closes them after it. This machine fits when the last remote one is lost.
+ */
 export async function* withRunners<T>(
   { engine, memory, remote, peers, signal }: RunnersOptions,
   body: (runners: RunnerPool) => AsyncIterable<T>,

@@ -1,11 +1,12 @@
+/** Sums of squares of weights W and their rebuilt form Ŵ. */
 export interface SquaredError {
-  /** Σ(W − Ŵ)² of what is written, in the weights' own units. */
+  /** Σ(W − Ŵ)², with Ŵ as it is written, in the units of the weights. */
   readonly squaredError: number;
   /** ΣW² */
   readonly squaredNorm: number;
 }
 
-/** Summed in f64. */
+/** Both sums of two arrays of equal length, summed in f64. */
 export function squaredError(weights: Float32Array, rebuilt: Float32Array): SquaredError {
   let error = 0;
   let norm = 0;
@@ -18,6 +19,7 @@ export function squaredError(weights: Float32Array, rebuilt: Float32Array): Squa
   return { squaredError: error, squaredNorm: norm };
 }
 
+/** The errors of two sets of weights together. */
 export const addErrors = (a: SquaredError, b: SquaredError): SquaredError => ({
   squaredError: a.squaredError + b.squaredError,
   squaredNorm: a.squaredNorm + b.squaredNorm,

@@ -2,15 +2,16 @@ import { PeerStalledError } from '../../src/errors.js';
 import type { Channel } from '../../src/transport/channel.js';
 import type { PeerOptions } from '../machines/peer-options.js';
 
-/** A step of the largest groups takes minutes. */
+/** The shortest wait. It is long because a step of the largest groups takes minutes. */
 const STALL_TIMEOUT_MS = 600_000;
-/** As a multiple of that, the first wait; of the longest wait so far, that for each later one. */
+/** The first wait, as a multiple of the shortest: the peer still has to make its engine and measure itself. */
 const FIRST = 6;
+/** Each later wait, as a multiple of the longest pause seen so far. */
 const LATER = 10;
-/** A timer cannot wait for more. */
+/** The longest delay of a timer. */
 const LONGEST_MS = 2 ** 31 - 1;
 
-/** Ends a channel over which nothing of an answer comes for much longer than ever before: its peer lives, and hangs. */
+/** Fails a channel with `PeerStalledError` when no part of an answer has come for much longer than before: the peer hangs. */
 export class StallWatch {
   private readonly leastMs: number;
   private timer: NodeJS.Timeout | undefined;
@@ -25,12 +26,13 @@ export class StallWatch {
   }
 
   /**
-   * @param ask is given `seen`, to be called when a part of the answer has come, or one of what goes along has gone; and `aside`,
-   * which waits for something of this machine's: the peer is not to blame for that time
+   * Watches one request.
+   * @param ask gets two functions. It calls `seen` when a part of the answer has come or a part of the request has gone out. It
+   * calls `aside` to wait for work of this machine, which does not count as a pause of the peer.
    */
   async over<T>(ask: (seen: () => void, aside: (work: Promise<void>) => Promise<void>) => Promise<T>): Promise<T> {
     this.last = performance.now();
-    this.wait(FIRST * this.leastMs); // an engine is made, and measures itself
+    this.wait(FIRST * this.leastMs);
     const seen = (): void => {
       const now = performance.now();
       this.longest = Math.max(this.longest, now - this.last);

@@ -1,6 +1,6 @@
 /**
- * The state of a running fit in a file: safetensors, with what fit it is of and a CRC-32 in the metadata. A save replaces the
- * file at once or not at all, so at most two are there at a time.
+ * Saves the state of a running fit in a safetensors file. Its metadata has the identity of the fit and a CRC-32. A save writes
+ * a second file and then renames it, so that a crash leaves the old state or the new one.
  */
 import { createHash } from 'node:crypto';
 import { dirname, join } from 'node:path';
@@ -15,30 +15,33 @@ import { asWriteError } from '../../src/output/shard-writer.js';
 import { STATE_SUFFIX } from '../../src/output/unfinished-run.js';
 import { LocalFiles } from '../../src/sources/files.js';
 
+/** The file for one fit's state. */
 export interface StateFile {
   readonly path: string;
-  /** Of which fit: everything that decides its course. */
+  /** A hash of everything that decides the course of the fit. */
   readonly identity: string;
+  /** The least time between two saves. */
   readonly everyMs: number;
-  /** Bytes of the disk that the run itself still needs. */
+  /** Bytes that the run still needs on the disk. A save leaves them free. */
   readonly reservedBytes: number;
-  /** A save that fails is none; otherwise it ends the run, as any failure of the result's disk does. */
+  /** If true, failed saves are ignored. If false, a failed save ends the run, because the result is on the same disk. */
   readonly dispensable: boolean;
 }
 
-/** Where the fits of a run save their states. */
+/** The folder in which the fits of a run save their states. */
 export interface StatePlace extends Omit<StateFile, 'path' | 'identity'> {
   readonly folder: string;
-  /** Of the run. JSON. */
+  /** The identity of the run (JSON). */
   readonly identity: unknown;
 }
 
-/** Often enough that little is lost, seldom enough to go unnoticed. */
+/** A crash loses at most about this much work, and saving this rarely costs little. */
 const DEFAULT_SAVE_SECONDS = 120;
 
+/** The time between two saves, in milliseconds. */
 export const saveInterval = (seconds = DEFAULT_SAVE_SECONDS): number => 1000 * seconds;
 
-/** The file of each group, in a place. */
+/** Returns the state file of each group of a run. */
 export function stateFiles({ folder, identity, ...rest }: StatePlace): (group: GroupKey) => StateFile {
   const run = JSON.stringify(identity);
   return (group) => ({
@@ -50,21 +53,24 @@ export function stateFiles({ folder, identity, ...rest }: StatePlace): (group: G
   });
 }
 
-/** What was saved of a group that is finished. */
+/** Removes the state of a group, when the group is finished. */
 export async function removeState(folder: string, group: GroupKey, fs: FileSystem = nodeFileSystem): Promise<void> {
   const path = join(folder, stateFileName(group));
   for (const it of [path, `${path}.new`]) await fs.remove(it);
 }
 
-/** Saving takes at most about this share of the time, however slow the disk. */
+/** Saving takes at most about this share of the time, even on a slow disk. */
 const SAVING_SHARE = 0.05;
-/** A fit that is asked to stop saves its state first where that takes a moment only. */
+/** A fit that is asked to stop first saves its state if it is at most this large, because that takes only a moment. */
 const STOP_BYTES = 128 * 2 ** 20;
 
 export const stateFileName = (group: GroupKey): string =>
   `.${factorFileName(group).replace(/\.safetensors$/, STATE_SUFFIX)}`;
 
-/** @param stopping the fit is asked to stop */
+/**
+ * Loads and saves the state of a fit in `file`. Saving throws `WriteError`, unless the file is dispensable.
+ * @param stopping returns whether the fit is asked to stop
+ */
 export function stateStore(
   { path, identity, everyMs, reservedBytes, dispensable }: StateFile,
   stopping: () => boolean,
@@ -91,7 +97,7 @@ export function stateStore(
   };
 }
 
-/** Does nothing where the disk has no room for it beside the result: that comes first. */
+/** Does nothing if the disk has no room for the state beside the result. */
 async function saveState(
   path: string,
   identity: string,
@@ -119,7 +125,7 @@ async function saveState(
   }
 }
 
-/** Undefined where there is none, or none that is whole and of this fit: then it begins anew. */
+/** Returns undefined if there is no undamaged state of this fit. The fit then starts from the beginning. */
 async function loadState(path: string, identity: string, fs: FileSystem): Promise<FitState | undefined> {
   const files = new LocalFiles(fs);
   try {

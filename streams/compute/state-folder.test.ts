@@ -20,7 +20,7 @@ test('states are there for the same run again, and for no other', async () => {
   await again.leave(true);
   const other = await open('ws://a:1/', { run: 2 });
   expect(holds(other)).toBe(false);
-  expect(await other.leave(true)).toBe(false); // there is nothing in it
+  expect(await other.leave(true)).toBe(false); // it has no states
   expect(existsSync(other.path)).toBe(false);
 });
 

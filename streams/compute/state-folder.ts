@@ -5,21 +5,25 @@ import { type FileSystem, nodeFileSystem, readWhole, writeSynced } from '../../s
 import { type FolderLock, LOCK_FILE, lockFolder } from '../../src/output/folder-lock.js';
 import { STATE_SUFFIX } from '../../src/output/unfinished-run.js';
 
-/** Where this machine's user keeps the states of a run whose result is written elsewhere. */
+/** A folder on this machine for the saved states of a run whose result is written to another machine. */
 export interface StateFolder {
   readonly path: string;
-  /** @returns whether it was left, with states in it, as `keep` wishes */
+  /**
+   * Closes the folder, and removes it unless `keep` is true and it has states.
+   * @returns whether states were kept
+   */
   leave(keep: boolean): Promise<boolean>;
 }
 
-/** Says whose states there are. */
+/** Holds the hash of the run's identity. */
 const OWNER_FILE = '.run';
 
 /**
- * One folder an address, so that what a run has left is replaced by the next. Undefined where there is no place for it, or where
- * another process has it: fits are then not saved, which costs time only.
- * @param identity of the run, JSON; states of another are removed
- * @param force removes those of the same
+ * Opens the folder for a result's address. There is one folder for each address, so that a run replaces the states that an
+ * earlier one left. Returns undefined if the folder cannot be made or another process uses it. Fits are then not saved, which
+ * only costs time after an interruption.
+ * @param identity of the run (JSON); states of other runs are removed
+ * @param force also removes the states of the same run
  */
 export async function openStateFolder(
   url: string,

@@ -1,17 +1,17 @@
-/** What a coordinator and a worker say to each other: docs/wire.md, "Worker". Checked on arrival, both ways. */
+/** Messages between a coordinator and a worker: docs/wire.md, "Worker". Both sides check what they receive. */
 import { z } from 'zod';
 import { lossCurve } from '../../src/conversion/stored-report.js';
 import { ENGINE_NAMES } from '../../src/engine/create-engine.js';
 
 export const WORKER_SERVICE = 'worker';
 
-/** The cap is far above any model's: it keeps sizes computed from it exact. */
+/** The cap is far above any model's sizes. It keeps the byte counts computed from it exact. */
 const size = z
   .int()
   .positive()
   .max(2 ** 24);
 
-/** What a worker has to offer. */
+/** A worker's engine, device and CPU threads. */
 export const workerFacts = z.strictObject({
   name: z.enum(ENGINE_NAMES),
   device: z.string(),
@@ -21,18 +21,20 @@ export const workerFacts = z.strictObject({
 });
 export type WorkerFacts = z.infer<typeof workerFacts>;
 
-/** The first request of a session: the engine is made, with so many threads. */
+/** Parameters of "open", the first request of a session: the worker makes an engine with this many threads. */
 export const openParams = z.strictObject({ threads: size.max(1024) });
 
-/** Measures plain products of these shapes; the answer is floating-point operations a second. */
+/**
+ * Parameters of "rate": the worker measures matrix products of these shapes, and answers floating-point operations a second.
+ */
 export const rateParams = z.strictObject({ rows: size, cols: size, rank: size });
 export const rateResult = z.number().positive();
 
 const numberOrNan = z.union([z.number(), z.nan()]);
 
 /**
- * The answer to "fit", which sends a job (job.ts) and its experts as tensors named by their numbers: events, each after the tensors it
- * speaks of. Shared factors are named `shared.<factor>`, those of an expert `<number>.<factor>`.
+ * The events that answer "fit". The request sends a job (job.ts), and its experts as tensors named by their numbers. Each event
+ * follows the tensors that it is about. Shared factors are named `shared.<factor>`, those of an expert `<number>.<factor>`.
  */
 export const jobEvent = z.discriminatedUnion('kind', [
   z.strictObject({
@@ -41,7 +43,7 @@ export const jobEvent = z.discriminatedUnion('kind', [
     steps: z.number(),
     loss: numberOrNan,
     rate: z.number(),
-    /** NaN while it is not known. */
+    /** NaN while unknown. */
     secondsLeft: numberOrNan,
   }),
   z.strictObject({

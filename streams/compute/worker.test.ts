@@ -1,4 +1,4 @@
-/** What `mobe worker` does with a coordinator that does not behave. Runs that do are in machines.test.ts. */
+/** Tests `mobe worker` with coordinators that break the protocol. machines.test.ts has the runs that succeed. */
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Channel } from '../../src/transport/channel.js';
 import { connect } from '../../src/transport/connect.js';

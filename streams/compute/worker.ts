@@ -17,15 +17,19 @@ import { ComputeThread } from './compute-thread.js';
 import { fitJob, type JobOutput } from './job.js';
 import { expertName, openParams, rateParams, sharedName, WORKER_SERVICE, type WorkerFacts } from './worker-protocol.js';
 
+/** What a worker offers. */
 export interface WorkerOptions {
   readonly engine?: EngineChoice;
-  /** CPU threads to offer, over all sessions; undefined: all. */
+  /** CPU threads for all sessions together; default: all. */
   readonly threads?: number;
-  /** Peak resident memory, bytes; undefined: 80 % of the machine's. */
+  /** Memory for all fits together, in bytes; default: 80 % of the machine's. */
   readonly maxMemory?: number;
 }
 
-/** Fits groups for whoever connects: one a session, each session in a thread of its own. */
+/**
+ * Listens for coordinators and fits groups for them. Each session has a thread of its own and fits one group at a time. Throws
+ * if the engine is not available or the port cannot be opened.
+ */
 export async function work(
   { engine = 'onnx-cpu', threads = availableParallelism(), maxMemory = Math.floor(0.8 * totalmem()) }: WorkerOptions,
   at: ListenAt,
@@ -45,12 +49,12 @@ export async function work(
   });
 }
 
-/** Memory of fits that are under way, over all sessions. */
+/** The memory of all running fits, over all sessions. */
 class Reservations {
   private held = 0;
   constructor(private readonly limit: number) {}
 
-  /** Throws `BudgetTooSmallError` where it does not fit beside what is held. */
+  /** Throws `BudgetTooSmallError` if the bytes do not fit beside those of the running fits. */
   take(bytes: number): void {
     if (this.held + bytes > this.limit)
       throw new BudgetTooSmallError(formatBytes(this.limit), formatBytes(this.held + bytes));
@@ -98,7 +102,7 @@ class WorkerSession {
         const experts = collector(this.channel.peer, new Map(names.map((name) => [name, bytes])));
         for await (const piece of reply.uploads) experts.put(piece);
         this.hooks.onLog?.(`${this.channel.peer}: ${job.label}`);
-        // A session that is gone has nobody to tell; the job ends with it.
+        // Errors are ignored here: if the session is gone, the job ends with it.
         const onStep = (step: FitStep) => void reply.event({ kind: 'step', ...step }).catch(() => {});
         const all = names.map(experts.finish());
         await reply.tensors(answer(thread.run(job, all, { onStep, handOver: true }), reply));
@@ -118,7 +122,7 @@ class WorkerSession {
   }
 }
 
-/** The tensors of each output, and after them what there is to say of it. */
+/** Yields the tensors of each output and sends its event after them. */
 async function* answer(outputs: AsyncIterable<JobOutput>, reply: Reply): AsyncGenerator<TensorPiece> {
   for await (const output of outputs) {
     if (output.kind === 'fitted') {

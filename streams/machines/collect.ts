@@ -1,9 +1,12 @@
-/** Whole tensors from the pieces in which they come. */
+/** Assembles tensors from the pieces in which they arrive. */
 import { ProtocolError } from '../../src/errors.js';
 import { Gatherer } from '../../src/transport/gather.js';
 import type { TensorPiece } from '../../src/transport/tensor-piece.js';
 
-/** Tensors that are expected, by name, with their exact sizes: memory is taken for nothing else. */
+/**
+ * Collects tensors whose names and exact bytes are known. It allocates memory for no others: `put` throws a `ProtocolError` for
+ * a tensor that is not expected.
+ */
 export function collector(peer: string, expected: ReadonlyMap<string, number>) {
   const found = new Map<string, Uint8Array<ArrayBuffer>>();
   const missing = new Map(expected);
@@ -19,7 +22,7 @@ export function collector(peer: string, expected: ReadonlyMap<string, number>) {
       target.set(data, offset);
       if (offset + data.byteLength === bytes) missing.delete(name);
     },
-    /** All of them. Throws a `ProtocolError` where one did not come. */
+    /** Returns a function that gives each tensor. Throws a `ProtocolError` if one did not come. */
     finish(): (name: string) => Uint8Array<ArrayBuffer> {
       const [name] = missing.keys();
       if (name !== undefined) throw new ProtocolError(peer, `it did not send tensor "${name}"`);
@@ -29,10 +32,10 @@ export function collector(peer: string, expected: ReadonlyMap<string, number>) {
 }
 
 /**
- * The next tensor, whose pieces follow each other. Throws a `ProtocolError` where it does not come, is broken off, or has more than
- * `most` bytes.
- * @param what it is, for people
- * @param first piece, where it was read already
+ * Takes the next tensor, whose pieces follow each other. Throws a `ProtocolError` if it does not come, is incomplete, or has
+ * more than `most` bytes.
+ * @param what names the tensor in errors
+ * @param first the first piece, if the caller has already read it
  */
 export async function takeTensor(
   peer: string,

@@ -1,4 +1,4 @@
-/** A peer that serves a checkpoint chooses its bytes, and nothing of where they end up here. */
+/** A peer that serves a checkpoint must not choose where its files are written. */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
@@ -18,7 +18,7 @@ afterEach(async () => {
   await Promise.all(listeners.splice(0).map((listener) => listener.close()));
 });
 
-/** Serves `folder`, and claims files beside it. */
+/** Serves `folder`, and also lists files that lie elsewhere. */
 async function serveWith(folder: string, claimed: readonly string[]): Promise<string> {
   const files = new LocalFiles();
   const held = [...(await files.list(folder))].map(({ path, bytes }): FileInfo => ({ file: path, bytes, modified: 0 }));

@@ -1,4 +1,4 @@
-/** Real processes and real sockets: what runs on one machine gives the same bytes on three. */
+/** With real processes and sockets: a run over several machines gives the same bytes as a run on one. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
@@ -36,13 +36,13 @@ afterEach(async () => {
   await Promise.all(running.splice(0).map((service) => service.stop()));
 });
 
-/** But for `mobe.json`, which has timings, and the manifest, which covers the model card. */
+/** Expects the same files, except `mobe.json`, which has timings, and the manifest, which covers the model card. */
 function expectSameFiles(a: string, b: string): void {
   const files = (folder: string) =>
     readdirSync(folder).filter((file) => !['mobe.json', 'mobe.manifest.json'].includes(file));
   expect(files(a)).toEqual(files(b));
   for (const file of files(a)) {
-    // The model card names the source: its folder's name here, its URL's there.
+    // The model card names the source, which is a folder in one run and a URL in the other.
     const read = (folder: string) => readFileSync(join(folder, file));
     if (file !== 'README.md') expect(read(a).equals(read(b)), file).toBe(true);
   }
@@ -91,7 +91,7 @@ test('all three connections cut at random bytes, again and again: the same bytes
     start('receive', at('cut-lines')),
   ]);
   const random = createRandom(7);
-  // Some connections die in their handshake; most live for a few hundred kilobytes.
+  // Some connections break in their handshake. Most break after some hundred kilobytes.
   const nextCut = (): number => (random.below(4) === 0 ? 1 + random.below(2000) : 50_000 + random.below(400_000));
   const proxies = await Promise.all(services.map(({ url }) => startProxy(url, nextCut)));
   const [source, worker, sink] = proxies.map(({ url }) => url) as [string, string, string];
@@ -162,7 +162,7 @@ for (const [steps, cost] of [
 describe('stopped half-way, the same command goes on from what the receiver has:', THOROUGH, () => {
   const HALF = 4;
 
-  /** Runs until so many groups are finished, then does that. */
+  /** Runs until a number of groups are finished, then calls `act`. */
   async function until(url: string, act: () => void): Promise<void> {
     let groups = 0;
     const onProgress = ({ kind }: Progress) => {
@@ -189,7 +189,7 @@ describe('stopped half-way, the same command goes on from what the receiver has:
   test.each(['SIGINT', 'SIGKILL'] as const)('the receiver ends by %s', async (signal) => {
     const out = at(`receiver-${signal}`);
     const sink = await start('receive', out);
-    const ended = once(sink.process, 'exit'); // not `stop`: asked twice it would end at once
+    const ended = once(sink.process, 'exit'); // not by `stop`, because a second signal ends it at once
     await until(sink.url, () => sink.process.kill(signal));
     await ended;
     expect(existsSync(join(out, 'config.json'))).toBe(false);
@@ -238,7 +238,7 @@ describe('through a pipe', () => {
   async function pipe(from: readonly string[], out: string): Promise<{ codes: Array<number | null>; stderr: string }> {
     const first = spawn(process.execPath, [CLI, ...from], { stdio: ['ignore', 'pipe', 'ignore'] });
     const second = spawn(process.execPath, [CLI, 'receive', out, '-'], { stdio: [first.stdout, 'ignore', 'pipe'] });
-    first.stdout.destroy(); // the child has its own
+    first.stdout.destroy(); // the child has its own copy of the pipe
     let stderr = '';
     second.stderr.on('data', (text) => {
       stderr += text;

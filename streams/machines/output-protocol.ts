@@ -1,4 +1,7 @@
-/** What a conversion and the machine that keeps its result say to each other: docs/wire.md, "Output". Checked on arrival. */
+/**
+ * Messages between a conversion and the machine that stores its result: docs/wire.md, "Output". Both sides check what they
+ * receive.
+ */
 import { z } from 'zod';
 import { MAX_HEADER_BYTES } from '../../src/checkpoint/header.js';
 import { isHidden, isPlainPath } from '../../src/checkpoint/plain-path.js';
@@ -10,32 +13,32 @@ import { partEntry } from '../../src/output/journal.js';
 
 export const OUTPUT_SERVICE = 'output';
 
-/** Paths below the output folder: of side files too, whose folders come along. */
+/** A path below the output folder. Side files may lie in subfolders. */
 const path = z
   .string()
   .min(1)
   .max(1024)
   .refine((it) => isPlainPath(it) && !isHidden(it), 'not a plain path');
 
-/** Of the record that answers `create`: room for ten thousand groups with their losses. */
+/** The largest record in the answer to `create`: room for ten thousand groups with their losses. */
 export const MAX_RECORD_BYTES = 16 * 1024 * 1024;
 
-/** Of a run's identity, which names the source's shards twice: seven thousand. */
+/** The largest identity of a run. It names the source's shards twice, so there is room for seven thousand shards. */
 export const MAX_IDENTITY_BYTES = 1024 * 1024;
 
-/** Of all units, of what is known of them, and of all headers: three quarters of a million tensors. */
+/** The largest list of units, answer to `resume`, and sum of headers: room for three quarters of a million tensors. */
 export const MAX_UNITS_BYTES = 128 * 1024 * 1024;
 
-/** The first request. Where what is not finished can be continued, the identity of its run comes along. */
+/** Parameters of `create`, the first request. If the run can be resumed, its identity follows as a tensor. */
 export const createParams = z.strictObject({
   wanted: wantedOutput,
   neededBytes: z.int().nonnegative(),
   force: z.boolean(),
 });
 
-/** With it comes the record of the very same result, where it is there already. */
+/** The answer to `create`. If the same result is already there, its record follows as a tensor. */
 export const createAnswer = z.strictObject({
-  /** An interrupted run of this identity is there: ask to `resume`. */
+  /** Whether an interrupted run of this identity can be resumed by `resume`. */
   unfinished: z.boolean(),
 });
 
@@ -48,16 +51,16 @@ const unit = z.strictObject({
   sources: listOf(z.string()).default([]),
 });
 
-/** Comes along with `resume`, as JSON. The header of each shard follows it, in this order. */
+/** The JSON that comes with `resume`. The headers of the shards follow it, in the same order. */
 export const resumeParams = z.strictObject({
   shards: listOf(z.strictObject({ file: path, bytes: z.int().positive() })),
   units: listOf(unit),
 });
 
-/** On the way: bytes that were checked. */
+/** Progress of `resume`: bytes checked so far. */
 export const resumeEvent = z.strictObject({ bytes: z.int().nonnegative() });
 
-/** What answers it, as JSON: of finished units the parts, as the journal has them, and the notes. */
+/** The JSON that answers `resume`: parts and notes of finished units, as the journal has them. */
 export const resumeAnswer = listOf(
   z.union([
     z.strictObject({ part: partEntry }),
@@ -67,25 +70,26 @@ export const resumeAnswer = listOf(
   ]),
 );
 
-/** A shard; its header comes as a tensor. Its tensors and their places are read from that. */
+/** Parameters of `reserve`: a shard. Its header comes as a tensor and gives the places of the shard's tensors. */
 export const reserveParams = z.strictObject({ file: path, bytes: z.int().positive() });
 
-/** What `reserve` and `file` may bring. */
+/** The largest header that `reserve` or `resume` may send. */
 export const MAX_HEADER = MAX_HEADER_BYTES + 8;
 
-/** A file, whose content comes as one tensor. */
+/** Parameters of `file`: a file whose content comes as one tensor. */
 export const fileParams = z.strictObject({ file: path, bytes: z.int().nonnegative() });
 
 export const commitParams = z.strictObject({ last: z.array(path).max(16) });
 
 export const abandonParams = z.strictObject({ keep: z.boolean() });
 
-/** Whether anything was kept. */
+/** The answer to `abandon`: whether anything was kept. */
 export const abandonAnswer = z.strictObject({ kept: z.boolean() });
 
-/** What `write` brings are parts of reserved tensors, each as a tensor of this name, with its SHA-256 where that is known. */
+/** The name under which `write` sends a part of a reserved tensor. It includes the part's SHA-256 if that is known. */
 export const pieceName = (tensor: string, offset: number, sha256 = ''): string => `${offset}:${sha256}:${tensor}`;
 
+/** The reverse of `pieceName`; undefined if `name` is not of this form. */
 export function parsePieceName(name: string): { tensor: string; offset: number; sha256?: string } | undefined {
   const match = /^(\d{1,16}):([0-9a-f]{64})?:(.+)$/s.exec(name);
   if (!match) return undefined;
@@ -93,14 +97,14 @@ export function parsePieceName(name: string): { tensor: string; offset: number; 
   return { offset: Number(offset), tensor, ...(sha256 !== undefined && { sha256 }) };
 }
 
-/** And among them, as JSON in a tensor of this name, units that are finished. */
+/** The name under which `write` sends a finished unit, as JSON. */
 export const DONE = 'done';
 
 export const doneParams = z.strictObject({ unit, note: z.unknown() });
 export type DoneParams = z.infer<typeof doneParams>;
 
-/** Told as soon as it would survive a crash. */
+/** The event that a finished unit is on disk and survives a crash. */
 export const doneEvent = z.strictObject({ done: z.string() });
 
-/** Of these that wait for bytes still to come. */
+/** The most bytes of finished units that may wait for their data. */
 export const MAX_WAITING_BYTES = 64 * 1024 * 1024;

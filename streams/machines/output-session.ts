@@ -1,4 +1,4 @@
-/** What `mobe receive` (receive.ts) does with the requests of one conversion: docs/wire.md, "Output". */
+/** Answers the requests of one conversion for `mobe receive` (receive.ts): docs/wire.md, "Output". */
 
 import { LENGTH_BYTES, parseHeader, parseHeaderLength } from '../../src/checkpoint/header.js';
 import { parseIdentity } from '../../src/conversion/run-identity.js';
@@ -31,39 +31,40 @@ import {
 } from './output-protocol.js';
 import type { ServiceHooks } from './peer-options.js';
 
-/** Between two events about one request. */
+/** The least time between two progress events. */
 const PROGRESS_MS = 200;
 
+/** Callbacks of `receive`. */
 export interface ReceiveHooks extends ServiceHooks {
-  /** Bytes of tensors written so far. */
+  /** Called with the bytes of tensors written so far. */
   readonly onBytes?: (bytes: number) => void;
-  /** What the result is written with. */
+  /** File operations for the result; default: those of the system. */
   readonly fileSystem?: FileSystem;
 }
 
-/** Of several conversations one writes. */
+/** The right to write. Only one of several sessions has it. */
 interface Turn {
-  /** Waits for it; throws where another conversation has it. */
+  /** Waits for the right. Throws `BusyError` if another session has it. */
   take(run: RunIdentity | undefined): Promise<void>;
   give(): void;
 }
 
-/** One conversation about one output. */
+/** One connection and its output. */
 export class OutputSession {
   private output: OutputFolder | undefined;
   private bytes = 0;
-  /** Something of it has come: it is too late to resume. */
+  /** Whether anything was reserved or resumed, so that `resume` is no longer allowed. */
   private begun = false;
-  /** Finished units of which something is still to be written, or to be put on disk. */
+  /** Finished units whose data is not yet all on disk. */
   private readonly waiting = new Map<Unit, Promise<void>>();
   private waitingBytes = 0;
   private failure: unknown;
   private fail: (error: unknown) => void = () => {};
-  /** Whose run it is, where that can be continued. */
+  /** The identity of the run, if it can be resumed. */
   run: RunIdentity | undefined;
-  /** The result is whole. */
+  /** Whether the result is complete. */
   finished = false;
-  /** It is not, and what there is of it was left. */
+  /** Whether the result is incomplete and its finished part was kept. */
   kept = false;
 
   constructor(
@@ -195,7 +196,7 @@ export class OutputSession {
     const place = parsePieceName(name);
     if (!place) throw new ProtocolError(this.peer, `"${name}" is no part of a tensor`);
     const { tensor, offset, sha256 } = place;
-    // With the last of it all of it is there, and so its hash is right.
+    // The hash is of the whole part, so it becomes valid when the last piece of the part is written.
     const isLast = within + data.byteLength === bytes;
     const hashes = sha256 === undefined ? undefined : isLast ? [{ start: offset, end: offset + bytes, sha256 }] : [];
     await output.write(tensor, offset + within, data, hashes);
@@ -211,7 +212,7 @@ export class OutputSession {
     return { ...readJson(this.peer, 'a finished unit', json, doneParams.parse), bytes: json.byteLength };
   }
 
-  /** Throws as well what went wrong with a finished unit meanwhile. */
+  /** Resolves with the next piece. Rejects if noting a finished unit fails in the meantime. */
   private nextPiece(uploads: AsyncIterator<TensorPiece>): Promise<IteratorResult<TensorPiece>> {
     return new Promise((resolve, reject) => {
       this.fail = (error) => {
@@ -223,7 +224,7 @@ export class OutputSession {
     });
   }
 
-  /** Some of it may still be on its way; what follows does not wait for that. */
+  /** Notes a finished unit once all its data is on disk. Does not wait for that. */
   private finish(
     output: OutputFolder,
     { unit, note, bytes }: DoneParams & { bytes: number },
@@ -242,7 +243,7 @@ export class OutputSession {
     this.waiting.set(unit, over);
   }
 
-  /** Leaves what can be continued, unless that is not wanted; removes the rest. */
+  /** Ends the session. Keeps finished work for a later run if `keep` is true, and removes the rest. */
   async end(keep = true): Promise<void> {
     const { output } = this;
     this.output = undefined;
@@ -250,7 +251,9 @@ export class OutputSession {
   }
 }
 
-/** Often enough for a progress bar. What cannot be told any more is thrown: nobody waits for the rest. */
+/**
+ * Sends progress often enough for a progress bar. Throws when an event could not be sent, to stop work that nobody waits for.
+ */
 function progressTeller(event: (value: unknown) => Promise<void>): (bytes: number) => void {
   let last = Number.NEGATIVE_INFINITY;
   let failure: unknown;

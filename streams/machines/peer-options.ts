@@ -1,20 +1,20 @@
 export type { PeerOptions } from '../../src/transport/peer-options.js';
 
-/** Where a service listens, and whom it lets in. */
+/** The address on which a service listens, and the token it asks for. */
 export interface ListenAt {
   readonly host: string;
-  /** 0: any free one. */
+  /** 0 means any free port. */
   readonly port: number;
-  /** Without one, only loopback addresses are listened on. */
+  /** Required for any address that is not a loopback address. */
   readonly token?: string | undefined;
-  /** PEM. */
+  /** Key and certificate, PEM. */
   readonly tls?: { readonly key: string | Buffer; readonly cert: string | Buffer } | undefined;
 }
 
-/** What a service tells while it runs. The library prints nothing. */
+/** Callbacks of a service. The library prints nothing. */
 export interface ServiceHooks {
-  /** Someone began or ended a conversation, or a part of the work: for people. */
+  /** Called with a line of text when a session or a part of its work begins or ends. */
   readonly onLog?: (line: string) => void;
-  /** Someone was turned away, or a conversation failed. Nobody else is affected. */
+  /** Called when a client is refused or a session fails. Other sessions go on. */
   readonly onProblem?: (error: Error) => void;
 }

@@ -1,4 +1,4 @@
-/** What `mobe receive` does with a peer that does not behave: refuse it, in words, and keep nothing. */
+/** `mobe receive` refuses a peer that breaks the protocol, with a clear message, and keeps nothing. */
 import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -41,7 +41,7 @@ afterEach(async () => {
 });
 
 const create = (ask: Requester) => ask('create', { wanted: WANTED, neededBytes: 10, force: false });
-/** What can be continued. */
+/** The identity of a run that can be resumed. */
 const IDENTITY = { wanted: WANTED, version: '0', layout: '0', circumstances: {}, modified: {} };
 const createRun = (ask: Requester, identity: unknown = IDENTITY) =>
   ask('create', { wanted: WANTED, neededBytes: 10, force: false }, { uploads: [jsonPiece(identity)] });
@@ -49,7 +49,7 @@ const reserve = (ask: Requester) => ask('reserve', SHARD, { uploads: [wholePiece
 const write = (ask: Requester, name: string, data: Uint8Array) =>
   ask('write', null, { uploads: [wholePiece(name, data)] });
 
-/** Nothing under a final name, nothing beside the folder. */
+/** Expects no file under a final name, and nothing beside the folder. */
 function expectNothing(): void {
   expect(existsSync(out) ? readdirSync(out).filter((name) => !name.startsWith('.')) : []).toEqual([]);
   expect(readdirSync(join(out, '..')).filter((name) => name !== 'out')).toEqual([]);
@@ -279,7 +279,7 @@ test('a peer that leaves with a hash that is wrong: what it wrote is kept, and n
     expect(await ask('abandon', { keep: true })).toEqual({ kept: true });
     await channels.at(-1)?.close();
   }
-  // The first's is found out by the second, which has none: it is computed here.
+  // The first session sent a wrong hash, and the second finds that out. The second sent no hash, so the receiver computed it.
   const own = '9f64a747e1b97f131fabb6b447296c9b6f0201e79fb3c5356e6c77e89b6a806a';
   expect(answers).toEqual([[], [{ part: { tensor: 'a', start: 0, end: 4, sha256: own } }]]);
 });

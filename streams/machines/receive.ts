@@ -13,26 +13,28 @@ import type { ListenAt } from './peer-options.js';
 
 export type { ReceiveHooks } from './output-session.js';
 
-/** How long a peer whose result is whole is waited for. */
+/** How long to wait for the peer to close its connection when the result is complete. */
 const CLOSE_WITHIN_MS = 5_000;
 
+/** A running `receive`. */
 export interface Receiver extends Listener {
-  /** Resolves once a result is whole under its final name, or was there already. */
+  /** Resolves when a result is complete under its final name, or was already there. */
   readonly done: Promise<void>;
 }
 
 /**
- * Keeps in `folder` the result of a conversion that runs elsewhere: one at a time, until one is whole. Of one that ends early,
- * what can be continued is left, as where a conversion runs here; the rest is removed.
+ * Listens for a conversion on another machine and stores its result in `folder`. One conversion at a time may write, until a
+ * result is complete. When a conversion ends early, its finished work is kept for the same conversion to resume, and the rest
+ * is removed.
  */
 export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks = {}): Promise<Receiver> {
   let resolveDone: () => void = () => {};
   const done = new Promise<void>((resolve) => {
     resolveDone = resolve;
   });
-  /** The conversation that writes. */
+  /** The session that writes. */
   let writer: { channel: Channel; session: OutputSession; over: Promise<void> } | undefined;
-  /** A conversion that was started again need not wait until its first connection is given up. */
+  /** Lets a restarted conversion replace its first connection if that is lost. Throws `BusyError` for any other conversion. */
   const admit = async (run: RunIdentity | undefined): Promise<void> => {
     if (!writer) return;
     const { channel, session, over } = writer;
@@ -66,7 +68,8 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
         hooks.onLog?.(howItEnded(channel.peer, folder, session));
       }
       end();
-      // First the peer's farewell, since whoever waits for the result may end this process; but it is whole without.
+      // Close the connection before `done` resolves, because the caller may then end this process. The result is complete
+      // anyway.
       const farewell = session.finished ? channel.close().catch(() => {}) : undefined;
       await Promise.race([farewell, sleep(CLOSE_WITHIN_MS, undefined, { ref: false })]);
       if (session.finished) resolveDone();
@@ -77,7 +80,7 @@ export async function receive(folder: string, at: ListenAt, hooks: ReceiveHooks 
     done,
     async close() {
       await listener.close();
-      while (writer) await writer.over; // the folder is another's to write from then on
+      while (writer) await writer.over; // after this, another process may write to the folder
     },
   };
 }
@@ -87,7 +90,10 @@ function howItEnded(peer: string, folder: string, { finished, kept }: OutputSess
   return `${peer} left before the end; ${kept ? 'what was finished is kept, and the same conversion goes on from there' : 'nothing is kept'}`;
 }
 
-/** The same from a pipe: what `mobe stream` or a conversion to "-" wrote. Throws a `TruncatedStreamError` where it ends early. */
+/**
+ * Stores a result that comes through a pipe, from `mobe stream` or a conversion to "-". Throws a `TruncatedStreamError` if the
+ * pipe ends early.
+ */
 export async function receivePipe(folder: string, input: Readable, hooks: ReceiveHooks = {}): Promise<void> {
   const peer = 'standard input';
   const session = new OutputSession(peer, folder, hooks, { async take() {}, give() {} });

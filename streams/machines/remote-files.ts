@@ -1,16 +1,19 @@
-/** The files of a checkpoint that another machine serves (serve.ts), as if they were in a folder here. */
+/** Reads the files of a checkpoint that another machine serves (serve.ts), as if they were in a local folder. */
 import { isHidden, isPlainPath } from '../../src/checkpoint/plain-path.js';
 import { ReadError, RemoteChangedError, UnsafePathError } from '../../src/errors.js';
 import type { ByteRange, FileEntry, Files } from '../../src/sources/files.js';
 import { registerSource, type SourceOptions } from '../../src/sources/open-source.js';
 import { connectFiles, type FileInfo, type RemoteFiles } from '../../src/transport/served-files.js';
 
-// Importing them from here makes sure that these schemes are known.
+// Importing `openSource` from here ensures that `ws` and `wss` are registered.
 export { openFiles, openSource, type Source } from '../../src/sources/open-source.js';
 
 for (const scheme of ['ws', 'wss']) registerSource(scheme, remoteFiles);
 
-/** Connects at the first use, and again after `close`. */
+/**
+ * The files at `url`. Connects at the first use, and again after `close`. Methods throw a `PeerError` if the peer fails,
+ * `UnsafePathError` if it lists a path that could leave the folder, and `RemoteChangedError` if its files have changed.
+ */
 export function remoteFiles(url: string, { peers = {} }: SourceOptions): Files {
   let connection: Promise<RemoteFiles> | undefined;
   let known: readonly FileInfo[] | undefined;
@@ -28,9 +31,9 @@ export function remoteFiles(url: string, { peers = {} }: SourceOptions): Files {
   const relative = (file: string): string => file.slice(url.length + 1);
   const files: Files = {
     async list(): Promise<FileEntry[]> {
-      // As in a folder here, where hidden files are not listed.
+      // Hidden files are not listed, as in a local folder.
       const held = (await (await connected()).list()).filter(({ file }) => !isHidden(file));
-      // The names become paths: a peer must not choose where in this machine its files end up.
+      // The names become local paths. A peer must not be able to choose where its files are written.
       for (const { file } of held) if (!isPlainPath(file)) throw new UnsafePathError(url, file);
       return held.map(({ file, ...rest }) => ({ path: file, ...rest })).sort((a, b) => (a.path < b.path ? -1 : 1));
     },
@@ -47,7 +50,7 @@ export function remoteFiles(url: string, { peers = {} }: SourceOptions): Files {
       await files.read(file, start, bytes);
       return bytes;
     },
-    // What is served is compared at every new connection, and its server compares its files.
+    // The list is compared at every new connection, and the server checks its own files.
     checkUnchanged: async () => {},
     async close() {
       const open = connection;

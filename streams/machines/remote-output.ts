@@ -1,4 +1,4 @@
-/** The sink of a conversion on another machine (receive.ts), over a channel or a pipe. */
+/** Outputs that send a result to another machine (receive.ts), over a WebSocket or a pipe. */
 import { once } from 'node:events';
 import { PassThrough } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -33,10 +33,13 @@ import {
   resumeEvent,
 } from './output-protocol.js';
 
-/** How long the machine of an output that is given up is waited for: what has come may still have to be written. */
+/** How long to wait for the other machine when an output is abandoned. It may still be writing data that has arrived. */
 const LEAVE_WITHIN_MS = 3_000;
 
-/** Opens an output on the machine at `url`. It checks room and what is there before anything is computed here. */
+/**
+ * Opens an output on the machine at `url`, which first checks its disk space and its folder. Throws what these checks throw
+ * there, or a `PeerError`.
+ */
 export async function remoteOutput(url: string, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
   const channel = await connect(url, { ...run.peers, service: OUTPUT_SERVICE });
   const ask = createRequester(channel);
@@ -64,7 +67,10 @@ export async function remoteOutput(url: string, request: OutputRequest, run: Run
   }
 }
 
-/** Writes to standard output what `mobe receive <out> -` reads. Nobody answers: room and the like are found out at the other end. */
+/**
+ * Writes to standard output for `mobe receive <out> -` to read. There is no answer, so errors such as a full disk show only
+ * there.
+ */
 export async function pipeOutput(_pipe: string, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
   const sink = writeByteStream(process.stdout, OUTPUT_SERVICE);
   const tell = createTeller(sink);
@@ -78,10 +84,10 @@ const createRequest = ({ wanted, neededBytes }: OutputRequest, { force = false }
 };
 
 abstract class SentOutput implements Output {
-  readonly retains = true; // pieces are kept until the other side has them
+  readonly retains = true; // pieces are kept until the other side has received them
   private lost: (error: Error) => void = () => {};
   private writing: { pieces: PassThrough; answer: Promise<unknown> } | undefined;
-  /** Given up: what is still on its way here goes nowhere. */
+  /** Whether the output is being abandoned, so that further writes are refused. */
   protected leaving = false;
 
   constructor(
@@ -121,15 +127,15 @@ abstract class SentOutput implements Output {
     this.lost = listener;
   }
 
-  /** By the other side, while it writes. */
+  /** Handles an event that the other side sends while it writes. */
   protected told(_event: unknown): void {}
 
-  /** The other side cannot write any more. */
+  /** Called when the other side can no longer write. */
   protected broken(error: Error): void {
     this.lost(error);
   }
 
-  /** Parts go out in one long request, as they come. */
+  /** Sends a part. All parts go out in one long request. */
   protected async push(piece: TensorPiece): Promise<void> {
     if (this.leaving) throw new InterruptedError();
     this.writing ??= this.startWriting();
@@ -141,7 +147,7 @@ abstract class SentOutput implements Output {
 
   private startWriting() {
     const pieces = new PassThrough({ objectMode: true, highWaterMark: 1 });
-    pieces.on('error', () => {}); // whoever writes is told
+    pieces.on('error', () => {}); // `push` throws the error
     const onEvent = (event: unknown): void => this.told(event);
     const answer = this.ask('write', null, { uploads: pieces as AsyncIterable<TensorPiece>, onEvent });
     answer.catch((error) => {
@@ -165,10 +171,10 @@ abstract class SentOutput implements Output {
   }
 }
 
-/** One way: what is cut short is nothing. */
+/** An output in one direction. An incomplete result is useless, so nothing is kept. */
 class PipeOutput extends SentOutput {
   async abandon(): Promise<boolean> {
-    process.stdout.destroy(); // the reader takes it for what it is
+    process.stdout.destroy(); // the reader sees a truncated stream
     return false;
   }
 }
@@ -178,12 +184,12 @@ class RemoteOutput extends SentOutput {
   finishedParts: readonly PartEntry[] = [];
   declare readonly workspace?: string;
   private readonly finishing = new Map<string, { resolve(): void; reject(error: Error): void }>();
-  /** The other side has something of it. */
+  /** Whether the other side has any part of the result. */
   private begun: boolean;
 
   /**
-   * @param unfinished an interrupted run of the same identity is there
-   * @param states where those of fits are saved, if the run can be continued
+   * @param unfinished whether the other side has an interrupted run of the same identity
+   * @param states the folder for saved fits, if the run can be resumed
    */
   constructor(
     private readonly channel: Channel,
@@ -195,7 +201,7 @@ class RemoteOutput extends SentOutput {
     super(ask, () => channel.close());
     this.begun = unfinished;
     if (states) this.workspace = states.path;
-    // Also while nothing is asked: a fit must not run on for hours beside a receiver that is gone.
+    // This also works while no request is open: a fit must not go on for hours when the receiver is lost.
     void channel.whenOver.then((error) => error && this.broken(error));
   }
 
@@ -223,10 +229,10 @@ class RemoteOutput extends SentOutput {
     this.begun = true;
   }
 
-  /** The other side waits for what is still on its way. */
+  /** Resolves when the other side has the whole unit on disk. */
   async finish(unit: Unit, note: unknown): Promise<void> {
     const noted = new Promise<void>((resolve, reject) => this.finishing.set(unit.id, { resolve, reject }));
-    noted.catch(() => {}); // told by `push` as well
+    noted.catch(() => {}); // `push` throws the same error
     await this.push(jsonPiece({ unit, note }, DONE));
     await noted;
   }
@@ -255,14 +261,14 @@ class RemoteOutput extends SentOutput {
       sleep(LEAVE_WITHIN_MS, undefined, { signal: patience.signal }).catch(() => undefined),
     ]);
     patience.abort();
-    this.channel.fail(new InterruptedError()); // unless it has ended in peace
+    this.channel.fail(new InterruptedError()); // does nothing if the channel was closed
     const statesKept = await this.states?.leave(keep);
-    // A machine that is gone has what it had.
+    // If the other machine did not answer, it keeps what it had received.
     return statesKept || (kept ?? (keep && this.resumable && this.begun));
   }
 
   private async leave(keep: boolean): Promise<boolean> {
-    await this.finishWriting().catch(() => {}); // what it has of it by then
+    await this.finishWriting().catch(() => {}); // a failed write leaves the parts before it
     const answer = await this.ask('abandon', { keep });
     const { kept } = checkParams(this.channel.peer, 'its answer', abandonAnswer, answer);
     await this.channel.close().catch(() => {});

@@ -1,4 +1,7 @@
-/** A result on another machine goes on after either side ended, with what the receiver has; and neither side believes the other. */
+/**
+ * A conversion to another machine resumes after either side ended, from the work that the receiver has. Neither side trusts the
+ * other.
+ */
 import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeAll, describe, expect, test } from 'vitest';
@@ -50,7 +53,7 @@ function expectSame(out: string): void {
       expect(readFileSync(join(out, file)).equals(readFileSync(at('whole', file))), file).toBe(true);
 }
 
-/** To the end; how many groups it fitted. */
+/** Runs to the end. Returns how many groups it fitted. */
 async function finish(url: string, options = OPTIONS, run: RunOptions = {}): Promise<number> {
   let fitted = 0;
   const onProgress = ({ kind }: Progress): void => {
@@ -60,7 +63,7 @@ async function finish(url: string, options = OPTIONS, run: RunOptions = {}): Pro
   return fitted;
 }
 
-/** Three groups of six, then Ctrl-C. */
+/** Finishes three of six groups, then stops as Ctrl-C does. */
 async function interrupt(url: string, options = OPTIONS): Promise<void> {
   const controller = new AbortController();
   let finished = 0;
@@ -161,7 +164,7 @@ test.each(['write', 'truncate', 'sync', 'rename'] as const)(
     const run = compress(at('model'), receiver.url, OPTIONS, { onProgress });
     await expect(run).rejects.toThrow(errors.RemoteError);
     await expect(run).rejects.toThrow('Free some space');
-    expect(groups).toBeLessThan(operation === 'rename' ? 7 : 6); // at once, not when all else is done
+    expect(groups).toBeLessThan(operation === 'rename' ? 7 : 6); // the failure ends the run before the other groups are done
     expect(existsSync(join(out, 'config.json'))).toBe(false);
     broken = false;
     await finish(receiver.url);
@@ -259,7 +262,7 @@ describe('a sender that gives up', () => {
       const left = output.abandon(keep);
       await expect(output.write('a', 2 ** 20, new Uint8Array(2 ** 20))).rejects.toThrow(errors.InterruptedError);
       expect(await left).toBe(keep);
-      expect(performance.now() - began).toBeLessThan(2900); // it was not given up after three seconds
+      expect(performance.now() - began).toBeLessThan(2900); // before the limit of three seconds
       expect(existsSync(at(`given-up-${keep}`, PARTIAL_FOLDER))).toBe(keep);
     },
   );
@@ -275,7 +278,7 @@ describe('a sender that gives up', () => {
 });
 
 describe('started again while its first connection is not given up yet:', () => {
-  /** A conversion that is cut off from its receiver in the middle, and does not know. */
+  /** Cuts a conversion off from its receiver in the middle, without either noticing. */
   async function cutOff(name: string) {
     const receiver = await startReceiver(at(name));
     const proxy = await startProxy(receiver.url);
@@ -361,7 +364,7 @@ describe('a receiver that lies about what it has', () => {
     ];
     const all = await say([part(0, 4), part(4, 8), done]);
     expect(all).toEqual({ finished, parts: [part(0, 4).part, part(4, 8).part] });
-    expect(JSON.stringify(all)).toContain(JSON.stringify(report)); // with its keys in their order: the record is to be the same
+    expect(JSON.stringify(all)).toContain(JSON.stringify(report)); // keeps the order of keys, because the record must have the same bytes
     const nothing = { finished: [], parts: [] };
     expect(await say([part(0, 3), part(4, 8)])).toEqual(nothing); // a hole; no note
     expect(await say([done])).toEqual(nothing);

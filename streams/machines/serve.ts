@@ -5,11 +5,11 @@ import type { ListenAt, ServiceHooks } from './peer-options.js';
 import { openFiles, openSource, type Source } from './remote-files.js';
 
 /**
- * Offers a checkpoint to other machines: its files, by ranges, and no others. Throws an `InputError` where it is damaged or cannot
- * be listened for.
+ * Serves the files of a checkpoint, by byte ranges, to other machines. Serves no other files. Throws an `InputError` if the
+ * checkpoint is damaged or the port cannot be opened.
  */
 export async function serve(source: Source, at: ListenAt, hooks: ServiceHooks = {}): Promise<Listener> {
-  await openSource(source); // better found out now than by whoever connects
+  await openSource(source); // a damaged checkpoint is reported here, not to the first client
   return listen({ ...at, service: FILE_SERVICE, ...hooks }, async (channel) => {
     const { folder, files } = openFiles(source);
     hooks.onLog?.(`${channel.peer} reads ${folder}`);

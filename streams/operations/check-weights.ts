@@ -6,29 +6,34 @@ import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { countNonFinite, decodedRows } from '../stages/pass-through.js';
 
-/** A tensor with weights that no model can compute with. */
+/** A tensor with NaN or infinite weights. */
 export interface BadTensor {
   readonly tensor: string;
   readonly file: string;
-  /** Weights that are NaN or infinite. */
+  /** Number of weights that are NaN or infinite. */
   readonly nonFinite: number;
 }
 
+/** The result of `checkWeights`. */
 export interface WeightCheck {
-  /** Tensors that were decoded; the others hold no floats. */
+  /** Number of tensors that were decoded: those that hold floats. */
   readonly tensors: number;
+  /** Number of weights in them. */
   readonly weights: number;
   readonly bad: readonly BadTensor[];
 }
 
-/** Reads and decodes every weight of a checkpoint once, in bounded memory, and finds those that are NaN or infinite. */
+/**
+ * Reads and decodes every weight of a checkpoint once, in bounded memory, and lists the tensors with NaN or infinite weights.
+ * Throws an `InputError` if the checkpoint is damaged.
+ */
 export async function checkWeights(
   model: Source,
   { onProgress, signal, peers }: Pick<RunHooks, 'onProgress' | 'signal' | 'peers'> = {},
 ): Promise<WeightCheck> {
   const source = await openSource(model, { peers });
   const matrices = [...source.tensors.values()].flatMap((tensor): StoredMatrix[] => {
-    if (attachedTo(tensor, source)) return []; // scales come with their data
+    if (attachedTo(tensor, source)) return []; // scales are read with the data they belong to
     if (isQuantised(tensor)) return [quantisedMatrix(tensor, source)];
     return isFloatDtype(tensor.dtype) ? [plainMatrix(tensor)] : [];
   });

@@ -14,9 +14,9 @@ import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun, withEstimate } from './plan.js';
 
 /**
- * Compresses the checkpoint in `model` into `out` in one streaming pass that reads each expert once.
- * Throws a `MobeError`; `out` then holds nothing that looks whole, and, where the error's `kept` says so, what the same call goes
- * on from.
+ * Compresses the checkpoint `model` into `out`. Each expert is read once, or twice with `groups` if memory is short (the plan's
+ * `holdParts`). Throws a `MobeError`. After an error, `out` holds nothing that looks like a complete result. If the error's
+ * `kept` is set, finished work is there and the same call resumes from it.
  */
 export async function compress(
   model: Source,
@@ -28,7 +28,7 @@ export async function compress(
   return compressPlanned(await planRun(model, options, run), out, run, started);
 }
 
-/** The same, once it is planned; of a part of the source perhaps. */
+/** Compresses as planned. The plan may cover only a part of the source. */
 export async function compressPlanned(
   planned: PlannedRun,
   out: OutputPlace,
@@ -60,11 +60,12 @@ export async function compressPlanned(
   });
 }
 
+/** Reports the plan with its estimated duration, if anybody listens. */
 export async function tellPlan({ planned, remote }: PlannedRun, { onProgress, peers }: RunOptions): Promise<void> {
   if (onProgress) onProgress({ kind: 'plan', plan: await withEstimate(planned, remote, peers) });
 }
 
-/** Fits what is missing, on this machine's threads or on the workers that were planned with. */
+/** Fits the missing groups, on threads of this machine or on the planned workers. */
 export async function* fitExperts(
   { planned: { settings, memory }, remote }: PlannedRun,
   plan: Pick<CompressionPlan, 'groups' | 'format' | 'separate'>,

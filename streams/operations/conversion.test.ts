@@ -37,7 +37,10 @@ async function tensorValues({ tensors }: Checkpoint, name: string): Promise<Floa
   return values;
 }
 
-/** Same file names, same bytes. `mobe.json` has timings and the model card, which the manifest covers, says how it was made. */
+/**
+ * Expects the same file names and bytes, except in `mobe.json`, which has timings, the model card, and the manifest, which
+ * covers it.
+ */
 function expectSameFiles(a: string, b: string): void {
   const files = (folder: string) =>
     readdirSync(folder).filter((file) => !['mobe.json', 'mobe.manifest.json', 'README.md'].includes(file));
@@ -242,7 +245,7 @@ describe('two ways to one result', () => {
     const damaged = (name: string, damage: (folder: string) => void) => {
       const folder = at(`damaged-${name}`);
       cpSync(at('native'), folder, { recursive: true });
-      forgetManifest(folder); // or that would be all that is looked at
+      forgetManifest(folder); // otherwise only the manifest would be checked
       damage(folder);
       return verify(TINY_MODEL, folder).then(({ problems }) => problems.join('\n'));
     };

@@ -1,4 +1,7 @@
-/** Runs a planned conversion as one transaction: an output is filled by the pipeline, then come its small files, then the commit. */
+/**
+ * Runs a planned conversion as one transaction: the pipeline fills an output, then its small files are written, then it is
+ * committed.
+ */
 import { listSideFiles } from '../../src/checkpoint/side-files.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
@@ -29,36 +32,41 @@ import { type OutputPlace, openOutput, outputName } from './open-output.js';
 import { type Companions, writeSmallFiles } from './small-files.js';
 import { conversionUnits, copyId } from './units.js';
 
+/** What a conversion gives to the branch that produces the factorised tensors. */
 export interface BranchContext {
   readonly reader: RangeReader;
-  /** The groups to write; those that an interrupted run has finished are not among them. */
+  /** The groups to write. Groups that an interrupted run has finished are not among them. */
   readonly missing: readonly GroupPlan[];
-  /** Where a fit can save how far it is. */
+  /** Where fits can save their state. */
   readonly states: StatePlace | undefined;
-  /** Aborting it must end the branch soon. */
+  /** When it is aborted, the branch must end soon. */
   readonly signal: AbortSignal;
 }
 
+/** A conversion to run. */
 export interface Conversion {
   readonly plan: ConversionPlan;
   readonly out: OutputPlace;
-  /** Folders the output must not lie in. */
+  /** Folders in which the output must not lie. */
   readonly inputs: readonly string[];
-  /** Called once it is clear that there is something to do and room for it. */
+  /** Called before the work, when it is known that there is work and enough disk space. */
   readonly onStart?: () => Promise<void>;
-  /** The chunks of the factorised tensors, in any order, and a report after those of each group. */
+  /** Yields the chunks of the factorised tensors in any order, and a report after the chunks of each group. */
   readonly experts: (context: BranchContext) => AsyncIterable<OutputRecord>;
-  /** The small files of a checkpoint; factor files have none. */
+  /** The small files of a checkpoint; undefined for factor files, which have none. */
   readonly companions?: Companions;
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
-  /** What decides the bytes beside the settings. */
+  /** Facts beside the settings that decide the output's bytes. */
   readonly circumstances?: Circumstances;
   readonly run: RunOptions;
   /** `performance.now()` when the run began. */
   readonly started: number;
 }
 
-/** Runs a planned conversion to its end, from where an interrupted one stopped; or finds that its very result is there already. */
+/**
+ * Runs a planned conversion, and resumes an interrupted run of the same identity. Does nothing if the same result is already
+ * there. Throws a `MobeError`, whose `kept` says whether finished work was kept.
+ */
 export async function convert(conversion: Conversion): Promise<RunResult> {
   const { out, inputs, record, run, plan, circumstances = {} } = conversion;
   const { files: reader } = plan.source;
@@ -80,20 +88,20 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
   const { plan, run, out, companions } = conversion;
   const hashed = companions && hashOutput(place, run.clocks);
   const output = hashed ?? place;
-  // Aborted by the caller, or by whichever part fails first: a fit must not run on for hours beside a full disk.
+  // Aborted by the caller, or by the first part that fails: a fit must not go on for hours when the disk is full.
   const stop = new AbortController();
   const signal = AbortSignal.any([stop.signal, ...(run.signal ? [run.signal] : [])]);
   let sinkError: Error | undefined;
   const onSinkError = (error: Error): void => {
-    sinkError ??= error; // what ends the pipeline after it is only its echo
+    sinkError ??= error; // the error that then ends the pipeline is only a consequence
     stop.abort();
   };
   const groups: GroupReport[] = [];
-  // The process may have to end before a long step does: better on disk by then.
+  // The process may be killed before a long step ends, so finished work goes to disk at once.
   run.signal?.addEventListener('abort', () => void output.sync?.().catch(() => {}), { once: true });
   try {
     output.onLost?.(onSinkError);
-    if (companions) await listSideFiles(plan.source); // refused now, not after hours
+    if (companions) await listSideFiles(plan.source); // throws now for bad side files, not after hours
     const states = statesIn(output, conversion, identity);
     const nothing = await write(conversion, output, states, { signal, onSinkError, groups });
     await plan.source.files.checkUnchanged();
@@ -111,24 +119,27 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
   }
 }
 
-/** Whether what was finished before an error is of use to a later run. */
+/** Whether a later run can use the work that was finished before an error. */
 function isWorthKeeping(error: unknown, { format }: ConversionPlan, groups: readonly GroupReport[]): boolean {
-  if (error instanceof SourceChangedError) return false; // it may be of the old content
-  if (format === 'factors') return true; // each file stands for itself
-  // The source has weights that cannot be fitted: what was fitted before is kept, for when they are mended.
+  if (error instanceof SourceChangedError) return false; // the work may mix old and new content
+  if (format === 'factors') return true; // each file is complete in itself
+  // Some weights of the source cannot be fitted. The other groups stay useful once these weights are repaired.
   if (error instanceof NonFiniteWeightError || error instanceof DegenerateGroupError) return groups.length > 0;
-  if (error instanceof PeerRefusalError) return true; // of a machine that came back with another token, say
+  if (error instanceof PeerRefusalError) return true; // for example, a machine was restarted with another token
   // The same command would fail again.
   return ![InputError, OverflowError, DivergedError].some((kind) => error instanceof kind);
 }
 
 interface Writing extends Pick<WriteOptions, 'onSinkError'> {
   readonly signal: AbortSignal;
-  /** Takes the reports of all groups, also of those that an interrupted run has finished. */
+  /** Receives the reports of all groups, including those that an interrupted run has finished. */
   readonly groups: GroupReport[];
 }
 
-/** Writes all tensors that are not there yet. @returns whether all were there */
+/**
+ * Writes all tensors that are missing.
+ * @returns whether nothing had to be done
+ */
 async function write(
   { plan, onStart, experts, run }: Conversion,
   output: Output,
@@ -161,7 +172,7 @@ async function write(
       groups.push(report);
       run.onProgress?.({ kind: 'group', report });
       const unit = units.get(groupLabel(report));
-      if (!unit) return; // of a layer that a native export leaves out whole: told, but nothing of it is written
+      if (!unit) return; // a native export leaves out whole layers: their groups are reported but not written
       await output.finish?.(unit, report);
       if (states) await removeState(states.folder, report, run.fileSystem);
     },
@@ -182,7 +193,7 @@ function statesIn(
   };
 }
 
-/** What an interrupted run has finished. */
+/** Returns the units that an interrupted run has finished. */
 async function resume(
   plan: ConversionPlan,
   output: Output,

@@ -25,7 +25,7 @@ test("the trained fixture's nll is transformers'", async () => {
   expect({ window, textBytes }).toEqual({ window: expected.window, textBytes: Buffer.byteLength(text) });
   expect(score).toMatchObject({ windows: expected.nll.length, predictions });
   expect(Math.abs(score.nll - mean(expected.nll))).toBeLessThan(1e-6);
-  expect(score.nllPerByte).toBeCloseTo(score.nll, 12); // a token a byte
+  expect(score.nllPerByte).toBeCloseTo(score.nll, 12); // each token is one byte
   expect(score.perplexity).toBeCloseTo(Math.exp(mean(expected.nll)), 4);
 });
 

@@ -1,4 +1,4 @@
-/** Scores models on a text, and compares them with the model they were made from. */
+/** Scores models on a text, and compares them with their source model. */
 
 import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { peakRssBytes } from '../../src/conversion/run-report.js';
@@ -14,24 +14,25 @@ import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { openModels } from './run-models.js';
 
-/** Tokens of a window where the model's context is longer. */
+/** The default window in tokens. Models with a shorter context use that. */
 export const USUAL_WINDOW = 2048;
-/** Tokens that go through a layer at once, so that its weights are read once for all of them. */
+/** Tokens that go through a layer together. The layer's weights are read once for all of them. */
 const BATCH_TOKENS = 1024;
-/** Of the logits that are held at once. */
+/** The most bytes of logits that are held at once. */
 const LOGITS_BYTES = 16 * 2 ** 20;
 
-/** How a model differs from the one it is compared with, on the same tokens. */
+/** The difference between a model and the one it is compared with, on the same tokens. */
 export interface Comparison {
   readonly with: string;
-  /** KL divergence of the model's predictions from the other's, mean over all, nats. */
+  /** Mean KL divergence of the model's predictions from the other model's, in nats. */
   readonly divergence: number;
-  /** Share of the predictions with the same most likely token. */
+  /** Share of predictions in which both models find the same token most likely. */
   readonly agreement: number;
-  /** Relative error of the hidden states after each layer, what the layers before did to them included. */
+  /** Relative error of the hidden states after each layer. It includes the errors of all layers before. */
   readonly layerErrors: readonly number[];
 }
 
+/** The score of one model. */
 export interface ModelScore {
   readonly model: string;
   readonly expertsPerToken?: number | undefined;
@@ -39,7 +40,7 @@ export interface ModelScore {
   readonly predictions: number;
   /** Mean negative log-likelihood, nats a token. */
   readonly nll: number;
-  /** The same, nats a byte of the text. */
+  /** Mean negative log-likelihood, nats a byte of the text. */
   readonly nllPerByte: number;
   readonly perplexity: number;
   readonly comparison?: Comparison;
@@ -47,23 +48,27 @@ export interface ModelScore {
   readonly tokensPerSecond: number;
 }
 
+/** The result of `evaluate`. */
 export interface Evaluation {
   readonly textBytes: number;
   readonly window: number;
   readonly engine: EngineFacts;
-  /** The model that was compared with comes first. */
+  /** The scores, those of the model of `against` first. */
   readonly models: readonly ModelScore[];
   readonly peakRssBytes: number;
 }
 
+/** Callbacks and connections of `evaluate`. */
 export interface EvaluateHooks extends Pick<RunHooks, 'signal' | 'peers'> {
-  /** Windows that were scored, of all; of one model, or of two that are compared. */
+  /** Called when `done` of `windows` windows are scored. Two models that are compared are scored together. */
   readonly onWindow?: (model: string, done: number, windows: number) => void;
 }
 
 /**
- * Consecutive windows that do not overlap, each from position 0 on; all tokens of a window but its first are predicted. Tokens that do
- * not fill a last window are left out, unless there is no other. Nothing is put before the text.
+ * Scores models on a text. The text is cut into consecutive windows that do not overlap. Each window starts at position 0, and
+ * all its tokens except the first are predicted. A last window that is not full is left out, unless it is the only one. No
+ * token is put before the text. Throws `OptionError` for options and texts that do not fit the model, and `UnlikeModelsError`
+ * if two models cannot be compared.
  */
 export async function evaluate(
   sources: readonly Source[],
@@ -89,7 +94,7 @@ export async function evaluate(
   return { textBytes, window, engine, models: scores, peakRssBytes: peakRssBytes() };
 }
 
-/** One model, or one after the model that it is compared with: side by side, layer by layer. */
+/** Scores one model, or two that are compared. The two run together, layer by layer. */
 async function scoreTogether(
   sources: readonly Source[],
   compared: boolean,
@@ -167,7 +172,7 @@ function checkAlike(names: readonly string[], models: readonly LanguageModel[]):
       );
 }
 
-/** Runs the windows through all models, a layer of each at a time, and adds to their tallies. */
+/** Runs the windows through all models, one layer at a time, and adds to their tallies. */
 async function scoreWindows(
   windows: ReadonlyArray<readonly number[]>,
   models: readonly LanguageModel[],
@@ -202,7 +207,7 @@ async function scoreWindows(
   }
 }
 
-/** What adds up to a score. */
+/** The sums from which a score is computed. */
 class Tally {
   private nll = 0;
   private predictions = 0;

@@ -18,9 +18,13 @@ import { rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
+/** Options of `expand`. */
 export type ExpandOptions = Pick<CompressOptions, 'engine' | 'shardSize' | 'threads'>;
 
-/** Writes a native MoBE checkpoint as the standard weights it stands for: the very weights `--format hf` writes. */
+/**
+ * Rebuilds the standard weights of a native checkpoint and writes them to `out`. They are the same weights that `--format hf`
+ * writes. Throws a `MobeError`, as `compress` does.
+ */
 export async function expand(
   native: Source,
   out: OutputPlace,
@@ -33,7 +37,7 @@ export async function expand(
   const groups = findNativeGroups(source);
   const engine = await chooseEngine(choice, threads, productOf(groups[0]));
   const dropped = new Set(groups.flatMap(({ names }) => Object.values(names.shared)));
-  // What is quantised in a native checkpoint was meant to stay so.
+  // Tensors that are quantised in a native checkpoint were kept so on purpose (`--keep-quantized`).
   const plan = planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped, keepQuantised: true });
   return convert({
     plan,

@@ -36,12 +36,17 @@ import { type FactoredGroup, type FactorRanges, rebuildWeights } from '../stages
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
+/** Options of `exportFactors`. */
 export type ExportOptions = Pick<
   CompressOptions,
   'format' | 'engine' | 'shardSize' | 'threads' | 'keepQuantized' | 'maxError'
 >;
 
-/** Writes the checkpoint that `compress` would have written, from the factor files `fit` left in `factors`. */
+/**
+ * Makes a checkpoint from the factor files that `fitFactors` wrote to `factors`. It is the checkpoint that `compress` would
+ * have written. Throws `FactorMismatchError` if a file does not belong to `model`, and otherwise a `MobeError` as `compress`
+ * does.
+ */
 export async function exportFactors(
   model: Source,
   factors: Source,
@@ -63,7 +68,7 @@ export async function exportFactors(
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
   const all = await openFactorFolder(folder);
-  // A native checkpoint is compressed by whole layers.
+  // In a native checkpoint, a layer is compressed as a whole or not at all.
   const { used: files, kept } = isNative({ format }) ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
   const fitted = commonSettings(all);
@@ -78,7 +83,7 @@ export async function exportFactors(
     keepQuantised,
     decodedDtype: decodedDtype(fitted),
   });
-  // Native factors are copied; only standard weights are computed.
+  // Native factors are copied. Only standard weights need an engine.
   const engine = holdsWeights({ format }) ? await chooseEngine(choice, threads, productOf(files[0])) : undefined;
   return convert({
     plan,
@@ -102,7 +107,7 @@ export async function exportFactors(
       kind: 'export',
       sourceFingerprint,
       ...(engine && { engine: engineRecord(engine) }),
-      // "engine" among the settings is that of the fit.
+      // The setting "engine" is the engine of the fit.
       settings: {
         ...fitted,
         format,
@@ -117,7 +122,7 @@ export async function exportFactors(
   });
 }
 
-/** The group a factor file belongs to. Throws where the file is not of this model. */
+/** The group that a factor file belongs to. Throws `FactorMismatchError` if the file does not belong to this model. */
 function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
   const { path, metadata, tensors, method, problem, dtype } = file;
   if (metadata.sourceFingerprint !== sourceFingerprint)
@@ -142,7 +147,7 @@ function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceF
   };
 }
 
-/** The settings of the fit; without the layers, where those of several fits came together. */
+/** The settings of the fit. `layers` is left out if the files come from fits of different layers. */
 function commonSettings(files: readonly FactorFile[]): Readonly<Record<string, unknown>> {
   const [first, ...others] = files.map(({ metadata }) => metadata.settings) as [Record<string, unknown>];
   const layersOf = ({ layers }: Record<string, unknown>): string | undefined => JSON.stringify(layers);
@@ -151,7 +156,7 @@ function commonSettings(files: readonly FactorFile[]): Readonly<Record<string, u
   return common;
 }
 
-/** The files of layers that hold no group with a larger error, and the others. */
+/** Splits files by layers: `used` are layers in which no group has an error above `maxError`, `kept` are the others. */
 function byLayers(files: readonly FactorFile[], maxError = Number.POSITIVE_INFINITY) {
   const poor = files.filter(({ metadata }) => !(metadata.report.relativeError <= maxError));
   const left = new Set(poor.map(({ metadata }) => metadata.report.layer));
@@ -159,7 +164,7 @@ function byLayers(files: readonly FactorFile[], maxError = Number.POSITIVE_INFIN
   return { used: files.filter((file) => !isLeft(file)), kept: files.filter(isLeft) };
 }
 
-/** What the fit reported. How long it took is not kept. */
+/** The report of the fit, without its duration. */
 const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata.report, seconds: 0 });
 
 const keptReport = (group: GroupKey, keptError: number, seconds: number): KeptGroupReport => ({
@@ -198,7 +203,7 @@ async function* rebuildAll(
   }
 }
 
-/** What `compress` decides by, which is the error of the weights as they are rounded. */
+/** The error of the weights after rounding. `compress` compares the same error with `maxError`. */
 async function rebuildError(...rebuilt: Parameters<typeof rebuildWeights>): Promise<number> {
   const weights = rebuildWeights(...rebuilt);
   for (;;) {
@@ -207,7 +212,7 @@ async function rebuildError(...rebuilt: Parameters<typeof rebuildWeights>): Prom
   }
 }
 
-/** The factors as they are, under their native names. */
+/** Copies the factors unchanged, under their native names. */
 async function* copyAll(
   plan: ConversionPlan,
   factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,

@@ -29,7 +29,7 @@ const root = temporaryFolder();
 const OUTPUT = { shardSize: 20_000, threads: 1 };
 const QUICK: CompressOptions = { bases: 3, steps: 4, ...OUTPUT };
 
-/** Dimensions of which 128 is no divisor, in blocks of 128. */
+/** Dimensions that are not multiples of the block size 128. */
 const WIDE = { sizes: { layers: 2, experts: 6, rows: 130, cols: 300 }, block: [128, 128] } as const;
 
 type Row = [label: string, family: FamilyName, options: FamilyOptions];
@@ -64,7 +64,7 @@ const PROJECTION: Readonly<Record<string, Projection>> = {
   w3: 'up_proj',
 };
 
-/** The group that an expert's weight is factorised with: none for down_proj and for prediction modules. */
+/** The group that an expert's weight belongs to; undefined for down_proj and prediction modules. */
 function groupOf({ kind, name }: KnownWeight, { sizes }: GeneratedFamily): string | undefined {
   const [, layer, own] = /layers\.(\d+)\..*\.(\w+)\.weight$/.exec(name) ?? [];
   const projection = PROJECTION[own ?? ''];

@@ -1,4 +1,6 @@
-/** The disk fails: at every kind of call, whatever the error. Then it works again, and the same command ends as if nothing had been. */
+/**
+ * The disk fails at every kind of call, with different errors. Then it works again, and the same command gives the same result.
+ */
 import {
   cpSync,
   existsSync,
@@ -42,7 +44,7 @@ function expectSame(out: string, whole: string): void {
       expect(readFileSync(join(out, file)).equals(readFileSync(join(whole, file))), file).toBe(true);
 }
 
-/** Fails at the nth call that is meant, as often as from there on. */
+/** A file system whose matching calls fail, from the nth on. */
 function failing(meant: (call: Call) => boolean, code: string, nth: number) {
   let count = 0;
   return interceptedFileSystem((call) => {

@@ -10,8 +10,8 @@ import type { OutputPlace } from './open-output.js';
 import { planRun } from './plan.js';
 
 /**
- * Fits the experts of `model` and writes one factor file a group into `folder`. Files that are there already from the
- * same source and settings are kept, so an interrupted fit goes on where it stopped.
+ * Fits the experts of `model` and writes one factor file for each group into `folder`. Files of the same source and settings
+ * that are already there are kept, so an interrupted fit resumes. Throws a `MobeError`, as `compress` does.
  */
 export async function fitFactors(
   model: Source,
@@ -20,7 +20,7 @@ export async function fitFactors(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  // Factors have no checkpoint format; "hf" is the one every family can be planned for.
+  // Factor files have no checkpoint format. "hf" is used here because all families can be planned with it.
   const planned = await planRun(model, { ...options, format: 'hf' }, run);
   const { source, groups, settings, memory, engine } = planned.planned;
   const { format: _, shardSize: __, keepQuantized: ___, maxError: ____, ...decisive } = resultSettings(settings);

@@ -1,4 +1,4 @@
-/** Continues a text, token by token. */
+/** Continues a prompt, token by token. */
 import { peakRssBytes } from '../../src/conversion/run-report.js';
 import { OptionError } from '../../src/errors.js';
 import { configReader } from '../../src/inference/config-reader.js';
@@ -12,26 +12,30 @@ import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { openModels } from './run-models.js';
 
-/** Prompt tokens that go through the model at once: each layer's weights are read once for all of them. */
+/** Prompt tokens that go through the model together. Each layer's weights are read once for all of them. */
 const PROMPT_BATCH = 1024;
 
+/** Figures of a generated text. */
 export interface Generation {
   readonly promptTokens: number;
   readonly newTokens: number;
-  /** Until the first new token was chosen. */
+  /** Time until the first new token was chosen. */
   readonly promptSeconds: number;
-  /** From then to the last. */
+  /** Time from the first new token to the last. */
   readonly seconds: number;
-  /** Of those after the first; undefined where there are none. */
+  /** Rate of the new tokens after the first; undefined if there is only one. */
   readonly tokensPerSecond: number | undefined;
-  /** `end`: the model ended the text; `length`: as long as asked for; `context`: no position is left. */
+  /** `end`: the model ended the text. `length`: the requested length was reached. `context`: the model's context is full. */
   readonly stopped: 'end' | 'length' | 'context';
-  /** Weights read from the checkpoint, as stored. */
+  /** Bytes of weights read from the checkpoint. */
   readonly bytesRead: number;
   readonly peakRssBytes: number;
 }
 
-/** Yields the text as it comes; returns the figures. Same options on the same machine: same text. */
+/**
+ * Yields the text in pieces and returns its figures. The same options on the same machine give the same text. Throws
+ * `OptionError` if the prompt is empty or longer than the model's context.
+ */
 export async function* generate(
   source: Source,
   prompt: string,
@@ -98,7 +102,7 @@ export async function* generate(
   }
 }
 
-/** (v), after the part's last token. */
+/** The logits (vocabulary) after the last token of `part`. */
 async function nextLogits(model: LanguageModel, part: SequencePart): Promise<Float32Array> {
   let hidden: Float32Array = new Float32Array(0);
   for await (const states of model.forward([part])) hidden = states;

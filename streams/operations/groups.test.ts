@@ -26,7 +26,7 @@ const SIZES = { ...TINY, layers: 2 };
 const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
 const QUICK: CompressOptions = { bases: 4, steps: 4, projections: [...PROJECTIONS], ...OUTPUT };
 
-/** A · silu(Σ α B) in f64 from a native checkpoint, as its names are meant; down_proj's transpose. */
+/** Rebuilds A · silu(Σ α B) in f64 from the tensors of a native checkpoint; for down_proj this is the transposed weight. */
 function rebuild(
   written: ReadonlyMap<string, FoundTensor>,
   layer: number,
@@ -141,7 +141,7 @@ function testGroups(groups: number, layout: string, family: FamilyOptions): void
         for (const [expert, weight] of experts(layer, projection).entries()) {
           const byHand = roundToBfloat16(rebuild(native, layer, projection, expert, groups));
           const written = weightOf(hf, weight) as Float32Array;
-          // Sums in another order may round to the neighbouring bf16.
+          // A sum in another order may round to the next bf16 number.
           const far = byHand.filter(
             (value, i) => Math.abs(value - (written[i] as number)) > Math.abs(value) / 120 + 1e-6,
           );

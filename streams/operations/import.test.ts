@@ -12,7 +12,7 @@ import { exportFactors } from './export.js';
 import { importFactors } from './import.js';
 import { verify } from './verify.js';
 
-/** What PyTorch says of the files: fixtures/wab.py. */
+/** The values that PyTorch computes from the files (fixtures/wab.py). */
 const expected: Record<string, { activation: string; sigma: number; relativeError: number }> = JSON.parse(
   readFileSync(join(WAB_FILES, 'expected.json'), 'utf8'),
 );
@@ -22,7 +22,7 @@ const UP = (group: number): string => `model_layers_2_mlp_up_proj_group${group}_
 const root = temporaryFolder();
 const at = (...path: string[]) => join(root, ...path);
 
-/** A folder with some of the files. */
+/** Makes a folder with some of the files. */
 function wab(name: string, ...files: string[]): string {
   mkdirSync(at(name));
   for (const file of files) copyFileSync(join(WAB_FILES, file), at(name, file));

@@ -27,12 +27,15 @@ import { sigmaIn } from '../stages/normalise.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
+/** Options of `importFactors`. */
 export interface ImportOptions extends Pick<CompressOptions, 'dtype' | 'engine' | 'threads'> {
-  /** Undefined: whichever fits the first expert better. The files do not say. */
+  /**
+   * The activation of the factors. The files do not name it. By default, the one that fits the first expert better is taken.
+   */
   readonly activation?: Activation | undefined;
 }
 
-/** A file of the reference, and the group it belongs to. */
+/** A file of the reference implementation, and the group that it belongs to. */
 interface Imported {
   readonly path: string;
   readonly file: WabFile;
@@ -40,9 +43,10 @@ interface Imported {
 }
 
 /**
- * Turns the factor files of the reference implementation (`*_WAB.pth`) in `wab` into factor files of this program, for
- * `exportFactors`: α = softmax of the stored logits, A scaled by the σ that the reference divided the weights by, and the error
- * of what is written measured against the weights of `model`. Nothing in the files is executed.
+ * Converts the factor files of the reference implementation (`*_WAB.pth`) in `wab` into factor files of this program, for
+ * `exportFactors`. α is the softmax of the stored logits. A is multiplied by σ, by which the reference divided the weights. The
+ * error of the written factors is measured against `model`. Nothing in the files is executed. Throws `ForeignFactorsError` if
+ * the files do not fit `model`.
  */
 export async function importFactors(
   model: Source,
@@ -106,7 +110,7 @@ async function openWabFolder(folder: string): Promise<OpenWabFile[]> {
   return Promise.all(names.map(async (name) => ({ ...name, file: await openWabFile(name.path) })));
 }
 
-/** The group of the model that a file's factors belong to. A file without a group number has all of a layer's experts. */
+/** The group of the model that a file belongs to. A file without a group number has all experts of its layer. */
 function matchGroup(
   { path, layer, projection, group: number, file }: OpenWabFile,
   all: readonly OpenWabFile[],
@@ -140,7 +144,7 @@ const withActivation = ({ group, ...rest }: Imported, activation: Activation): I
   group: { ...group, problem: { ...(group.problem as Problem), activation } as Problem },
 });
 
-/** The one with which a file is nearest to its first expert. */
+/** The activation with which a file reproduces its first expert best. */
 async function findActivation(first: Imported, reader: Files, options: ComputeOptions): Promise<Activation> {
   const thread = new ComputeThread(options);
   try {
@@ -160,7 +164,7 @@ async function findActivation(first: Imported, reader: Files, options: ComputeOp
   }
 }
 
-/** A file's group as a fit would give it. */
+/** A file's factors in the form in which a fit returns them. */
 async function readGroup(
   { file, group }: Imported,
   measured: number,
@@ -169,9 +173,9 @@ async function readGroup(
 ): Promise<FittedGroup> {
   const { method, dtype, format } = group;
   const problem = group.problem as Problem;
-  // The reference keeps the weights, and so their standard deviation, in fp16 while it fits.
+  // The reference holds the weights in fp16, and so its standard deviation is rounded to fp16.
   const sigma = roundToHalf(Float32Array.of(measured))[0] as number;
-  const stored = file.A.dtype as FloatDtype; // openWabFile has checked it, of all three
+  const stored = file.A.dtype as FloatDtype; // openWabFile has checked the dtype of all three tensors
   const label = groupLabel(group);
   const B = encodeFinite(dtype, await readFloats(file.B, stored, reader), `bases of ${label}`);
   const logits = await readFloats(file.logits, stored, reader);
@@ -194,7 +198,7 @@ async function readGroup(
 const readFloats = async (range: ByteRange, dtype: FloatDtype, reader: RangeReader): Promise<Float32Array> =>
   floatsOf(dtype, await reader.readRange(range));
 
-/** In f64, row by row, in place. */
+/** Softmax of each row, computed in f64, in place. */
 function softmaxRows(logits: Float32Array, cols: number): Float32Array {
   for (let start = 0; start < logits.length; start += cols) {
     const row = logits.subarray(start, start + cols);

@@ -2,6 +2,6 @@ import { type Inspection, inspectCheckpoint } from '../../src/conversion/inspect
 import type { PeerOptions } from '../machines/peer-options.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 
-/** What is in a checkpoint. Reads headers only; throws an `InputError` where it is damaged. */
+/** Describes a checkpoint. Reads only its headers. Throws an `InputError` if it is damaged. */
 export const inspect = async (model: Source, peers: PeerOptions = {}): Promise<Inspection> =>
   inspectCheckpoint(await openSource(model, { peers }));

@@ -22,7 +22,7 @@ const KEEP = { keepQuantized: true } as const;
 const isExpertOf = (name: string, layers: readonly number[]): boolean =>
   layers.some((layer) => name.includes(`layers.${layer}.mlp.experts.`));
 
-/** Converts those layers with --keep-quantized, in one pass and in two, and checks tensors and verification. */
+/** Converts some layers with --keep-quantized, by `compress` and by `fit` and `export`, and checks tensors and verification. */
 async function convert(name: string, family: FamilyName, options: FamilyOptions, layers: readonly number[]) {
   const at = (...path: string[]) => join(root, name, ...path);
   const source = await generateFamily(at('model'), family, options);

@@ -1,4 +1,4 @@
-/** `npm run test:kill` does this at length. */
+/** Kills a few runs. `npm run test:kill` kills many. */
 import { expect, test } from 'vitest';
 import { killRuns } from '../../fixtures/kill-runs.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';

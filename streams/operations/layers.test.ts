@@ -22,7 +22,7 @@ const OUTPUT = { shardSize: 20_000, threads: 1 };
 const isOf = ({ kind, name }: KnownWeight, layer: number, ...projections: string[]): boolean =>
   kind === 'expert' && name.includes(`layers.${layer}.`) && projections.some((it) => name.includes(it));
 
-/** Converts to both formats and expands; checks what no choice of layers may change. */
+/** Converts to both formats and expands. Checks everything that must not depend on the choice of layers. */
 async function convert(name: string, family: FamilyOptions, options: CompressOptions) {
   const at = (...path: string[]) => join(root, name, ...path);
   const source = await generateFamily(at('model'), 'deepseek_v3', family);
@@ -66,7 +66,7 @@ describe('one layer of two', () => {
         ),
       ).toBe(0);
     const fused = [...native.keys()].filter((name) => /experts\.(gate_up|down)_proj$/.test(name)).sort();
-    // The prediction module is no layer.
+    // The prediction module does not count as a layer.
     expect(fused).toEqual(['model.layers.3.mlp.experts.down_proj', 'model.layers.3.mlp.experts.gate_up_proj']);
     expectSameWeights(source, readFolder(at('expanded')), hf);
   });

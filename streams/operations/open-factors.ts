@@ -8,15 +8,19 @@ import { checkOutside } from '../../src/output/folder-checks.js';
 import type { FolderOptions, OpenedOutput } from './open-folder.js';
 import type { OutputPlace } from './open-output.js';
 
+/** The factor files that a run will write. */
 export interface FactorRequest {
-  /** All that is to be there in the end. */
+  /** All groups that the folder must have in the end. */
   readonly groups: readonly GroupPlan[];
   readonly context: FactorContext;
-  /** Folders it must not lie in. */
+  /** Folders in which the factor folder must not lie. */
   readonly inputs: readonly string[];
 }
 
-/** Opens the place that factor files go to: a folder of this machine, or an object that is handed in. */
+/**
+ * Opens the place for factor files: a local folder, or an object of the caller. Throws `UnknownSchemeError` for a URL, and an
+ * `InputError` if the folder cannot take the files.
+ */
 export async function openFactors(
   place: OutputPlace,
   { groups, context, inputs }: FactorRequest,
@@ -27,7 +31,7 @@ export async function openFactors(
   await checkOutside(place, inputs);
   const output = await FactorFolder.create(place, { groups, context, force, fs });
   if (!output.complete) return { output };
-  // A run that was killed after its last group has left no record, and one of other layers has left another.
+  // A run that was killed after its last group left no record. A run of other layers left a different record.
   const record = await readReport(place);
   if (!record || describeDifference(record, { kind: 'fit', ...context })) return { output };
   await output.commit();

@@ -1,32 +1,37 @@
-/** Opens a folder of this machine to write a result into. */
+/** Opens a local folder for a result. */
 import { examineOutput, type WantedOutput } from '../../src/conversion/existing-output.js';
 import type { StoredReport } from '../../src/conversion/run-report.js';
 import type { FileSystem } from '../../src/file-system.js';
 import { checkOutside, type Output, OutputFolder } from '../../src/output/output-folder.js';
 import type { RunIdentity } from '../../src/output/unfinished-run.js';
 
+/** The result that a run will write. */
 export interface OutputRequest {
-  /** The result that is to be there in the end. */
+  /** Identifies the result. */
   readonly wanted: WantedOutput;
   /** Bytes the run will write. */
   readonly neededBytes: number;
-  /** Folders it must not lie in; those that are no paths of this machine are passed over. */
+  /** Folders in which the result must not lie. Entries that are not local paths are ignored. */
   readonly inputs: readonly string[];
-  /** Undefined: an interrupted run cannot be continued. */
+  /** Identity of the run; undefined if it cannot be resumed after an interruption. */
   readonly identity?: RunIdentity;
 }
 
-/** The very result may be there already, whole. */
+/** An output to write to, or the record of the same result if that is already complete. */
 export type OpenedOutput<Opened extends Output = Output> =
   | { readonly done: StoredReport }
   | { readonly output: Opened };
 
+/** Options of `openFolder`. */
 export interface FolderOptions {
   readonly force?: boolean | undefined;
   readonly fileSystem?: FileSystem | undefined;
 }
 
-/** Throws an `InputError` where something else is there, the disk is too small, or another process writes there. */
+/**
+ * Opens `folder` for a result, and completes the commit of a run that was killed during it. Throws an `InputError` if other
+ * files are in the folder, the disk is too small, or another process writes there.
+ */
 export async function openFolder(
   folder: string,
   { wanted, neededBytes, inputs, identity: run }: OutputRequest,

@@ -1,4 +1,4 @@
-/** Opens the place that a conversion writes to: a location, whose scheme says how, or an object that is handed in. */
+/** Opens the place that a conversion writes to: a location, opened according to its scheme, or an object of the caller. */
 import { UnknownSchemeError } from '../../src/errors.js';
 import { PIPE, schemeOf } from '../../src/location.js';
 import type { Output } from '../../src/output/output.js';
@@ -6,9 +6,10 @@ import { pipeOutput, remoteOutput } from '../machines/remote-output.js';
 import type { RunOptions } from '../run-options.js';
 import { type OpenedOutput, type OutputRequest, openFolder } from './open-folder.js';
 
-/** A location, or an output of any kind. An object takes one result: it is committed or abandoned by the run it is given to. */
+/** A location, or an output object. An object takes one result: the run commits or abandons it. */
 export type OutputPlace = string | Output;
 
+/** Opens an output at a location. */
 export type OpenOutput = (location: string, request: OutputRequest, run: RunOptions) => Promise<OpenedOutput>;
 
 const schemes = new Map<string, OpenOutput>([
@@ -17,12 +18,12 @@ const schemes = new Map<string, OpenOutput>([
   ['wss', remoteOutput],
 ]);
 
-/** From now on, locations of this scheme ("ws" for `ws://…`) are opened by `open`. */
+/** Registers `open` for locations of a scheme, for example "ws" for `ws://…`. It replaces an earlier one. */
 export function registerOutput(scheme: string, open: OpenOutput): void {
   schemes.set(scheme, open);
 }
 
-/** Throws `UnknownSchemeError`, and what the place itself throws. */
+/** Opens the place. Throws `UnknownSchemeError`, and the errors of the scheme's own function. */
 export async function openOutput(place: OutputPlace, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
   if (typeof place !== 'string') return { output: place };
   const scheme = schemeOf(place);
@@ -32,6 +33,6 @@ export async function openOutput(place: OutputPlace, request: OutputRequest, run
   return open(place, request, run);
 }
 
-/** A place as people are told it. */
+/** The name of a place in messages. */
 export const outputName = (place: OutputPlace): string =>
   typeof place === 'string' ? place : 'the output it was given';

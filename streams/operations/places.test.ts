@@ -1,4 +1,4 @@
-/** Sources and outputs that are objects, handed in where a location is usual; and locations that nothing opens. */
+/** Sources and outputs that are objects instead of locations, and locations with an unknown scheme. */
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
@@ -83,7 +83,7 @@ describe('from memory', () => {
 });
 
 describe('into an object', () => {
-  /** Notes what it is asked for. */
+  /** Records the calls of an output. */
   function noted(output: Output, calls: string[]): Output {
     return {
       ...nullOutput(),

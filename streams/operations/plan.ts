@@ -7,12 +7,16 @@ import type { PeerOptions } from '../machines/peer-options.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
 
+/** A plan with its expected duration. */
 export interface TimedPlan extends CompressionPlan {
-  /** Expected duration, from the measured rate of this machine; within a factor of two or so. */
+  /** Expected duration, from the measured rate of the machine that fits. Accurate to about a factor of two. */
   readonly estimatedSeconds: number;
 }
 
-/** What `compress` would do with the same arguments. Reads headers, then measures this machine for a fraction of a second. */
+/**
+ * Plans what `compress` would do with the same arguments. Reads headers, then measures the speed of the machine that fits for a
+ * fraction of a second. Throws an `InputError` if the checkpoint or the options do not allow the run.
+ */
 export async function plan(
   model: Source,
   options: CompressOptions = {},
@@ -22,13 +26,14 @@ export async function plan(
   return withEstimate(planned, remote, run.peers);
 }
 
+/** A plan and the machines that it is for. */
 export interface PlannedRun {
   readonly planned: CompressionPlan;
-  /** The machines that fit, where it is not this one. */
+  /** The machines that fit; undefined if this machine does. */
   readonly remote: RemoteWorkers | undefined;
 }
 
-/** Opens the source, wherever it is, asks the workers what they are, and plans. */
+/** Opens the source, asks the workers for their facts, and plans. Throws as `plan` and `askWorkers` do. */
 export async function planRun(
   model: Source,
   options: CompressOptions,
@@ -36,11 +41,12 @@ export async function planRun(
 ): Promise<PlannedRun> {
   const source = await openSource(model, { peers, fileSystem });
   const remote = workers.length ? await askWorkers(workers, peers) : undefined;
-  // A fit that one of them could not give its threads would be another fit there.
+  // The number of threads can change a fit's bits, so every worker must be able to give a fit the same number.
   const threads = remote && options.threads === undefined ? { threads: Math.min(...remote.threads) } : {};
   return { planned: await planCompression(source, { ...options, ...threads }, remote), remote };
 }
 
+/** Measures the machine that fits and adds the expected duration. */
 export async function withEstimate(
   planned: CompressionPlan,
   remote?: RemoteWorkers,

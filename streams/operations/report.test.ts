@@ -48,7 +48,7 @@ test('a result with its page is whole, is found again, expands without it, and c
   expect(readdirSync(at('expanded'))).not.toContain(PAGE_FILE);
   await compress(TINY_MODEL, at('again'), options);
   await writeReport(at('again'));
-  writeFileSync(at('again', `${PAGE_FILE}.new`), '<'); // by a process that was killed
+  writeFileSync(at('again', `${PAGE_FILE}.new`), '<'); // a killed process left it
   await compress(TINY_MODEL, at('again'), { ...options, steps: 3 }, { force: true });
   expect(readdirSync(at('again')).filter((name) => name.startsWith(PAGE_FILE))).toEqual([]);
 });

@@ -1,4 +1,4 @@
-/** The page beside a result. */
+/** Writes the HTML page of a result. */
 import { basename, join, resolve } from 'node:path';
 import { PAGE_FILE } from '../../src/checkpoint/side-files.js';
 import { readReport } from '../../src/conversion/existing-output.js';
@@ -10,15 +10,17 @@ import type { EvaluateOptions } from '../../src/inference/run-options.js';
 import { asWriteError } from '../../src/output/shard-writer.js';
 import { type EvaluateHooks, type Evaluation, evaluate } from './evaluate.js';
 
+/** Options of `writeReport`. */
 export interface ReportOptions {
-  /** Where to write the page; by default into the result. */
+  /** Path of the page; by default it lies in the result's folder. */
   readonly html?: string | undefined;
-  /** To score the result on. */
+  /** A text on which the result is scored. */
   readonly text?: string | undefined;
-  /** For scoring; `against`: the source, to be compared with. */
+  /** Options of the scoring. `against` is the source model, to compare with. */
   readonly scoring?: EvaluateOptions;
 }
 
+/** The result of `writeReport`. */
 export interface WrittenReport {
   readonly page: string;
   readonly record: StoredReport;
@@ -26,8 +28,8 @@ export interface WrittenReport {
 }
 
 /**
- * Writes the page of a result, of what its record says. Throws `NotACheckpointError` where there is no record, an `OptionError`
- * where there is nothing to score, and whatever `evaluate` throws.
+ * Writes the page of the result in `out` from its record. Throws `NotACheckpointError` if there is no record, `OptionError` if
+ * there is nothing to score, and what `evaluate` throws.
  */
 export async function writeReport(
   out: string,
@@ -48,7 +50,7 @@ export async function writeReport(
   return { page, record, ...(evaluation && { evaluation }) };
 }
 
-/** Whoever opens the file finds the old page or the new one. */
+/** Replaces a file atomically, so that a reader finds the old page or the new one. */
 async function replaceFile(path: string, text: string): Promise<void> {
   const temporary = `${path}.new`;
   try {

@@ -1,4 +1,4 @@
-/** A conversion that was interrupted goes on where it stopped, believes nothing unchecked, and ends with the same bytes. */
+/** An interrupted conversion resumes where it stopped, checks everything that it finds, and gives the same bytes. */
 import {
   appendFileSync,
   cpSync,
@@ -35,7 +35,7 @@ beforeAll(async () => {
   await interrupted(compress, at('interrupted'), 3);
 });
 
-/** Stops when so many groups are finished; of the last, not all may be written yet. */
+/** Stops a run when so many groups are finished. The last of them may not be completely written. */
 async function interrupted(
   convert: typeof compress,
   out: string,
@@ -53,13 +53,13 @@ async function interrupted(
   await expect(running).rejects.toMatchObject({ kept: out });
 }
 
-/** A copy of the interrupted run. */
+/** Copies the interrupted run. */
 function copyOf(name: string): string {
   cpSync(at('interrupted'), at(name), { recursive: true });
   return at(name);
 }
 
-/** Runs to the end; the groups it fitted, the bytes it wrote. */
+/** Runs to the end. Returns the groups that it fitted and the bytes that it wrote. */
 async function finish(out: string, options = OPTIONS, run: RunOptions = {}) {
   const fitted: string[] = [];
   let bytes = 0;
@@ -226,7 +226,7 @@ describe('where a shard of the source was replaced since, what was made from the
 });
 
 describe('a fit goes on inside a group:', () => {
-  /** Stops in the middle of the first fit, whose state has been saved by then. */
+  /** Stops in the middle of the first fit, after its state was saved. */
   async function stopInside(convert: typeof compress, out: string, options: CompressOptions): Promise<void> {
     const controller = new AbortController();
     const onProgress = (it: Progress): void => {

@@ -1,4 +1,6 @@
-/** All architectures on tiny generated models. What transformers makes of such: fixtures/interop/check_inference.py. */
+/**
+ * Runs all architectures on tiny generated models. fixtures/interop/check_inference.py compares such models with transformers.
+ */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import type { FamilyName } from '../../fixtures/families.js';
@@ -30,7 +32,7 @@ const FAMILIES: Array<[string, FamilyName, FamilyOptions]> = [
   ],
 ];
 
-/** All tokens' logits: at once, or in pieces with a key-value cache. */
+/** The logits of all tokens, computed at once or in pieces with a key-value cache. */
 async function logitsOf(folder: string, pieces: number[][] = [TOKENS], options: Partial<ModelOptions> = {}) {
   const model = await openModel(folder, engine, options);
   const sequence = model.newSequence();
@@ -40,7 +42,7 @@ async function logitsOf(folder: string, pieces: number[][] = [TOKENS], options: 
   return logits;
 }
 
-/** As a share of the largest logit. */
+/** The largest difference, relative to the largest logit. */
 const relativeDifference = (a: number[], b: number[]): number => largestDifference(a, b) / Math.max(...b.map(Math.abs));
 
 const cost = thoroughBut('Qwen3-MoE', 'DeepSeek-V3 in FP8', 'Ling, with a normalised head');

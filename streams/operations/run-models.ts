@@ -1,4 +1,4 @@
-/** Opens models to run them: one engine for all, and the memory shared out. */
+/** Opens models to run them, with one engine for all and an equal share of memory for each. */
 
 import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
@@ -10,27 +10,32 @@ import { PROCESS_BYTES, TENSOR_BYTES } from '../../src/inference/memory-budget.j
 import { usefulThreads } from '../../src/inference/run-options.js';
 import { Runner } from '../../src/inference/runner.js';
 
+/** Settings of `openModels`. */
 export interface RunningSettings {
   readonly engine: EngineChoice;
   readonly threads?: number | undefined;
+  /** Peak resident memory of the process, in bytes. */
   readonly maxMemory: number;
 }
 
-/** What each model will be asked for at most. */
+/** A model and the largest sizes that it must handle. */
 export interface ModelUse {
   readonly checkpoint: Checkpoint;
+  /** Tokens whose keys and values are kept, over all sequences. */
   readonly keptTokens: number;
+  /** Tokens that go through a layer together. */
   readonly batchTokens: number;
   readonly expertsPerToken?: number | undefined;
 }
 
+/** Open models and their engine. */
 export interface RunningModels {
   readonly engine: EngineFacts;
   readonly models: readonly LanguageModel[];
   close(): Promise<void>;
 }
 
-/** Runs on this thread: a model's steps are short, and there is nothing else to do meanwhile. */
+/** Opens models. They run on the calling thread, because their steps are short and the caller has no other work. */
 export async function openModels(
   uses: readonly ModelUse[],
   { engine: choice, threads, maxMemory }: RunningSettings,

@@ -1,4 +1,4 @@
-/** The files of a result beside its shards: side files, config, index, model card, manifest, and the record. */
+/** Writes the files of a result beside its shards: side files, config, index, model card, manifest and record. */
 import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { CONFIG_FILE } from '../../src/checkpoint/open-checkpoint.js';
@@ -22,15 +22,20 @@ import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/
 import type { HashedOutput } from '../flow/hash-output.js';
 import type { Conversion } from './convert.js';
 
-/** What makes a checkpoint of shards. */
+/** The small files that a checkpoint needs beside its shards. */
 export interface Companions {
-  /** What changes in the source's config.json. */
+  /** Changes to the source's config.json. */
   readonly config: ConfigChanges;
-  /** Modelling files of ours: of a native output to be added, of an expansion's source to be left behind. */
+  /**
+   * Modelling files of this project: those to add to a native output, and those not to copy from the source of an expansion.
+   */
   readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
 }
 
-/** @param hashed the output, where its hashes are to make a manifest: that of a checkpoint */
+/**
+ * Writes the small files, the record last, and returns the record.
+ * @param hashed the output with its hashes, from which the manifest is made; undefined for factor files, which have no manifest
+ */
 export async function writeSmallFiles(
   conversion: Conversion,
   output: Output,
@@ -52,7 +57,8 @@ export async function writeSmallFiles(
     ...(warnings.length && { warnings }),
     files: [...files, REPORT_FILE].sort(),
   };
-  // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.
+  // The manifest covers all files except the record, which has timings and a checksum of its own. So equal results have equal
+  // manifests.
   if (hashed) await output.writeText(MANIFEST_FILE, encodeManifest(hashed.written));
   await output.writeText(REPORT_FILE, hashed ? seal(encodeReport(report)) : `${encodeReport(report)}\n`);
   return report;
@@ -82,7 +88,7 @@ async function writeCompanions(
   );
 }
 
-/** A file's bytes, some at a time. */
+/** Reads a file in parts. */
 async function* wholeFile({ file, start, end }: ByteRange, reader: RangeReader): AsyncGenerator<Uint8Array> {
   for (let from = start; from < end; from += READ_BYTES) {
     yield reader.readRange({ file, start: from, end: Math.min(end, from + READ_BYTES) });

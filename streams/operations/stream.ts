@@ -6,7 +6,10 @@ import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
 import { type OutputPlace, openOutput } from './open-output.js';
 
-/** Writes a checkpoint as it is, file by file, to standard output or to `mobe receive` elsewhere. */
+/**
+ * Sends a checkpoint unchanged, file by file, to standard output or to `mobe receive` on another machine. Returns the bytes of
+ * its files. Throws an `InputError` if the checkpoint is damaged, and errors of the output.
+ */
 export async function streamCheckpoint(model: Source, to: OutputPlace = PIPE, run: RunOptions = {}): Promise<number> {
   const source = await openSource(model, run);
   const { files, folder } = source;

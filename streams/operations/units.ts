@@ -1,4 +1,4 @@
-/** The work of a conversion in parts that are done wholly or not at all: each copy, and each group. */
+/** The units of a conversion: each copy and each group. A unit is finished completely or not at all. */
 import { basename } from 'node:path';
 import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type ConversionPlan, type Copy, copyBytes } from '../../src/conversion/conversion-plan.js';
@@ -7,9 +7,13 @@ import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import type { Unit } from '../../src/output/unfinished-run.js';
 import type { ByteRange } from '../../src/sources/files.js';
 
+/** The name of a copy's unit. */
 export const copyId = ({ target, offset }: Copy): string => `copy ${offset}:${target}`;
 
-/** A group is finished once its report was noted. */
+/**
+ * The units of a conversion, with their parts of output tensors and the source shards that they depend on. A group's unit is
+ * finished when its report is noted.
+ */
 export function conversionUnits(plan: ConversionPlan): Unit[] {
   const shards = new Map(plan.source.shards.map(({ path }) => [path, basename(path)]));
   const shardsOf = (ranges: readonly ByteRange[]): string[] => [
@@ -20,7 +24,7 @@ export function conversionUnits(plan: ConversionPlan): Unit[] {
     const sources = shardsOf([source, ...(decode ? rangesOf(decode.matrix) : [])]);
     return { id: copyId(copy), parts: [{ tensor, offset, bytes: copyBytes(copy) }], noted: false, sources };
   });
-  // σ belongs to all experts of a layer and projection, also where they are cut into groups.
+  // σ depends on all experts of a layer and projection, so each of its groups depends on the shards of all of them.
   const ranges = new Map<string, ByteRange[]>();
   for (const group of plan.groups) {
     const key = layerPart(group);
@@ -39,7 +43,7 @@ const layerPart = ({ layer, projection }: GroupPlan): string => `${layer} ${proj
 const rangesOf = ({ data, scales, declaredShape }: StoredMatrix): ByteRange[] =>
   [data, scales, declaredShape].filter((range) => range !== undefined);
 
-/** The experts; of a native source also the factors that they share. */
+/** The ranges of a group's experts, and in a native source also of its shared factors. */
 const groupRanges = ({ experts, names }: GroupPlan, { source }: ConversionPlan): ByteRange[] => [
   ...experts.flatMap(rangesOf),
   ...Object.values(names.shared).flatMap((name) => source.tensors.get(name) ?? []),

@@ -1,4 +1,4 @@
-/** The parts of a verification that need no tensor data: names, dtypes, shapes, index, config and side files. */
+/** The checks of a verification that need no tensor data: names, dtypes, shapes, index, config and side files. */
 import { readFile } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { TensorSpec } from '../../src/checkpoint/header.js';
@@ -9,6 +9,7 @@ import type { ModellingFile } from '../../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../../src/models/native.js';
 import type { Files } from '../../src/sources/files.js';
 
+/** Compares names, dtypes and shapes with those expected. Adds to `problems`. */
 export function compareSpecs(expected: readonly TensorSpec[], result: Checkpoint, problems: string[]): void {
   const left = new Set(result.tensors.keys());
   for (const { name, dtype, shape } of expected) {
@@ -24,6 +25,7 @@ export function compareSpecs(expected: readonly TensorSpec[], result: Checkpoint
   for (const name of left) problems.push(`tensor "${name}" should not be there`);
 }
 
+/** Compares the index's total size with `tensorBytes`. Adds to `problems`. */
 export async function checkIndex(result: Checkpoint, tensorBytes: number, problems: string[]): Promise<void> {
   if (result.shards.length === 1) return;
   const { metadata } = await readJsonObject(fileIn(result.folder, INDEX_FILE), result.files);
@@ -32,7 +34,7 @@ export async function checkIndex(result: Checkpoint, tensorBytes: number, proble
     problems.push(`${INDEX_FILE} says total_size ${String(total)}, the tensors have ${tensorBytes} bytes`);
 }
 
-/** The result's config must be the source's with these changes. */
+/** Checks that the result's config is the source's config with these changes. Adds to `problems`. */
 export function checkConfig(source: Checkpoint, result: Checkpoint, changes: ConfigChanges, problems: string[]): void {
   const expected = JSON.parse(editConfig(source.configText, changes)) as Record<string, unknown>;
   for (const key of new Set([...Object.keys(expected), ...Object.keys(result.config)])) {
@@ -44,7 +46,10 @@ export function checkConfig(source: Checkpoint, result: Checkpoint, changes: Con
   }
 }
 
-/** The source's side files and the modelling files must be there, byte for byte. Returns how many there are. */
+/**
+ * Checks that the source's side files and the modelling files are in the result, byte for byte. Adds to `problems`. Returns how
+ * many files were compared.
+ */
 export async function checkSideFiles(
   source: Checkpoint,
   result: Checkpoint,

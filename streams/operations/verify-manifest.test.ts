@@ -30,7 +30,7 @@ import { verifyIntegrity } from './verify-manifest.js';
 
 const root = temporaryFolder();
 const at = (...path: string[]): string => join(root, ...path);
-/** Rebuilt slices of the fused tensors come long after the slices that are kept. */
+/** A result whose fused tensors have rebuilt slices, written long after the slices that are kept. */
 const out = at('out');
 const shards: string[] = [];
 
@@ -73,7 +73,7 @@ test('the hashes are those that any program computes', async () => {
   }
 });
 
-/** What a problem must say of a flipped bit at this byte. */
+/** The text that a problem must contain if a bit of this byte is flipped. */
 async function regionOf(file: string, position: number): Promise<string> {
   if (file === MANIFEST_FILE || file === REPORT_FILE) return `${file}`;
   if (!file.endsWith('.safetensors')) return `${file} is damaged`;

@@ -1,4 +1,4 @@
-/** Is a result as it was written? Told by its manifest alone; the source is not needed. */
+/** Checks by its manifest that a result is as it was written. This does not need the source. */
 
 import { PAGE_FILES } from '../../src/checkpoint/side-files.js';
 import { readReport } from '../../src/conversion/existing-output.js';
@@ -14,20 +14,21 @@ import { sourceName } from '../../src/sources/open-source.js';
 import { openFiles, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 
+/** The result of a check against the manifest. */
 export interface Integrity {
-  /** What is damaged or missing; empty when every byte is as it was written. */
+  /** Descriptions of damaged and missing parts; empty if every byte is as it was written. */
   readonly problems: readonly string[];
   readonly files: number;
   readonly tensors: number;
   readonly bytes: number;
-  /** Files that were not written by the conversion. */
+  /** Files that the conversion did not write. */
   readonly unlisted: readonly string[];
   readonly seconds: number;
 }
 
 /**
- * Hashes every file of a result and compares with its manifest. Throws `NotACheckpointError` where there is none: the result
- * is of an older version, or not of mobe.
+ * Hashes every file of a result and compares the hashes with its manifest. Throws `NotACheckpointError` if there is no
+ * manifest: then an older version wrote the result, or another program did.
  */
 export async function verifyIntegrity(out: Source, hooks: RunHooks = {}): Promise<Integrity> {
   const { folder, files } = openFiles(out, hooks);
@@ -43,7 +44,7 @@ export async function verifyIntegrity(out: Source, hooks: RunHooks = {}): Promis
   );
 }
 
-/** The same; undefined where there is no manifest, and none is missing. */
+/** Does the same for opened files. Returns undefined if there is no manifest and the record does not list one. */
 export async function checkManifest(folder: string, files: Files, hooks: RunHooks): Promise<Integrity | undefined> {
   const started = performance.now();
   const held = new Map((await files.list(folder)).map(({ path, bytes }) => [path, bytes] as const));
@@ -75,7 +76,10 @@ export async function checkManifest(folder: string, files: Files, hooks: RunHook
   return { problems, files: manifest.size, tensors: tensors.size, bytes, unlisted, seconds };
 }
 
-/** Not in the manifest: it cannot hold its own hash; record and page have timings. The first two are sealed. */
+/**
+ * Files that the manifest does not list: itself, and the record and page, which have timings. Manifest and record have
+ * checksums of their own.
+ */
 const OWN_FILES = [MANIFEST_FILE, REPORT_FILE, ...PAGE_FILES];
 
 type Held = ReadonlyMap<string, number>;
@@ -103,7 +107,7 @@ async function readManifest(folder: string, files: Files, held: Held, problems: 
   }
 }
 
-/** One problem for each tensor, or header, that has damaged parts. */
+/** Returns one problem for each tensor or header that has damaged parts. */
 async function checkFile(
   file: string,
   path: string,

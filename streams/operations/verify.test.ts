@@ -12,12 +12,12 @@ import { verify } from './verify.js';
 
 const root = temporaryFolder();
 
-/** Changes the exponent of one number, at a share of the tensor's bytes. */
+/** Changes the exponent of one number of a tensor, at `share` of its bytes. */
 async function flip(folder: string, name: string, share: number): Promise<void> {
   const tensor = (await openCheckpoint(folder)).tensors.get(name);
   if (!tensor) throw new RangeError(`no tensor ${name}`);
   const bytes = readFileSync(tensor.file);
-  // Of two bytes the second has the exponent.
+  // The second byte of a bf16 number has the exponent.
   const position = tensor.start + (Math.floor((tensor.end - tensor.start) * share) | 1);
   bytes[position] = (bytes[position] as number) ^ 0x40;
   writeFileSync(tensor.file, bytes);

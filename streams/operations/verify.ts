@@ -42,35 +42,38 @@ import { type FactorRanges, loadFactors, readFactors } from '../stages/rebuild.j
 import { checkConfig, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
 import { checkManifest, type Integrity } from './verify-manifest.js';
 
-/** Errors are recomputed in f32; summation order aside they are the same. */
+/** Largest relative difference between a recomputed error and the reported one. f32 sums in another order differ slightly. */
 const ERROR_TOLERANCE = 1e-4;
 
+/** Options of `verify`. */
 export interface VerifyOptions extends RunHooks, Pick<CompressOptions, 'engine' | 'threads'> {}
 
+/** The error of a group that was verified. */
 export interface VerifiedGroup extends GroupKey {
-  /** ‖W − Ŵ‖/‖W‖ as recomputed. */
+  /** ‖W − Ŵ‖/‖W‖, recomputed. */
   readonly relativeError: number;
-  /** As in the result's record, where it has one. */
+  /** The error in the result's record; undefined if the record has none. */
   readonly reported: number | undefined;
 }
 
+/** The result of `verify`. */
 export interface Verification {
-  /** What is wrong; empty when all is well. */
+  /** Descriptions of all differences; empty if there are none. */
   readonly problems: readonly string[];
   readonly copiedTensors: number;
   readonly copiedBytes: number;
   readonly groups: readonly VerifiedGroup[];
   readonly sideFiles: number;
-  /** By the result's manifest; undefined where it has none. When it finds a problem, nothing more is compared. */
+  /** The check against the manifest; undefined if there is no manifest. If it finds a problem, nothing else is compared. */
   readonly integrity: Integrity | undefined;
   readonly seconds: number;
 }
 
 /**
- * First that the result is what was written, by its manifest; then that what was written is right. Reads the result and its
- * source again and compares: every passed-through tensor byte by byte, every factorised group's
- * error with the reported one, names, dtypes, shapes, index, config and side files. A damaged folder throws an
- * `InputError`; what differs is collected.
+ * Checks a result. First it checks by the manifest that the result is as it was written. Then it reads the result and its
+ * source and compares: copied tensors byte by byte, the error of each factorised group with the reported error, names, dtypes,
+ * shapes, index, config and side files. Differences are collected in `problems`. Throws an `InputError` if a folder is damaged
+ * or is not a result.
  */
 export async function verify(
   source: Source,
@@ -82,7 +85,7 @@ export async function verify(
   const { engine: choice, threads } = resolveSettings(options);
   const original = await openSource(source, { peers });
   const integrity = await checkResult(out, { ...hooks, ...(peers && { peers }) });
-  // What is not as it was written need not be compared with the source.
+  // A damaged result need not be compared with the source.
   if (integrity?.problems.length)
     return { ...NOTHING_COMPARED, ...integrity, integrity, seconds: secondsSince(started) };
   const result = await openSource(out, { peers });
@@ -92,7 +95,7 @@ export async function verify(
   const problems: string[] = [];
   const model = detectModel(original);
   const plan = expectedPlan(original, result, model, report);
-  // Groups that were kept hold the source's weights, byte for byte.
+  // Groups that were not compressed hold the source's weights, byte for byte.
   const kept = plan.groups.filter((group) => report.groups.some((it) => isKept(it) && compareGroups(it, group) === 0));
   const groups = plan.groups.filter((group) => !kept.includes(group));
   const copies = [...plan.copies, ...kept.flatMap((group) => expertCopies(group, plan))];
@@ -160,7 +163,7 @@ const secondsSince = (started: number): number => (performance.now() - started) 
 
 const sizeOf = (tensor: TensorInfo | undefined): number | undefined => tensor && tensor.end - tensor.start;
 
-/** How the result was made, over the source's tensors. */
+/** Plans again how the result was made from the source's tensors. */
 function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel, report: StoredReport): ConversionPlan {
   const { settings, kind } = report;
   const format: Format = settings.format === 'hf' ? 'hf' : 'mobe';
@@ -170,7 +173,7 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
     const keepQuantised = settings.keepQuantized === true;
     return planConversion({ ...base, groups, keepQuantised, decodedDtype: decodedDtype(settings) });
   }
-  // An expansion has what the native checkpoint it came from had, which is not at hand.
+  // An expansion was made from a native checkpoint, which is not available here. So its dtypes are taken from the result.
   const quantised = [...original.tensors.values()].filter(isQuantised);
   const decoded = quantised.map((tensor) => result.tensors.get(quantisedMatrix(tensor, original).name)?.dtype ?? '');
   return planConversion({
@@ -185,9 +188,9 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   });
 }
 
-/** The groups that were converted, as plans over the source's tensors. */
+/** The groups that were converted, as plans over the source's tensors. Throws `NotACheckpointError` if the source lacks one. */
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
-  if (isNative({ format }) && report.groups.every(isKept)) return []; // or there are none
+  if (isNative({ format }) && report.groups.every(isKept)) return []; // also if there are no groups
   const dtype = report.settings.dtype as CompressOptions['dtype'];
   const expected = (key: GroupKey, known?: MethodProblem): GroupPlan => {
     const found = groupOf(model, key, { dtype }, known);
@@ -195,13 +198,13 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
       throw new NotACheckpointError(result.folder, `it claims to hold ${groupLabel(key)}, which its source has not`);
     return found;
   };
-  // In standard weights only the dense shapes show.
+  // Standard weights show only their dense shapes, so no factor sizes are known.
   return isNative({ format })
     ? findNativeGroups(result).map((native) => expected(native, native))
     : report.groups.map((group) => expected(group));
 }
 
-/** Compares what is not factorised, chunk by chunk as it was written. */
+/** Compares the copied tensors, chunk by chunk as they were written. Returns the bytes compared. */
 async function compareCopies(
   plan: ConversionPlan,
   result: Checkpoint,

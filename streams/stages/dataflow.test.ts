@@ -16,7 +16,7 @@ async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
   return all;
 }
 
-/** Counts what is pulled from it and notices being closed. */
+/** Counts the values pulled from it, and notices when it is closed. */
 function source(count: number, failAt = Number.POSITIVE_INFINITY) {
   const state = { pulled: 0, closed: false };
   async function* items() {
@@ -145,7 +145,7 @@ describe('stages written as generators', () => {
 });
 
 describe('lanes', () => {
-  /** Lets a test end each lane when it wants. */
+  /** Lets a test decide when each lane ends. */
   function gates(count: number) {
     const opened: Array<() => void> = [];
     const closed = Array.from({ length: count }, (_, i) => new Promise<void>((resolve) => (opened[i] = resolve)));
@@ -194,7 +194,7 @@ describe('lanes', () => {
 });
 
 describe('a stage of somebody’s own', () => {
-  /** As `readExperts` does: a group's bytes are taken before it comes. */
+  /** Takes a group's bytes before it yields the group, like `readExperts`. */
   async function* budgeted(count: number, budget: ByteBudget) {
     for (let i = 0; i < count; i++) {
       const { release } = await budget.acquire(6);

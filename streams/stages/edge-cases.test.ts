@@ -157,7 +157,7 @@ describe('bad weights are named when their group comes, and nothing that looks w
     const failure = await run.catch((reason: Error) => reason);
     expect(failure).toBeInstanceOf(error);
     expect(String(failure)).toContain(names);
-    // Kept is what was fitted before; without that, nothing is.
+    // Groups fitted before are kept. If there are none, nothing is kept.
     expect((failure as errors.MobeError).kept).toBe(finished.length ? join(folder, 'out') : undefined);
     const left = existsSync(join(folder, 'out')) ? readdirSync(join(folder, 'out')) : [];
     expect(left).toEqual(finished.length ? ['.mobe-partial'] : []);
@@ -191,7 +191,7 @@ describe('bad weights are named when their group comes, and nothing that looks w
     copyFileSync(join(folder, 'whole', basename(file)), file);
     const after: string[] = [];
     await compress(source, out, options, { onProgress: onProgress(after) });
-    // What has experts in the mended shard is fitted again.
+    // Groups with experts in the mended shard are fitted again.
     const again = after.filter((it) => before.includes(it));
     expect(again.filter((it) => !it.startsWith('2 '))).toEqual([]);
     expect(before.length).toBeGreaterThan(again.length);

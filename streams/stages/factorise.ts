@@ -1,4 +1,4 @@
-/** Factorising: each group becomes a job, for whichever runner is free. */
+/** The factorise stage: each group becomes a job, and the next free runner takes it. */
 import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type GroupKey, type GroupPlan, groupKey, groupLabel, sourceBytes } from '../../src/conversion/group-plan.js';
 import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
@@ -12,21 +12,23 @@ import type { StageClocks } from '../flow/stage-clock.js';
 import type { FittedGroup, FoldedExpert, NormalisedGroup } from '../records.js';
 import type { FoldProgress, StepProgress } from '../run-options.js';
 
+/** Options of `factorise`, the same for all groups of a run. */
 export interface FactoriseOptions {
   readonly runners: RunnerPool;
   readonly settings: Pick<Settings, 'solver' | 'steps' | 'learningRate' | 'seed' | 'maxError'>;
   readonly memory: Pick<MemoryPlan, 'batchExperts' | 'holdTargets'>;
+  /** Whether the job returns factors or rebuilt weights. */
   readonly written: FitJob['written'];
-  /** Where a running fit saves its state. */
+  /** The file in which a running fit saves its state. */
   readonly stateOf?: ((group: GroupPlan) => StateFile) | undefined;
   readonly onStep?: ((progress: StepProgress) => void) | undefined;
   readonly onFold?: ((progress: FoldProgress) => void) | undefined;
-  /** A runner is gone; what it had is done again by another. */
+  /** Called when a runner is lost. Another runner then repeats its group. */
   readonly onLost?: ((runner: string, reason: Error) => void) | undefined;
   readonly clocks?: StageClocks | undefined;
 }
 
-/** The job that fits a group. Everything that decides its result is in it. */
+/** Describes the job that fits a group. The description, together with the weights, decides the result. */
 export function describeJob(
   { group, sigma }: Pick<NormalisedGroup, 'group' | 'sigma'>,
   { settings, memory, written }: Pick<FactoriseOptions, 'settings' | 'memory' | 'written'>,
@@ -55,8 +57,9 @@ export function describeJob(
 }
 
 /**
- * Fits a group. Its experts come as they are asked for. A runner that is lost is replaced, and the job goes on with the next
- * expert, provided that what was written so far comes out the same.
+ * Fits a group. Its experts are computed one by one, when the caller asks for the next. When a runner is lost, another one fits
+ * the group again and continues with the next expert. Throws `UnlikeFitsError` if the second fit's shared factors differ,
+ * because the experts written so far belong to the first fit. Also throws what the job throws (`runJob`).
  */
 export async function factorise(normalised: NormalisedGroup, options: FactoriseOptions): Promise<FittedGroup> {
   const { group, experts, release } = normalised;
@@ -67,7 +70,7 @@ export async function factorise(normalised: NormalisedGroup, options: FactoriseO
   const timed = <T>(bytes: number, work: () => Promise<T>): Promise<T> =>
     clocks ? clocks.work('fit', bytes, work) : work();
 
-  /** Throws again what is no reason to go on with another runner. */
+  /** Drops a lost runner. Rethrows any other error, since another runner would fail in the same way. */
   const lose = (runner: JobRunner, error: Error): void => {
     if (!(error instanceof PeerError) || error instanceof RemoteError) {
       runners.release(runner);
@@ -108,7 +111,7 @@ export async function factorise(normalised: NormalisedGroup, options: FactoriseO
         running = undefined;
         lose(runner, error as Error);
         running = await start(expert);
-        // What was written so far belongs to the first fit.
+        // The experts written so far belong to the first fit.
         if (!sameFactors(first.fitted, running.fitted))
           throw new UnlikeFitsError(groupLabel(group), running.runner.name);
       }
@@ -146,11 +149,11 @@ interface Running {
 const sameFactors = ({ shared: a }: FittedFactors, { shared: b }: FittedFactors): boolean =>
   Object.entries(a).every(([name, bytes]) => Buffer.compare(bytes, b[name] ?? new Uint8Array(0)) === 0);
 
-/** Every group has random numbers of its own, whichever others are converted with it. */
+/** The seed of a group's random numbers. It does not depend on which other groups are converted. */
 function groupSeed(seed: number, { layer, projection, group }: GroupKey): number {
   const own = layer * 8 + PROJECTIONS.indexOf(projection) + 1 + group * GROUP_STRIDE;
   return (seed * 1_000_003 + own) % Number.MAX_SAFE_INTEGER;
 }
 
-/** More than any layer's number in the seed. */
+/** Larger than any number that layer and projection can give, so that no two groups share a seed. */
 const GROUP_STRIDE = 2 ** 20;

@@ -1,4 +1,4 @@
-/** Folding: σ goes into a factor of each expert, and a fitted group becomes tensors of the output. */
+/** The fold stage: σ is multiplied into one factor of each expert, and a fitted group becomes chunks of output tensors. */
 import { encodeFinite } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
@@ -10,7 +10,10 @@ import type { Factors, Method } from '../../src/methods/method.js';
 import { addErrors, NO_ERROR, relativeError } from '../compute/squared-error.js';
 import type { FittedGroup, OutputRecord } from '../records.js';
 
-/** An expert's factors as they are stored, σ multiplied in. Throws `OverflowError` where one is too large for `dtype`. */
+/**
+ * Multiplies σ into the factor that the method names and encodes all factors of an expert in `dtype`. Changes `factors` in
+ * place. Throws `OverflowError`, which names `label`, if a value is too large for `dtype`.
+ */
 export function foldSigma(
   method: Pick<Method, 'scaled'>,
   factors: Factors,
@@ -24,7 +27,7 @@ export function foldSigma(
   });
 }
 
-/** A fitted group as chunks of the output's tensors, and then its report. However it ends, the group is released. */
+/** Yields a fitted group as chunks of output tensors, then its report. Always releases the group, even after an error. */
 export async function* fold(
   fitted: FittedGroup,
   plan: Pick<ConversionPlan, 'format' | 'separate'>,

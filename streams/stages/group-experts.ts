@@ -1,6 +1,8 @@
 import type { ExpertGroup, TensorRecord } from '../records.js';
 
-/** Gathers the experts of each group; a group leaves as soon as its last expert is in. */
+/**
+ * Gathers the experts of each group, and passes the group on when its last expert has arrived. Groups must not be interleaved.
+ */
 export async function* groupExperts(records: AsyncIterable<TensorRecord>): AsyncGenerator<ExpertGroup> {
   let experts: Array<Uint8Array<ArrayBuffer>> = [];
   let arrived = 0;

@@ -1,7 +1,7 @@
 /**
- * Normalising: the weights of a layer and projection are divided by their standard deviation σ, that of all experts also
- * where they are cut into groups (`train_group.py` of the reference). σ and weights that no fit can start from are found by
- * decoding, so this goes along with the decoding that a fit needs anyway.
+ * The normalise stage: the weights of a layer and projection are divided by their standard deviation σ. σ is that of all
+ * experts, even if these are cut into several groups (`train_group.py` of the reference). Measuring σ and finding weights that
+ * cannot be fitted needs decoded weights, so both happen while a fit decodes its weights.
  */
 import { setImmediate } from 'node:timers/promises';
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
@@ -15,21 +15,25 @@ import type { Targets } from '../../src/methods/method.js';
 import type { RangeReader } from '../../src/sources/files.js';
 import type { ExpertGroup, NormalisedGroup } from '../records.js';
 
+/** Options of `normalise`. */
 export interface NormaliseOptions {
-  /** Every group of the run: the parts of a layer and projection are found among them. */
+  /** All groups of the run, including those that were finished earlier. */
   readonly groups: readonly GroupPlan[];
-  /** Those that come through the stage. */
+  /** The groups that pass through the stage. */
   readonly coming: ReadonlySet<GroupPlan>;
   readonly reader: RangeReader;
-  /** Parts wait here until all are there; otherwise all are read once for σ and once more for their fits. */
+  /**
+   * If true, the groups of a layer and projection wait here until all have arrived. If false, they are read once for σ and
+   * again for their fits.
+   */
   readonly holdParts: boolean;
-  /** Whether weights are written, so that they must fit the output dtype. */
+  /** Whether the run writes weights (not factors). Then every weight must fit the output dtype. */
   readonly writesWeights: boolean;
 }
 
 /**
- * Settles σ of groups that are parts of a layer and projection. A group that is all of these passes at once: its job measures
- * it. Throws `NonFiniteWeightError`, `OverflowError` and `DegenerateGroupError`.
+ * Finds σ for groups that are parts of a layer and projection. A group that holds all experts passes at once with σ undefined,
+ * because its job measures σ. Throws `NonFiniteWeightError`, `OverflowError` and `DegenerateGroupError`.
  */
 export async function* normalise(
   groups: AsyncIterable<ExpertGroup>,
@@ -76,20 +80,23 @@ async function sigmaOfParts(
   return sigmaOf(moments, groupLabel(parts[0] as GroupPlan));
 }
 
-/** σ of a group: that of its layer and projection among `groups`. Reads these, in memory for one expert at a time. */
+/**
+ * Returns σ of a group's layer and projection, whose groups are found in `groups`. Reads all of them, holding one expert in
+ * memory. Throws `NonFiniteWeightError` and `DegenerateGroupError`.
+ */
 export async function sigmaIn(groups: readonly GroupPlan[], group: GroupPlan, reader: RangeReader): Promise<number> {
   const parts = groups.filter(({ layer, projection }) => layer === group.layer && projection === group.projection);
   return sigmaOfParts(parts, (part) => measureStored(part, reader, false));
 }
 
-/** Throws `DegenerateGroupError` where all weights are the same. */
+/** Throws `DegenerateGroupError` if all weights are equal. */
 function sigmaOf(moments: Moments, label: string): number {
   const sigma = deviation(moments);
   if (!(sigma > 0)) throw new DegenerateGroupError(label, moments.min);
   return sigma;
 }
 
-/** The moments of a group's weights, in memory for one expert at a time. Throws what `ExpertMeasure` does. */
+/** Reads a group's weights and returns their moments, holding one expert in memory. Throws as `ExpertMeasure.finish` does. */
 async function measureStored(group: GroupPlan, reader: RangeReader, writesWeights: boolean): Promise<Moments> {
   let moments = NO_MOMENTS;
   for (const [expert, matrix] of group.experts.entries())
@@ -104,7 +111,7 @@ async function measureGroup({ group, experts }: ExpertGroup, writesWeights: bool
   return moments;
 }
 
-/** Decodes some rows at a time, in little memory, and lets others have the thread in between. */
+/** Decodes and measures some rows at a time. Between slices, other work can use the thread. */
 async function measureExpert(
   before: Moments,
   { format, experts, dtype }: GroupPlan,
@@ -128,24 +135,27 @@ async function measureExpert(
   return measure.finish({ name, file: data.file }, writesWeights ? dtype : undefined);
 }
 
-/** Weights that are decoded and measured at once: some milliseconds, and about what stays in a core's cache. */
+/** Weights that are decoded and measured at once. This takes some milliseconds and about fills a core's cache. */
 const SLICE = 2 ** 20;
 
 const rowsAtOnce = (rows: number, cols: number): number => Math.min(rows, Math.max(1, Math.floor(SLICE / cols)));
 
-/** The slices in which a matrix is measured. Sums depend on them in their last bits, so all that measure use these. */
+/**
+ * The slices of rows in which a matrix is measured. The last bits of the sums depend on the slices, so all measuring uses
+ * these.
+ */
 function* slices(rows: number, cols: number): Generator<{ first: number; count: number }> {
   const most = rowsAtOnce(rows, cols);
   for (let first = 0; first < rows; first += most) yield { first, count: Math.min(most, rows - first) };
 }
 
-/** For people: a tensor and the file it is in. */
+/** A tensor and its file, as error messages name them. */
 export interface TensorLabel {
   readonly name: string;
   readonly file: string;
 }
 
-/** Adds an expert's weights, slice by slice, to the moments of those before it. */
+/** Adds an expert's weights, slice by slice, to the moments of the experts before it. */
 class ExpertMeasure {
   private nonFinite = 0;
   private least = 0;
@@ -162,8 +172,8 @@ class ExpertMeasure {
   }
 
   /**
-   * Throws `NonFiniteWeightError`; and, where weights are to be written in `dtype` and one is too large for it, `OverflowError`.
-   * Whether factors overflow is not known yet.
+   * Returns the moments. Throws `NonFiniteWeightError`, and `OverflowError` if a weight is too large for `dtype`. `dtype` is
+   * undefined when factors are written, because it is not known yet whether factors will overflow.
    */
   finish({ name, file }: TensorLabel, dtype: FloatDtype | undefined): Moments {
     if (this.nonFinite) throw new NonFiniteWeightError(name, file, this.nonFinite);
@@ -173,22 +183,23 @@ class ExpertMeasure {
   }
 }
 
-/** A group as a job has it. */
+/** The weights of a group, as a job receives them. */
 export interface JobWeights {
   readonly format: MatrixFormat;
   readonly experts: readonly Uint8Array[];
   readonly labels: readonly TensorLabel[];
-  /** Undefined: that of these weights. */
+  /** If undefined, σ is measured from these weights. */
   readonly sigma: number | undefined;
-  /** Of weights that are to be written; undefined where factors are. */
+  /** The dtype of written weights; undefined if factors are written. */
   readonly writtenDtype: FloatDtype | undefined;
   /** Names the group in errors. */
   readonly label: string;
 }
 
 /**
- * Decodes a group for a fit and normalises it. With `hold` each expert is decoded once for the fit and kept until the fit has
- * its own copy (`forget`); otherwise it is decoded whenever it is read.
+ * Decodes a group for a fit and divides it by σ. With `hold`, each expert is decoded once and kept until the fit has a copy of
+ * its own and calls `forget`. Without, it is decoded each time it is read. Throws `NonFiniteWeightError`, `OverflowError` and
+ * `DegenerateGroupError` if σ has to be measured.
  */
 export function normaliseForFit(weights: JobWeights, hold: boolean): Targets & { readonly sigma: number } {
   const { format, experts, labels, writtenDtype, label } = weights;
@@ -228,6 +239,7 @@ export function normaliseForFit(weights: JobWeights, hold: boolean): Targets & {
   };
 }
 
+/** Divides all values by σ, in place. */
 export function divide(values: Float32Array, sigma: number): void {
   for (let i = 0; i < values.length; i++) values[i] = (values[i] as number) / sigma;
 }

@@ -110,7 +110,7 @@ describe.each([
     const name = [...tensors.keys()].find((it) => isOf(first, it)) as string;
     const { file, start, end } = tensors.get(name) as TensorInfo;
     const bytes = readFileSync(file);
-    // The last bit that counts of the last number of the projection's first expert.
+    // The lowest significant bit of the last weight of the projection's first expert.
     const position = start + (end - start) / (name.endsWith('gate_up_proj') ? 16 : 1) - 2;
     const fused = first.projection === 'up_proj' && name.endsWith('gate_up_proj');
     const at = fused ? position + (end - start) / 16 : position;
@@ -186,7 +186,7 @@ test('a bad fit is told on stderr, in the record and on the model card', async (
 });
 
 describe('found on the way:', () => {
-  /** Runs until it is refused, and holds that nothing is left that a loader could take for a result. */
+  /** Expects the run to be refused, and no file to be left that a loader could take for a result. */
   async function refused(name: string, options: CompressOptions): Promise<unknown> {
     const run = compress(at(name, 'model'), at(name, 'out'), { ...QUICK, ...options });
     const error = await run.catch((reason: unknown) => reason);

@@ -1,4 +1,4 @@
-/** What is not factorised: copied as byte ranges, or decoded where it is quantised. */
+/** The pass-through stage: tensors that are not factorised are copied as byte ranges, or decoded if they are quantised. */
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
@@ -9,21 +9,23 @@ import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/
 import type { BufferPool, PooledBuffer } from '../flow/buffer-pool.js';
 import type { OutputChunk } from '../records.js';
 
-/** Two keep a disk busy while a block is handed on; the page cache gives no more with more. */
+/** Two reads keep a disk busy while a block is handed on. More are not faster, even from the page cache. */
 const READS_IN_FLIGHT = 2;
 
-/** A read that is under way or to come, or a matrix to be decoded, in the order of the copies. */
+/** A block whose read has started, or a matrix to decode later. Steps are in the order of the copies. */
 type Step = { readonly block: Block; readonly loaded: Promise<PooledBuffer> } | { readonly copy: Copy };
 
-/** Some bytes of neighbouring ranges. */
+/** One read: bytes of one copy, or of several copies that follow each other in a file. */
 interface Block {
   readonly range: ByteRange;
   readonly run: readonly Copy[];
 }
 
 /**
- * At most 8 MiB at a time; runs of neighbouring small ranges are read together.
- * @param pool where the blocks' memory is from: then each chunk must be released. Without, each block has its own.
+ * Copies byte ranges in chunks of at most 8 MiB. Small ranges that follow each other in a file share one read. Quantised
+ * matrices are decoded. Throws `NonFiniteWeightError` and `OverflowError` for decoded matrices only: copied bytes are not
+ * checked.
+ * @param pool lends memory for the reads; then every chunk must be released. Without a pool, each read allocates memory.
  */
 export async function* passThrough(
   copies: readonly Copy[],
@@ -48,7 +50,7 @@ export async function* passThrough(
           continue;
         }
         const loaded = load(value.block);
-        loaded.catch(() => {}); // told when its turn comes
+        loaded.catch(() => {}); // awaiting it later throws the error
         waiting.push({ ...value, loaded });
       }
       const step = waiting.shift();
@@ -57,7 +59,7 @@ export async function* passThrough(
       else yield* cut(step.block, await step.loaded);
     }
   } finally {
-    // Nothing may still be reading when the files are closed.
+    // All reads must have ended before the caller closes the files.
     for (const step of waiting) if ('loaded' in step) await step.loaded.catch(() => {});
   }
 }
@@ -77,7 +79,7 @@ function* steps(copies: readonly Copy[]): Generator<{ block: Block } | { copy: C
   }
 }
 
-/** A block as the parts of tensors it holds. The last one that is released releases the block. */
+/** Cuts a block into its parts of tensors. Releasing the last part releases the block. */
 function* cut({ range, run }: Block, buffer: PooledBuffer): Generator<OutputChunk> {
   const parts = run.filter(({ source }) => source.start < range.end && source.end > range.start);
   let left = parts.length;
@@ -92,13 +94,13 @@ function* cut({ range, run }: Block, buffer: PooledBuffer): Generator<OutputChun
   }
 }
 
-/** Decoded rows of a matrix: `count` of them from `first` on, (count, cols) f32. The next part comes in the same memory. */
+/** Decoded rows of a matrix, starting at row `first`: `values` is (rows, cols) f32. The next part reuses the same memory. */
 export interface DecodedRows {
   readonly first: number;
   readonly values: Float32Array;
 }
 
-/** Decodes a matrix some rows at a time, about 8 MiB. The scales are few and are read whole. */
+/** Decodes a matrix in parts of about 8 MiB. Its scales are small and are read whole. */
 export async function* decodedRows(matrix: StoredMatrix, reader: RangeReader): AsyncGenerator<DecodedRows> {
   const { encoding, rows, cols, data } = matrix;
   const { data: rowBytes } = storedBytes(encoding, 1, cols);
@@ -116,7 +118,7 @@ export async function* decodedRows(matrix: StoredMatrix, reader: RangeReader): A
   }
 }
 
-/** Infinities and NaNs among values. */
+/** Counts infinities and NaNs. */
 export const countNonFinite = (values: Float32Array): number =>
   values.reduce((sum, value) => sum + (Number.isFinite(value) ? 0 : 1), 0);
 
@@ -143,7 +145,7 @@ async function* decoded(
   }
 }
 
-/** Copies without a gap between them in one file, cut so that small ones share a read and large ones have their own. */
+/** Splits copies into runs: ranges that follow each other in a file without a gap and fit into one read. */
 function* neighbours(copies: readonly Copy[]): Generator<Copy[]> {
   let run: Copy[] = [];
   for (const copy of copies) {

@@ -1,4 +1,4 @@
-/** Source: the experts of each group, in the order in which they lie in the shards. */
+/** The source of the pipeline: it reads the experts of each group, in the order in which they are stored. */
 import { basename } from 'node:path';
 import { readMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, sourceBytes } from '../../src/conversion/group-plan.js';
@@ -6,7 +6,10 @@ import type { RangeReader } from '../../src/sources/files.js';
 import type { ByteBudget } from '../flow/byte-budget.js';
 import type { TensorRecord } from '../records.js';
 
-/** Takes a whole group's bytes from the budget before it reads the first expert. Whoever is done with the group releases them. */
+/**
+ * Takes the bytes of a whole group from the budget before it reads the first expert. A later stage gives them back by
+ * `release`. Throws `ReadError` and other errors of the reader.
+ */
 export async function* readExperts(
   groups: readonly GroupPlan[],
   reader: RangeReader,

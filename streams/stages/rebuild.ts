@@ -1,4 +1,4 @@
-/** The branch of the dataflow that starts from finished factors: a native checkpoint's, or those in factor files. */
+/** Rebuilds dense weights from finished factors of a native checkpoint or of factor files. */
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
@@ -8,26 +8,27 @@ import type { ComputeThread } from '../compute/compute-thread.js';
 import { addErrors, NO_ERROR, type SquaredError } from '../compute/squared-error.js';
 import type { OutputChunk } from '../records.js';
 
-/** Ranges by the names of the factors they hold. */
+/** The byte range of each factor, by the factor's name. */
 export type FactorRanges = Readonly<Record<string, ByteRange>>;
 
-/** A group whose factors exist. */
+/** A group whose factors are already stored. */
 export interface FactoredGroup {
   readonly group: GroupPlan;
   readonly shared: FactorRanges;
-  /** Of one expert, σ folded in. */
+  /** The factors of one expert, with σ folded in. */
   readonly own: (expert: number) => FactorRanges;
-  /** The dense weights they stand for, where the source is at hand. */
+  /** The dense weights that were factorised, if the source is available. They serve to measure the error. */
   readonly dense?: readonly StoredMatrix[];
 }
 
+/** Reads factors as stored, by name. */
 export async function readFactors(ranges: FactorRanges, reader: RangeReader): Promise<Record<string, Uint8Array>> {
   const read: Record<string, Uint8Array> = {};
   for (const [factor, range] of Object.entries(ranges)) read[factor] = await reader.readRange(range);
   return read;
 }
 
-/** Loads the factors that a group's experts share. */
+/** Loads the factors that a group's experts share into the thread. */
 export async function loadFactors(
   { group, shared }: Pick<FactoredGroup, 'group' | 'shared'>,
   reader: RangeReader,
@@ -38,7 +39,10 @@ export async function loadFactors(
   await thread.call('load', [factors]);
 }
 
-/** The dense weights of a group, one expert at a time; returns their error where `dense` is given. */
+/**
+ * Yields the dense weights of a group, one expert at a time, and returns their squared error. The error is 0 of 0 if `dense` is
+ * not given. Throws `OverflowError`.
+ */
 export async function* rebuildWeights(
   factored: FactoredGroup,
   plan: ConversionPlan,

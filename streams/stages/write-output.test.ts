@@ -9,7 +9,7 @@ import { writeOutput } from './write-output.js';
 const chunks = (count: number, onRelease: () => void = () => {}): OutputChunk[] =>
   Array.from({ length: count }, (_, i) => ({ tensor: 't', offset: i, data: Uint8Array.of(i), release: onRelease }));
 
-/** Writes that take a moment, counted. */
+/** An output whose writes take a moment and are counted. */
 function slowOutput() {
   const state = { now: 0, most: 0, written: 0 };
   return {

@@ -1,24 +1,30 @@
-/** Sink: every chunk to its place in the reserved shards, in whatever order they come; and the report of each finished group. */
+/**
+ * The sink of the pipeline: it writes every chunk to its place in the reserved shards, in any order, and notes finished groups.
+ */
 import { Writable } from 'node:stream';
 import type { GroupReport } from '../../src/conversion/run-report.js';
 import type { Output } from '../../src/output/output.js';
 import type { OutputRecord } from '../records.js';
 
-/** With two, one block is hashed while another is written. More would only wait: a file is written by one at a time. */
+/**
+ * Two, so that one block is hashed while another is written. More would only wait, because a file takes one write at a time.
+ */
 const WRITES_IN_FLIGHT = 2;
 
+/** Callbacks of `writeOutput`. */
 export interface WriteHooks {
-  /** Told how many bytes were written so far. */
+  /** Called after each write with the number of bytes written so far. */
   readonly onBytes?: (bytes: number) => void;
-  /** Notes that a group is finished. Its chunks were handed over before, but may still be being written. */
+  /** Called when all chunks of a group have been handed over. Some may still be on their way to the output. */
   readonly onFinished?: (report: GroupReport) => Promise<void>;
 }
 
+/** A writable stream into `output`. It is destroyed with the first error of a write or of `onFinished`. */
 export function writeOutput(output: Pick<Output, 'write'>, { onBytes, onFinished }: WriteHooks = {}): Writable {
   let total = 0;
   let writing = 0;
   const notes: Array<Promise<void>> = [];
-  /** Whoever waits for room, or in the end for the last write. */
+  /** Continues the stream when a write has ended. */
   let proceed: (() => void) | undefined;
   const sink = new Writable({
     objectMode: true,
@@ -37,7 +43,7 @@ export function writeOutput(output: Pick<Output, 'write'>, { onBytes, onFinished
       output.write(tensor, offset, data).then(
         () => {
           writing--;
-          if (!sink.destroyed) release?.(); // nobody may begin another read then
+          if (!sink.destroyed) release?.(); // after a failure, no new read may start
           total += byteLength;
           onBytes?.(total);
           const next = proceed;

@@ -1,16 +1,19 @@
 /**
- * Householder reduction of a matrix in f64, reflectors and signs as LAPACK's geqrf and gebrd choose them: a column x
- * becomes β·e₁ with β = −sign(x₁)·‖x‖ and H = I − τ·v·vᵀ, v₁ = 1.
+ * Householder reduction of a matrix in f64. Reflectors and signs are those of LAPACK's geqrf and gebrd: a column x becomes β·e₁
+ * with β = −sign(x₁)·‖x‖ and H = I − τ·v·vᵀ, v₁ = 1.
  */
 import { addScaled, dot } from '../vectors.js';
 
-/** A row-major (rows, cols) matrix, rows ≥ cols, overwritten: reflectors, and above the diagonal what `reduce` says. */
+/**
+ * The result of `reduce`. `matrix` is row-major (rows, cols) with rows ≥ cols. It holds the reflectors and, above the diagonal,
+ * the rest of the triangle.
+ */
 export interface Reduced {
   readonly matrix: Float64Array;
   readonly rows: number;
   readonly cols: number;
   readonly diagonal: Float64Array;
-  /** Beside the diagonal, cols − 1 values; zero for a triangular reduction. */
+  /** The cols − 1 values above the diagonal; zero for a triangular reduction. */
   readonly superdiagonal: Float64Array;
   /** τ of the reflectors applied from the left: v_k is column k from row k down. */
   readonly left: Float64Array;
@@ -19,9 +22,10 @@ export interface Reduced {
 }
 
 /**
- * To upper bidiagonal form, or with `triangular` only to an upper triangle, which then stays in the rows right of the
- * diagonal. One pass over what is left of the matrix a step: a row takes both reflectors, and adds its share of what the
- * next one needs, g = xᵀ·A for its first column x. With that, vᵀA follows: row k becomes g/β and loses w = row − g/β.
+ * Reduces a matrix, in place, to upper bidiagonal form, or with `triangular` only to an upper triangle, which then stays right
+ * of the diagonal. Each step makes one pass over the rest of the matrix. In it, each row takes both reflectors, and also adds
+ * its share to g = xᵀ·A for the first column x of the next step. From g follows vᵀA: row k becomes g/β, and w = row − g/β is
+ * subtracted.
  */
 export function reduce(matrix: Float64Array, rows: number, cols: number, triangular = false): Reduced {
   const diagonal = new Float64Array(cols);
@@ -77,7 +81,7 @@ export function applyReflectors(reduced: Reduced, side: 'left' | 'right', vector
   }
 }
 
-/** Turns x into v and returns [β, τ]; a multiple of e₁ is left alone, whatever its sign. */
+/** Turns x into v and returns [β, τ]. A multiple of e₁ is left unchanged, whatever its sign. */
 function reflector(x: Float64Array, from: number, length: number): [number, number] {
   const alpha = x[from] as number;
   x[from] = 1;
@@ -88,7 +92,7 @@ function reflector(x: Float64Array, from: number, length: number): [number, numb
   return [beta, (beta - alpha) / beta];
 }
 
-/** y += s·x, and the new y's product with z. */
+/** y += s·x. Returns the product of the new y with z. */
 function addScaledDot(
   y: Float64Array,
   at: number,

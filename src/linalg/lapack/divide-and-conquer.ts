@@ -1,24 +1,24 @@
 /**
- * Singular values and right vectors of an upper bidiagonal matrix by divide and conquer (Gu & Eisenstat 1995), along the
- * path of LAPACK's sbdsdc: the same tree, the same rule for what counts as negligible, and so the same signs. They are
- * a free choice in theory, but a nonlinear f is about to be applied to the vectors.
+ * Singular values and right vectors of an upper bidiagonal matrix by divide and conquer (Gu & Eisenstat 1995). It follows
+ * LAPACK's sbdsdc, with the same tree and the same thresholds, so that the vectors have the same signs. Signs are free in
+ * theory, but the caller applies a nonlinear f to the vectors.
  */
 import { addScaled } from '../vectors.js';
 import { EPSILON, rotate, smallBidiagonalSvd } from './qr-iteration.js';
 
 interface Solved {
   readonly values: Float64Array;
-  /** Those of `values`, as wide as the matrix, and last a null vector where it is not square. */
+  /** The right vectors of `values`, as long as the matrix is wide. If the matrix is not square, the last is a null vector. */
   readonly vectors: Float64Array[];
 }
 
 /** The largest size that is solved by QR iteration. */
 const SMALL = 25;
 
-/** An f64 has no more places to look for a root. */
+/** More halvings than an f64 interval allows. */
 const MOST_HALVINGS = 1100;
 
-/** All singular values, largest first, and the right vectors of the first `wanted`. */
+/** Returns all singular values, largest first, and the right vectors of the first `wanted`. */
 export function bidiagonalSvd(diagonal: Float64Array, superdiagonal: Float64Array, wanted: number): Solved {
   const n = diagonal.length;
   const scale = [...diagonal, ...superdiagonal].reduce((most, x) => Math.max(most, Math.abs(x)), 0);
@@ -59,7 +59,10 @@ function largestFirst(parts: readonly Solved[], offsets: readonly number[], n: n
   };
 }
 
-/** Splits off the middle row, solves above and below it, and merges. `e` is as long as `d` where the part is not square. */
+/**
+ * Removes the middle row, solves the halves above and below it, and merges them. `e` is as long as `d` if the part is not
+ * square.
+ */
 function divide(d: Float64Array, e: Float64Array, levels: number, wanted: number): Solved {
   if (levels === 0) return smallBidiagonalSvd(d, e);
   const middle = Math.floor(d.length / 2);
@@ -68,17 +71,17 @@ function divide(d: Float64Array, e: Float64Array, levels: number, wanted: number
   return merge(upper, lower, d[middle] as number, e[middle] as number, wanted);
 }
 
-/** A singular pair of a half: z is what the middle row, [… alpha beta …], has of its right vector. */
+/** A singular pair of a half. z is the product of its right vector with the middle row, [… alpha beta …]. */
 interface Pair {
   value: number;
   z: number;
   vector: Float64Array;
-  /** Where the vector is not zero. */
+  /** The range in which the vector is not zero. */
   from: number;
   to: number;
 }
 
-/** lasd1–lasd3: deflate, solve the secular equation, and mix the vectors that are left. */
+/** Merges two halves (lasd1–lasd3): deflates, solves the secular equation, and mixes the remaining vectors. */
 function merge(upper: Solved, lower: Solved, alpha: number, beta: number, wanted: number): Solved {
   const left = upper.vectors[0]?.length as number;
   const right = lower.vectors[0]?.length as number;
@@ -96,7 +99,7 @@ function merge(upper: Solved, lower: Solved, alpha: number, beta: number, wanted
   const largest = Math.max(Math.abs(alpha), Math.abs(beta), pairs.at(-1)?.value as number);
   const tolerance = 8 * EPSILON * largest;
 
-  // The middle row's own direction: the null vector of the upper half, turned into the lower half's if it has one.
+  // The pair of the middle row itself: the null vector of the upper half, rotated with that of the lower half if it has one.
   const nullVector = place(upper.vectors[upper.values.length] as Float64Array, 0, width);
   const first = { value: 0, z: alpha * (nullVector[left - 1] as number), vector: nullVector, from: 0, to: width };
   const lowerNull = lower.vectors[lower.values.length];
@@ -119,7 +122,10 @@ function merge(upper: Solved, lower: Solved, alpha: number, beta: number, wanted
   return { values, vectors };
 }
 
-/** lasd2: pairs that the middle row hardly touches stay as they are; of two with the same value, one is turned out of its way. */
+/**
+ * Deflates (lasd2): pairs with a negligible z stay unchanged. Of two pairs with nearly the same value, one gets z = 0 by a
+ * rotation.
+ */
 function deflate(pairs: readonly Pair[], tolerance: number): { kept: Pair[]; deflated: Pair[] } {
   const kept: Pair[] = [];
   const deflated: Pair[] = [];
@@ -142,7 +148,7 @@ function deflate(pairs: readonly Pair[], tolerance: number): { kept: Pair[]; def
   return { kept, deflated };
 }
 
-/** σ² = pole² + offset, kept apart: the difference to other poles is needed to full relative accuracy. */
+/** A root σ² = pole² + offset. The two are kept apart because differences to other poles need full relative accuracy. */
 interface Root {
   readonly value: number;
   readonly pole: number;
@@ -188,7 +194,7 @@ function secularRoots(poles: readonly Pair[]): Root[] {
   });
 }
 
-/** lasd3: the right vector with coefficients z_j/(d_j² − σ²); its left one then has a negative entry in the middle row. */
+/** The right vector with coefficients z_j/(d_j² − σ²) (lasd3). Its left vector then has a negative entry in the middle row. */
 function mix(poles: readonly Pair[], { pole, offset }: Root, width: number): Float64Array {
   const origin = poles[pole]?.value as number;
   const weights = poles.map(({ value, z }) => z / ((value - origin) * (value + origin) - offset));
@@ -199,7 +205,7 @@ function mix(poles: readonly Pair[], { pole, offset }: Root, width: number): Flo
   return mixed;
 }
 
-/** The vector at a place in a longer one. */
+/** Copies a vector to position `at` of a longer zero vector. */
 export function place(vector: Float64Array, at: number, width: number): Float64Array {
   if (vector.length === width) return vector;
   const placed = new Float64Array(width);

@@ -1,17 +1,17 @@
 /**
- * Singular values and right vectors of a small bidiagonal matrix by implicit QR iteration: the path that LAPACK's
- * lasdq and bdsqr take (Demmel & Kahan 1990), with f32's tolerances, so that the vectors come out with the same signs.
+ * Singular values and right vectors of a small bidiagonal matrix by implicit QR iteration (Demmel & Kahan 1990). It follows
+ * LAPACK's lasdq and bdsqr, with the tolerances of f32, so that the vectors have the same signs.
  */
 
-/** Machine epsilon as LAPACK's slamch says it: half the spacing of f32 at 1. */
+/** Machine epsilon as LAPACK's slamch defines it: half the spacing of f32 at 1. */
 export const EPSILON = 2 ** -24;
 const TOLERANCE = 10 * EPSILON;
 /** bdsqr's own limit is 6·n² single steps. */
 const MAX_SWEEPS_PER_VALUE = 60;
 
 /**
- * The upper bidiagonal (n, n), or with an n-th value beside the diagonal (n, n+1), matrix. Singular values in no order;
- * `vectors` has a right vector a row, and as its last, where the matrix is not square, the null vector.
+ * Solves an upper bidiagonal matrix of (n, n), or of (n, n+1) if the superdiagonal has n values. Returns singular values in no
+ * order, and one right vector for each. If the matrix is not square, the last vector is the null vector.
  */
 export function smallBidiagonalSvd(diagonal: Float64Array, superdiagonal: Float64Array) {
   const n = diagonal.length;
@@ -35,7 +35,7 @@ export function smallBidiagonalSvd(diagonal: Float64Array, superdiagonal: Float6
   return { values: d, vectors };
 }
 
-/** Rotates the values beside the diagonal to its other side: upper to lower from the right, lower to upper from the left. */
+/** Rotates the values next to the diagonal to its other side: upper to lower from the right, lower to upper from the left. */
 export function toOtherTriangle(
   d: Float64Array,
   e: Float64Array,
@@ -85,7 +85,7 @@ function iterate(d: Float64Array, e: Float64Array, rotateRows: RotateRows): void
       last -= 2;
       continue;
     }
-    // On a new block: from the larger end towards the smaller.
+    // A new block is swept from its larger end towards the smaller.
     if (first > previous.last || last < previous.first) downwards = Math.abs(D(first)) >= Math.abs(D(last));
     const smallest = separate(d, e, first, last, downwards);
     if (smallest === undefined) continue;
@@ -104,7 +104,7 @@ function iterate(d: Float64Array, e: Float64Array, rotateRows: RotateRows): void
   }
 }
 
-/** A lower bound of the least singular value, over √n. */
+/** A lower bound of the least singular value, divided by √n. */
 function smallestEstimate(d: Float64Array, e: Float64Array): number {
   let mu = Math.abs(d[0] as number);
   let least = mu;
@@ -115,7 +115,7 @@ function smallestEstimate(d: Float64Array, e: Float64Array): number {
   return least / Math.sqrt(d.length);
 }
 
-/** Zeroes the first negligible value beside the diagonal; where there is none, returns a bound of the least singular value. */
+/** Zeroes the first negligible value next to the diagonal. If there is none, returns a bound of the least singular value. */
 function separate(
   d: Float64Array,
   e: Float64Array,
@@ -142,7 +142,7 @@ function separate(
   return least;
 }
 
-/** One QR sweep, upwards as the mirror image of downwards. */
+/** One QR sweep. Upwards is the mirror image of downwards. */
 function chase(
   d: Float64Array,
   e: Float64Array,
@@ -157,7 +157,7 @@ function chase(
   const beside = (i: number): number => (downwards ? first + i : last - 1 - i);
   const D = (i: number): number => d[at(i)] as number;
   const E = (i: number): number => e[beside(i)] as number;
-  // Going up, the rotations from the other side are the ones the right vectors see, and the rows change places.
+  // Upwards, the right vectors take the rotations from the other side, with the rows exchanged.
   const rotated = (i: number, right: readonly number[], left: readonly number[]): void => {
     if (downwards) rotateRows(first + i, right[0] as number, right[1] as number);
     else rotateRows(last - 1 - i, left[0] as number, -(left[1] as number));
@@ -207,6 +207,7 @@ function givens(f: number, g: number): [number, number, number] {
   return [Math.abs(f) / Math.abs(r), g / r, r];
 }
 
+/** Rotates two vectors in place: x ← c·x + s·y, y ← c·y − s·x. */
 export function rotate(x: Float64Array, y: Float64Array, c: number, s: number): void {
   for (let i = 0; i < x.length; i++) {
     const a = x[i] as number;
@@ -223,7 +224,7 @@ function smallerSingularValue(f: number, g: number, h: number): number {
   return f === 0 || h === 0 ? 0 : (2 * Math.abs(f) * Math.abs(h)) / (sum + difference);
 }
 
-/** [f g; 0 h] made diagonal, with the rotation from the right, its signs and those of the values (LAPACK's lasv2). */
+/** Diagonalises [f g; 0 h]. Returns the values with their signs and the rotation from the right (LAPACK's lasv2). */
 function twoByTwo(f: number, g: number, h: number) {
   const swap = Math.abs(h) > Math.abs(f);
   const [ft, ht] = swap ? [h, f] : [f, h];

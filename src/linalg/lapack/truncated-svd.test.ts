@@ -9,7 +9,7 @@ const normals = (length: number, seed: number): Float32Array => {
   return Float32Array.from({ length }, () => random.normal());
 };
 
-/** Largest deviations: of A·Vᵀ from the matrix, of V from orthonormal rows (as far as the matrix has rank). */
+/** The largest deviations of A·Vᵀ from the matrix, and of V from orthonormal rows, up to the matrix's rank. */
 function deviations(matrix: Float32Array, rows: number, cols: number, { left, right, singularValues }: TruncatedSvd) {
   const rank = left.length / rows;
   const entry = (values: Float32Array, i: number): number => values[i] as number;

@@ -1,14 +1,14 @@
 /**
- * The singular value decomposition of PyTorch's LAPACK, to the signs of its vectors. The signs are a free choice in theory, but the
- * reference's solver applies a nonlinear f to the vectors, so other signs are another start. Only adam and the baselines use it;
- * where signs are free, symmetric-eigen.ts is quicker.
+ * The singular value decomposition with the vectors' signs of PyTorch's LAPACK. Signs are free in theory, but the reference's
+ * solver applies a nonlinear f to the vectors, so other signs give another start. Only adam and the baselines use this.
+ * symmetric-eigen.ts is faster where signs do not matter.
  */
 import { dot } from '../vectors.js';
 import { applyReflectors, type Reduced, reduce } from './bidiagonalise.js';
 import { bidiagonalSvd, place } from './divide-and-conquer.js';
 import { toOtherTriangle } from './qr-iteration.js';
 
-/** A = U·S (rows, rank) and Vᵀ (rank, cols) of the best rank-`rank` approximation. */
+/** The best approximation of rank `rank`: U·S (rows, rank) and Vᵀ (rank, cols). */
 export interface TruncatedSvd {
   readonly left: Float32Array;
   readonly right: Float32Array;
@@ -16,8 +16,8 @@ export interface TruncatedSvd {
 }
 
 /**
- * The truncated singular value decomposition of a (rows, cols) row-major matrix, in f64, by the steps of sgesdd as PyTorch's
- * LAPACK (MKL) takes them, so that the vectors have the same signs. Components past the matrix's own rank stay zero.
+ * The truncated singular value decomposition of a row-major (rows, cols) matrix, computed in f64. It follows the steps of
+ * sgesdd in PyTorch's LAPACK (MKL), so that the vectors have the same signs. Components beyond the rank of the matrix are zero.
  */
 export function truncatedSvd(matrix: Float32Array, rows: number, cols: number, rank: number): TruncatedSvd {
   const { values, vectors } = rightVectors(matrix, rows, cols, rank);
@@ -32,12 +32,14 @@ export function truncatedSvd(matrix: Float32Array, rows: number, cols: number, r
   return { left, right, singularValues: values };
 }
 
-/** Most rows a column at which a matrix goes to bidiagonal form at once, and not by way of a triangle. */
+/**
+ * The largest ratio of rows to columns for a direct reduction to bidiagonal form. Taller matrices are first made triangular.
+ */
 const DIRECT = 1.5;
 
 function rightVectors(matrix: Float32Array, rows: number, cols: number, rank: number) {
   if (rows < cols) {
-    // The transpose's bidiagonal form is this one's, lower, with the sides exchanged.
+    // The bidiagonal form of the transpose is this matrix's form as a lower one, with left and right exchanged.
     const reduced = reduce(transpose(matrix, rows, cols), cols, rows);
     const { diagonal, superdiagonal } = reduced;
     toOtherTriangle(diagonal, superdiagonal, rows - 1, () => {});

@@ -4,7 +4,7 @@ import { trace } from '../../engine/graph.js';
 import { activateWithDerivative } from './activation.js';
 import { ACTIVATIONS, type Activation } from './problem.js';
 
-/** As PyTorch's documentation defines them. */
+/** The definitions in PyTorch's documentation. */
 const DEFINITIONS: Record<Activation, (x: number) => number> = {
   silu: (x) => x / (1 + Math.exp(-x)),
   tanh: Math.tanh,

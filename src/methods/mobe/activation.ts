@@ -1,7 +1,7 @@
 import { abs, add, constant, div, mul, sigmoid, square, sub, tanh, type Value } from '../../engine/ops.js';
 import type { Activation } from './problem.js';
 
-/** Elementwise. What no output needs is not part of a traced graph, so a derivative that is not asked for costs nothing. */
+/** f and f′ of each element. A traced graph leaves out values that no output needs, so an unused derivative costs nothing. */
 interface Activated {
   /** f(x) */
   readonly value: Value;
@@ -13,7 +13,7 @@ interface Activated {
 const GELU_LINEAR = 2 * Math.sqrt(2 / Math.PI);
 const GELU_CUBIC = 0.044715 * GELU_LINEAR;
 
-/** Below every |x| that matters: relu′(0) is 0, as PyTorch has it. */
+/** Smaller than every |x| that matters. With it, relu′(0) is 0, as in PyTorch. */
 const TINY = 1e-30;
 
 const RULES: Record<Activation, (x: Value) => Activated> = {
@@ -44,7 +44,8 @@ const RULES: Record<Activation, (x: Value) => Activated> = {
   none: (x) => ({ value: x, derivative: constant(1) }),
 };
 
-/** f and f′ at once, from what they share. */
+/** f(x) and f′(x), computed from shared values. */
 export const activateWithDerivative = (activation: Activation, x: Value): Activated => RULES[activation](x);
 
+/** f(x). */
 export const activate = (activation: Activation, x: Value): Value => RULES[activation](x).value;

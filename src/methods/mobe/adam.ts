@@ -1,7 +1,8 @@
 /**
- * The reference's solver: Adam at a constant rate on A, B and the logits w together, α = softmax(w), full batch, from a
- * truncated SVD of consecutive blocks of experts, keeping the best state seen at every 200th step (train.py of the
- * public MoBE repository). Experts that do not divide evenly among the bases are spread, not dropped.
+ * The reference's solver (train.py of the public MoBE repository): Adam with a constant rate on A, B and the logits w together,
+ * where α = softmax(w), on all experts at each step. It starts from a truncated SVD of consecutive blocks of experts, and keeps
+ * the best of the states at every 200th step. If the experts do not divide evenly among the bases, blocks differ in size; no
+ * expert is dropped.
  */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
@@ -34,14 +35,14 @@ const BETA2 = 0.999;
 const EPSILON = 1e-8;
 const KEEP_EVERY = 200;
 
-/** A parameter with its two moments, each moment over its 1 − β: as they are summed. */
+/** A parameter and its two moments. The moments are plain sums: each is divided by its 1 − β. */
 interface Moving<Tensor> {
   readonly value: Tensor;
   readonly mean: Tensor;
   readonly variance: Tensor;
 }
 
-/** The experts that a program steps at once; the last batch of a step also moves the bases they share. */
+/** The experts that a program updates together. The last batch of a step also updates the shared bases. */
 interface Batch extends BatchRange {
   readonly program: Program;
   readonly isLast: boolean;
@@ -50,9 +51,8 @@ interface Batch extends BatchRange {
 }
 
 /**
- * Throws `OptionError` where the targets have a metric: the reference knows none.
- *
- * @param sigma the group's σ: the reference starts A from the SVD of the weights as they are, while it fits W/σ.
+ * Fits B and α. Throws `OptionError` if the targets have a metric, which the reference does not know, and `DivergedError`.
+ * @param sigma the group's σ: the reference starts A from the SVD of the weights without dividing them by σ, while it fits W/σ
  */
 export async function solveAdam(
   engine: Engine,
@@ -71,7 +71,7 @@ export async function solveAdam(
   const rate = options.learningRate ?? DEFAULT_RATE;
   let saved = await options.states?.load();
   const start = saved ? undefined : startingFactors(problem, halfPrecision(targets, sigma, 1));
-  /** As it was saved under that name, else beginning at `values`. */
+  /** The saved parameter of this name, or a new one that starts at `values`. */
   const moving = (name: string, shape: number[], values?: Float32Array): Moving<EngineTensor> => {
     const tensor = (key: string, initial?: Float32Array): EngineTensor =>
       engine.tensor((saved?.[key] as Float32Array) ?? initial ?? new Float32Array(elements(shape)), shape);
@@ -104,7 +104,7 @@ export async function solveAdam(
   const [done = 0, bestLoss = 0] = saved?.progress ?? [];
   const curve = new LossCurve(options.steps, saved?.losses);
   if (saved?.bases) best = { loss: bestLoss, bases: saved.bases as Float32Array, logits: saved.logits as Float32Array };
-  saved = undefined; // `moving` would keep it for the whole run
+  saved = undefined; // otherwise `moving` would keep it in memory for the whole run
 
   const keep = async (loss: number): Promise<void> => {
     if (best && best.loss <= loss) return;
@@ -113,7 +113,7 @@ export async function solveAdam(
     best = { loss, bases: (await engine.read(B.value)).slice(), logits };
   };
 
-  /** Saves the state after step `t`, and the best so far. */
+  /** Saves the state after step `t` and the best state so far. */
   const save = async (t: number): Promise<void> => {
     if (!options.states?.due(4 * (3 * n * p * r + 3 * n * m + 4 * m * r * d + n * m))) return;
     const state: Record<string, Float32Array | Float64Array> = {
@@ -164,13 +164,13 @@ export async function solveAdam(
       for (const constant of Object.values(constants)) constant.dispose();
       const loss = squared / (n * p * d);
       if (!Number.isFinite(loss)) throw new DivergedError(options.label, t);
-      // As in the reference, the loss is that of the state before this step, and what is kept is the state after it.
+      // As in the reference, the loss is of the state before this step, but the state after it is kept.
       if (t % KEEP_EVERY === 0 || t === options.steps) await keep(loss);
       curve.add(t, loss);
       await save(t);
       report({ step: t, steps: options.steps, loss, rate });
     }
-    const { loss, bases, logits } = best as NonNullable<typeof best>; // the last step keeps one
+    const { loss, bases, logits } = best as NonNullable<typeof best>; // the last step always keeps a state
     return { bases, coefficients: softmaxRows(logits, n, m), steps: options.steps, loss, losses: curve.points };
   } finally {
     for (const it of [B, ...batches.flatMap(({ A, w }) => [A, w])]) dispose(it);
@@ -198,7 +198,9 @@ function dispose({ value, mean, variance }: Moving<EngineTensor>): void {
   variance.dispose();
 }
 
-/** A batch's gradients, and Adam with them: on its A and w at once, on B once the last batch has added its share of ∂B. */
+/**
+ * The gradients of a batch and their Adam steps. A and w move at once. B moves when the last batch has added its share of ∂B.
+ */
 function traceStep(problem: Problem, count: number, isLast: boolean) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const moving = (name: string, shape: number[]) =>
@@ -235,8 +237,8 @@ function traceStep(problem: Problem, count: number, isLast: boolean) {
 }
 
 /**
- * Adam (Kingma & Ba 2015) as torch.optim.Adam computes it, with the scalars gathered: of the gradients' common factor
- * 2/N, the moments' 1 − β and the bias corrections, only ε notices.
+ * Adam (Kingma & Ba 2015) as torch.optim.Adam computes it. The gradients' common factor 2/N, the moments' 1 − β and the bias
+ * corrections are all gathered in two scalars (`stepSize`). Apart from ε, the step does not depend on them.
  */
 function adam(it: Moving<Value>, gradient: Value, constants: Record<string, Value>): Moving<Value> {
   const mean = add(mul(it.mean, BETA1), gradient);
@@ -252,7 +254,7 @@ function stepSize({ experts: n, rows: p, cols: d }: Problem, rate: number, t: nu
   return { scale: (rate * (1 - BETA1)) / (1 - BETA1 ** t) / root, epsilon: EPSILON / (factor * root) };
 }
 
-/** The experts rounded to fp16, as the reference takes them, divided by `divisor` and rounded again. */
+/** The experts as the reference has them: rounded to fp16, divided by `divisor`, and rounded again. */
 function halfPrecision(targets: Targets, sigma: number, divisor: number): Targets {
   return {
     read(expert, target) {
@@ -273,14 +275,14 @@ interface StartingFactors {
   logits: Float32Array;
 }
 
-/** Block j of the experts, stacked: its right singular vectors are B_j, its left ones times S their A. */
+/** The start: B_j is the right singular vectors of block j of the stacked experts, and A the left ones times S. */
 function startingFactors(problem: Problem, weights: Targets): StartingFactors {
   const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
   const A = new Float32Array(n * p * r);
   const B = new Float32Array(m * r * d);
   const logits = new Float32Array(n * m);
   for (let j = 0; j < m; j++) {
-    // With more bases than experts a block is one expert, and several bases start from it.
+    // If there are more bases than experts, a block is one expert, and several bases start from it.
     const first = Math.floor((j * n) / m);
     const end = Math.max(first + 1, Math.floor(((j + 1) * n) / m));
     const count = end - first;

@@ -6,12 +6,13 @@ import type { MetricForm } from '../method.js';
 import { metricShapes } from './metric.js';
 import type { Problem } from './problem.js';
 
+/** A range of experts. */
 export interface BatchRange {
   readonly first: number;
   readonly count: number;
 }
 
-/** Experts 0 … n−1 in batches of at most `size`, as even as can be. */
+/** Splits experts 0 … n−1 into batches of at most `size`, as evenly as possible. */
 function splitBatches(experts: number, size: number): BatchRange[] {
   const batches = Math.ceil(experts / Math.max(1, size));
   return Array.from({ length: batches }, (_, i) => {
@@ -21,8 +22,8 @@ function splitBatches(experts: number, size: number): BatchRange[] {
 }
 
 /**
- * How many experts of a problem a batch can have, so that every tensor of a step fits the engine's device. Throws
- * `TensorTooLargeError` where the bases, or one expert alone, do not.
+ * The most experts in a batch for which every tensor of a step fits the engine's device. Throws `TensorTooLargeError` if the
+ * bases, or one expert alone, do not fit.
  */
 export function largestBatch(
   problem: Problem,
@@ -44,7 +45,7 @@ export function largestBatch(
   return Math.floor(maxTensorBytes / expert);
 }
 
-/** The batches of a solver: of at most the asked size, and never more than the device takes. */
+/** The batches of a solver: at most of the requested size, and at most as large as the device allows. */
 export const solverBatches = (
   engine: EngineFacts,
   problem: Problem,
@@ -52,24 +53,24 @@ export const solverBatches = (
   metric?: MetricForm,
 ): BatchRange[] => splitBatches(problem.experts, Math.min(batchExperts, largestBatch(problem, engine, metric)));
 
-/** An array of each expert: targets, or a matrix of their metric. */
+/** One array for each expert: its target, or a matrix of the metric. */
 interface ExpertArrays {
   read(expert: number, target: Float32Array): void;
-  /** Told of each expert whose array is kept here. */
+  /** Called for each expert whose array is now kept here. */
   forget?(expert: number): void;
-  /** One array serves all experts: it is read once, and its tensor is (1, …shape). */
+  /** Whether all experts share one array. It is read once, and its tensor is (1, …shape). */
   readonly shared?: boolean;
 }
 
 /**
- * Hands out the arrays of a batch's experts as (count, …shape) tensors: read once and kept, or anew into the same memory
- * for each batch.
+ * Gives the arrays of a batch's experts as (count, …shape) tensors. They are read once and kept, or read again for each batch
+ * into the same memory.
  */
 export class StackedExperts {
   private readonly hold: boolean;
-  /** By first expert; the last batch alone, where they are not kept. */
+  /** Tensors by their first expert. If they are not kept, only that of the last batch. */
   private readonly tensors = new Map<number, EngineTensor>();
-  /** By batch size. */
+  /** Memory by batch size. */
   private readonly scratch = new Map<number, Float32Array>();
 
   constructor(
@@ -81,7 +82,7 @@ export class StackedExperts {
     this.hold = hold || arrays.shared === true;
   }
 
-  /** Valid until a call for another batch; not to be disposed of. */
+  /** The tensor of a batch. It is valid until the call for another batch. The caller must not dispose of it. */
   get(range: BatchRange): EngineTensor {
     const { first, count } = this.arrays.shared ? { first: 0, count: 1 } : range;
     const known = this.tensors.get(first);

@@ -1,23 +1,26 @@
 /**
- * Adam on α, with a step relative to α's own size: α and B may trade a factor, so no absolute step suits every run. It has
- * n·m entries: too few to be worth a tensor program.
+ * Adam on α, with a step relative to the size of α. A factor can move between α and B, so no absolute step fits all runs. α has
+ * only n·m entries, too few for a tensor program.
  */
 
 export const COEFFICIENT_VARIANCE_DECAY = 0.999;
 
+/** α (n, m) and its moments. */
 export interface Coefficients {
   readonly coefficients: Float32Array;
   readonly moments: { readonly mean: Float32Array; readonly variance: Float32Array };
 }
 
+/** The parameters of one step. */
 export interface CoefficientStep {
-  /** In units of the root mean square of α. */
+  /** The step's size, in units of the root mean square of α. */
   rate: number;
   momentum: number;
   meanCorrection: number;
   varianceCorrection: number;
 }
 
+/** Takes one step. Returns new arrays. */
 export function moveCoefficients(
   { coefficients, moments }: Coefficients,
   gradient: Float32Array,

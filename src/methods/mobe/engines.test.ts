@@ -58,8 +58,9 @@ const difference = (a: readonly number[], b: readonly number[]): number =>
   Math.max(...a.map((loss, i) => Math.abs(loss / (b[i] as number) - 1)));
 
 /**
- * Of the losses of 20 steps. Rounding differs between engines from the first product on, and the steps carry it along:
- * beside the CPU up to 1.3e-5 (varpro, SwiftShader) and 3e-7 (adam) were measured, with TensorFlow 3e-6 and 3e-7.
+ * The largest relative difference allowed between the losses of 20 steps on two engines. Engines round differently from the
+ * first product on, and the steps pass the differences on. Against the CPU, up to 1.3e-5 (varpro) and 3e-7 (adam) were measured
+ * on SwiftShader, and 3e-6 and 3e-7 with TensorFlow.
  */
 const AGREEMENT = 1e-4;
 
@@ -115,7 +116,7 @@ test('only small results are read back from step to step', async () => {
   for (const solver of ['varpro', 'adam'] as const) {
     read.length = 0;
     await solve(spy, solver, { steps: 10 });
-    // B once, at the end; apart from it losses, residuals and what belongs to α.
+    // B is read once, at the end. All other reads are losses, residuals and α's small matrices.
     expect(read.filter((size) => size === m * r * d)).toHaveLength(1);
     expect(Math.max(...read.filter((size) => size !== m * r * d))).toBeLessThanOrEqual(n * m);
   }

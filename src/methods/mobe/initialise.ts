@@ -1,4 +1,4 @@
-/** Where the varpro solver starts. */
+/** The start of the varpro solver. */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
 import { add, matmul } from '../../engine/ops.js';
@@ -7,9 +7,9 @@ import type { Targets } from '../method.js';
 import { type BatchRange, solverBatches } from './batches.js';
 import type { Activation, Problem, SolverOptions } from './problem.js';
 
-/** Bases start this small: f is all but linear there, and bends them as far as pays. */
+/** The scale of the starting bases. It is small, so that f starts almost linear. The fit then bends it as far as that helps. */
 const STARTING_SCALE = 0.25;
-/** α starts as normal numbers of this deviation, over √m: the arguments of f about as large as they end. */
+/** α starts as normal numbers with this deviation divided by √m. The arguments of f then start about as large as they end. */
 const STARTING_COEFFICIENT: Record<Activation, number> = {
   silu: 0.2,
   tanh: 0.5,
@@ -19,14 +19,14 @@ const STARTING_COEFFICIENT: Record<Activation, number> = {
   none: 0.2,
 };
 
-/** Input axes are scaled by the quarter power of their energy, and no energy counts for less than this share of the mean. */
+/** Input axes are scaled by the quarter power of their energy. An energy counts as at least LEAST_ENERGY of the mean. */
 const COLUMN_POWER = 0.25;
 const LEAST_ENERGY = 1e-4;
 
 /**
- * The share of expert i in the starting bases, B_j = Σ_i c_ji · P_i W_i, with P_i a random signed choice of r rows: rows
- * with the experts' own covariance start several times nearer than isotropic noise. Writes P_i W_i for `count` experts
- * from `first` on as (count, r, d), and adds their ΣW² by column to `energy`.
+ * Computes P_i W_i for the starting bases B_j = Σ_i c_ji · P_i W_i. P_i chooses r random rows with random signs. Rows with the
+ * experts' own covariance start several times nearer to the result than isotropic noise. Returns P_i W_i of `count` experts
+ * from `first` on, (count, r, d), and adds their ΣW² of each column to `energy`.
  */
 function scrambleRows(
   problem: Problem,
@@ -67,11 +67,12 @@ function permutation(size: number, random: Random): Uint32Array {
   return order;
 }
 
-/** Normal numbers of the given standard deviation. */
+/** Normal numbers with the given standard deviation. */
 function normals(count: number, deviation: number, random: Random): Float32Array {
   return Float32Array.from({ length: count }, () => deviation * random.normal());
 }
 
+/** The starting bases and scales. */
 export interface Start {
   /** B_j ∝ Σ_i c_ji · P_i W_i, (m, r·d). */
   readonly bases: EngineTensor;
@@ -79,7 +80,7 @@ export interface Start {
   readonly columns: EngineTensor;
 }
 
-/** One pass over the experts. */
+/** Computes the starting bases in one pass over the experts. */
 export async function startingBases(
   engine: Engine,
   problem: Problem,
@@ -114,7 +115,7 @@ export async function startingBases(
   return { bases, columns: engine.tensor(columnScales(energy), [1, 1, d]) };
 }
 
-/** α, (n, m). */
+/** The starting α, (n, m). */
 export const startingCoefficients = ({ experts: n, bases: m, activation }: Problem, random: Random): Float32Array =>
   normals(n * m, STARTING_COEFFICIENT[activation] / Math.sqrt(m), random);
 

@@ -1,41 +1,44 @@
 /**
- * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX): matrix products only, so it runs on every
- * engine. It converges quadratically wherever ‖I − GX‖ < 1. From any positive definite X it gets there when scaled down so
- * far that no eigenvalue of GX is above 1.
+ * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX). It needs only matrix products, so it runs on every
+ * engine. It converges quadratically if ‖I − GX‖ < 1. That holds for any positive definite X that is scaled down until no
+ * eigenvalue of GX is above 1.
  */
 import { add, div, identity, matmul, max, mul, sqrt, square, sub, sum, type Value } from '../../engine/ops.js';
 
-/** Keeps G positive definite: λ as a share of its mean diagonal. */
+/** λ, as a share of G's mean diagonal. It keeps G positive definite. */
 const RIDGE = 1e-6;
 
-/** G = FC·Fᵀ + λ·mean(diag)·I. F, and FC = F·C in a metric: (n, r, d); result (n, r, r). */
+/** G = FC·Fᵀ + λ·mean(diag)·I, (n, r, r). F is (n, r, d), and so is FC, which is F·C in a metric. */
 export function gram(F: Value, FC = F): Value {
   const rank = F.shape.at(-2) as number;
   const G = matmul(FC, F, { transposeB: true });
   const diagonal = identity(rank);
-  const ridge = add(mul(trace(G), RIDGE / rank), 1e-30); // the constant: for F = 0
+  const ridge = add(mul(trace(G), RIDGE / rank), 1e-30); // the constant is for F = 0
   return add(G, mul(diagonal, ridge));
 }
 
+/** An approximate inverse. */
 export interface Inverse {
   readonly X: Value;
-  /** The largest ‖I − GX‖_F² over the batch, [1, 1, 1]: below 1 it proves convergence, as it bounds the spectral norm. */
+  /** The largest ‖I − GX‖_F² of the batch, [1, 1, 1]. Below 1 it proves convergence, because it bounds the spectral norm. */
   readonly residual: Value;
 }
 
-/** `iterations` Newton–Schulz steps from an X that is nearly G⁻¹, or nearly a multiple of it: G grows as its bases do. */
+/**
+ * Takes Newton–Schulz steps from an X that is nearly a multiple of G⁻¹. The multiple changes because G grows with its bases.
+ */
 export function track(G: Value, X: Value, iterations: number): Inverse {
   const product = matmul(G, X);
   return iterate(X, product, div(trace(product), sum(square(product), [1, 2])), iterations);
 }
 
-/** The same from any positive definite X, the identity for want of a better one. */
+/** Takes Newton–Schulz steps from any positive definite X, for example the identity. */
 export function restart(G: Value, X: Value, iterations: number): Inverse {
   const product = matmul(G, X);
   return iterate(X, product, div(1, sqrt(sum(square(product), [1, 2]))), iterations);
 }
 
-/** The same from where an earlier call came to. */
+/** Takes further Newton–Schulz steps from the result of an earlier call. */
 export const sharpen = (G: Value, X: Value, iterations: number): Inverse =>
   iterate(X, matmul(G, X), undefined, iterations);
 
@@ -50,5 +53,5 @@ function iterate(start: Value, product: Value, scale: Value | undefined, iterati
   return { X, residual: max(sum(square(error), [1, 2]), [0]) };
 }
 
-/** The sum of each diagonal, (n, 1, 1). */
+/** The trace of each matrix, (n, 1, 1). */
 const trace = (matrices: Value): Value => sum(mul(matrices, identity(matrices.shape.at(-1) as number)), [1, 2]);

@@ -1,4 +1,4 @@
-/** Whole fits in a metric, and the memory that they are said to take. */
+/** Whole fits with a metric, and the memory that is planned for them. */
 import { createHash } from 'node:crypto';
 import { describe, expect, test } from 'vitest';
 import { testedEngines } from '../../../fixtures/engines.js';
@@ -46,7 +46,7 @@ const OPTIONS: SolverOptions = {
   label: 'test group',
 };
 
-/** Experts that are mixtures of two matrices, and noise. */
+/** Experts that are mixtures of two matrices plus noise. */
 function related({ experts, rows, cols }: Problem, share: number): Matrix[] {
   const shared = each(2, () => normals(rows, cols));
   return each(experts, () => {
@@ -60,7 +60,7 @@ function related({ experts, rows, cols }: Problem, share: number): Matrix[] {
 
 const problem: Problem = { experts: 7, rows: 12, cols: 24, bases: 3, rank: 8, activation: 'silu' };
 const W = related(problem, 0.3);
-/** These can be fitted so well that a step too large shows. */
+/** Experts that can be fitted so well that a step that is too large shows. */
 const simple = related(problem, 0.01);
 const C = each(7, () => positiveDefinite(24, 1e3));
 const H = each(7, () => positiveDefinite(12, 1e3));
@@ -74,7 +74,7 @@ async function solve(metric: Metric | undefined, options: Partial<SolverOptions>
   return { ...(await solveVarpro(engine, problem, targets, { ...OPTIONS, onStep, ...options })), seen };
 }
 
-/** The mean error of B and α with the A that fits best in C, counted in C and P. */
+/** The mean error of B and α in the metric of C and P, with the A that fits best in C. */
 async function errorIn({ C = ones(24), P = ones(12) }: Partial<Matrices>, factors: SharedFactors, metric?: Metric) {
   const refit = await createRefit(engine, problem, factors, metric);
   let sum = 0;
@@ -237,7 +237,7 @@ describe('memory:', () => {
     const stacked = new WeightedTargets(counting, problem, targetsOf(W, metric), holdTargets);
     const batches = solverBatches(engine, problem, 3);
     for (const range of [...batches, ...batches]) await stacked.get(range);
-    // Where they are not held, W, WC and C of the last batch are its own.
+    // Without held targets, W, WC and C of the last batch are counted.
     const batch = holdTargets ? 0 : 4 * 3 * (2 * 12 * 24 + 24 * 24);
     const nothing = stateBytes(problem, { ...sizes, holdTargets: false });
     expect(stateBytes(problem, { ...sizes, holdTargets, metric }) - nothing).toBe(alive - batch);

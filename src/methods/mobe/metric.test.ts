@@ -1,4 +1,4 @@
-/** The gradient and the exact A in a metric, against the objective as it is written on paper. */
+/** Compares the gradient and the exact A in a metric with the objective, computed directly in f64. */
 import { describe, expect, test } from 'vitest';
 import {
   byExpert,

@@ -1,14 +1,14 @@
 /**
- * A metric inside the programs: C and P are inputs, by name, and each is a full matrix or a diagonal. Without an input its
- * side is the identity, and the program is what it would be without a metric.
+ * The metric in tensor programs. C and P are inputs of these names, each a full matrix or a diagonal. If an input is absent,
+ * its side is the identity, and the program is the same as without a metric.
  */
 import { matmul, mul, type Value } from '../../engine/ops.js';
 import type { MetricForm } from '../method.js';
 import type { Problem } from './problem.js';
 
 /**
- * The shapes of these inputs for `count` experts: C (count, d, d) or (count, 1, d), P (count, p, p) or (count, p, 1).
- * A matrix that all experts share comes once.
+ * The shapes of these inputs for `count` experts: C is (count, d, d) or (count, 1, d), P is (count, p, p) or (count, p, 1). For
+ * a matrix that all experts share, count is 1.
  */
 export const metricShapes = ({ rows: p, cols: d }: Problem, count: number, { rows, columns }: MetricForm = {}) => ({
   C: columns && [columns.shared ? 1 : count, columns.form === 'full' ? d : 1, d],

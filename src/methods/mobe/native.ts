@@ -24,7 +24,7 @@ export const native: NativeFactors<Problem> = {
     if (bases.shape.length !== 3)
       throw new UnequalExpertError(bases.name, bases.file, `has shape [${bases.shape}], not [m, r, d]`);
     if (columns !== m) throw new UnequalExpertError(name, file, `has shape [${coefficients.shape}] for ${m} bases`);
-    // Each expert is a tensor, so there are fewer; a damaged shape could ask for any number.
+    // Each expert has a tensor, so there cannot be more experts than tensors. A damaged shape could claim any number.
     if (coefficients.shape.includes(0) || bases.shape.includes(0) || n > tensors.size)
       throw new UnequalExpertError(
         name,
@@ -43,18 +43,20 @@ export const native: NativeFactors<Problem> = {
 
 const suffix = ({ group, groups }: GroupNumber): string => (groups === 1 ? '' : `_${group}`);
 
-/** `B_gate`: a group's bases before the activation, [m, r, d]; `B_gate_1` where the layer has several groups. */
+/** `B_gate`: a group's bases before the activation, [m, r, d]. If the layer has several groups: `B_gate_0`, `B_gate_1`, … */
 const basesName = (place: NativePlace): string => `${place.prefix}B_${SHORT_NAMES[place.projection]}${suffix(place)}`;
 
-/** `W_gate`: the coefficients α as they multiply, [n, m]. */
+/** `W_gate`: the coefficients α (not logits), [n, m]. */
 const coefficientsName = (place: NativePlace): string =>
   `${place.prefix}W_${SHORT_NAMES[place.projection]}${suffix(place)}`;
 
-/** `experts.{j}.gate_proj.weight`: A·σ, [p, r], under the name the dense weight had. */
+/** `experts.{j}.gate_proj.weight`: A·σ, [p, r], under the name of the dense weight. */
 const expertName = ({ prefix, projection }: NativePlace, expert: number): string =>
   `${prefix}experts.${expert}.${projection}.weight`;
 
-/** The reference's modelling files read anything but "tanh" as SiLU; here a third name is an error. */
+/**
+ * The activation in a config. Throws for an unknown name; the reference's modelling files take any name except "tanh" for SiLU.
+ */
 function activationOf({ folder, config }: Pick<NativeSource, 'folder' | 'config'>): Activation {
   const activation = ACTIVATIONS.find((known) => known === (config.activation ?? 'silu'));
   if (!activation)
@@ -63,8 +65,8 @@ function activationOf({ folder, config }: Pick<NativeSource, 'folder' | 'config'
 }
 
 /**
- * `num_B` and `activation` are what the reference writes. It forgets the rest: which layers and projections hold factors (all
- * others are as in the source), the rank, the groups, and how to load it.
+ * The config entries of a native checkpoint. The reference writes only `num_B` and `activation`. The other entries are needed
+ * too: the layers and projections that have factors, the rank, the groups, and how to load the model.
  */
 function nativeConfig(
   source: Readonly<Record<string, unknown>>,

@@ -4,8 +4,8 @@ import type { FitOptions, FitStep, GroupShape, StoredFactors } from '../method.j
 import { storedParameters } from '../sizes.js';
 
 /**
- * One group to factorise: W_i/σ ≈ A_i · f(Σ_j α_ij B_j) for n experts W_i (p×d), with A_i (p×r) of its own for each
- * expert and m bases B_j (r×d) shared by all (arXiv 2508.05257, eq. 3–5).
+ * A group to factorise: W_i/σ ≈ A_i · f(Σ_j α_ij B_j) for n experts W_i (p×d). Each expert has its own A_i (p×r), and all share
+ * m bases B_j (r×d) (arXiv 2508.05257, eq. 3–5).
  */
 export interface Problem extends GroupShape {
   /** m */
@@ -15,9 +15,9 @@ export interface Problem extends GroupShape {
   readonly activation: Activation;
 }
 
-/** Those of the paper's models, and all that its scripts know. */
+/** The activations of the paper's models. Its scripts know no others. */
 export const REFERENCE_ACTIVATIONS = ['silu', 'tanh'] as const;
-/** `gelu` is its tanh form, `none` the identity. */
+/** All activations. `gelu` is its tanh form, `none` is the identity. */
 export const ACTIVATIONS = [...REFERENCE_ACTIVATIONS, 'gelu', 'relu', 'sigmoid', 'none'] as const;
 export type Activation = (typeof ACTIVATIONS)[number];
 
@@ -34,30 +34,34 @@ export const problemSchema = z.strictObject({
   activation: z.enum(ACTIVATIONS),
 });
 
-/** What a solver searches for. A is not among them: given B and α it is a linear least-squares fit (refit.ts). */
+/**
+ * The factors that a solver searches. A is not among them, because it follows from B and α by linear least squares (refit.ts).
+ */
 export interface SharedFactors {
   /** B: (m, r, d) f32, row-major. */
   readonly bases: Float32Array;
-  /** α: (n, m) f32, row-major, as multiplied. */
+  /** α (not logits): (n, m) f32, row-major. */
   readonly coefficients: Float32Array;
 }
 
+/** The result of a solver. */
 export interface Solution extends SharedFactors {
-  /** Steps done. */
+  /** Number of steps taken. */
   readonly steps: number;
-  /** As in `FitStep`, as the solver last saw it. */
+  /** The last loss that the solver measured, as in `FitStep`. */
   readonly loss: number;
-  /** How it fell. */
+  /** The loss at some of the steps. */
   readonly losses: readonly LossPoint[];
 }
 
+/** The options of a solver. */
 export type SolverOptions = Omit<FitOptions, 'solver' | 'sigma'>;
 
-/** Reports steps with the time they take. */
+/** Returns a function that reports steps with the expected remaining time. */
 export function stepReporter(onStep: SolverOptions['onStep']): (step: Omit<FitStep, 'secondsLeft'>) => void {
   if (!onStep) return () => {};
   const began = performance.now();
-  let first: number | undefined; // not 1 where a fit goes on from a saved state
+  let first: number | undefined; // not 1 if the fit is resumed from a saved state
   return (it) => {
     first ??= it.step;
     const pace = (performance.now() - began) / 1000 / Math.max(1, it.step - first);
@@ -70,7 +74,7 @@ export type SolverName = (typeof SOLVERS)[number];
 
 type Sizes = Omit<Problem, 'activation'>;
 
-/** B (m, r, d) and α (n, m), and A (p, r) of each expert. */
+/** The stored factors: B (m, r, d), α (n, m), and A (p, r) of each expert. */
 export const stores = ({ experts: n, rows: p, cols: d, bases: m, rank: r }: Sizes): StoredFactors => ({
   shared: [
     { name: 'B', shape: [m, r, d] },
@@ -79,5 +83,5 @@ export const stores = ({ experts: n, rows: p, cols: d, bases: m, rank: r }: Size
   byExpert: [{ name: 'A', shape: [p, r] }],
 });
 
-/** Parameters of MoBE's factors: n·p·r + m·r·d + n·m. */
+/** The number of parameters of a group's factors: n·p·r + m·r·d + n·m. */
 export const factorParameters = (sizes: Sizes): number => storedParameters(stores(sizes), sizes.experts);

@@ -4,6 +4,7 @@ import { matmul, reshape } from '../../engine/ops.js';
 import { activate } from './activation.js';
 import type { Problem, SharedFactors } from './problem.js';
 
+/** Rebuilds the weights of single experts. */
 export interface Reconstruction {
   /** Ŵ_i = A·f(Σ_j α_ij B_j): (p, d) f32, row-major. A: (p, r). */
   expert(expert: number, A: Float32Array): Promise<Float32Array>;
@@ -11,8 +12,8 @@ export interface Reconstruction {
 }
 
 /**
- * Rebuilds dense weights, one expert at a time. There is only this one way from factors to weights, so that a
- * conversion, an export, an expansion and a verification of the same factors agree to the bit.
+ * Prepares to rebuild dense weights, one expert at a time. Conversion, export, expansion and verification all use this
+ * function, so that they agree to the bit for the same factors.
  */
 export async function createReconstruction(
   engine: Engine,

@@ -1,7 +1,7 @@
 /**
- * The exact A for given B and α, one expert at a time: A = W Fᵀ (F Fᵀ)⁻¹, or A = W C Fᵀ (F C Fᵀ)⁻¹ in a metric, with the
- * inverse by Newton–Schulz iteration and the remaining error by iterative refinement. Called once, after B and α were
- * rounded to what will be stored. The metric's P makes no difference: P (A F − W) C Fᵀ = 0 has one solution for all P.
+ * The exact A for given B and α, one expert at a time: A = W Fᵀ (F Fᵀ)⁻¹, or A = W C Fᵀ (F C Fᵀ)⁻¹ in a metric. The inverse is
+ * found by Newton–Schulz iteration, and iterative refinement removes its remaining error. This runs once, after B and α were
+ * rounded to the stored dtype. The metric's P has no influence: P (A F − W) C Fᵀ = 0 has the same solution for all P.
  */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
@@ -13,16 +13,18 @@ import { metricShapes, timesColumns } from './metric.js';
 import type { Problem, SharedFactors } from './problem.js';
 
 const SHARPEN_STEPS = 10;
-/** f32 gives no better: each further round only moves rounding about. */
+/** A residual that is good enough: further rounds in f32 would only change rounding errors. */
 const GOOD_RESIDUAL = 1e-2;
 const MAX_ROUNDS = 6;
 
+/** Finds A of single experts. */
 export interface Refit {
   /** A_i for W_i/σ = `target`: (p, r) f32, row-major. */
   fit(expert: number, target: Float32Array): Promise<Float32Array>;
   dispose(): Promise<void>;
 }
 
+/** Prepares to find A for given B and α. */
 export async function createRefit(
   engine: Engine,
   problem: Problem,
@@ -56,7 +58,7 @@ export async function createRefit(
   );
   const B = engine.tensor(bases, [m, r * d]);
 
-  /** C of an expert; a shared one is that of expert 0. */
+  /** C of an expert. A shared C is read as that of expert 0. */
   const columnsOf = (expert: number): { C?: EngineTensor } => {
     if (!metric?.columns || !shapeOfC) return {};
     const values = new Float32Array(elements(shapeOfC));
@@ -93,7 +95,7 @@ export async function createRefit(
       const columns = shared ?? columnsOf(expert);
       const inputs = { ...(await invert(expert, columns)), W: engine.tensor(target, [1, p, d]) };
       const out = await solve.run({ ...inputs, ...columns });
-      // Refinement helps unless the Gram matrix is nearly singular; take what fits best.
+      // Refinement helps unless the Gram matrix is nearly singular, so the best of three is taken.
       let best = 'A0';
       let least = Number.POSITIVE_INFINITY;
       for (const [name, error] of [

@@ -1,4 +1,4 @@
-/** A fit that goes on from a saved state ends with the very bits of one that was never interrupted. */
+/** A fit that resumes from a saved state ends with the same bits as a fit that was never interrupted. */
 import { describe, expect, test } from 'vitest';
 import { THOROUGH } from '../../../fixtures/thorough.js';
 import { createEngine } from '../../engine/create-engine.js';
@@ -14,7 +14,7 @@ const problem: Problem = { experts: 7, rows: 12, cols: 40, bases: 3, rank: 12, a
 const random = createRandom(5);
 const normals = () => Float32Array.from({ length: problem.rows * problem.cols }, () => random.normal());
 const shared = [normals(), normals()] as const;
-/** Mixtures of two matrices and little else: they can be fitted so well that a step too large shows. */
+/** Mixtures of two matrices plus little noise. They can be fitted so well that a step that is too large shows. */
 const experts = Array.from({ length: problem.experts }, () => {
   const [a, b] = [random.normal(), random.normal()];
   return shared[0].map((value, i) => a * value + b * (shared[1][i] as number) + 0.01 * random.normal());
@@ -29,7 +29,7 @@ const solvers = {
 const copyOf = (state: FitState): FitState =>
   Object.fromEntries(Object.entries(state).map(([name, values]) => [name, values.slice()]));
 
-/** Saves at one step, and is there for the next run. */
+/** A store that saves at one step, for the next run to load. */
 function storeAt(step: number): StateStore & { saved: FitState | undefined } {
   let asked = 0;
   const store = {
@@ -84,7 +84,7 @@ describe.each(['varpro', 'adam'] as const)('%s', (solver) => {
           onStep: (it) => first.push(it.step),
         });
         expect(resumed).toEqual(whole);
-        // It went on, and did not begin anew.
+        // It resumed, and did not start from the beginning.
         expect(first.length).toBeLessThanOrEqual(whole.steps - step + 1);
       },
     );

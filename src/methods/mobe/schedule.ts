@@ -1,6 +1,6 @@
 /**
- * How far a varpro run is, and what that makes of its rates. A run is planned for a number of steps; when the loss falls
- * so slowly that the steps left cannot bring much, the rest of the plan is gone through faster.
+ * The progress of a varpro run, and the rates that follow from it. A run is planned for a number of steps. When the loss falls
+ * so slowly that the remaining steps cannot gain much, the rest of the plan is shortened.
  */
 import type { Activation } from './problem.js';
 
@@ -8,8 +8,9 @@ const FIRST_MOMENTUM = 0.5;
 const DECAY_POWER = 0.6;
 
 /**
- * Long runs want smaller steps and a longer memory: fitted at 100 to 2400 steps. silu's bases stay where it is all but
- * linear, tanh's spread over its bend, and that is farther to go. σ(x) is ½ + ½tanh(x/2), so its arguments are twice tanh's.
+ * The first learning rates. Longer runs need smaller steps and a longer memory; the constants were fitted at 100 to 2400 steps.
+ * silu's arguments stay where silu is almost linear. tanh's arguments spread over its bend, which is a longer way. sigmoid(x)
+ * is ½ + ½tanh(x/2), so its arguments are twice those of tanh.
  */
 const FIRST_RATE: Record<Activation, number> = {
   silu: 0.15,
@@ -23,24 +24,26 @@ const defaultRate = (steps: number, activation: Activation): number =>
   FIRST_RATE[activation] * (100 / Math.max(20, steps)) ** 0.55;
 const lastMomentum = (steps: number): number => 1 - 0.03 * (100 / Math.max(20, steps)) ** 0.5;
 
-/** The rest is hurried when it would lower the loss by less than this share, at the pace of the last window. */
+/** The rest of a run is shortened if, at the pace of the last window, it would lower the loss by less than this share. */
 const LEAST_GAIN = 0.004;
-/** Share of the planned steps that a window of comparison takes, and the fewest steps it may have. */
+/** The length of a window in which losses are compared: a share of the planned steps, and at least LEAST_WINDOW. */
 const WINDOW_SHARE = 0.05;
 const LEAST_WINDOW = 20;
-/** A hurried rest still takes this share of the steps done: it is there that the noise of large steps is averaged out. */
+/** The length of a shortened rest, as a share of the steps done. It is needed to average out the noise of large steps. */
 const REST_SHARE = 0.25;
 
+/** The rates of a step. */
 export interface Rates {
-  /** Of the bases: about twice the distance an entry moves in a step (root mean square, units of σ). */
+  /** The rate of the bases: about twice the distance that an entry moves in a step (root mean square, in units of σ). */
   readonly rate: number;
-  /** 1 at the start, 0 at the end. */
+  /** Falls from 1 at the start to 0 at the end. */
   readonly decay: number;
   readonly momentum: number;
 }
 
+/** The progress of one run. */
 export class Schedule {
-  /** 0 … 1 of the plan. */
+  /** The done share of the plan, 0 … 1. */
   private progress = 0;
   private pace: number;
   private done = 0;
@@ -62,7 +65,7 @@ export class Schedule {
     this.window = Math.max(LEAST_WINDOW, Math.round(WINDOW_SHARE * steps));
   }
 
-  /** What `advance` has made of it so far, to be put back by `restore`. */
+  /** The state of this schedule, for `restore`. */
   get position(): number[] {
     return [this.progress, this.pace, this.done, this.best, this.bestBefore, Number(this.hurried)];
   }
@@ -83,7 +86,7 @@ export class Schedule {
     return this.done >= this.steps || this.progress > 1 - 1e-9;
   }
 
-  /** Steps done so far, and how many it will be as things stand. */
+  /** The number of steps that the run is now expected to take. */
   get expectedSteps(): number {
     return Math.min(this.steps, this.done + Math.ceil((1 - this.progress) / this.pace - 1e-9));
   }
@@ -97,7 +100,7 @@ export class Schedule {
     };
   }
 
-  /** One step was taken, from this loss. */
+  /** Notes that a step was taken. `loss` is the loss before it. */
   advance(loss: number): void {
     this.done++;
     this.progress += this.pace;

@@ -1,4 +1,4 @@
-/** How large a group's factors are to be, by the options. */
+/** Chooses the sizes of a group's factors from the options. */
 import { NotSmallerError, OptionError } from '../../errors.js';
 import {
   type CompleteOptions,
@@ -10,13 +10,14 @@ import {
 import { denseParameters } from '../sizes.js';
 import { type Activation, factorParameters, type Problem, type SolverName } from './problem.js';
 
-/** Most steps a group. adam's are the paper's range. */
+/** The most steps of a fit, by quality and solver. Those of adam are in the paper's range. */
 export const QUALITIES = {
   fast: { varpro: 150, adam: 2000 },
   balanced: { varpro: 600, adam: 10_000 },
   best: { varpro: 3000, adam: 50_000 },
 } as const satisfies Record<Quality, Record<SolverName, number>>;
 
+/** Fills in defaults. */
 export function completeOptions({
   bases,
   keep = DEFAULT_KEEP,
@@ -30,7 +31,10 @@ export function completeOptions({
   return { ...given, bases, keep: bases === undefined ? keep : undefined, groups, activation, solver, quality, steps };
 }
 
-/** Each projection's experts are cut in order, each part with its share of the bases (the reference's `train_group.py`). */
+/**
+ * Plans the factors. A projection's experts are cut in order into groups, and each group gets its share of the bases (the
+ * reference's `train_group.py`). Throws `OptionError` and `NotSmallerError`.
+ */
 export function planSizes(projections: readonly ProjectionShape[], options: CompleteOptions): Problem[] {
   const { groups, activation } = options;
   const bases = options.bases ?? basesToKeep(projections, options);
@@ -64,7 +68,7 @@ function basesToKeep(
   { keep = 1, rank: wanted, groups }: CompleteOptions,
 ): number {
   let total = 0;
-  let fixed = 0; // what remains whatever m is
+  let fixed = 0; // parameters that do not depend on m
   let perBasis = 0;
   for (const { experts: n, rows: p, cols: d, factorised } of projections) {
     const r = wanted ?? Math.min(p, d);

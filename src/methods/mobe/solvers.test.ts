@@ -31,7 +31,7 @@ const targetsOf = (experts: Float32Array[], sigma = 1): Targets => ({
   read: (expert, target) => target.set((experts[expert] as Float32Array).map((value) => value / sigma)),
 });
 
-/** Experts that share structure: each a random mixture of a few matrices, plus noise. */
+/** Experts that share structure: each is a random mixture of a few matrices, plus noise. */
 function syntheticExperts({ experts, rows, cols }: Pick<Problem, 'experts' | 'rows' | 'cols'>): Float32Array[] {
   const random = createRandom(5);
   const normals = () => Float32Array.from({ length: rows * cols }, () => random.normal());
@@ -128,7 +128,7 @@ describe('varpro', () => {
   });
 
   test('ends before its last planned step when nothing is left to gain', async () => {
-    // One basis of one row for experts that share nothing: there is little to find.
+    // One basis of one row, and experts that share nothing: little can be fitted.
     const problem: Problem = { experts: 4, rows: 6, cols: 30, bases: 1, rank: 1, activation: 'tanh' };
     const noise = syntheticExperts({ experts: 1, rows: 1, cols: 4 * 180 })[0] as Float32Array;
     const experts = [0, 1, 2, 3].map((e) => noise.slice(e * 180, (e + 1) * 180));
@@ -170,7 +170,7 @@ describe('varpro', () => {
   });
 
   test('its gradient is the slope of its loss', async () => {
-    // A very small rate: the loss falls by the sum of the moves times their gradients, to first order in the rate.
+    // With a very small rate, to first order, the loss falls by the sum of the moves times their gradients.
     const problem: Problem = { experts: 5, rows: 10, cols: 30, bases: 2, rank: 10, activation: 'tanh' };
     const targets = targetsOf(syntheticExperts(problem));
     const fall = async (learningRate: number) => {
@@ -217,7 +217,8 @@ describe('on the trained fixture', () => {
     ({ weights: experts, deviation: sigma } = await readGroup(1, 'gate_proj'));
   });
 
-  // After some hundred steps rounding decides where the curve wiggles: PyTorch's own versions then differ by a percent.
+  // After some hundred steps, rounding decides the curve's details: versions of PyTorch then differ by a percent from each
+  // other.
   for (const [layer, projection, activation, steps, cost] of [
     [1, 'gate_proj', 'silu', 800, THOROUGH],
     [1, 'gate_proj', 'tanh', 100, {}],
@@ -244,7 +245,7 @@ describe('on the trained fixture', () => {
       },
     );
 
-  // At its 10 000th step the reference stands at 0.0435 (silu) and 0.0410 (tanh); the best it ever kept is 0.0426 and 0.0410.
+  // At its 10 000th step the reference is at 0.0435 (silu) and 0.0410 (tanh). The best that it kept is 0.0426 and 0.0410.
   for (const [activation, steps, level, cost] of [
     ['silu', 100, 0.55, {}],
     ['tanh', 100, 0.55, {}],

@@ -1,4 +1,4 @@
-/** The tensor programs of a varpro step; varpro.ts runs them. */
+/** The tensor programs of a varpro step, which varpro.ts runs. */
 import { trace } from '../../engine/graph.js';
 import { add, div, identity, matmul, mul, reshape, sqrt, sub, sum, total, type Value } from '../../engine/ops.js';
 import type { MetricForm } from '../method.js';
@@ -7,23 +7,26 @@ import { gram, type restart, type sharpen, track } from './inverse.js';
 import { metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
-/** Newton–Schulz steps that carry G⁻¹ from one solver step to the next. */
+/** Newton–Schulz steps that update G⁻¹ from one solver step to the next. */
 const TRACKING_STEPS = 3;
-/** Newton–Schulz steps of a fresh inverse, before it is looked at. */
+/** Newton–Schulz steps of a new inverse before its residual is checked. */
 const FRESH_STEPS = 8;
 
-/** Muon's quintic, by its authors' coefficients; two rounds suffice here. */
+/** Muon's quintic polynomial, with the coefficients of its authors. Two rounds are enough here. */
 const QUINTIC_ROUNDS = 2;
 const QUINTIC = [3.4445, -4.775, 2.0315] as const;
 
-/** What the Gram matrix of the bases' momentum keeps of itself from step to step. */
+/** The decay of the average of the momentum's Gram matrices, for each step. */
 export const GRAM_DECAY = 0.9;
 
-/** f(α·B): (count, r, d), from α (count, m) and B (m, r·d). Also returns f′. */
+/** f(α·B) and f′(α·B), (count, r, d), from α (count, m) and B (m, r·d). */
 const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =>
   activateWithDerivative(activation, reshape(matmul(alpha, B), [alpha.shape[0] as number, rank, cols]));
 
-/** One batch's share of loss and gradients, these without the factor 2/N: both ways of moving are scale-invariant. */
+/**
+ * The share of one batch in the loss and the gradients. Gradients lack the factor 2/N, because both updates are
+ * scale-invariant.
+ */
 export function traceGradient(problem: Problem, count: number, metric?: MetricForm) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
@@ -48,7 +51,7 @@ export function traceGradient(problem: Problem, count: number, metric?: MetricFo
   });
 }
 
-/** G⁻¹ from far away (`restart`) or going on from there (`sharpen`). */
+/** Computes G⁻¹ from any start (`restart`), or improves an earlier result (`sharpen`). */
 export function traceInverse(
   problem: Problem,
   count: number,
@@ -64,9 +67,9 @@ export function traceInverse(
 }
 
 /**
- * Moves each basis by Q^(-1/2)·M: M (r, d) is its momentum and Q the recent average of M·Mᵀ. That is Shampoo's left side
- * (Gupta et al. 2018), by Muon's polynomial in place of the root (Jordan et al. 2024). `columns` (1, 1, d) scales the
- * axes of the input: B is searched as B′·diag(columns). `correction` is 1 − GRAM_DECAY^t.
+ * Moves each basis by Q^(-1/2)·M. M (r, d) is its momentum, and Q the recent average of M·Mᵀ. This is the left side of Shampoo
+ * (Gupta et al. 2018), with Muon's polynomial instead of the root (Jordan et al. 2024). `columns` (1, 1, d) scales the input
+ * axes: B is searched as B′·diag(columns). `correction` is 1 − GRAM_DECAY^t.
  */
 export function traceUpdate({ bases: m, rank: r, cols: d }: Problem) {
   const flat = [m, r * d];
@@ -83,7 +86,7 @@ export function traceUpdate({ bases: m, rank: r, cols: d }: Problem) {
   });
 }
 
-/** Roughly Q^(-1/2) for positive semidefinite (m, r, r) of trace 1, its largest values cut off at about 1/√Q = 30. */
+/** Approximates Q^(-1/2) for positive semidefinite Q (m, r, r) of trace 1. Its largest values are limited to about 30. */
 function inverseRoot(start: Value): Value {
   const [linear, cubic, quintic] = QUINTIC;
   const one = identity(start.shape.at(-1) as number);

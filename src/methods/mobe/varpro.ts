@@ -1,16 +1,16 @@
 /**
- * Variable projection. Given B and α the best A is linear least squares in closed form, so only B and α are searched,
- * and neither A nor its gradient or moments are ever stored:
+ * Variable projection. For given B and α, the best A is a linear least-squares solution in closed form. So only B and α are
+ * searched, and A, its gradient and its moments are never stored:
  *
  *     F_i = f(Σ_j α_ij B_j)    G_i = F_i F_iᵀ + λI    A_i = W_i F_iᵀ G_i⁻¹    R_i = A_i F_i − W_i
  *     D_i = (2/N)(A_iᵀ R_i) ∘ f′       ∂B_j = Σ_i α_ij D_i       ∂α_ij = ⟨D_i, B_j⟩
  *
- * (the derivative of A drops out: A is at its optimum). In a metric, where an expert's error is tr(P R C Rᵀ):
+ * The derivative of A is zero here, because A is at its optimum. In a metric, where an expert's error is tr(P R C Rᵀ):
  *
  *     G_i = F_i C_i F_iᵀ + λI    A_i = W_i C_i F_iᵀ G_i⁻¹    D_i = (2/N)(A_iᵀ P_i R_i C_i) ∘ f′
  *
- * B moves by a one-sided Shampoo, α by Adam; G⁻¹ is tracked from step to step by Newton–Schulz iteration. docs/solver.md has
- * the measurements behind the constants.
+ * B moves by one-sided Shampoo, α by Adam. G⁻¹ is updated from step to step by Newton–Schulz iteration. docs/solver.md has the
+ * measurements behind the constants.
  */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { DivergedError } from '../../errors.js';
@@ -26,19 +26,20 @@ import { type Rates, Schedule } from './schedule.js';
 import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
 import { WeightedTargets } from './weighted-targets.js';
 
-/** Above this ‖I − GX‖ after tracking, the inverse is computed afresh. */
+/** If ‖I − GX‖ is above this after tracking, the inverse is computed again. */
 const TRACKING_LIMIT = 0.5;
-/** How often a fresh inverse is sharpened before it is taken as it is. */
+/** The most rounds of a new inverse. After them it is used as it is. */
 const FRESH_ROUNDS = 4;
 
-/** In units of the root mean square of α. */
+/** The rate of α, in units of its root mean square. */
 const COEFFICIENT_RATE = 0.3;
 const COEFFICIENT_MOMENTUM_LIMIT = 0.95;
 
-/** A step whose loss is above this multiple of the best so far is undone and taken again at half the size. */
+/** If a step's loss is above this multiple of the best loss, the step is undone and taken again at half the size. */
 const UNDO_FACTOR = 1.5;
 const MAX_UNDOS = 12;
 
+/** Fits B and α. Throws `DivergedError` if the loss grows however small the steps are. */
 export async function solveVarpro(
   engine: Engine,
   problem: Problem,
@@ -64,7 +65,7 @@ interface Batch extends BatchRange, Programs {
   inverse: EngineTensor;
 }
 
-/** What one step moves, and its moments. */
+/** The variables that a step moves, and their moments. */
 interface State extends Coefficients {
   readonly bases: EngineTensor;
   readonly momentum: EngineTensor;
@@ -78,10 +79,10 @@ interface Gradient {
   readonly coefficients: Float32Array;
 }
 
-/** Where in its loop a run is: at a gradient that was accepted, before the step. */
+/** The position of a run in its loop: after a gradient was accepted, before the step. */
 interface Progress {
   steps: number;
-  /** Of the steps, halved whenever one is undone. */
+  /** The scale of steps. It is halved when a step is undone. */
   scale: number;
   undos: number;
   meanBias: number;
@@ -100,7 +101,7 @@ class VarproSolver {
     /** The scale of each input axis, (1, 1, d). */
     private readonly columns: EngineTensor,
     private state: State,
-    /** The run goes on from there; let go of once it does. */
+    /** The state from which the run resumes. It is freed after that. */
     private saved: FitState | undefined,
   ) {}
 
@@ -169,7 +170,7 @@ class VarproSolver {
     let loss = Number.POSITIVE_INFINITY;
     while (!schedule.finished) {
       const gradient = accepted ?? (await this.gradient());
-      // A is optimal for whatever B is, so the loss can only jump where the step or the inverse went wrong.
+      // A is optimal for every B, so the loss jumps only if the step was too large or the inverse is wrong.
       if (!accepted && !(gradient.loss <= UNDO_FACTOR * at.best)) {
         gradient.bases.dispose();
         if (!previous || ++at.undos > MAX_UNDOS) throw new DivergedError(this.options.label, at.steps);
@@ -208,7 +209,7 @@ class VarproSolver {
       this.state = next;
       schedule.advance(loss);
     }
-    // The last update was never looked at: keep it only if it holds up.
+    // The loss after the last update is not known yet. The update is kept only if it lowered the loss.
     const final = await this.gradient();
     final.bases.dispose();
     if (final.loss <= loss || !previous) loss = final.loss;
@@ -227,8 +228,9 @@ class VarproSolver {
   }
 
   /**
-   * Saves the state with the gradient at it. The step's other inputs follow from these; the state before, to which a step that
-   * goes wrong is undone, is this one by then. The inverses are tracked from step to step, so they cannot be made again.
+   * Saves the state and its gradient. The other inputs of the step follow from these. If the step is undone, the run returns to
+   * this state, so no earlier one is needed. The inverses are saved because they were updated step by step and cannot be
+   * recomputed exactly.
    */
   private async save(schedule: Schedule, at: Progress, gradient: Gradient, curve: LossCurve): Promise<void> {
     const { states } = this.options;
@@ -253,7 +255,7 @@ class VarproSolver {
     await states.save(state);
   }
 
-  /** Goes back to where `save` was called; the gradient at it, or undefined where nothing was saved. */
+  /** Returns to the point of the last `save`. Returns its gradient, or undefined if nothing was saved. */
   private restore(schedule: Schedule, at: Progress): Gradient | undefined {
     const { saved } = this;
     this.saved = undefined;
@@ -276,7 +278,7 @@ class VarproSolver {
     };
   }
 
-  /** Loss and gradients at the current state, summed over the batches. */
+  /** The loss and the gradients of the current state, summed over the batches. */
   private async gradient(): Promise<Gradient> {
     const { experts: n, rows, cols, bases: m } = this.problem;
     const coefficients = new Float32Array(n * m);
@@ -310,7 +312,7 @@ class VarproSolver {
     }
   }
 
-  /** G⁻¹ anew: from the last one that was good, or, where that does not help, from the identity. */
+  /** Computes G⁻¹ again, from the last good one, or from the identity if that does not converge. */
   private async restartInverse(batch: Batch): Promise<void> {
     if (await this.invert(batch)) return;
     this.forgetInverse(batch);
@@ -346,7 +348,7 @@ class VarproSolver {
     const scalar = (value: number): EngineTensor => this.engine.tensor(Float32Array.of(value), [1]);
     const scalars = {
       momentum: scalar(momentum),
-      // An orthogonal update has entries of 1/√d (r ≤ d); this makes them rate/2, in units of σ.
+      // The entries of an orthogonal update are about 1/√d (r ≤ d). This factor makes them rate/2, in units of σ.
       step: scalar(0.5 * rate * decay * Math.sqrt(this.problem.cols)),
       correction: scalar(1 - GRAM_DECAY ** step),
     };
@@ -393,7 +395,7 @@ function disposeState(state: State): void {
   state.gram.dispose();
 }
 
-/** (count, r, r) */
+/** Identity matrices, (count, r, r). */
 function identities(engine: Engine, count: number, rank: number): EngineTensor {
   const data = new Float32Array(count * rank * rank);
   for (let i = 0; i < count * rank; i++) data[i * rank + (i % rank)] = 1;

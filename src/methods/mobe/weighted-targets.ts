@@ -1,4 +1,4 @@
-/** The targets of a varpro fit and their metric, as the tensors that its programs take. */
+/** The targets of a varpro fit and their metric, as input tensors of its programs. */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
 import type { Targets } from '../method.js';
@@ -9,16 +9,17 @@ import type { Problem } from './problem.js';
 /** Tensors by the names of a program's inputs. */
 type Inputs = Readonly<Record<string, EngineTensor>>;
 
+/** Targets and metric of all experts, batch by batch. */
 export class WeightedTargets {
   private readonly weights: StackedExperts;
   private readonly columns: StackedExperts | undefined;
   private readonly rows: StackedExperts | undefined;
-  /** W·C by first expert; of the last batch alone, where it is not kept. */
+  /** W·C by first expert. If it is not kept, only that of the last batch. */
   private readonly products = new Map<number, EngineTensor>();
-  /** Multiply W by C, by batch size. */
+  /** Programs that multiply W by C, by batch size. */
   private readonly programs = new Map<number, Program>();
 
-  /** @param hold keep what was read for the whole fit, and W·C with it */
+  /** @param hold whether arrays and W·C are kept for the whole fit */
   constructor(
     private readonly engine: Engine,
     private readonly problem: Problem,
@@ -32,7 +33,7 @@ export class WeightedTargets {
     if (rows && P) this.rows = new StackedExperts(engine, rows, P.slice(1), hold);
   }
 
-  /** W, and with a metric C, WC = W·C and P. Valid until a call for another batch; not to be disposed of. */
+  /** W, and with a metric C, WC = W·C and P. Valid until the call for another batch. The caller must not dispose of them. */
   async get(range: BatchRange): Promise<Inputs> {
     const W = this.weights.get(range);
     const { C } = this.getColumns(range);
@@ -43,7 +44,7 @@ export class WeightedTargets {
     };
   }
 
-  /** C, in a metric that has it. Valid until a call for another batch; not to be disposed of. */
+  /** C, if the metric has it. Valid until the call for another batch. The caller must not dispose of it. */
   getColumns(range: BatchRange): { C?: EngineTensor } {
     return this.columns ? { C: this.columns.get(range) } : {};
   }

@@ -1,29 +1,35 @@
 /**
- * What a factorisation must beat: truncated singular value decompositions with no more parameters. Their errors follow
- * from the singular values alone (Eckart–Young), so no factors are formed.
+ * Baselines that a factorisation must beat: truncated singular value decompositions with no more parameters. Their errors
+ * follow from the singular values alone (Eckart–Young), so no factors are computed.
  */
 import { reduce } from '../../linalg/lapack/bidiagonalise.js';
 import { bidiagonalSvd } from '../../linalg/lapack/divide-and-conquer.js';
 import { addScaled } from '../../linalg/vectors.js';
 
-/** The largest rank that a budget allows, and what it takes of it. */
+/** A rank and its number of parameters. */
 export interface Rank {
   readonly rank: number;
   readonly parameters: number;
 }
 
+/** The result of a baseline. */
 export interface Baseline extends Rank {
   /** ‖W − Ŵ‖/‖W‖ over all experts, in exact arithmetic. */
   readonly relativeError: number;
 }
 
-/** `perRank`: parameters for each unit of rank; `most`: the rank that leaves no error. */
+/**
+ * The largest rank that a budget allows.
+ * @param parameters the budget
+ * @param perRank parameters for each unit of rank
+ * @param most the rank that leaves no error
+ */
 export function rankWithin(parameters: number, perRank: number, most: number): Rank {
   const rank = Math.min(Math.floor(parameters / perRank), most);
   return { rank, parameters: rank * perRank };
 }
 
-/** Every expert by itself: W_i ≈ U_i V_i, n·k·(p + d) parameters. Experts: (p, d) row-major each. */
+/** SVD of each expert by itself: W_i ≈ U_i V_i, n·k·(p + d) parameters. Each expert is (p, d), row-major. */
 export function perExpertSvd(
   experts: readonly Float32Array[],
   rows: number,
@@ -34,8 +40,8 @@ export function perExpertSvd(
 }
 
 /**
- * All experts in one space, as MoLAE has it (arXiv 2503.23100): W_i ≈ A_i·B, n·p·k + k·d parameters. The best B are the
- * first right singular vectors of the experts stacked.
+ * All experts in one space, as in MoLAE (arXiv 2503.23100): W_i ≈ A_i·B, n·p·k + k·d parameters. The best B is the first right
+ * singular vectors of the stacked experts.
  */
 export function sharedBasisSvd(
   experts: readonly Float32Array[],
@@ -47,8 +53,8 @@ export function sharedBasisSvd(
 }
 
 /**
- * Consecutive experts stacked into `groups` matrices, each with one right factor: Σ k·(n_g·p + d) parameters. With m
- * groups it is the start of the reference's solver, with others MoLAE's grouped variant.
+ * Consecutive experts, stacked into `groups` matrices with one right factor each: Σ k·(n_g·p + d) parameters. With m groups
+ * this is the start of the reference's solver. With other numbers it is MoLAE's grouped variant.
  */
 export function groupedSvd(
   experts: readonly Float32Array[],
@@ -72,7 +78,7 @@ export function groupedSvd(
   return { ...fits, relativeError: Math.sqrt(Math.max(0, 1 - kept / whole)) };
 }
 
-/** Squared singular values of the stacked experts, largest first: those of Σ WᵀW, (d, d), in f64. */
+/** Squared singular values of the stacked experts, largest first: the eigenvalues of Σ WᵀW (d, d), in f64. */
 function singularEnergies(members: readonly Float32Array[], rows: number, cols: number): Float64Array {
   const gram = new Float64Array(cols * cols);
   const row = new Float64Array(cols);

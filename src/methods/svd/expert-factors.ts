@@ -1,7 +1,7 @@
 /**
- * One expert's truncated singular value decomposition. The Gram matrix of W's shorter side and all other products of matrices run
- * on the engine, in f32; its leading eigenvectors are found in f64. Squaring W loses nothing that shows: an error ε of the Gram
- * matrix turns its vectors only among values that differ by about ε, and there either choice is as good.
+ * The truncated singular value decomposition of one expert. The Gram matrix of W's shorter side and all other matrix products
+ * run on the engine, in f32. The leading eigenvectors are found in f64. Squaring W loses no visible accuracy: an error ε of the
+ * Gram matrix rotates vectors only among values that differ by about ε, and there any rotation is equally good.
  */
 import type { Engine, EngineTensor } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
@@ -13,8 +13,9 @@ import { REFINEMENTS } from './costs.js';
 import type { Problem } from './problem.js';
 
 /**
- * V is rounded before A is fitted to it. Its rows are all but orthonormal, or zero, so W·Vᵀ is nearly the
- * least-squares A, and adding the same of the remainder a few times makes it exact: each round leaves ‖I − V·Vᵀ‖ of the error.
+ * Prepares to find V and A of single experts. V is rounded before A is fitted to it. V's rows are almost orthonormal, or zero,
+ * so W·Vᵀ is almost the least-squares A. Adding the same product of the remainder a few times makes it exact: each round
+ * multiplies the error by ‖I − V·Vᵀ‖.
  */
 export async function createExpertFactors(
   engine: Engine,
@@ -35,7 +36,7 @@ export async function createExpertFactors(
     }),
   );
 
-  /** The right singular vectors, (r, d): those of WᵀW, or from those of WWᵀ. */
+  /** The right singular vectors (r, d): eigenvectors of WᵀW, or computed from those of WWᵀ if W has fewer rows than columns. */
   const rightVectors = async (W: EngineTensor): Promise<Float32Array> => {
     const { G } = (await gram.run({ W })) as { G: EngineTensor };
     const { vectors } = largestEigen(Float64Array.from(await engine.read(G)), short, r);
@@ -67,14 +68,14 @@ export async function createExpertFactors(
 }
 
 /**
- * Rows shorter than this share of the longest may lean on others: their inner product with row i is the Gram matrix's rounding,
- * over both their lengths.
+ * A row shorter than this share of the longest may not be orthogonal to the others: its inner product with another row has the
+ * rounding error of the Gram matrix, divided by both lengths.
  */
 const LEANING = 1e-2;
-/** A row of which no more than this is left beside the others is no direction of W, but rounding. */
+/** If no more than this share of a row remains after removing the others, the row is only rounding error. */
 const NOTHING = 1e-6;
 
-/** Rows of length σ_k, largest first, made orthonormal; where W has no more directions they are zero. */
+/** Makes rows of length σ_k, largest first, orthonormal. Rows beyond the rank of W become zero. */
 function orthonormal(values: Float32Array, cols: number): Float32Array {
   const rows: Float64Array[] = [];
   const result = new Float32Array(values.length);
@@ -83,7 +84,7 @@ function orthonormal(values: Float32Array, cols: number): Float32Array {
     const row = Float64Array.from(values.subarray(start, start + cols));
     const length = makeUnit(row, 0);
     longest = Math.max(longest, length);
-    // Twice: the first time leaves the rounding of what it takes away.
+    // Twice, because the first pass leaves the rounding error of what it subtracts.
     for (let pass = 0; pass < 2 && length < LEANING * longest; pass++) {
       for (const other of rows) addScaled(row, 0, -dot(row, 0, other, 0, cols), other, 0, cols);
       makeUnit(row, NOTHING);
@@ -94,7 +95,7 @@ function orthonormal(values: Float32Array, cols: number): Float32Array {
   return result;
 }
 
-/** Scales to length 1, or to nothing where it is no longer than `least`. Returns the length it had. */
+/** Scales a row to length 1, or to zero if its length is at most `least`. Returns its length before. */
 function makeUnit(row: Float64Array, least: number): number {
   const length = Math.sqrt(dot(row, 0, row, 0, row.length));
   for (let i = 0; i < row.length; i++) row[i] = length > least ? (row[i] as number) / length : 0;

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import type { GroupShape, StoredFactors } from '../method.js';
 
-/** W_i/σ ≈ A_i·V_i for n experts W_i (p, d), with A_i (p, r) and V_i (r, d). */
+/** A group to factorise: W_i/σ ≈ A_i·V_i for n experts W_i (p, d), with A_i (p, r) and V_i (r, d). */
 export interface Problem extends GroupShape {
   /** r, at most min(p, d) */
   readonly rank: number;
@@ -18,6 +18,7 @@ export const problemSchema = z
     message: 'more than a matrix has',
   });
 
+/** The stored factors: A (p, r) and V (r, d) of each expert. */
 export const stores = ({ rows: p, cols: d, rank: r }: Problem): StoredFactors => ({
   shared: [],
   byExpert: [

@@ -4,7 +4,7 @@ import { matmul } from '../../engine/ops.js';
 import type { Reconstruction } from '../method.js';
 import type { Problem } from './problem.js';
 
-/** Ŵ = A·V, an expert at a time. */
+/** Prepares to rebuild Ŵ = A·V, one expert at a time. */
 export async function createReconstruction(
   engine: Engine,
   { rows: p, cols: d, rank: r }: Problem,

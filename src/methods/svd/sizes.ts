@@ -1,9 +1,10 @@
-/** The rank, by the options. */
+/** Chooses the rank from the options. */
 import { NotSmallerError, OptionError } from '../../errors.js';
 import { type CompleteOptions, DEFAULT_KEEP, type MethodOptions, type ProjectionShape } from '../method.js';
 import { denseParameters, storedParameters } from '../sizes.js';
 import { type Problem, stores } from './problem.js';
 
+/** Fills in defaults. Throws `OptionError` if both rank and share are given. */
 export function completeOptions({ rank, keep, ...given }: MethodOptions): CompleteOptions {
   if (rank !== undefined && keep !== undefined)
     throw new OptionError('--rank', 'give either the rank or the share to keep, not both');
@@ -11,6 +12,7 @@ export function completeOptions({ rank, keep, ...given }: MethodOptions): Comple
   return { ...given, rank, keep: share, groups: 1, solver: 'svd', steps: 1 };
 }
 
+/** Plans the factors. Throws `OptionError` and `NotSmallerError`. */
 export function planSizes(projections: readonly ProjectionShape[], options: CompleteOptions): Problem[] {
   const rank = options.rank ?? rankToKeep(projections, options.keep);
   return projections
@@ -28,7 +30,7 @@ export function planSizes(projections: readonly ProjectionShape[], options: Comp
 /** The largest r with which at most `keep` of the layers' routed-expert parameters remain. */
 function rankToKeep(projections: readonly ProjectionShape[], keep = 1): number {
   let total = 0;
-  let fixed = 0; // what remains whatever r is
+  let fixed = 0; // parameters that do not depend on r
   let perRank = 0;
   for (const { experts: n, rows: p, cols: d, factorised } of projections) {
     total += n * p * d;

@@ -23,7 +23,7 @@ function product(a: Float32Array, b: Float32Array, rows: number, cols: number): 
   });
 }
 
-/** As a run takes it: the fit, an expert's factors, its weights. */
+/** Computes an expert's factors and rebuilt weights as a run does. */
 async function decompose(W: Float32Array, rows: number, cols: number, rank: number, round: Rounding) {
   const problem = { experts: 1, rows, cols, rank };
   const targets = { read: (_: number, target: Float32Array) => target.set(W) };
@@ -41,13 +41,13 @@ async function decompose(W: Float32Array, rows: number, cols: number, rank: numb
 const squared = (values: ArrayLike<number>): number => Array.from(values).reduce((sum, x) => sum + x * x, 0);
 const difference = (a: Float32Array, b: Float32Array): Float32Array => a.map((x, i) => x - (b[i] as number));
 
-/** ‖W‖² less the energy of the first singular values. */
+/** The least possible squared error: ‖W‖² minus the squares of the first singular values. */
 function leastError(W: Float32Array, rows: number, cols: number, rank: number): number {
   const { singularValues } = truncatedSvd(W, rows, cols, 1);
   return squared(singularValues.subarray(rank));
 }
 
-/** Rows of lengths that fall by a factor of `range` from the first to the last. */
+/** Random rows whose lengths fall by a factor of `range` from the first to the last. */
 const graded = (rows: number, cols: number, range: number): Float32Array =>
   normals(rows * cols).map((x, at) => x * range ** (-Math.floor(at / cols) / rows));
 
@@ -63,7 +63,7 @@ describe('the error is the least that the rank allows (Eckart and Young):', () =
     const { rebuilt } = await decompose(W, rows, cols, rank, unrounded);
     const error = squared(difference(W, rebuilt));
     const least = leastError(W, rows, cols, rank);
-    // What f32 can tell apart at all: 1e-7 of ‖W‖².
+    // f32 resolves about 1e-7 of ‖W‖².
     expect(error - least).toBeLessThan(1e-5 * least + 1e-7 * squared(W));
     expect(error - least).toBeGreaterThan(-1e-5 * least - 1e-7 * squared(W));
   });

@@ -6,8 +6,8 @@ import { createReconstruction } from './reconstruct.js';
 import { completeOptions, planSizes } from './sizes.js';
 
 /**
- * Low rank by expert: W ≈ A·V, each expert by itself, the best approximation of its rank (Eckart & Young 1936). The best is meant
- * by ‖W − A·V‖: a metric of the targets is not regarded.
+ * Low rank by expert: W ≈ A·V for each expert by itself. It is the best approximation of its rank in ‖W − A·V‖ (Eckart & Young
+ * 1936). A metric of the targets is ignored.
  */
 export const svd: Method<Problem> = {
   name: 'svd',
@@ -31,7 +31,7 @@ export const svd: Method<Problem> = {
   largestBatch,
   operations,
   product,
-  /** Experts share nothing: all is done expert by expert. */
+  /** Experts share no factors, so there is nothing to fit for the group. */
   fit: async () => ({ shared: {}, steps: 1, losses: [] }),
   expertFactors: (engine, problem, _, round) => createExpertFactors(engine, problem, round),
   rebuild: createReconstruction,
