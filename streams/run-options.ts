@@ -1,5 +1,6 @@
 /** What a run is given beside its settings, what it tells while it works, and what it returns. The library prints nothing. */
 
+import type { TimedPlan } from '../src/conversion/estimate.js';
 import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
 import type { FileSystem } from '../src/file-system.js';
@@ -7,7 +8,6 @@ import type { FitStep } from '../src/methods/method.js';
 import type { OwnStage } from './flow/own-stage.js';
 import type { StageClocks } from './flow/stage-clock.js';
 import type { PeerOptions } from './machines/peer-options.js';
-import type { TimedPlan } from './operations/plan.js';
 import type { NormalisedGroup } from './records.js';
 
 export interface StepProgress extends FitStep, GroupKey {}
@@ -48,7 +48,10 @@ export interface RunOptions extends RunHooks {
   readonly saveEvery?: number | undefined;
   /** What the source is read and the result written with. */
   readonly fileSystem?: FileSystem;
-  /** A stage of the caller's own between normalising and fitting. It may drop groups: their weights are then kept as they are. */
+  /**
+   * A stage of the caller's own between normalising and fitting. It may drop groups: their weights are then kept
+   * as they are, which only standard weights (`format: 'hf'`) can; else a `DroppedGroupError` ends the run after its last group.
+   */
   readonly ownStage?: OwnStage<NormalisedGroup> | undefined;
   /** URLs of the machines that fit (`mobe worker`); none: this one does. */
   readonly workers?: readonly string[];

@@ -2,6 +2,11 @@
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
+export interface TimedPlan extends CompressionPlan {
+  /** Expected duration, from the measured rate of this machine; within a factor of two or so. */
+  readonly estimatedSeconds: number;
+}
+
 /** What a solver step reaches of the rate of a plain matrix product of the same shapes; measured, docs/solver.md. */
 const STEP_EFFICIENCY = 0.75;
 /** A cautious disk, bytes a second; conversions that are not compute-bound are bound by it. */

@@ -23,10 +23,12 @@ export interface FittedGroupReport extends GroupReport {
   readonly losses?: readonly LossPoint[] | undefined;
 }
 
-/** A group that the fit described worse than `--max-error` allows: its weights are those of the source. */
+/** A group that was not to be fitted, or that the fit described worse than `--max-error` allows: its weights are those of the source. */
 export interface KeptGroupReport extends GroupReport {
   /** ‖W − Ŵ‖/‖W‖ that the fit reached; nothing of it was written. NaN is null in JSON. */
   readonly keptError: number | null;
+  /** A stage of the program's own dropped it; there was no fit. */
+  readonly dropped?: true;
 }
 
 export const isKept = (report: GroupReport): report is KeptGroupReport => 'keptError' in report;
@@ -47,7 +49,7 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
     .filter(isKept)
     .map(
       (group) =>
-        `${groupLabel(group)} was kept uncompressed: the fit's relative error is ${group.keptError?.toFixed(4) ?? 'not a number'}.`,
+        `${groupLabel(group)} was kept uncompressed: ${group.dropped ? "a stage of the program's own dropped it" : `the fit's relative error is ${group.keptError?.toFixed(4) ?? 'not a number'}`}.`,
     );
   return [...poor, ...kept];
 }

@@ -7,7 +7,7 @@ import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { type Method, type MethodOptions, QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
-import { DEFAULT_METHOD, METHODS, methodRecord } from '../methods/registry.js';
+import { DEFAULT_METHOD, METHODS, methodNamed, methodRecord } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 export const FORMATS = ['mobe', 'hf'] as const;
@@ -18,20 +18,10 @@ export type OutputFormat = Format | 'factors';
 /** The output holds factors, not weights. */
 export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
 
-export const METHOD_NAMES = Object.keys(METHODS) as [string, ...string[]];
-/** Of the methods that leave a choice. */
-export const SOLVER_NAMES = Object.values(METHODS).flatMap(({ solvers }) => (solvers.length > 1 ? solvers : [])) as [
-  string,
-  ...string[],
-];
-
 export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
 
 /** transformers' default, decimal as there. */
 const DEFAULT_SHARD_BYTES = 5e9;
-/** The options that not every method takes. */
-const METHOD_OPTIONS = [...new Set(Object.values(METHODS).flatMap(({ options }) => options))];
-
 const positive = z.number().int().positive();
 
 const settingsSchema = z
@@ -39,7 +29,13 @@ const settingsSchema = z
     /** `mobe`: factors under the native names. `hf`: standard weights, rebuilt from the factors. */
     format: z.enum(FORMATS).default('mobe'),
     /** How experts are factorised. */
-    method: z.enum(METHOD_NAMES).default(DEFAULT_METHOD.name),
+    method: z
+      .string()
+      .refine((name) => METHODS.has(name), {
+        error: ({ input }) => `there is no method ${input}; those that there are: ${[...METHODS.keys()].join(', ')}`,
+        abort: true,
+      })
+      .default(DEFAULT_METHOD.name),
     /** m. Give it or `keep`. */
     bases: positive.optional(),
     /** The share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks m. */
@@ -59,7 +55,7 @@ const settingsSchema = z
     dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
     /** Quantised tensors pass through as they are, but for the experts of converted layers; else all are decoded. */
     keepQuantized: z.boolean().default(false),
-    solver: z.enum(SOLVER_NAMES).optional(),
+    solver: z.string().optional(),
     /** The time a fit may take. */
     quality: z.enum(QUALITY_NAMES).optional(),
     /** Most steps a group; undefined: what the quality stands for. varpro ends earlier where nothing is left to gain. */
@@ -94,8 +90,9 @@ function chosenMethod({
   solver,
   ...given
 }: MethodOptions & { method: string; solver?: string | undefined }): Method {
-  const method = METHODS[name] as Method;
-  for (const option of METHOD_OPTIONS) {
+  const method = methodNamed(name);
+  const options = new Set([...METHODS.values()].flatMap((it) => it.options));
+  for (const option of options) {
     if (given[option] === undefined || method.options.includes(option)) continue;
     const taken = method.options.map(flagName).join(', ');
     throw new OptionError(flagName(option), `--method ${name} has no use for it; what it takes is ${taken}`);
@@ -144,7 +141,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
   const what = {
     format,
-    ...methodRecord(METHODS[method] as Method),
+    ...methodRecord(methodNamed(method)),
     bases,
     keep,
     groups,

@@ -3,6 +3,7 @@ import { once } from 'node:events';
 import { SHARE_ENV, Worker } from 'node:worker_threads';
 import { InterruptedError, WorkerError } from '../../src/errors.js';
 import type { FitStep } from '../../src/methods/method.js';
+import { registeredModules } from '../../src/methods/registry.js';
 import { HandOver } from '../flow/hand-over.js';
 import type { Compute, ComputeOptions } from './compute.js';
 import type { FitJob, JobOutput } from './job.js';
@@ -29,6 +30,8 @@ export type FromThread =
 
 export interface ThreadData {
   readonly options: ComputeOptions;
+  /** Modules of methods to register. */
+  readonly methods: readonly string[];
   /** Set to 1 when a running job should stop. */
   readonly stop: Int32Array;
 }
@@ -60,7 +63,7 @@ export class ComputeThread {
   private dead: Error | undefined;
 
   constructor(options: ComputeOptions, signal?: AbortSignal) {
-    const workerData: ThreadData = { options, stop: this.stop };
+    const workerData: ThreadData = { options, methods: registeredModules(), stop: this.stop };
     // With an environment of its own, what an engine sets there would not reach native code.
     const script = new URL('./compute-thread-entry.js', import.meta.url);
     this.worker = new Worker(script, { workerData, env: SHARE_ENV });

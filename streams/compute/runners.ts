@@ -8,15 +8,15 @@ export interface RunnersOptions {
   readonly engine: EngineName;
   readonly memory: Pick<MemoryPlan, 'workers' | 'threadsPerWorker'>;
   /** The machines that fit, where it is not this one. */
-  readonly remote: RemoteWorkers | undefined;
-  readonly peers: PeerOptions;
+  readonly remote?: RemoteWorkers | undefined;
+  readonly peers?: PeerOptions | undefined;
   /** Aborting it stops the runners. */
   readonly signal: AbortSignal;
 }
 
 /** Runs `body` with as many runners as the plan has. They end with it. */
 export async function* withRunners<T>(
-  { engine, memory, remote, peers, signal }: RunnersOptions,
+  { engine, memory, remote, peers = {}, signal }: RunnersOptions,
   body: (runners: RunnerPool) => AsyncIterable<T>,
 ): AsyncGenerator<T> {
   const { workers, threadsPerWorker: threads } = memory;

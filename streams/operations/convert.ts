@@ -3,7 +3,7 @@ import { listSideFiles } from '../../src/checkpoint/side-files.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import { type Circumstances, runIdentity } from '../../src/conversion/run-identity.js';
-import type { GroupReport, StoredReport } from '../../src/conversion/run-report.js';
+import type { GroupReport } from '../../src/conversion/run-report.js';
 import {
   DegenerateGroupError,
   DivergedError,
@@ -26,7 +26,7 @@ import type { RunOptions, RunResult } from '../run-options.js';
 import { blameSource } from './blame-source.js';
 import { openFactors } from './open-factors.js';
 import { type OutputPlace, openOutput, outputName } from './open-output.js';
-import { type Companions, writeSmallFiles } from './small-files.js';
+import { type Recorded, writeSmallFiles } from './small-files.js';
 import { conversionUnits, copyId } from './units.js';
 
 export interface BranchContext {
@@ -39,8 +39,7 @@ export interface BranchContext {
   readonly signal: AbortSignal;
 }
 
-export interface Conversion {
-  readonly plan: ConversionPlan;
+export interface Conversion extends Recorded {
   readonly out: OutputPlace;
   /** Folders the output must not lie in. */
   readonly inputs: readonly string[];
@@ -48,14 +47,9 @@ export interface Conversion {
   readonly onStart?: () => Promise<void>;
   /** The chunks of the factorised tensors, in any order, and a report after those of each group. */
   readonly experts: (context: BranchContext) => AsyncIterable<OutputRecord>;
-  /** The small files of a checkpoint; factor files have none. */
-  readonly companions?: Companions;
-  readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
   /** What decides the bytes beside the settings. */
   readonly circumstances?: Circumstances;
   readonly run: RunOptions;
-  /** `performance.now()` when the run began. */
-  readonly started: number;
 }
 
 /** Runs a planned conversion to its end, from where an interrupted one stopped; or finds that its very result is there already. */

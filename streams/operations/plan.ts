@@ -1,16 +1,11 @@
 import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
-import { estimateSeconds } from '../../src/conversion/estimate.js';
+import { estimateSeconds, type TimedPlan } from '../../src/conversion/estimate.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import { ComputeThread } from '../compute/compute-thread.js';
 import { askRate, askWorkers, type RemoteWorkers } from '../compute/remote-runner.js';
 import type { PeerOptions } from '../machines/peer-options.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
-
-export interface TimedPlan extends CompressionPlan {
-  /** Expected duration, from the measured rate of this machine; within a factor of two or so. */
-  readonly estimatedSeconds: number;
-}
 
 /** What `compress` would do with the same arguments. Reads headers, then measures this machine for a fraction of a second. */
 export async function plan(

@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { CONFIG_FILE } from '../../src/checkpoint/open-checkpoint.js';
 import { CARD_FILE, listSideFiles } from '../../src/checkpoint/side-files.js';
+import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { modelCard } from '../../src/conversion/model-card.js';
 import {
   encodeReport,
@@ -20,7 +21,6 @@ import type { Output } from '../../src/output/output.js';
 import { seal } from '../../src/output/seal.js';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
 import type { HashedOutput } from '../flow/hash-output.js';
-import type { Conversion } from './convert.js';
 
 /** What makes a checkpoint of shards. */
 export interface Companions {
@@ -30,9 +30,19 @@ export interface Companions {
   readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
 }
 
+/** A conversion as its small files tell of it. */
+export interface Recorded {
+  readonly plan: ConversionPlan;
+  /** The small files of a checkpoint; factor files have none. */
+  readonly companions?: Companions;
+  readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
+  /** `performance.now()` when the run began. */
+  readonly started: number;
+}
+
 /** @param hashed the output, where its hashes are to make a manifest: that of a checkpoint */
 export async function writeSmallFiles(
-  conversion: Conversion,
+  conversion: Recorded,
   output: Output,
   hashed: HashedOutput | undefined,
   groups: readonly GroupReport[],
@@ -59,7 +69,7 @@ export async function writeSmallFiles(
 }
 
 async function writeCompanions(
-  { plan, record }: Conversion,
+  { plan, record }: Recorded,
   { config, modelling }: Companions,
   output: Output,
   groups: readonly GroupReport[],
