@@ -65,12 +65,19 @@ export {
 
 // A pipeline: its branches, the stages that they are made of, and what composes these.
 
-export { BufferPool, type PooledBuffer } from '../streams/flow/buffer-pool.js';
+export { BufferPool, type OnHeld, type PooledBuffer } from '../streams/flow/buffer-pool.js';
 export { ByteBudget, type Lease } from '../streams/flow/byte-budget.js';
 export { type Composer, compose, merge, type Transform } from '../streams/flow/highland.js';
 export { type OwnStage, runOwnStage } from '../streams/flow/own-stage.js';
-export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/flow/stage-clock.js';
+export {
+  bottleneck,
+  createStageClocks,
+  type Slowdown,
+  type StageClocks,
+  type StageTimes,
+} from '../streams/flow/stage-clock.js';
 export type { BranchContext, Conversion } from '../streams/operations/convert.js';
+export type { Companions, Recorded } from '../streams/operations/small-files.js';
 export { compressExperts, type ExpertsOptions, type WriteOptions, writeAll } from '../streams/pipeline.js';
 export type {
   ExpertGroup,
@@ -93,11 +100,27 @@ export { type WriteHooks, writeOutput } from '../streams/stages/write-output.js'
 
 // Jobs: the fit of a group, and what runs it.
 
-export type { ComputeOptions } from '../streams/compute/compute.js';
-export { ComputeThread } from '../streams/compute/compute-thread.js';
-export { type FitJob, type FittedFactors, type JobHooks, type JobOutput, runJob } from '../streams/compute/job.js';
-export { type JobRunner, localRunner, RunnerPool } from '../streams/compute/job-runner.js';
+export type {
+  Compute,
+  ComputeOptions,
+  LoadedFactors,
+  RebuiltWeights,
+  StoredWeights,
+} from '../streams/compute/compute.js';
+export { type CallMethod, ComputeThread, type RunInThread } from '../streams/compute/compute-thread.js';
+export {
+  type ExpertOutput,
+  type FitJob,
+  type FittedFactors,
+  type JobHooks,
+  type JobOutput,
+  runJob,
+} from '../streams/compute/job.js';
+export { type JobRunner, localRunner, type RunnerHooks, RunnerPool } from '../streams/compute/job-runner.js';
+export type { RemoteWorkers } from '../streams/compute/remote-runner.js';
 export { type RunnersOptions, withRunners } from '../streams/compute/runners.js';
+export type { SquaredError } from '../streams/compute/squared-error.js';
+export type { StateFile, StatePlace } from '../streams/compute/state-file.js';
 
 // Methods of factorisation.
 
@@ -110,13 +133,42 @@ export { denseParameters, groupParameters } from './methods/sizes.js';
 
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';
-export { decodeRows, type Encoding, storedBytes } from './checkpoint/encoding.js';
-export { encodeHeader, parseHeader, parseHeaderLength, type TensorInfo, type TensorSpec } from './checkpoint/header.js';
-export { type Checkpoint, fingerprint, openCheckpoint, openShard, type Shard } from './checkpoint/open-checkpoint.js';
+export {
+  decodeRows,
+  type Encoding,
+  type FloatEncoding,
+  type Fp8Encoding,
+  type Int4Encoding,
+  storedBytes,
+} from './checkpoint/encoding.js';
+export {
+  encodeHeader,
+  parseHeader,
+  parseHeaderLength,
+  type ShardHeader,
+  type TensorInfo,
+  type TensorSpec,
+} from './checkpoint/header.js';
+export {
+  type Checkpoint,
+  fingerprint,
+  type HeaderMemory,
+  openCheckpoint,
+  openShard,
+  type Shard,
+} from './checkpoint/open-checkpoint.js';
 export { decodeMatrix, type MatrixFormat, readMatrix, type StoredMatrix } from './checkpoint/stored-matrix.js';
-export { type FactorFile, factorLayout, openFactorFile, openFactorFolder } from './conversion/factor-files.js';
+export {
+  type FactorContext,
+  type FactorFile,
+  type FactorMetadata,
+  factorLayout,
+  openFactorFile,
+  openFactorFolder,
+} from './conversion/factor-files.js';
 export { detectModel } from './models/detect.js';
-export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';
+export type { Config, ExpertLayer, Family, MoeModel, NativeForm, Projection } from './models/family.js';
+export type { ConfigChanges, GroupNumber } from './models/native.js';
 export {
   type ByteRange,
   type FileEntry,
@@ -140,12 +192,17 @@ export { openTorchFile } from './torch/open-torch-file.js';
 
 export type { OpenedOutput, OutputRequest } from '../streams/operations/open-folder.js';
 export { type OpenOutput, type OutputPlace, registerOutput } from '../streams/operations/open-output.js';
+export type { WantedOutput } from './conversion/existing-output.js';
 export { FactorFolder, type FactorFolderOptions } from './conversion/factor-folder.js';
+export type { FileIdentity, FileSystem, OpenFile } from './file-system.js';
+export type { JournalEntry, PartEntry } from './output/journal.js';
 export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './output/layout.js';
+export type { HashedPart } from './output/manifest.js';
 export { nullOutput } from './output/null-output.js';
 export type { Output } from './output/output.js';
-export { OutputFolder } from './output/output-folder.js';
+export { OutputFolder, type OutputFolderOptions } from './output/output-folder.js';
 export { ShardWriter } from './output/shard-writer.js';
+export type { FinishedUnits, RunIdentity, Unit } from './output/unfinished-run.js';
 
 // Services for other machines.
 
@@ -160,7 +217,8 @@ export type { Listener } from './transport/listen.js';
 export { type ChosenEngine, chooseEngine, type EngineChoice } from './engine/choose-engine.js';
 export { createEngine, ENGINE_NAMES, type EngineName } from './engine/create-engine.js';
 export type { Engine, EngineFacts, EngineOptions, EngineTensor, Program } from './engine/engine.js';
-export { type Graph, trace } from './engine/graph.js';
+export type { ProductShape } from './engine/gemm-rate.js';
+export { type Graph, type Inputs, type Shapes, trace } from './engine/graph.js';
 export * as ops from './engine/ops.js';
 export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine } from './engine/probe.js';
 export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
@@ -175,6 +233,7 @@ export {
   factorParameters,
   type Problem,
   type SharedFactors,
+  type Sizes,
   type Solution,
   type SolverName,
   type SolverOptions,
@@ -186,13 +245,19 @@ export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './metho
 
 // Running models.
 
+export type { KeyValueCache } from './inference/key-value-cache.js';
 export { type LanguageModel, type ModelOptions, openLanguageModel } from './inference/language-model.js';
+export type { ModelMemory } from './inference/memory-budget.js';
 export type { EvaluateOptions, GenerateOptions } from './inference/run-options.js';
-export { Runner } from './inference/runner.js';
+export { type Feed, type Recipe, Runner } from './inference/runner.js';
 export type { SequencePart } from './inference/sequence-parts.js';
 export { openTokenizer, type TextStream, type Tokenizer, textStream } from './inference/tokenizer.js';
 
 // Measurements.
 
 export { reportPage } from '../streams/bench/bench-page.js';
-export { type BenchOptions, type BenchReport, benchmark } from '../streams/bench/benchmark.js';
+export { type BenchOptions, type BenchReport, benchmark, type Machine } from '../streams/bench/benchmark.js';
+export type { Row as BenchRow } from '../streams/bench/rows.js';
+export type { Target as BenchTarget } from '../streams/bench/targets.js';
+export type { SampleOfModel } from '../streams/bench/task.js';
+export type { Section } from './page/page.js';

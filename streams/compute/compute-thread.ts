@@ -10,7 +10,7 @@ import type { FitJob, JobOutput } from './job.js';
 import { reviveError } from './revive-error.js';
 import type { StateFile } from './state-file.js';
 
-type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
+export type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
 
 export type ToThread =
   | { kind: 'call'; id: number; method: CallMethod; args: readonly unknown[] }

@@ -5,7 +5,8 @@ import { ComputeThread } from './compute-thread.js';
 import type { FitJob, JobOutput } from './job.js';
 import type { StateFile } from './state-file.js';
 
-export interface RunHooks {
+/** What a job tells, and is given, by whatever runs it. */
+export interface RunnerHooks {
   readonly onStep: (step: FitStep) => void;
   /** Where a fit on this machine saves its state. */
   readonly state?: StateFile | undefined;
@@ -16,7 +17,7 @@ export interface JobRunner {
   /** For people: what a lost one is called. */
   readonly name: string;
   /** Ending the iteration ends the job. */
-  run(job: FitJob, experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, hooks: RunHooks): AsyncIterable<JobOutput>;
+  run(job: FitJob, experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, hooks: RunnerHooks): AsyncIterable<JobOutput>;
   close(): Promise<void>;
 }
 
