@@ -1,6 +1,6 @@
 /** The flags that say what to factorise and how. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { DTYPE_NAMES, FORMATS, METHOD_NAMES, SOLVER_NAMES } from '../conversion/settings.js';
+import { DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
 import { QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
 import { QUALITIES } from '../methods/mobe/sizes.js';
@@ -8,10 +8,13 @@ import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 import { engine, maxMemory, positiveInteger, positiveNumber, threads, wholeNumber } from './options.js';
 
+const methods = [...METHODS.values()];
+
 /** mobe: MoBE; … */
-const METHOD_TITLES = Object.values(METHODS)
-  .map(({ name, title }) => `${name}: ${title}`)
-  .join('; ');
+const METHOD_TITLES = methods.map(({ name, title }) => `${name}: ${title}`).join('; ');
+
+/** Of the methods that leave a choice. */
+const SOLVER_NAMES = methods.flatMap(({ solvers }) => (solvers.length > 1 ? solvers : []));
 
 /** 150, 600 or 3000 */
 const QUALITY_STEPS = Object.values(QUALITIES)
@@ -28,7 +31,7 @@ export function addFactorisationOptions(command: Command): Command {
   return command
     .addOption(
       new Option('--method <method>', `how experts are factorised; ${METHOD_TITLES}`)
-        .choices(METHOD_NAMES)
+        .choices(methods.map(({ name }) => name))
         .default(DEFAULT_METHOD.name),
     )
     .addOption(

@@ -5,7 +5,7 @@ import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
-import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
+import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedFormat, turnedSize } from './orientation.js';
@@ -71,7 +71,7 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
  */
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
-  const method = METHODS[settings.method] as Method;
+  const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
   const projections = layers.flatMap((layer) =>
     PROJECTIONS.map((projection) => ({
