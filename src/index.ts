@@ -75,6 +75,7 @@ export { FactorFolder, type FactorFolderOptions } from './conversion/factor-fold
 export type { GroupPlan } from './conversion/group-plan.js';
 export type { Inspection, Tally } from './conversion/inspection.js';
 export type { MemoryPlan } from './conversion/memory-plan.js';
+export type { MemoryTerms } from './conversion/memory-terms.js';
 export type { FittedGroupReport, GroupReport, RunReport, StoredReport } from './conversion/run-report.js';
 export { type CompressOptions, resolveSettings, type Settings } from './conversion/settings.js';
 // Engines.

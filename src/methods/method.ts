@@ -233,6 +233,23 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
 
 export type NativeSource = Pick<Checkpoint, 'folder' | 'config' | 'tensors'>;
 
+/** Bytes that a fit holds. */
+export interface FitMemory {
+  /** Decoded weights and their metric, where they are kept. */
+  readonly targets: number;
+  /** What a solver holds from step to step, with the programs that move it. */
+  readonly state: number;
+  /** The programs that compute with a batch of experts. */
+  readonly batch: number;
+}
+
+export interface FitMemoryOptions {
+  readonly solver: string;
+  readonly batchExperts: number;
+  readonly holdTargets: boolean;
+  readonly metric?: MetricForm | undefined;
+}
+
 export interface Method<P extends GroupShape = GroupShape> {
   /** As `--method` names it. */
   readonly name: string;
@@ -272,16 +289,9 @@ export interface Method<P extends GroupShape = GroupShape> {
   /** Undefined: it converts to standard weights only. */
   readonly native?: NativeFactors<P>;
 
-  /** Bytes a fit holds from step to step, beside the group's stored weights. */
-  stateBytes(
-    problem: P,
-    options: {
-      readonly solver: string;
-      readonly holdTargets: boolean;
-      readonly metric?: MetricForm | undefined;
-    },
-  ): number;
-  /** Bytes of a step's working set for each expert of a batch. */
+  /** What a fit and all of its results hold at their peak, beside the group's stored weights. */
+  memory(problem: P, options: FitMemoryOptions): FitMemory;
+  /** Bytes of a step's working set for each expert of a batch. The usual batch follows from it, and with it the last bits of factors. */
   batchBytes(problem: P, metric?: MetricForm): number;
   /** Throws `TensorTooLargeError` where a device's limit on tensors rules the problem out. */
   largestBatch(problem: P, engine: EngineFacts, metric?: MetricForm): number;
