@@ -8,7 +8,8 @@
 import { pipeline } from 'node:stream/promises';
 import type { ConversionPlan, Copy } from '../src/conversion/conversion-plan.js';
 import { type GroupPlan, groupLabel } from '../src/conversion/group-plan.js';
-import { type MemoryPlan, PASS_THROUGH_BLOCKS } from '../src/conversion/memory-plan.js';
+import type { MemoryPlan } from '../src/conversion/memory-plan.js';
+import { PASS_THROUGH_BLOCKS } from '../src/conversion/memory-terms.js';
 import type { Output } from '../src/output/output.js';
 import { type RangeReader, READ_BYTES } from '../src/sources/files.js';
 import { BufferPool } from './flow/buffer-pool.js';

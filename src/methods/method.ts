@@ -241,6 +241,24 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
 /** The parts of a native checkpoint that a method reads. */
 export type NativeSource = Pick<Checkpoint, 'folder' | 'config' | 'tensors'>;
 
+/** Bytes that a fit holds. */
+export interface FitMemory {
+  /** Decoded weights and their metric, where they are kept. */
+  readonly targets: number;
+  /** The solver's data from step to step, with the programs that move it. */
+  readonly state: number;
+  /** The programs that compute with a batch of experts. */
+  readonly batch: number;
+}
+
+/** The options that decide what a fit holds. */
+export interface FitMemoryOptions {
+  readonly solver: string;
+  readonly batchExperts: number;
+  readonly holdTargets: boolean;
+  readonly metric?: MetricForm | undefined;
+}
+
 /** A factorisation method. */
 export interface Method<P extends GroupShape = GroupShape> {
   /** The name for `--method`. */
@@ -282,16 +300,12 @@ export interface Method<P extends GroupShape = GroupShape> {
   /** The native form; undefined if the method converts only to standard weights. */
   readonly native?: NativeFactors<P>;
 
-  /** Bytes that a fit holds from step to step, without the group's stored weights. */
-  stateBytes(
-    problem: P,
-    options: {
-      readonly solver: string;
-      readonly holdTargets: boolean;
-      readonly metric?: MetricForm | undefined;
-    },
-  ): number;
-  /** Bytes of a step's working set, for each expert of a batch. */
+  /** The bytes that a fit and all of its results hold at their peak, without the group's stored weights. */
+  memory(problem: P, options: FitMemoryOptions): FitMemory;
+  /**
+   * Bytes of a step's working set, for each expert of a batch. The usual batch follows from it, and the batch decides the last bits
+   * of the factors.
+   */
   batchBytes(problem: P, metric?: MetricForm): number;
   /** The most experts in a batch that the device allows. Throws `TensorTooLargeError` if it allows none. */
   largestBatch(problem: P, engine: EngineFacts, metric?: MetricForm): number;

@@ -131,7 +131,9 @@ export async function* runJob(
   // Normalise.
   const writtenDtype = written === 'weights' ? dtype : undefined;
   const weights = { format, experts, labels: job.tensors, sigma: job.sigma, writtenDtype, label };
-  const targets = normaliseForFit(weights, options.holdTargets);
+  // A method that reads no targets from step to step has no use for kept ones.
+  const hold = method.memory(problem, { ...options, solver }).targets > 0;
+  const targets = normaliseForFit(weights, hold);
   const { sigma } = targets;
 
   // Factorise.
