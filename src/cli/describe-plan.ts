@@ -4,7 +4,7 @@ import { formatRanges } from '../conversion/group-plan.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatTable, left } from './table.js';
 
-/** A plan for people. */
+/** A plan as text. */
 export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;
