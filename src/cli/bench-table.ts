@@ -6,7 +6,7 @@ import { type Column, formatTable, left, right } from './table.js';
 const columns = (titles: readonly string[], texts: number): Column[] =>
   titles.map((title, i) => (i < texts ? left(title) : right(title)));
 
-/** The report as `mobe bench` and `npm run bench` print it. */
+/** The report of `mobe bench` and `npm run bench` as text. */
 export function describeReport({ machine, source, folder, rounds, rows, targets, notes }: BenchReport): string {
   const { cpu, cores, memoryBytes, platform, node, load } = machine;
   const piped = rows.filter(({ stages }) => stages?.length);

@@ -14,17 +14,20 @@ interface BenchFlags extends Pick<BenchOptions, 'rounds' | 'bytes'> {
 
 export function define(command: Command): void {
   command
-    .argument('<model>', 'folder of a checkpoint (config.json and *.safetensors) on the disk to be read from')
-    .argument('[folder]', 'on the disk to be written to (default: the temporary folder); nothing stays there')
-    .addOption(
-      new Option('--rounds <n>', 'times everything is measured').argParser(positiveInteger).default(DEFAULT_ROUNDS),
+    .argument('<model>', 'folder of a checkpoint (config.json and *.safetensors); its disk is measured for reading')
+    .argument(
+      '[folder]',
+      'its disk is measured for writing (default: the temporary folder); all files are removed again',
     )
     .addOption(
-      new Option('--bytes <size>', 'of the checkpoint that take part: its first shards')
+      new Option('--rounds <n>', 'how often everything is measured').argParser(positiveInteger).default(DEFAULT_ROUNDS),
+    )
+    .addOption(
+      new Option('--bytes <size>', 'size of the part that is measured: the first shards of the checkpoint')
         .argParser(bytes)
         .default(DEFAULT_BYTES, formatBytes(DEFAULT_BYTES)),
     )
-    .addOption(new Option('--html <file>', 'write the report as a page too'))
+    .addOption(new Option('--html <file>', 'also write the report as an HTML page'))
     .addOption(json())
     .action(async (model: string, folder: string | undefined, { json, html, ...flags }: BenchFlags) => {
       const { benchmark } = await import('../../streams/bench/benchmark.js');

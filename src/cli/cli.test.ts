@@ -70,7 +70,7 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['bench', 'nowhere'], 'no such folder'],
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
     [['report', TINY_MODEL], 'mobe.json'],
-    [['compress', TINY_MODEL, '-', '--report'], 'must be a folder here'],
+    [['compress', TINY_MODEL, '-', '--report'], 'must be a local folder'],
     [['export', TINY_MODEL, 'nowhere', 'x'], 'no such folder'],
     [['expand', TINY_MODEL, 'x'], 'not a native'],
     [['generate', TINY_MODEL], '--prompt'],
@@ -177,7 +177,7 @@ test('compress, verify and export: JSON on stdout, progress on stderr, exit code
   expect(Object.keys(report.groups[0])).toEqual(
     expect.arrayContaining(['layer', 'projection', 'group', 'relativeError', 'mse', 'steps', 'seconds']),
   );
-  for (const words of ['solver', 'checking weights', 'layer 3 up_proj']) expect(stderr).toContain(words);
+  for (const words of ['solver', 'converting', 'layer 3 up_proj']) expect(stderr).toContain(words);
 
   const again = await mobe('compress', TINY_MODEL, 'out', ...flags);
   expect(again.code).toBe(0);
@@ -283,7 +283,7 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
         const out = `large-${signal}`;
         const ended = await interrupt(args(out), [signal]);
         expect(ended.seconds).toBeLessThan(2);
-        expect([ended.code, ended.signal]).toEqual([null, signal]); // it was inside a step, or this test shows nothing
+        expect([ended.code, ended.signal]).toEqual([null, signal]); // proves that the process was inside a step
         expect(ended.stderr).toContain('Run the same command again');
         const { seconds, stderr } = await interrupt(args(out), [signal]);
         expect(stderr).toContain('checking what is finished');

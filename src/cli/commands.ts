@@ -1,21 +1,24 @@
 import type { Command } from 'commander';
 
+/** A command of `mobe`. */
 export interface CommandEntry {
   readonly name: string;
-  /** Its arguments, as its help shows them: <needed>, [optional]. */
+  /** The arguments as the help shows them: <required>, [optional]. */
   readonly args: string;
-  /** One line, for the list of commands and the command's own help. */
+  /** One line for the list of commands and for the command's own help. */
   readonly summary: string;
   /** The file that adds arguments, flags and action. */
   load(): Promise<{ define(command: Command): void }>;
 }
 
-/** Every command. A command's file is loaded only when the command is used: loading them all takes longer than most people wait for help. */
+/**
+ * All commands. The file of a command is loaded only when the command is used, because loading all would make the help slow.
+ */
 export const COMMANDS: readonly CommandEntry[] = [
   {
     name: 'inspect',
     args: '<model>',
-    summary: 'show what is in a checkpoint; reads headers only',
+    summary: 'show what is in a checkpoint: layers, experts, sizes, dtypes; reads headers only',
     load: () => import('./inspect.js'),
   },
   {
@@ -27,13 +30,13 @@ export const COMMANDS: readonly CommandEntry[] = [
   {
     name: 'compress',
     args: '<model> <out>',
-    summary: 'compress a checkpoint into another folder, in one streaming pass',
+    summary: 'compress a checkpoint into another folder; it is streamed, so it may be larger than memory',
     load: () => import('./compress.js'),
   },
   {
     name: 'fit',
     args: '<model> <factors>',
-    summary: 'fit the experts and write factor files, for "mobe export"; finished files are kept when run again',
+    summary: 'fit the experts and write factor files, for "mobe export"; run again, it keeps finished files',
     load: () => import('./fit.js'),
   },
   {
@@ -46,7 +49,7 @@ export const COMMANDS: readonly CommandEntry[] = [
     name: 'import',
     args: '<model> <wab> <factors>',
     summary:
-      'turn the reference implementation\'s factor files into ours, for "mobe export"; nothing in them is executed',
+      'convert factor files of the reference implementation, for "mobe export"; nothing in the files is executed',
     load: () => import('./import.js'),
   },
   {
@@ -59,32 +62,32 @@ export const COMMANDS: readonly CommandEntry[] = [
     name: 'verify',
     args: '<model> [out]',
     summary:
-      'check a result: with its source, compare the two; alone, whether every byte is as it was written (by its manifest)',
+      'check a result: "verify <model> <out>" compares it with its source, "verify <out>" checks that no byte has changed since it was written',
     load: () => import('./verify.js'),
   },
   {
     name: 'report',
     args: '<out>',
-    summary:
-      'write a page about a result: sizes, errors, how the loss fell, time and memory; and its score on a text, if one is given',
+    summary: 'write an HTML page about a result: sizes, errors, loss curves, time, memory and, with --text, its score',
     load: () => import('./report.js'),
   },
   {
     name: 'generate',
     args: '<model>',
-    summary: 'continue a text with a model: a source, a converted or a native checkpoint',
+    summary: 'continue a text with a model: a dense, a converted or a native checkpoint',
     load: () => import('./generate.js'),
   },
   {
     name: 'eval',
     args: '<model...>',
-    summary: 'score models on a text: negative log-likelihood and perplexity, and what a conversion lost',
+    summary:
+      'score models on a text: negative log-likelihood, perplexity and, with --against, the loss by a conversion',
     load: () => import('./eval.js'),
   },
   {
     name: 'engines',
     args: '',
-    summary: 'list what can run the arithmetic on this machine, and how fast; tries each for a few seconds',
+    summary: 'list the engines that can compute on this machine, and their speed; tries each for a few seconds',
     load: () => import('./engines.js'),
   },
   {
@@ -96,7 +99,7 @@ export const COMMANDS: readonly CommandEntry[] = [
   {
     name: 'serve',
     args: '<model>',
-    summary: 'offer a checkpoint to other machines: inspect, plan, compress and verify take its ws:// URL as <model>',
+    summary: 'serve a checkpoint to other machines: inspect, plan, compress and verify take its ws:// URL as <model>',
     load: () => import('./serve.js'),
   },
   {
@@ -108,13 +111,13 @@ export const COMMANDS: readonly CommandEntry[] = [
   {
     name: 'receive',
     args: '<out> [pipe]',
-    summary: 'keep the result of one conversion that runs on another machine, or comes through a pipe',
+    summary: 'receive the result of one conversion from another machine or a pipe, and write it to <out>',
     load: () => import('./receive.js'),
   },
   {
     name: 'stream',
     args: '<model> [to]',
-    summary: 'write a checkpoint as it is to standard output, for "mobe receive <out> -" at the other end of a pipe',
+    summary: 'send a checkpoint unchanged to standard output, for "mobe receive <out> -" at the other end of a pipe',
     load: () => import('./stream.js'),
   },
 ];

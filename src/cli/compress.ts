@@ -34,7 +34,7 @@ export function define(command: Command): void {
       `
 Examples
   mobe compress Qwen3-30B-A3B Qwen3-30B-A3B-MoBE                      24 % fewer expert parameters, native format
-  mobe compress Qwen3-30B-A3B Qwen3-30B-A3B-MoBE-hf --format hf       standard weights, for vLLM or transformers as they are
+  mobe compress Qwen3-30B-A3B Qwen3-30B-A3B-MoBE-hf --format hf       standard weights, which load like the source
   mobe compress Ling-Lite Ling-MoBE --bases 4 --layers 0-9 --max-memory 12GiB`,
     )
     .action(async (model: string, out: string, flags) => {

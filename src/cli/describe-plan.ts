@@ -5,7 +5,7 @@ import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatTable, left } from './table.js';
 
-/** What memory holds, for people. */
+/** The terms of memory in words. */
 const TERMS: Readonly<Record<keyof MemoryTerms, string>> = {
   process: 'the program',
   headers: 'headers and plan',
@@ -25,7 +25,7 @@ const describeTerms = (terms: MemoryTerms): string[][] =>
     .filter((term) => terms[term] > 0)
     .map((term) => ['', `${formatBytes(terms[term]).padStart(10)}  ${TERMS[term]}`]);
 
-/** A plan for people. */
+/** A plan as text. */
 export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;

@@ -18,15 +18,15 @@ export function define(command: Command): void {
   command
     .option(
       '--link-tensorflow <folder>',
-      "instead, build the TensorFlow engine's native part against a Python wheel's TensorFlow: <site-packages>/tensorflow",
+      'build the native part of the TensorFlow engine against the TensorFlow of a Python wheel: <site-packages>/tensorflow',
     )
     .addOption(threads())
     .addOption(json())
     .addHelpText(
       'after',
       `
-A rate is that of plain f32 matrix products, measured. A graphics device that is emulated in software counts as a CPU.
-"--engine auto" measures at the shapes of the model and takes the fastest GPU, where it is faster than onnx-cpu.`,
+The speed is that of plain f32 matrix products, measured here. A graphics device that is emulated in software counts as a CPU.
+"--engine auto" measures at the shapes of the model. It takes the fastest GPU if that is faster than onnx-cpu.`,
     )
     .action(async (flags: Flags) => {
       const print = (result: object, text: string): void => {

@@ -48,7 +48,7 @@ function describe({ models, window, textBytes, engine: { name, device }, peakRss
   return [table, compared ? layerTable(models) : '', facts].filter(Boolean).join('\n\n');
 }
 
-/** Relative errors of the hidden states, a column for each model. */
+/** Relative errors of the hidden states, with a column for each model. */
 function layerTable(models: readonly ModelScore[]): string {
   const errors = models.flatMap(({ comparison }) => (comparison ? [comparison.layerErrors] : []));
   const names = models.filter(({ comparison }) => comparison).map(({ model }) => right(model));

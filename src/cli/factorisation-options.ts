@@ -1,4 +1,4 @@
-/** The flags that say what to factorise and how. */
+/** The options for what to factorise and how. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
 import { QUALITY_NAMES } from '../methods/method.js';
@@ -10,23 +10,28 @@ import { engine, maxMemory, positiveInteger, positiveNumber, threads, wholeNumbe
 
 const methods = [...METHODS.values()];
 
-/** mobe: MoBE; … */
-const METHOD_TITLES = methods.map(({ name, title }) => `${name}: ${title}`).join('; ');
+/** The methods for the help: "mobe: MoBE; …". */
+const METHOD_TITLES = methods
+  .map(({ name, title, native }) => `${name}: ${title}${native ? '' : ', for --format hf only'}`)
+  .join('; ');
 
-/** Of the methods that leave a choice. */
+/** The solvers of all methods that leave a choice. */
 const SOLVER_NAMES = methods.flatMap(({ solvers }) => (solvers.length > 1 ? solvers : []));
 
-/** 150, 600 or 3000 */
+/** The steps of the qualities for the help: "150, 600, 3000". */
 const QUALITY_STEPS = Object.values(QUALITIES)
   .map(({ varpro }) => varpro)
   .join(', ');
 
 export const format = (): Option =>
-  new Option('--format <format>', 'mobe: native factors; hf: standard weights rebuilt from them')
+  new Option(
+    '--format <format>',
+    'mobe: a native checkpoint, stored as factors; hf: standard weights, rebuilt from the factors and not smaller',
+  )
     .choices(FORMATS)
     .default('mobe');
 
-/** `plan`, `compress` and `fit` have them all. */
+/** Adds the options that `plan`, `compress` and `fit` share. */
 export function addFactorisationOptions(command: Command): Command {
   return command
     .addOption(
@@ -35,64 +40,79 @@ export function addFactorisationOptions(command: Command): Command {
         .default(DEFAULT_METHOD.name),
     )
     .addOption(
-      new Option('--bases <m>', 'bases a layer and projection share').argParser(positiveInteger).conflicts('keep'),
+      new Option(
+        '--bases <m>',
+        'number of bases that the experts of a layer and projection share; fewer make it smaller',
+      )
+        .argParser(positiveInteger)
+        .conflicts('keep'),
     )
     .addOption(
       new Option(
         '--keep <share>',
-        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks the bases, or the rank of svd (default: 0.76)",
+        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; decides the number of bases, or the rank of svd (default: 0.76)",
       ).argParser(share),
     )
     .addOption(
-      new Option('--rank <r>', "rows of a basis (default: the expert's own rows); columns of svd's factors").argParser(
-        positiveInteger,
+      new Option(
+        '--rank <r>',
+        'rows of each basis (default: as many as a gate projection has); with --method svd: the rank of each expert',
+      ).argParser(positiveInteger),
+    )
+    .addOption(
+      new Option('--activation <f>', 'function that is applied to the mixed bases (default: silu)').choices(
+        ACTIVATIONS,
       ),
     )
-    .addOption(new Option('--activation <f>', 'applied to the mixed bases (default: silu)').choices(ACTIVATIONS))
     .addOption(
-      new Option('--projections <list>', 'which to factorise, comma-separated; down_proj is a third')
+      new Option('--projections <list>', 'projections to factorise, comma-separated: gate_proj, up_proj, down_proj')
         .argParser(projections)
         .default([...DEFAULT_PROJECTIONS], DEFAULT_PROJECTIONS.join(',')),
     )
     .addOption(
       new Option(
         '--groups <g>',
-        "cut a layer's experts into parts, in order, each with its share of the bases (default: 1)",
+        "cut a layer's experts into g groups, in order; each has its share of the bases (default: 1)",
       ).argParser(positiveInteger),
     )
     .addOption(
-      new Option('--layers <list>', 'which to convert, e.g. 0-3,7 (default: all with routed experts)').argParser(
+      new Option('--layers <list>', 'layers to convert, e.g. 0-3,7 (default: all with routed experts)').argParser(
         layers,
       ),
     )
     .addOption(
-      new Option('--dtype <dtype>', "of the factors or rebuilt weights (default: the experts' own)").choices(
-        Object.keys(DTYPE_NAMES),
-      ),
+      new Option(
+        '--dtype <dtype>',
+        'dtype of the factors or rebuilt weights (default: that of the experts; bfloat16 if they are quantised)',
+      ).choices(Object.keys(DTYPE_NAMES)),
     )
     .addOption(
-      new Option('--solver <solver>', "varpro: this project's (default); adam: the reference's").choices(SOLVER_NAMES),
+      new Option(
+        '--solver <solver>',
+        'varpro (default): the fast solver of this project; adam: the solver of the reference implementation',
+      ).choices(SOLVER_NAMES),
     )
     .addOption(
-      new Option('--quality <quality>', 'the time a fit may take: fast, balanced or best (default: balanced)').choices(
-        QUALITY_NAMES,
-      ),
+      new Option('--quality <quality>', 'how much time a fit may take (default: balanced)').choices(QUALITY_NAMES),
     )
     .addOption(
-      new Option('--steps <n>', `most solver steps a group (default: by quality, ${QUALITY_STEPS})`).argParser(
-        positiveInteger,
-      ),
+      new Option(
+        '--steps <n>',
+        `the most solver steps for each group (default: by quality, ${QUALITY_STEPS} for varpro)`,
+      ).argParser(positiveInteger),
     )
-    .addOption(new Option('--learning-rate <rate>', "(default: the solver's own)").argParser(positiveNumber))
+    .addOption(
+      new Option('--learning-rate <rate>', 'learning rate (default: chosen by the solver)').argParser(positiveNumber),
+    )
     .addOption(
       new Option(
         '--batch-experts <n>',
-        'experts a batch; bounds the working set of a step (default: by size)',
+        'experts that are computed together; fewer need less memory (default: by size)',
       ).argParser(positiveInteger),
     )
     .addOption(engine())
     .addOption(threads())
-    .addOption(new Option('--seed <n>', 'of the random start').argParser(wholeNumber).default(0))
+    .addOption(new Option('--seed <n>', 'seed of the random start').argParser(wholeNumber).default(0))
     .addOption(maxMemory());
 }
 

@@ -4,10 +4,10 @@ import { isPath } from '../location.js';
 
 function howToGoOn(out: string): string {
   const place = isPath(out) ? `in ${out}:` : `at ${out}: once "mobe receive" listens there for the same folder,`;
-  return `What was finished is kept ${place} run the same command again to go on from there.\n`;
+  return `Finished work is kept ${place} run the same command again to resume.\n`;
 }
 
-/** Tells people on stderr why a command failed. Returns the exit code. */
+/** Prints on stderr why a command failed. Returns the exit code. */
 export function tellFailure(error: unknown): number {
   const kept = error instanceof MobeError && error.kept !== undefined ? howToGoOn(error.kept) : '';
   if (error instanceof InterruptedError) {
@@ -18,7 +18,7 @@ export function tellFailure(error: unknown): number {
     process.stderr.write(`error: ${printable(error.message)}\n${kept}`);
     return error.exitCode;
   }
-  // A failure nobody foresaw: the stack is what a bug report needs.
+  // An unexpected error. A bug report needs its stack.
   process.stderr.write(`${printable((error as Error).stack ?? String(error))}\n`);
   return 1;
 }

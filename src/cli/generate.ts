@@ -24,19 +24,19 @@ interface Flags extends GenerateOptions, PeerFlags {
 export function define(command: Command): void {
   command
     .argument(...MODEL)
-    .requiredOption('--prompt <text>', 'what to continue')
-    .addOption(new Option('--max-new-tokens <n>', 'most tokens to add').argParser(positiveInteger).default(256))
+    .requiredOption('--prompt <text>', 'text to continue')
+    .addOption(new Option('--max-new-tokens <n>', 'the most tokens to add').argParser(positiveInteger).default(256))
     .addOption(
-      new Option('--temperature <t>', '0: always the most likely token; 1: as the model has it')
+      new Option('--temperature <t>', "0: always the most likely token; 1: the model's own probabilities")
         .argParser(realNumber)
         .default(0),
     )
     .addOption(
-      new Option('--top-p <p>', 'choose among the most likely tokens that together have this probability')
+      new Option('--top-p <p>', 'choose only among the most likely tokens that together have this probability')
         .argParser(realNumber)
         .default(1),
     )
-    .addOption(new Option('--seed <n>', 'of the choices').argParser(wholeNumber).default(0))
+    .addOption(new Option('--seed <n>', 'seed of the random choices').argParser(wholeNumber).default(0))
     .addOption(expertsPerToken())
     .addOption(maxMemory())
     .addOption(engine())
@@ -47,12 +47,12 @@ export function define(command: Command): void {
     .addHelpText(
       'after',
       `
-The text goes to stdout as it comes, figures to stderr; with --json both go to stdout in one object, once the text is complete. Weights are read when they are needed and kept within --max-memory:
-of the experts only those that the router picks.`,
+The text goes to stdout while it is generated, and figures to stderr. With --json, both go to stdout in one object at the end.
+Weights are read when they are needed and kept as far as --max-memory allows. Only experts that the router chooses are read.`,
     )
     .action(async (model: string, { prompt, tokenFile: file, ca: authority, json: asJson, ...options }: Flags) => {
       const { generate } = await import('../../streams/operations/generate.js');
-      const interruption = interruptible(() => process.stderr.write('\nstopping (once more to stop at once) …\n'));
+      const interruption = interruptible(() => process.stderr.write('\nstopping (Ctrl-C again stops at once) …\n'));
       try {
         const peers = await peerOptions({ tokenFile: file, ca: authority });
         const run = generate(model, prompt, options, { signal: interruption.signal, peers });
@@ -73,7 +73,11 @@ of the experts only those that the router picks.`,
     });
 }
 
-const REASONS = { end: 'the model ended it', length: 'as many as asked for', context: 'its context is full' } as const;
+const REASONS = {
+  end: 'the model ended the text',
+  length: 'as many as requested',
+  context: "the model's context is full",
+} as const;
 
 function describe(generation: Generation): string {
   const { promptTokens, promptSeconds, newTokens, tokensPerSecond, stopped, bytesRead, peakRssBytes } = generation;

@@ -10,12 +10,16 @@ export function define(command: Command): void {
     .argument('<wab>', 'folder of the model_layers_…_WAB.pth files that train.py or train_group.py wrote')
     .argument('<factors>', 'folder for the factor files')
     .addOption(
-      new Option('--activation <f>', 'they were trained with (default: whichever fits the weights better)').choices(
-        REFERENCE_ACTIVATIONS,
-      ),
+      new Option(
+        '--activation <f>',
+        'activation of the factors, which the files do not name (default: the one that fits the weights better)',
+      ).choices(REFERENCE_ACTIVATIONS),
     )
     .addOption(
-      new Option('--dtype <dtype>', "of the factors (default: the experts' own)").choices(Object.keys(DTYPE_NAMES)),
+      new Option(
+        '--dtype <dtype>',
+        'dtype of the factors (default: that of the experts; bfloat16 if they are quantised)',
+      ).choices(Object.keys(DTYPE_NAMES)),
     )
     .addOption(engine())
     .addOption(threads())

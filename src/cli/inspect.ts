@@ -18,7 +18,7 @@ export function define(command: Command): void {
     .addOption(json())
     .addHelpText(
       'after',
-      '\nWithout --check only headers are read. With it the exit code is 2 if a weight is not finite.',
+      '\nWithout --check only headers are read. With --check the exit code is 2 if a weight is not finite.',
     )
     .action(async (model: string, flags: InspectFlags) => {
       const { inspect } = await import('../../streams/operations/inspect.js');
@@ -67,7 +67,7 @@ function describe(inspection: Inspection): string {
   } = inspection;
   const facts = [
     ['family', family ?? `none known (model_type "${modelType}")`],
-    ['architecture', architecture ?? 'not said'],
+    ['architecture', architecture ?? 'not given'],
     [
       'layers',
       `${hiddenLayers ?? 'unknown'}, with routed experts: ${expertLayers.length ? formatRanges(expertLayers) : 'none'}`,

@@ -1,24 +1,25 @@
-/** Turns Ctrl-C and SIGTERM into an orderly stop: once asks, twice ends the process. */
+/** Turns Ctrl-C and SIGTERM into an orderly stop. A second signal ends the process at once. */
 export interface Interruption {
   readonly signal: AbortSignal;
-  /** From now on signals do again what they do by themselves. */
+  /** Restores the default effect of signals. */
   stop(): void;
 }
 
 /**
- * Who asks to stop gets the terminal back within two seconds. A step of a large model takes longer than this, and a thread
- * inside native code cannot be stopped: then the process ends as it is. What is finished, and the state saved last, is kept all
- * the same; the lock it leaves is void.
+ * The user gets the terminal back within two seconds. A step of a large model takes longer, and a thread inside native code
+ * cannot be stopped. The process then ends without waiting. Finished work and the last saved state are kept, and the remaining
+ * lock file is void.
  */
 const STOP_WITHIN_MS = 1_500;
 
 /**
- * @param onAsked called the first time, before the signal aborts
- * @param onOverdue called when the process is ended because what was asked to stop has not
+ * Listens for signals until `stop` is called.
+ * @param onAsked called at the first signal, before `signal` is aborted
+ * @param onOverdue called before the process is ended because it did not stop in time
  */
 export function interruptible(onAsked: () => void, onOverdue: () => void = () => {}): Interruption {
   const controller = new AbortController();
-  /** By the signal itself: leaving in an orderly way waits for threads that are inside native code. */
+  /** Ends the process by the signal itself, because a normal exit waits for threads inside native code. */
   const endNow = (signal: NodeJS.Signals): void => {
     for (const it of ['SIGINT', 'SIGTERM'] as const) process.removeAllListeners(it);
     process.kill(process.pid, signal);
@@ -30,7 +31,7 @@ export function interruptible(onAsked: () => void, onOverdue: () => void = () =>
       onOverdue();
       endNow(signal);
     }, STOP_WITHIN_MS);
-    deadline.unref(); // it is for what keeps the process from ending
+    deadline.unref(); // it must not keep the process alive itself
     controller.abort();
   };
   process.on('SIGINT', interrupt).on('SIGTERM', interrupt);

@@ -5,20 +5,20 @@ import { COMMANDS } from './commands.js';
 
 const program = new Command('mobe')
   .description(
-    'Makes Mixture-of-Experts checkpoints smaller by the MoBE factorisation (arXiv 2508.05257), as a stream:\nmemory stays within --max-memory however large the model is.',
+    'Makes Mixture-of-Experts checkpoints smaller by the MoBE factorisation (arXiv 2508.05257). Checkpoints are streamed:\nmemory stays within --max-memory, however large the model is.',
   )
   .version(VERSION)
   .addHelpText(
     'after',
     `
 Start with
-  mobe inspect <model>             what is in a checkpoint
-  mobe plan <model>                what a compression would do, and how long it would take
-  mobe compress <model> <out>      do it
-  mobe generate <model> --prompt … what the compressed model says
-  mobe engines                     what can run the arithmetic here, and how fast
+  mobe inspect <model>             show what is in a checkpoint
+  mobe plan <model>                show what a compression would do, and how long it would take
+  mobe compress <model> <out>      compress it
+  mobe generate <out> --prompt …   let the compressed model continue a text
+  mobe engines                     list the engines that can compute on this machine, and their speed
 
-Results go to stdout, progress to stderr; --json prints one JSON object instead of a table.
+Results go to stdout, progress to stderr. --json prints one JSON object; serve, worker, receive and stream print one for each event.
 Exit codes: 0 done, 1 failed while running, 2 wrong use or wrong input, 130 interrupted.`,
   )
   .showHelpAfterError('(mobe --help, or mobe <command> --help, tells more)')
@@ -39,7 +39,7 @@ async function load(command: Command): Promise<void> {
 }
 
 try {
-  // "mobe help <command>" is the one way to a command that passes by the hook.
+  // The hook does not run for "mobe help <command>", so the command is loaded here.
   const [, , word, helped] = process.argv;
   const command = word === 'help' && program.commands.find((it) => it.name() === helped);
   if (command) await load(command);

@@ -1,4 +1,4 @@
-/** Flags that several commands share, and how their text becomes values. */
+/** Options that several commands share, and functions that parse their values. */
 import { readFile } from 'node:fs/promises';
 import { InvalidArgumentError, Option } from 'commander';
 import type { CompressOptions } from '../conversion/settings.js';
@@ -12,54 +12,57 @@ export const MODEL = [
   'folder of a Hugging Face checkpoint (config.json and *.safetensors), or ws://host:port/ of "mobe serve"',
 ] as const;
 
-export const json = (): Option => new Option('--json', 'print one JSON object to stdout');
-export const force = (): Option => new Option('--force', 'replace what an earlier run left in the output folder');
+export const json = (): Option => new Option('--json', 'print the result to stdout as one JSON object');
+export const force = (): Option =>
+  new Option('--force', 'start again: replace the files of an earlier run, finished or not, in the output folder');
 
 export const report = (): Option =>
-  new Option('--report', 'also write a page about the result into it, as "mobe report" does');
+  new Option('--report', 'also write an HTML page about the result into its folder, like "mobe report"');
 
 export const saveEvery = (): Option =>
   new Option(
     '--save-every <seconds>',
-    'how often a running fit is saved, to go on from after an interruption (default: 120)',
+    'seconds between two saves of a running fit, from which it resumes after an interruption (default: 120)',
   ).argParser(positiveNumber);
 
 export const keepQuantized = (): Option =>
   new Option(
     '--keep-quantized',
-    'leave FP8 and INT4 tensors as they are, but for the experts of converted layers (default: all become bf16)',
+    'keep FP8 and INT4 tensors quantised, except the experts of converted layers; for --format hf only (default: all are decoded to bf16)',
   );
 
 export const threads = (): Option =>
   new Option('--threads <n>', 'CPU threads (default: all)').argParser(positiveInteger);
 
 export const engine = (): Option =>
-  new Option('--engine <engine>', 'what runs the arithmetic; auto: the fastest that works here (see "mobe engines")')
+  new Option('--engine <engine>', 'engine that computes; auto: the fastest that works here (see "mobe engines")')
     .choices(ENGINE_CHOICES)
     .default(DEFAULT_ENGINE);
 
 export const maxError = (): Option =>
   new Option(
     '--max-error <e>',
-    'keep groups uncompressed whose relative error is larger, e.g. 0.4; with --format mobe only in "mobe export", and there whole layers',
+    'keep groups uncompressed if their relative error is larger, e.g. 0.4; with --format mobe only in "mobe export", which keeps whole layers',
   ).argParser(positiveNumber);
 
 export const shardSize = (): Option =>
-  new Option('--shard-size <size>', 'most tensor bytes in one output shard, e.g. 5GB or 2GiB (default: 5GB)').argParser(
-    bytes,
-  );
+  new Option(
+    '--shard-size <size>',
+    'the most tensor bytes in one output shard, e.g. 5GB or 2GiB (default: 5GB)',
+  ).argParser(bytes);
 
 export const maxMemory = (): Option =>
-  new Option('--max-memory <size>', 'peak memory to stay within, e.g. 8GiB (default: 80 % of this machine)').argParser(
-    bytes,
-  );
+  new Option(
+    '--max-memory <size>',
+    "limit of this process's memory, e.g. 8GiB (default: 80 % of this machine's)",
+  ).argParser(bytes);
 
 export const expertsPerToken = (): Option =>
-  new Option('--experts-per-token <k>', "experts that each token goes to (default: the model's own number)").argParser(
+  new Option('--experts-per-token <k>', "number of experts for each token (default: the model's own number)").argParser(
     positiveInteger,
   );
 
-/** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
+/** Converts the parsed options of a command to the options of the library. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
   const { json, force, report, tokenFile, ca, workers, saveEvery, ...options } = flags;
   return options as CompressOptions;
@@ -95,7 +98,7 @@ export function bytes(text: string): number {
   return value;
 }
 
-/** The file that an option names. */
+/** Reads the file that an option names. Throws `OptionError` if it cannot be read. */
 export async function readOptionFile(option: string, file: string): Promise<Buffer> {
   try {
     return await readFile(file);

@@ -1,4 +1,4 @@
-/** Flags and environment for other machines: the token, certificates, where to listen. */
+/** Options for other machines: token, certificates, and the address to listen on. */
 import { InvalidArgumentError, Option } from 'commander';
 import type { ListenAt, PeerOptions } from '../../streams/machines/peer-options.js';
 import { OptionError } from '../errors.js';
@@ -20,22 +20,30 @@ export interface ListenFlags {
 }
 
 export const tokenFile = (): Option =>
-  new Option('--token-file <file>', `holds the token both sides share (default: the environment's ${TOKEN_VARIABLE})`);
+  new Option(
+    '--token-file <file>',
+    `file with the token that both sides share (default: the environment variable ${TOKEN_VARIABLE})`,
+  );
 export const ca = (): Option =>
-  new Option('--ca <file>', 'certificate (PEM) to trust for wss://, instead of the public authorities');
+  new Option('--ca <file>', 'file with the certificate (PEM) to trust for wss://, instead of the public authorities');
 export const workers = (): Option =>
   new Option(
     '--workers <urls>',
-    'machines that fit ("mobe worker"), comma-separated: ws://a:7000,ws://b:7000',
+    'machines that fit instead of this one ("mobe worker"), comma-separated: ws://a:7000,ws://b:7000',
   ).argParser((text) => text.split(',').map((url) => url.trim()));
 export const listenAt = (): Option =>
-  new Option('--listen <host:port>', 'address to listen on; beyond loopback a token is needed')
+  new Option(
+    '--listen <host:port>',
+    'address to listen on, e.g. 0.0.0.0:7000; other addresses than loopback need a token',
+  )
     .argParser(hostAndPort)
     .makeOptionMandatory();
-export const tlsCert = (): Option => new Option('--tls-cert <file>', 'certificate (PEM); peers then use wss://');
-export const tlsKey = (): Option => new Option('--tls-key <file>', 'its private key (PEM)');
+export const tlsCert = (): Option =>
+  new Option('--tls-cert <file>', 'file with the certificate (PEM); peers then connect to wss://');
+export const tlsKey = (): Option =>
+  new Option('--tls-key <file>', 'file with the private key of the certificate (PEM)');
 
-/** "host:port", "[::1]:port"; port 0: any free one. */
+/** Parses "host:port" or "[::1]:port". Port 0 means any free port. */
 export function hostAndPort(text: string): { host: string; port: number } {
   const match = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text);
   const port = Number(match?.[3]);
@@ -56,7 +64,7 @@ export async function listenOptions({ listen, ...flags }: ListenFlags): Promise<
   return { ...listen, token: await readToken(flags.tokenFile), tls: cert && key && { cert, key } };
 }
 
-/** Tells where a service listens, and runs it until it is interrupted, or until `done` settles. */
+/** Prints where a service listens, and runs it until it is interrupted or `done` settles. */
 export async function runService(listener: Listener, what: string, tell: Tell, done?: Promise<unknown>): Promise<void> {
   const { url } = listener;
   tell({ event: 'listening', url }, `${what} at ${url} (Ctrl-C ends it)`);

@@ -1,4 +1,4 @@
-/** Shows a run's progress on stderr: a bar on a terminal, now and then a plain line elsewhere. */
+/** Shows the progress of a run on stderr: a bar on a terminal, else a line every few seconds. */
 import cliProgress from 'cli-progress';
 import type { FoldProgress, Progress, RunHooks, StepProgress } from '../../streams/run-options.js';
 import { groupLabel } from '../conversion/group-plan.js';
@@ -18,12 +18,13 @@ const TITLES = {
   copy: 'copying',
 } as const;
 
+/** A running display of progress. */
 export interface ProgressDisplay {
   readonly hooks: RunHooks;
   stop(): void;
 }
 
-/** Also turns Ctrl-C and SIGTERM into an orderly stop: once asks, twice ends the process. */
+/** Starts a display. It also turns Ctrl-C and SIGTERM into an orderly stop; a second signal ends the process at once. */
 export function showProgress(): ProgressDisplay {
   const bar = process.stderr.isTTY
     ? new cliProgress.SingleBar({
@@ -44,7 +45,7 @@ export function showProgress(): ProgressDisplay {
       return;
     }
     if (progress.kind === 'lost') {
-      write(`${progress.reason.message} What ${progress.worker} was doing is done again.`);
+      write(`${progress.reason.message} The group that ${progress.worker} was fitting is fitted again.`);
       return;
     }
     tracker.update(progress);
@@ -71,11 +72,11 @@ export function showProgress(): ProgressDisplay {
   const interruption = interruptible(
     () => {
       bar?.stop();
-      write('stopping (once more to stop at once) …');
+      write('stopping (Ctrl-C again stops at once) …');
     },
     () =>
       write(
-        'Interrupted in the middle of a step. Run the same command again to go on from what is finished or was saved.',
+        'Interrupted in the middle of a step. Run the same command again to resume from the finished and saved work.',
       ),
   );
   return {
@@ -87,13 +88,13 @@ export function showProgress(): ProgressDisplay {
   };
 }
 
-/** How far the current phase is: by fitted steps where groups are fitted, else by bytes. */
+/** Tracks the current phase: by steps if groups are fitted, else by bytes. */
 class Tracker {
   private phase: Phase = { kind: 'phase', phase: 'check', groups: 0, bytes: 0 };
   private began = performance.now();
   private bytes = 0;
   private groups = 0;
-  /** Running fits. */
+  /** The running fits, by group. */
   private readonly running = new Map<string, StepProgress | FoldProgress>();
   private stepped = false;
 

@@ -7,8 +7,8 @@ import { byteTeller, jsonLines, SERVICE_EVENTS, serviceHooks, teller } from './t
 
 export function define(command: Command): void {
   command
-    .argument('<out>', 'folder to write: new, empty, or with what an earlier conversation left unfinished')
-    .argument('[pipe]', '"-": read from standard input, what "mobe stream" or a conversion to "-" writes')
+    .argument('<out>', 'folder to write: new, empty, or with the unfinished result of an earlier run')
+    .argument('[pipe]', '"-" reads standard input, for the output of "mobe stream" or of a conversion to "-"')
     .addOption(listenAt().makeOptionMandatory(false))
     .addOption(tokenFile())
     .addOption(tlsCert())
@@ -21,10 +21,10 @@ Examples
   mobe receive out --listen 0.0.0.0:7002 --token-file token         then, elsewhere: mobe compress model ws://here:7002/
   ssh there mobe stream model | mobe receive copy -
 
-When either side ends early, start it again: the same conversion goes on from what <out> has. Through a pipe it begins anew.
+When either side ends early, start it again: the same conversion resumes from the finished work in <out>. A pipe starts from the beginning.
 ${SERVICE_EVENTS}
   {"event":"progress","bytes":…}               bytes written so far, every ten seconds
-  {"event":"done","folder":…}                  the result is whole`,
+  {"event":"done","folder":…}                  the result is complete`,
     )
     .action(async (out: string, pipe: string | undefined, { json, ...flags }) => {
       const { receive, receivePipe } = await import('../../streams/machines/receive.js');

@@ -11,8 +11,11 @@ interface Flags extends ScoringFlags {
 export function define(command: Command): void {
   command
     .argument('<out>', 'folder that compress, fit, export or expand wrote')
-    .option('--html <file>', 'page to write (default: mobe.report.html in the folder)')
-    .option('--text <file>', 'UTF-8 text to score the result on; what follows is for that');
+    .option('--html <file>', 'file to write (default: mobe.report.html in the folder)')
+    .option(
+      '--text <file>',
+      'UTF-8 text on which the result is scored; the options below except --json are for scoring',
+    );
   addScoringOptions(command)
     .addOption(json())
     .action(async (out: string, { html, text: file, json: asJson, ...flags }: Flags) => {

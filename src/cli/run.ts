@@ -1,4 +1,4 @@
-/** What the commands that change something share: progress, interruption, and the table at the end. */
+/** Common parts of the commands that write a result: progress, interruption, and the table at the end. */
 
 import { writeReport } from '../../streams/operations/report.js';
 import type { RunOptions, RunResult } from '../../streams/run-options.js';
@@ -18,14 +18,14 @@ export interface RunFlags extends PeerFlags {
   readonly saveEvery?: number;
 }
 
-/** Runs, shows progress, prints the result. */
+/** Runs an operation, shows its progress and prints its result. */
 export async function runAndPrint(
   out: string,
   flags: RunFlags,
   run: (options: RunOptions) => Promise<RunResult>,
 ): Promise<void> {
   if (flags.report && !isPath(out))
-    throw new OptionError('--report', 'the page is written into the result, which must be a folder here for that');
+    throw new OptionError('--report', 'the page is written into the result, so the result must be a local folder');
   const display = showProgress();
   let result: RunResult;
   try {
@@ -41,7 +41,7 @@ export async function runAndPrint(
     display.stop();
   }
   for (const warning of result.warnings ?? []) process.stderr.write(`warning: ${warning}\n`);
-  const stream = out === PIPE ? process.stderr : process.stdout; // the result itself goes there
+  const stream = out === PIPE ? process.stderr : process.stdout; // stdout carries the result itself
   stream.write(flags.json ? `${JSON.stringify(result, null, 2)}\n` : `${describe(out, result)}\n`);
   if (flags.report) process.stderr.write(`${(await writeReport(out)).page} is written.\n`);
 }
@@ -71,7 +71,7 @@ function describe(out: string, result: RunResult): string {
     ],
   );
   const heading = already
-    ? `${out} holds this result already; nothing was done (--force does it again). It reads:`
+    ? `${out} already has this result, so nothing was done (--force runs it again). Its record:`
     : `${out} is written.`;
   return (
     [heading, groupTable(result), summary, figures].filter(Boolean).join('\n\n') +
@@ -92,7 +92,7 @@ function groupTable({ groups }: RunResult): string {
       ...(cut ? [String(group)] : []),
       relativeError.toFixed(4),
       mse.toExponential(2),
-      steps ? String(steps) : '-', // imported factors do not say
+      steps ? String(steps) : '-', // not known for imported factors
       formatSeconds(seconds),
     ]),
   );

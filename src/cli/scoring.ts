@@ -1,4 +1,4 @@
-/** What the commands that score a model share: its options, the text, progress, interruption. */
+/** Common parts of the commands that score a model: options, text, progress, interruption. */
 import type { Command } from 'commander';
 import type { EvaluateHooks } from '../../streams/operations/evaluate.js';
 import { OptionError } from '../errors.js';
@@ -12,8 +12,15 @@ export interface ScoringFlags extends EvaluateOptions, PeerFlags {}
 
 export const addScoringOptions = (command: Command): Command =>
   command
-    .option('--against <source>', 'also compare with this model: KL divergence, agreement, error of each layer')
-    .option('--window <n>', "tokens scored together (default: the model's context, at most 2048)", positiveInteger)
+    .option(
+      '--against <source>',
+      'also compare with this model, usually the source: KL divergence, agreement, error of each layer',
+    )
+    .option(
+      '--window <n>',
+      "tokens that are scored together (default: the model's context, at most 2048)",
+      positiveInteger,
+    )
     .addOption(expertsPerToken())
     .addOption(maxMemory())
     .addOption(engine())
@@ -21,13 +28,13 @@ export const addScoringOptions = (command: Command): Command =>
     .addOption(tokenFile())
     .addOption(ca());
 
-/** Hands `work` what scoring needs; shows how far it is. */
+/** Runs `work` with scoring options and hooks, and shows its progress. */
 export async function scoring<T>(
   { tokenFile: tokens, ca: authority, ...options }: ScoringFlags,
   work: (options: EvaluateOptions, hooks: EvaluateHooks) => Promise<T>,
 ): Promise<T> {
   const line = progressLine();
-  const interruption = interruptible(() => line.write('stopping (once more to stop at once) …'));
+  const interruption = interruptible(() => line.write('stopping (Ctrl-C again stops at once) …'));
   try {
     return await work(options, {
       signal: interruption.signal,
@@ -49,7 +56,7 @@ export async function readText(file: string): Promise<string> {
   }
 }
 
-/** One line on stderr that changes, or now and then a new one where it is no terminal. */
+/** A line on stderr that changes in place. If stderr is not a terminal, a new line every few seconds. */
 function progressLine() {
   let last = performance.now();
   const clear = (): void => void (process.stderr.isTTY && process.stderr.write('\r\x1b[K'));

@@ -24,7 +24,7 @@ const start = async (...args: string[]): Promise<Service> => {
 
 const run = (...args: string[]) => spawn(process.execPath, [CLI, ...args], { cwd: root });
 
-/** JSON lines as objects. */
+/** Parses lines of JSON. */
 const events = (lines: string | readonly string[]) =>
   (typeof lines === 'string' ? lines.trim().split('\n') : lines).map((line) => JSON.parse(line));
 

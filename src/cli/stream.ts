@@ -10,7 +10,7 @@ import { byteTeller, jsonLines, type Tell, teller } from './tell.js';
 export function define(command: Command): void {
   command
     .argument(...MODEL)
-    .argument('[to]', '"-", standard output, or ws://host:port/ of "mobe receive"', '-')
+    .argument('[to]', '"-" for standard output, or ws://host:port/ of "mobe receive"', '-')
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(jsonLines())
@@ -21,9 +21,9 @@ Examples
   mobe stream model | ssh there mobe receive copy -
   mobe stream model > pipe
 
-With --json, stdout gets one object a line; stderr gets them where stdout is the pipe:
+With --json, one object for each line goes to stdout, or to stderr if stdout is the pipe:
   {"event":"progress","bytes":…}               bytes sent so far, every ten seconds
-  {"event":"done","to":…,"bytes":…}            everything is sent`,
+  {"event":"done","to":…,"bytes":…}            everything was sent`,
     )
     .action(async (model: string, to: string, flags) => {
       const { streamCheckpoint } = await import('../../streams/operations/stream.js');

@@ -1,6 +1,6 @@
 import { printable } from '../format.js';
 
-/** Plain aligned columns: numbers to the right, text to the left. */
+/** Formats tables as text with aligned columns: numbers right, text left. */
 export interface Column {
   readonly title: string;
   readonly align: 'left' | 'right';

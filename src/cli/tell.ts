@@ -1,18 +1,21 @@
-/** What a command tells while it runs, and once it is done: sentences for people, or JSON lines for programs. */
+/** Prints the events of a command: sentences for people, or lines of JSON for programs. */
 import { Option } from 'commander';
 import type { ServiceHooks } from '../../streams/machines/peer-options.js';
 import { formatBytes } from '../format.js';
 
-/** Elsewhere than on a terminal, progress is told as often as this. */
+/** The time between two lines of progress if stderr is not a terminal. */
 export const LINE_INTERVAL_MS = 10_000;
 
-/** One event as an object and as a sentence. Without a sentence only programs are told. */
+/** Prints an event, given as an object and as a sentence. Without a sentence it is printed only as JSON. */
 export type Tell = (event: { readonly event: string; readonly [field: string]: unknown }, sentence?: string) => void;
 
 export const jsonLines = (): Option =>
-  new Option('--json', 'print a line of JSON for each event, instead of sentences to stderr; see below');
+  new Option('--json', 'print one JSON object for each event, instead of sentences on stderr; see below');
 
-/** @param json events go to `lines`, one JSON object each; otherwise sentences go to stderr */
+/**
+ * Makes a `Tell`.
+ * @param json if true, events go to `lines` as JSON; if false, sentences go to stderr
+ */
 export const teller =
   (json = false, lines: NodeJS.WritableStream = process.stdout): Tell =>
   (event, sentence) => {
@@ -25,14 +28,14 @@ export const serviceHooks = (tell: Tell): ServiceHooks => ({
   onProblem: ({ name, message }) => tell({ event: 'problem', error: name, message }, `problem: ${message}`),
 });
 
-/** The events of `serviceHooks` and `runService`, for the help of a service. */
+/** Describes the events of `serviceHooks` and `runService`, for the help of services. */
 export const SERVICE_EVENTS = `
-With --json, stdout gets one object a line:
+With --json, stdout gets one object for each line:
   {"event":"listening","url":…}                peers can connect to this URL
-  {"event":"log","message":…}                  a peer began or ended a conversation, or a part of the work
-  {"event":"problem","error":…,"message":…}    a peer was turned away, or a conversation failed`;
+  {"event":"log","message":…}                  a peer connected or left, or a part of the work began
+  {"event":"problem","error":…,"message":…}    a peer was refused, or its connection failed`;
 
-/** Tells now and then how many bytes have passed so far. */
+/** Returns a function that prints the number of bytes so far, every few seconds. */
 export function byteTeller(tell: Tell, did: 'written' | 'sent'): (bytes: number) => void {
   let last = performance.now();
   return (bytes) => {
