@@ -11,6 +11,7 @@ export interface FileIdentity {
   readonly ino: number;
 }
 
+/** A file that is open. The calls are those of `node:fs/promises`. */
 export interface OpenFile {
   read(target: Uint8Array, offset: number, length: number, position: number): Promise<{ bytesRead: number }>;
   /** @param position null: at the end, of a file that was opened to be appended to */
@@ -21,6 +22,7 @@ export interface OpenFile {
   close(): Promise<void>;
 }
 
+/** The calls to the file system that runs make. Tests put failures in their place. */
 export interface FileSystem {
   open(path: string, flags: 'r' | 'r+' | 'w' | 'wx' | 'a'): Promise<OpenFile>;
   stat(path: string): Promise<FileIdentity>;

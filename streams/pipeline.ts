@@ -25,6 +25,7 @@ import { keepGroup, passThrough } from './stages/pass-through.js';
 import { readExperts } from './stages/read-experts.js';
 import { type WriteHooks, writeOutput } from './stages/write-output.js';
 
+/** What the branch that factorises works with. */
 export interface ExpertsOptions extends FactoriseOptions {
   /** Those to fit; an interrupted run has finished the others. */
   readonly groups: readonly GroupPlan[];
@@ -67,6 +68,7 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
   for (const group of dropped.values()) yield* keepGroup(group, plan, reader);
 }
 
+/** Both branches, and where they write. */
 export interface WriteOptions extends WriteHooks {
   readonly copies: readonly Copy[];
   readonly reader: RangeReader;

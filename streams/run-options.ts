@@ -17,6 +17,7 @@ export interface FoldProgress extends GroupKey {
   readonly experts: number;
 }
 
+/** What a run tells while it works. `kind` says which of these it is. */
 export type Progress =
   /** What is about to be done. */
   | { kind: 'plan'; plan: TimedPlan }
@@ -31,6 +32,7 @@ export type Progress =
   /** A worker elsewhere is gone; what it had is done again by another. */
   | { kind: 'lost'; worker: string; reason: Error };
 
+/** How a run is watched and stopped. */
 export interface RunHooks {
   readonly onProgress?: (progress: Progress) => void;
   /** Aborting stops the run; what it had finished is kept, and the same run goes on from there. */
@@ -41,6 +43,7 @@ export interface RunHooks {
   readonly clocks?: StageClocks;
 }
 
+/** What a run is given beside its settings. */
 export interface RunOptions extends RunHooks {
   /** Replace what an earlier run left in the output folder. */
   readonly force?: boolean;

@@ -96,7 +96,7 @@ async function openShards(root: string, names: readonly string[], files: Files):
 }
 
 /** For one header after another. Each may have some 50 MB, and V8 is in no hurry to collect what lies outside its heap. */
-class HeaderMemory {
+export class HeaderMemory {
   private bytes = new Uint8Array(0);
   /** Of the tensors of the last header. */
   names = new Set<string>();

@@ -2,6 +2,7 @@
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
+/** A planned compression with the time that it will take. */
 export interface TimedPlan extends CompressionPlan {
   /** Expected duration, from the measured rate of this machine; within a factor of two or so. */
   readonly estimatedSeconds: number;

@@ -30,6 +30,7 @@ export const wantedOutput = z.strictObject({
   settings: z.record(z.string(), z.unknown()),
 });
 
+/** What makes two results the same: the kind of run, the source and the settings. */
 export type WantedOutput = Readonly<z.infer<typeof wantedOutput>>;
 
 export type ExistingOutput =

@@ -43,6 +43,7 @@ const metadataSchema = z.looseObject({
   }),
 });
 
+/** The metadata of a factor file. */
 export type FactorMetadata = z.infer<typeof metadataSchema>;
 
 /** The source that factors were fitted to, and the settings that decided their bytes. */
@@ -112,6 +113,7 @@ export async function openFactorFolder(source: string | SourceFolder): Promise<F
   return opened.sort((a, b) => compareGroups(a.metadata.report, b.metadata.report));
 }
 
+/** Opens a factor file and checks its header and shapes. Throws an `InputError` for a file that is none. */
 export async function openFactorFile(path: string, files: Files = new LocalFiles()): Promise<FactorFile> {
   try {
     return await readFactorFile(path, files);

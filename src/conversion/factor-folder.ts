@@ -34,6 +34,7 @@ import {
 import { type GroupPlan, groupLabel } from './group-plan.js';
 import { type FittedGroupReport, REPORT_FILE } from './run-report.js';
 
+/** What a folder of factor files is to hold. */
 export interface FactorFolderOptions {
   /** All that the run is to have there in the end. */
   readonly groups: readonly GroupPlan[];

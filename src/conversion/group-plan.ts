@@ -31,6 +31,7 @@ export interface GroupPlan extends GroupNumber {
 /** What identifies a group within a model. */
 export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>;
 
+/** The key of a group, without the rest of its plan. */
 export const groupKey = ({ layer, projection, group, groups }: GroupKey): GroupKey => ({
   layer,
   projection,
@@ -38,6 +39,7 @@ export const groupKey = ({ layer, projection, group, groups }: GroupKey): GroupK
   groups,
 });
 
+/** A group for people: "layer 3 gate_proj group 1". */
 export const groupLabel = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer ${layer} ${projection}${groups === 1 ? '' : ` group ${group}`}`;
 

@@ -57,6 +57,7 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
 /** An expansion has not seen the source, so it knows no errors. */
 export const isFitted = (report: GroupReport): report is FittedGroupReport => 'relativeError' in report;
 
+/** Sizes, times and groups of a run. */
 export interface RunReport {
   readonly parametersBefore: number;
   readonly parametersAfter: number;
@@ -68,6 +69,7 @@ export interface RunReport {
   readonly groups: readonly GroupReport[];
 }
 
+/** The engine that did the arithmetic, as a record keeps it. */
 export type EngineRecord = Pick<EngineFacts, 'name' | 'device' | 'kind'>;
 
 export const engineRecord = ({ name, device, kind }: EngineFacts): EngineRecord => ({ name, device, kind });

@@ -11,6 +11,7 @@ import { DEFAULT_METHOD, METHODS, methodNamed, methodRecord } from '../methods/r
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 export const FORMATS = ['mobe', 'hf'] as const;
+/** Native factors (`mobe`) or standard weights (`hf`). */
 export type Format = (typeof FORMATS)[number];
 /** `factors`: a file of factors for each group, between `mobe fit` and `mobe export`. */
 export type OutputFormat = Format | 'factors';

@@ -32,6 +32,7 @@ export interface ProjectionShape extends GroupShape {
 /** The share of the experts' parameters to keep where nothing is said: what the paper keeps of Qwen3's. */
 export const DEFAULT_KEEP = 0.76;
 
+/** In the order of the time they take. */
 export const QUALITY_NAMES = ['fast', 'balanced', 'best'] as const;
 /** How much time a fit may take for its result. */
 export type Quality = (typeof QUALITY_NAMES)[number];
@@ -39,7 +40,6 @@ export type Quality = (typeof QUALITY_NAMES)[number];
 /** Options that not every method takes. */
 export interface MethodOptions {
   readonly bases?: number | undefined;
-  /** The share of the layers' routed-expert parameters to keep. */
   readonly keep?: number | undefined;
   readonly rank?: number | undefined;
   /** Parts into which a layer's experts are cut. */
@@ -115,6 +115,7 @@ export interface Targets {
   readonly metric?: Metric | undefined;
 }
 
+/** A step of a fit, as progress tells of it. */
 export interface FitStep {
   /** Counted from 1. */
   readonly step: number;
@@ -131,6 +132,7 @@ export interface FitStep {
 /** All that a fit's next steps are computed from: arrays that are saved and come back bit by bit. */
 export type FitState = Readonly<Record<string, Float32Array | Float64Array>>;
 
+/** Where a fit saves its state, and finds it again after an interruption. */
 export interface StateStore {
   /** The last state that was saved of this very fit. */
   load(): Promise<FitState | undefined>;
@@ -140,6 +142,7 @@ export interface StateStore {
   save(state: FitState): Promise<void>;
 }
 
+/** What a fit is given beside its targets. */
 export interface FitOptions {
   /** One of the method's `solvers`. */
   readonly solver: string;
@@ -218,6 +221,7 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
   readonly marker: RegExp;
   /** A tensor that `marker` matches, for errors. */
   readonly example: string;
+  /** The tensors of a group. */
   names(place: NativePlace, experts: number): GroupNames;
   /**
    * The problem that a group's tensors solve. Throws an `InputError` where a tensor is missing or the shapes do not fit together.
@@ -231,8 +235,10 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
   dense(config: Readonly<Record<string, unknown>>): ConfigChanges;
 }
 
+/** A native checkpoint, as a method reads its problem from it. */
 export type NativeSource = Pick<Checkpoint, 'folder' | 'config' | 'tensors'>;
 
+/** A factorisation method: what it stores, what a fit costs, the fit, and the way back to weights. */
 export interface Method<P extends GroupShape = GroupShape> {
   /** As `--method` names it. */
   readonly name: string;
@@ -268,6 +274,7 @@ export interface Method<P extends GroupShape = GroupShape> {
   describe(problem: P): string;
   /** The factor of each expert that σ is multiplied into. */
   readonly scaled: string;
+  /** The factors of a group, with their shapes. Names are the keys of `Factors`. */
   stores(problem: P): StoredFactors;
   /** Undefined: it converts to standard weights only. */
   readonly native?: NativeFactors<P>;
@@ -293,11 +300,16 @@ export interface Method<P extends GroupShape = GroupShape> {
   /** Throws `OptionError` where the solver cannot fit in the metric of the targets. */
   fit(engine: Engine, problem: P, targets: Targets, options: FitOptions): Promise<Fit>;
   /**
+   * Prepares to find the factors of single experts.
    * @param shared as stored: rounded to the output dtype
    * @param round rounds to the output dtype, for factors that are fitted to others of the same expert
    * @param metric of the targets
    */
   expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding, metric?: Metric): Promise<ExpertFactors>;
+  /**
+   * Prepares to rebuild the weights of single experts.
+   * @param shared as stored
+   */
   rebuild(engine: Engine, problem: P, shared: Factors): Promise<Reconstruction>;
 }
 

@@ -2,13 +2,16 @@
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 
 export const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
+/** A weight matrix of an expert. */
 export type Projection = (typeof PROJECTIONS)[number];
 
 /** The projections the paper factorises; down_proj stays dense (arXiv 2508.05257, section 3). */
 export const DEFAULT_PROJECTIONS: readonly Projection[] = ['gate_proj', 'up_proj'];
 
+/** The content of a `config.json`. */
 export type Config = Readonly<Record<string, unknown>>;
 
+/** A family of models: how its checkpoints are told from others and how their experts are named. */
 export interface Family {
   /** For people. */
   readonly name: string;
@@ -43,6 +46,7 @@ export interface ExpertLayer {
   readonly experts: Readonly<Record<Projection, readonly StoredMatrix[]>>;
 }
 
+/** A checkpoint of a family, with its layers of experts. */
 export interface MoeModel {
   readonly family: Family;
   /** Sorted; layers without routed experts are absent. */

@@ -18,6 +18,7 @@ export const JOURNAL_FILE = '.journal';
 
 /** Bytes of a tensor that were written: offsets within it, and their hash. */
 export const partEntry = hashedPart.extend({ tensor: z.string() });
+/** A part of a tensor that is written, with its hash. */
 export type PartEntry = Readonly<z.infer<typeof partEntry>>;
 
 /** A folder may be a stranger's, and what is named here is moved and removed. */
@@ -33,6 +34,7 @@ const journalEntry = z.union([
   z.strictObject({ done: z.string(), note: z.unknown() }),
   z.strictObject({ commit }),
 ]);
+/** A line of the journal. */
 export type JournalEntry = Readonly<z.infer<typeof journalEntry>>;
 
 export const partsOf = (entries: readonly JournalEntry[]): PartEntry[] =>

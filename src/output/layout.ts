@@ -2,6 +2,7 @@
 import { encodeHeader, type TensorSpec } from '../checkpoint/header.js';
 import { INDEX_FILE, SINGLE_FILE } from '../checkpoint/open-checkpoint.js';
 
+/** A shard: its header, and the place of each tensor in it. */
 export interface ShardLayout {
   readonly file: string;
   readonly tensors: readonly TensorSpec[];
@@ -11,6 +12,7 @@ export interface ShardLayout {
   readonly bytes: number;
 }
 
+/** The shards of an output. */
 export interface Layout {
   readonly shards: readonly ShardLayout[];
   /** Sum of all tensors' bytes, without headers: the index's `total_size`. */

@@ -41,6 +41,7 @@ export { checkDisk, checkOutside, listOutput } from './folder-checks.js';
 export { PARTIAL_FOLDER } from './journal.js';
 export type { Output } from './output.js';
 
+/** How an output folder is opened. */
 export interface OutputFolderOptions {
   /** Bytes the run will write, checked against the free space before anything is created. */
   neededBytes: number;

@@ -10,6 +10,7 @@ export const READ_BYTES = 8 * 1024 * 1024;
 /** Far below the usual limit of 1024 descriptors a process; DeepSeek-V3 has 163 shards. */
 const MAX_OPEN_FILES = 64;
 
+/** Bytes of a file, from `start` up to `end`. */
 export interface ByteRange {
   readonly file: string;
   readonly start: number;
@@ -24,6 +25,7 @@ export interface RangeReader {
   readRange(range: ByteRange): Promise<Uint8Array<ArrayBuffer>>;
 }
 
+/** A file of a folder. */
 export interface FileEntry {
   /** Relative to the folder, with "/" between its parts. */
   readonly path: string;

@@ -9,6 +9,7 @@ import { type Files, LocalFiles, type SourceFolder } from './files.js';
 /** A location, or a folder of files of any kind, or a checkpoint that is open already. */
 export type Source = string | SourceFolder | Checkpoint;
 
+/** How a source is read. */
 export interface SourceOptions {
   /** How other machines are spoken to. */
   readonly peers?: PeerOptions | undefined;

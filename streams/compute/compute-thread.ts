@@ -10,6 +10,7 @@ import type { FitJob, JobOutput } from './job.js';
 import { reviveError } from './revive-error.js';
 import type { StateFile } from './state-file.js';
 
+/** What a thread can be asked for beside jobs. */
 export type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
 
 export type ToThread =
@@ -46,6 +47,7 @@ interface Waiting {
   onOutput?: (output: JobOutput) => void;
 }
 
+/** What a job tells, and is given, in a thread. */
 export interface RunInThread {
   readonly onStep?: ((step: FitStep) => void) | undefined;
   /** Where the fit saves its state and goes on from it. */

@@ -32,15 +32,18 @@ export interface StoredWeights {
 /** An expert's factors by name, as stored. */
 export type StoredFactors = Readonly<Record<string, Uint8Array>>;
 
+/** Rebuilt weights as they are written, with their error. */
 export interface RebuiltWeights extends SquaredError {
   readonly data: Uint8Array<ArrayBuffer>;
 }
 
+/** The engine, and the CPU threads that it may use. */
 export interface ComputeOptions {
   readonly engine: EngineName;
   readonly threads: number;
 }
 
+/** An engine with the factors that are loaded. */
 export class Compute {
   private held: { readonly factors: LoadedFactors; readonly reconstruction: Reconstruction } | undefined;
 

@@ -81,6 +81,7 @@ export const fitJob = z
     if (!solvers.includes(solver)) context.addIssue({ code: 'custom', message: 'no such solver', path: ['solver'] });
   });
 
+/** The description of a job, as plain JSON. It decides the result. */
 export type FitJob = Readonly<z.infer<typeof fitJob>>;
 
 /** The first output: what the experts share, in the job's dtype, by name. */
@@ -101,6 +102,7 @@ export interface ExpertOutput extends FoldedExpert {
   readonly tensors: Readonly<Record<string, Uint8Array<ArrayBuffer>>>;
 }
 
+/** What a job yields: the shared factors first, then each expert in order. */
 export type JobOutput = FittedFactors | ExpertOutput;
 
 /** What a job tells, and is given, where it runs. It makes no difference to the result. */

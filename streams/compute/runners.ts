@@ -4,6 +4,7 @@ import type { PeerOptions } from '../machines/peer-options.js';
 import { type JobRunner, localRunner, RunnerPool } from './job-runner.js';
 import { connectRunners, type RemoteWorkers } from './remote-runner.js';
 
+/** Which runners a run has. */
 export interface RunnersOptions {
   readonly engine: EngineName;
   readonly memory: Pick<MemoryPlan, 'workers' | 'threadsPerWorker'>;

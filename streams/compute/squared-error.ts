@@ -1,3 +1,4 @@
+/** An error as a sum of squares, which can be added up. */
 export interface SquaredError {
   /** Σ(W − Ŵ)² of what is written, in the weights' own units. */
   readonly squaredError: number;

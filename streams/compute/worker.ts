@@ -17,6 +17,7 @@ import { ComputeThread } from './compute-thread.js';
 import { fitJob, type JobOutput } from './job.js';
 import { expertName, openParams, rateParams, sharedName, WORKER_SERVICE, type WorkerFacts } from './worker-protocol.js';
 
+/** What a worker offers. */
 export interface WorkerOptions {
   readonly engine?: EngineChoice;
   /** CPU threads to offer, over all sessions; undefined: all. */

@@ -14,6 +14,7 @@ export interface BadTensor {
   readonly nonFinite: number;
 }
 
+/** The result of reading all weights. */
 export interface WeightCheck {
   /** Tensors that were decoded; the others hold no floats. */
   readonly tensors: number;

@@ -29,6 +29,7 @@ import { type OutputPlace, openOutput, outputName } from './open-output.js';
 import { type Recorded, writeSmallFiles } from './small-files.js';
 import { conversionUnits, copyId } from './units.js';
 
+/** What the branch that factorises is given. */
 export interface BranchContext {
   readonly reader: RangeReader;
   /** The groups to write; those that an interrupted run has finished are not among them. */
@@ -39,6 +40,7 @@ export interface BranchContext {
   readonly signal: AbortSignal;
 }
 
+/** A planned conversion with the branch that carries it out. */
 export interface Conversion extends Recorded {
   readonly out: OutputPlace;
   /** Folders the output must not lie in. */

@@ -32,6 +32,7 @@ export interface Comparison {
   readonly layerErrors: readonly number[];
 }
 
+/** How well a model predicts a text. */
 export interface ModelScore {
   readonly model: string;
   readonly expertsPerToken?: number | undefined;
@@ -47,6 +48,7 @@ export interface ModelScore {
   readonly tokensPerSecond: number;
 }
 
+/** The scores of a model, and of one that it is compared with. */
 export interface Evaluation {
   readonly textBytes: number;
   readonly window: number;
@@ -56,6 +58,7 @@ export interface Evaluation {
   readonly peakRssBytes: number;
 }
 
+/** What an evaluation tells while it runs. */
 export interface EvaluateHooks extends Pick<RunHooks, 'signal' | 'peers'> {
   /** Windows that were scored, of all; of one model, or of two that are compared. */
   readonly onWindow?: (model: string, done: number, windows: number) => void;

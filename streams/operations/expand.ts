@@ -18,6 +18,7 @@ import { rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
+/** Options of `expand`. */
 export type ExpandOptions = Pick<CompressOptions, 'engine' | 'shardSize' | 'threads'>;
 
 /** Writes a native MoBE checkpoint as the standard weights it stands for: the very weights `--format hf` writes. */

@@ -35,6 +35,7 @@ import { type FactoredGroup, type FactorRanges, rebuildWeights } from '../stages
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
+/** Options of `exportFactors`. */
 export type ExportOptions = Pick<
   CompressOptions,
   'format' | 'engine' | 'shardSize' | 'threads' | 'keepQuantized' | 'maxError'

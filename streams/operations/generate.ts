@@ -15,6 +15,7 @@ import { openModels } from './run-models.js';
 /** Prompt tokens that go through the model at once: each layer's weights are read once for all of them. */
 const PROMPT_BATCH = 1024;
 
+/** What was generated, and how fast. */
 export interface Generation {
   readonly promptTokens: number;
   readonly newTokens: number;

@@ -27,6 +27,7 @@ import { sigmaIn } from '../stages/normalise.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
+/** Options of `importFactors`. */
 export interface ImportOptions extends Pick<CompressOptions, 'dtype' | 'engine' | 'threads'> {
   /** Undefined: whichever fits the first expert better. The files do not say. */
   readonly activation?: Activation | undefined;

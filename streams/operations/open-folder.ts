@@ -5,6 +5,7 @@ import type { FileSystem } from '../../src/file-system.js';
 import { checkOutside, type Output, OutputFolder } from '../../src/output/output-folder.js';
 import type { RunIdentity } from '../../src/output/unfinished-run.js';
 
+/** What a place is asked before anything is computed. */
 export interface OutputRequest {
   /** The result that is to be there in the end. */
   readonly wanted: WantedOutput;

@@ -9,6 +9,7 @@ import { type OpenedOutput, type OutputRequest, openFolder } from './open-folder
 /** A location, or an output of any kind. An object takes one result: it is committed or abandoned by the run it is given to. */
 export type OutputPlace = string | Output;
 
+/** Opens the outputs of a scheme. */
 export type OpenOutput = (location: string, request: OutputRequest, run: RunOptions) => Promise<OpenedOutput>;
 
 const schemes = new Map<string, OpenOutput>([

@@ -10,6 +10,7 @@ import type { EvaluateOptions } from '../../src/inference/run-options.js';
 import { asWriteError } from '../../src/output/shard-writer.js';
 import { type EvaluateHooks, type Evaluation, evaluate } from './evaluate.js';
 
+/** Options of `writeReport`. */
 export interface ReportOptions {
   /** Where to write the page; by default into the result. */
   readonly html?: string | undefined;
@@ -19,6 +20,7 @@ export interface ReportOptions {
   readonly scoring?: EvaluateOptions;
 }
 
+/** The page that was written. */
 export interface WrittenReport {
   readonly page: string;
   readonly record: StoredReport;

@@ -14,6 +14,7 @@ import { sourceName } from '../../src/sources/open-source.js';
 import { openFiles, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 
+/** The result of comparing files with their manifest. */
 export interface Integrity {
   /** What is damaged or missing; empty when every byte is as it was written. */
   readonly problems: readonly string[];

@@ -45,6 +45,7 @@ import { checkManifest, type Integrity } from './verify-manifest.js';
 /** Errors are recomputed in f32; summation order aside they are the same. */
 const ERROR_TOLERANCE = 1e-4;
 
+/** Options of `verify`. */
 export interface VerifyOptions extends RunHooks, Pick<CompressOptions, 'engine' | 'threads'> {}
 
 export interface VerifiedGroup extends GroupKey {
@@ -54,6 +55,7 @@ export interface VerifiedGroup extends GroupKey {
   readonly reported: number | undefined;
 }
 
+/** What `verify` compared, and the differences that it found. */
 export interface Verification {
   /** What is wrong; empty when all is well. */
   readonly problems: readonly string[];

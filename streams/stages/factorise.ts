@@ -12,6 +12,7 @@ import type { StageClocks } from '../flow/stage-clock.js';
 import type { FittedGroup, FoldedExpert, NormalisedGroup } from '../records.js';
 import type { FoldProgress, StepProgress } from '../run-options.js';
 
+/** How groups are fitted, by whom, and who is told. */
 export interface FactoriseOptions {
   readonly runners: RunnerPool;
   readonly settings: Pick<Settings, 'solver' | 'steps' | 'learningRate' | 'seed' | 'maxError'>;

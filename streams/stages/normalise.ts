@@ -15,6 +15,7 @@ import type { Targets } from '../../src/methods/method.js';
 import type { RangeReader } from '../../src/sources/files.js';
 import type { ExpertGroup, NormalisedGroup } from '../records.js';
 
+/** What σ of parts is found with. */
 export interface NormaliseOptions {
   /** Every group of the run: the parts of a layer and projection are found among them. */
   readonly groups: readonly GroupPlan[];

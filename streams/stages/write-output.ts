@@ -7,6 +7,7 @@ import type { OutputRecord } from '../records.js';
 /** With two, one block is hashed while another is written. More would only wait: a file is written by one at a time. */
 const WRITES_IN_FLIGHT = 2;
 
+/** Who is told of what is written. */
 export interface WriteHooks {
   /** Told how many bytes were written so far. */
   readonly onBytes?: (bytes: number) => void;
@@ -14,6 +15,7 @@ export interface WriteHooks {
   readonly onFinished?: (report: GroupReport) => Promise<void>;
 }
 
+/** A stream that writes each chunk into its place. It ends once all are written; a write that fails destroys it. */
 export function writeOutput(output: Pick<Output, 'write'>, { onBytes, onFinished }: WriteHooks = {}): Writable {
   let total = 0;
   let writing = 0;

@@ -4,6 +4,7 @@ import { matmul, reshape } from '../../engine/ops.js';
 import { activate } from './activation.js';
 import type { Problem, SharedFactors } from './problem.js';
 
+/** Rebuilds the weights of the experts of one group. */
 export interface Reconstruction {
   /** Ŵ_i = A·f(Σ_j α_ij B_j): (p, d) f32, row-major. A: (p, r). */
   expert(expert: number, A: Float32Array): Promise<Float32Array>;

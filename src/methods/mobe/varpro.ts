@@ -39,6 +39,7 @@ const COEFFICIENT_MOMENTUM_LIMIT = 0.95;
 const UNDO_FACTOR = 1.5;
 const MAX_UNDOS = 12;
 
+/** Fits B and α by variable projection (docs/solver.md). Throws `DivergedError`. */
 export async function solveVarpro(
   engine: Engine,
   problem: Problem,

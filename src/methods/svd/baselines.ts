@@ -12,6 +12,7 @@ export interface Rank {
   readonly parameters: number;
 }
 
+/** The result of a baseline. */
 export interface Baseline extends Rank {
   /** ‖W − Ŵ‖/‖W‖ over all experts, in exact arithmetic. */
   readonly relativeError: number;
