@@ -159,6 +159,7 @@ export {
   openShard,
   type Shard,
 } from './checkpoint/open-checkpoint.js';
+export type { SideFile } from './checkpoint/side-files.js';
 export { decodeMatrix, type MatrixFormat, readMatrix, type StoredMatrix } from './checkpoint/stored-matrix.js';
 export {
   type FactorContext,
