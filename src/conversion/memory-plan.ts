@@ -21,6 +21,7 @@ const LEAST_BATCH = 4;
 /** Below this many multiply-adds a matrix product of a group does not fill more than one core. */
 const SMALL_GROUP = 1e9;
 
+/** How a run is arranged so that it stays within its memory budget. */
 export interface MemoryPlan {
   /** Groups fitted side by side, each in a worker of its own. */
   readonly workers: number;

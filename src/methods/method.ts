@@ -32,7 +32,7 @@ export interface ProjectionShape extends GroupShape {
 /** The default share of the experts' parameters to keep: that of the paper for Qwen3. */
 export const DEFAULT_KEEP = 0.76;
 
-/** The values of `--quality`. */
+/** In the order of the time they take. */
 export const QUALITY_NAMES = ['fast', 'balanced', 'best'] as const;
 /** How much time a fit may take for its result. */
 export type Quality = (typeof QUALITY_NAMES)[number];
@@ -40,7 +40,6 @@ export type Quality = (typeof QUALITY_NAMES)[number];
 /** Options that not every method takes. */
 export interface MethodOptions {
   readonly bases?: number | undefined;
-  /** The share of the layers' routed-expert parameters to keep. */
   readonly keep?: number | undefined;
   readonly rank?: number | undefined;
   /** The number of parts into which a layer's experts are cut. */
@@ -116,7 +115,7 @@ export interface Targets {
   readonly metric?: Metric | undefined;
 }
 
-/** Progress of a fit. */
+/** A step of a fit, as progress tells of it. */
 export interface FitStep {
   /** Counted from 1. */
   readonly step: number;
@@ -133,7 +132,7 @@ export interface FitStep {
 /** The state of a fit, from which its next steps follow. Arrays are saved and loaded bit by bit. */
 export type FitState = Readonly<Record<string, Float32Array | Float64Array>>;
 
-/** Saves and loads the state of one fit. */
+/** Where a fit saves its state, and finds it again after an interruption. */
 export interface StateStore {
   /** Loads the last saved state of this fit; undefined if there is none. */
   load(): Promise<FitState | undefined>;
@@ -143,7 +142,7 @@ export interface StateStore {
   save(state: FitState): Promise<void>;
 }
 
-/** Options of a fit. */
+/** What a fit is given beside its targets. */
 export interface FitOptions {
   /** One of the method's `solvers`. */
   readonly solver: string;
@@ -225,6 +224,7 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
   readonly marker: RegExp;
   /** A tensor name that `marker` matches, for errors. */
   readonly example: string;
+  /** The tensors of a group. */
   names(place: NativePlace, experts: number): GroupNames;
   /**
    * The problem that a group's tensors solve. Throws an `InputError` if a tensor is missing or shapes do not fit together.
@@ -259,7 +259,7 @@ export interface FitMemoryOptions {
   readonly metric?: MetricForm | undefined;
 }
 
-/** A factorisation method. */
+/** A factorisation method: what it stores, what a fit costs, the fit, and the way back to weights. */
 export interface Method<P extends GroupShape = GroupShape> {
   /** The name for `--method`. */
   readonly name: string;
@@ -295,7 +295,7 @@ export interface Method<P extends GroupShape = GroupShape> {
   describe(problem: P): string;
   /** The name of the expert's factor into which σ is multiplied. */
   readonly scaled: string;
-  /** The names and shapes of a group's factors. */
+  /** The factors of a group, with their shapes. Names are the keys of `Factors`. */
   stores(problem: P): StoredFactors;
   /** The native form; undefined if the method converts only to standard weights. */
   readonly native?: NativeFactors<P>;
@@ -323,6 +323,10 @@ export interface Method<P extends GroupShape = GroupShape> {
    * @param metric the metric of the targets
    */
   expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding, metric?: Metric): Promise<ExpertFactors>;
+  /**
+   * Prepares to rebuild the weights of single experts.
+   * @param shared as stored
+   */
   rebuild(engine: Engine, problem: P, shared: Factors): Promise<Reconstruction>;
 }
 

@@ -81,7 +81,7 @@ export const fitJob = z
     if (!solvers.includes(solver)) context.addIssue({ code: 'custom', message: 'no such solver', path: ['solver'] });
   });
 
-/** The description of a job. */
+/** The description of a job, as plain JSON. It decides the result. */
 export type FitJob = Readonly<z.infer<typeof fitJob>>;
 
 /** The first output of a job: the shared factors by name, in the job's dtype. */
