@@ -126,7 +126,36 @@ export type { StateFile, StatePlace } from '../streams/compute/state-file.js';
 // Methods of factorisation.
 
 export type { LossPoint } from './methods/loss-curve.js';
-export type * from './methods/method.js';
+export type {
+  CompleteOptions,
+  ExpertFactors,
+  FactorShape,
+  Factors,
+  Fit,
+  FitOptions,
+  FitState,
+  FitStep,
+  GroupNames,
+  GroupShape,
+  Method,
+  MethodOptions,
+  MethodProblem,
+  Metric,
+  MetricForm,
+  MetricMatrix,
+  MetricMatrixForm,
+  NativeFactors,
+  NativeGroups,
+  NativePlace,
+  NativeSource,
+  ProjectionShape,
+  Quality,
+  Reconstruction,
+  Rounding,
+  StateStore,
+  StoredFactors,
+  Targets,
+} from './methods/method.js';
 export { METHODS, registerMethod } from './methods/registry.js';
 export { denseParameters, groupParameters } from './methods/sizes.js';
 

@@ -7,6 +7,7 @@ import ts from 'typescript';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { ROOT } from '../fixtures/paths.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
+import { THOROUGH } from '../fixtures/thorough.js';
 
 const page = readFileSync(`${ROOT}docs/library.md`, 'utf8');
 const examples = [...page.matchAll(/```ts\n\/\/ (\S+)\.ts\n(.*?)```\n(?:\n```text\n(.*?)```)?/gs)].map(
@@ -47,7 +48,7 @@ test('a pipeline of one’s own has at most 20 lines', () => {
     expect(code.split('\n').filter(Boolean).length, name).toBeLessThanOrEqual(20);
 });
 
-test('the examples have no errors of types, for a program that is strict', () => {
+test('the examples have no errors of types, for a program that is strict', THOROUGH, () => {
   const program = ts.createProgram(
     examples.map(({ name }) => join(place, `${name}.ts`)),
     {
