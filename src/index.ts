@@ -1,26 +1,19 @@
 /**
- * mobe-stream as a library: everything the commands do. Nothing here prints; progress goes to the `onProgress` hook, and
- * every failure a user can cause is a `MobeError`.
+ * mobe-stream as a library: everything the commands do, and what they are made of. `docs/library.md` shows how to build on it.
+ * Nothing here prints: progress goes to the `onProgress` hook, and every failure a user can cause is a `MobeError`.
  *
  * ```ts
  * import { compress } from 'mobe-stream';
  * const { groups } = await compress('Qwen3-30B-A3B', 'Qwen3-30B-A3B-MoBE', { keep: 0.76, maxMemory: 12e9 });
  * ```
+ *
+ * @module
  */
 
-export { reportPage } from '../streams/bench/bench-page.js';
-// Measurements.
-export { type BenchOptions, type BenchReport, benchmark } from '../streams/bench/benchmark.js';
-export { ComputeThread } from '../streams/compute/compute-thread.js';
-export { type JobRunner, localRunner, RunnerPool } from '../streams/compute/job-runner.js';
-// Stages of the dataflow, to compose differently.
-export { BufferPool, type PooledBuffer } from '../streams/flow/buffer-pool.js';
-export { ByteBudget } from '../streams/flow/byte-budget.js';
-export { type Composer, compose, merge } from '../streams/flow/highland.js';
-export { bottleneck, createStageClocks, type StageClocks, type StageTimes } from '../streams/flow/stage-clock.js';
-// What the commands do.
+// Operations: one for each command. They take locations or objects.
+
 export { type BadTensor, checkWeights, type WeightCheck } from '../streams/operations/check-weights.js';
-export { compress } from '../streams/operations/compress.js';
+export { compress, compressWith } from '../streams/operations/compress.js';
 export {
   type Comparison,
   type EvaluateHooks,
@@ -34,99 +27,148 @@ export { fitFactors } from '../streams/operations/fit.js';
 export { type Generation, generate } from '../streams/operations/generate.js';
 export { type ImportOptions, importFactors } from '../streams/operations/import.js';
 export { inspect } from '../streams/operations/inspect.js';
-export { type OutputPlace, registerOutput } from '../streams/operations/open-output.js';
-export { plan, type TimedPlan } from '../streams/operations/plan.js';
+export { plan } from '../streams/operations/plan.js';
 export { type ReportOptions, type WrittenReport, writeReport } from '../streams/operations/report.js';
+export { streamCheckpoint } from '../streams/operations/stream.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';
 export { type Integrity, verifyIntegrity } from '../streams/operations/verify-manifest.js';
+
+// What a run is given, tells and returns.
+
+export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/run-options.js';
+export type {
+  EngineRecord,
+  FittedGroupReport,
+  GroupReport,
+  KeptGroupReport,
+  RunReport,
+  StoredReport,
+} from './conversion/run-report.js';
+export * from './errors.js';
+
+// Plans: what a run will do, from headers and options.
+
+export { type CompressionPlan, planCompression } from './conversion/compression-plan.js';
+export type { ConversionPlan, Copy } from './conversion/conversion-plan.js';
+export type { TimedPlan } from './conversion/estimate.js';
+export { type GroupKey, type GroupPlan, groupKey, groupLabel } from './conversion/group-plan.js';
+export type { Inspection, Tally } from './conversion/inspection.js';
+export type { MemoryPlan, RemoteFitters } from './conversion/memory-plan.js';
+export {
+  type CompressOptions,
+  type Format,
+  type OutputFormat,
+  type RunSettings,
+  resolveSettings,
+  type Settings,
+} from './conversion/settings.js';
+
+// A pipeline: its branches, the stages that they are made of, and what composes these.
+
+export { BufferPool, type OnHeld, type PooledBuffer } from '../streams/flow/buffer-pool.js';
+export { ByteBudget, type Lease } from '../streams/flow/byte-budget.js';
+export { type Composer, compose, merge, type Transform } from '../streams/flow/highland.js';
+export { type OwnStage, runOwnStage } from '../streams/flow/own-stage.js';
+export {
+  bottleneck,
+  createStageClocks,
+  type Slowdown,
+  type StageClocks,
+  type StageTimes,
+} from '../streams/flow/stage-clock.js';
+export type { BranchContext, Conversion } from '../streams/operations/convert.js';
+export type { Companions, Recorded } from '../streams/operations/small-files.js';
+export { compressExperts, type ExpertsOptions, type WriteOptions, writeAll } from '../streams/pipeline.js';
 export type {
   ExpertGroup,
   FinishedGroup,
   FittedGroup,
   FoldedExpert,
+  Held,
   NormalisedGroup,
   OutputChunk,
   OutputRecord,
   TensorRecord,
 } from '../streams/records.js';
-export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/run-options.js';
 export { type FactoriseOptions, factorise } from '../streams/stages/factorise.js';
 export { fold } from '../streams/stages/fold.js';
 export { groupExperts } from '../streams/stages/group-experts.js';
-export { normalise } from '../streams/stages/normalise.js';
-export { passThrough } from '../streams/stages/pass-through.js';
+export { type NormaliseOptions, normalise } from '../streams/stages/normalise.js';
+export { keepGroup, passThrough } from '../streams/stages/pass-through.js';
 export { readExperts } from '../streams/stages/read-experts.js';
-export { writeOutput } from '../streams/stages/write-output.js';
-// Checkpoints as bytes.
+export { type WriteHooks, writeOutput } from '../streams/stages/write-output.js';
+
+// Jobs: the fit of a group, and what runs it.
+
+export type {
+  Compute,
+  ComputeOptions,
+  LoadedFactors,
+  RebuiltWeights,
+  StoredWeights,
+} from '../streams/compute/compute.js';
+export { type CallMethod, ComputeThread, type RunInThread } from '../streams/compute/compute-thread.js';
+export {
+  type ExpertOutput,
+  type FitJob,
+  type FittedFactors,
+  type JobHooks,
+  type JobOutput,
+  runJob,
+} from '../streams/compute/job.js';
+export { type JobRunner, localRunner, type RunnerHooks, RunnerPool } from '../streams/compute/job-runner.js';
+export type { RemoteWorkers } from '../streams/compute/remote-runner.js';
+export { type RunnersOptions, withRunners } from '../streams/compute/runners.js';
+export type { SquaredError } from '../streams/compute/squared-error.js';
+export type { StateFile, StatePlace } from '../streams/compute/state-file.js';
+
+// Methods of factorisation.
+
+export type { LossPoint } from './methods/loss-curve.js';
+export type * from './methods/method.js';
+export { METHODS, registerMethod } from './methods/registry.js';
+export { denseParameters, groupParameters } from './methods/sizes.js';
+
+// Sources, and the checkpoints in them.
+
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';
-export { decodeRows, type Encoding, storedBytes } from './checkpoint/encoding.js';
-export { encodeHeader, parseHeader, parseHeaderLength, type TensorInfo, type TensorSpec } from './checkpoint/header.js';
-export { type Checkpoint, fingerprint, openCheckpoint, openShard, type Shard } from './checkpoint/open-checkpoint.js';
-// Models and plans.
-export { type CompressionPlan, planCompression } from './conversion/compression-plan.js';
 export {
+  decodeRows,
+  type Encoding,
+  type FloatEncoding,
+  type Fp8Encoding,
+  type Int4Encoding,
+  storedBytes,
+} from './checkpoint/encoding.js';
+export {
+  encodeHeader,
+  parseHeader,
+  parseHeaderLength,
+  type ShardHeader,
+  type TensorInfo,
+  type TensorSpec,
+} from './checkpoint/header.js';
+export {
+  type Checkpoint,
+  fingerprint,
+  type HeaderMemory,
+  openCheckpoint,
+  openShard,
+  type Shard,
+} from './checkpoint/open-checkpoint.js';
+export { decodeMatrix, type MatrixFormat, readMatrix, type StoredMatrix } from './checkpoint/stored-matrix.js';
+export {
+  type FactorContext,
   type FactorFile,
+  type FactorMetadata,
   factorLayout,
   openFactorFile,
   openFactorFolder,
 } from './conversion/factor-files.js';
-export { FactorFolder, type FactorFolderOptions } from './conversion/factor-folder.js';
-export type { GroupPlan } from './conversion/group-plan.js';
-export type { Inspection, Tally } from './conversion/inspection.js';
-export type { MemoryPlan } from './conversion/memory-plan.js';
-export type { FittedGroupReport, GroupReport, RunReport, StoredReport } from './conversion/run-report.js';
-export { type CompressOptions, resolveSettings, type Settings } from './conversion/settings.js';
-// Engines.
-export { type ChosenEngine, chooseEngine, type EngineChoice } from './engine/choose-engine.js';
-export { createEngine, ENGINE_NAMES, type EngineName } from './engine/create-engine.js';
-export type { Engine, EngineFacts, EngineOptions, EngineTensor, Program } from './engine/engine.js';
-export { type Graph, trace } from './engine/graph.js';
-export * as ops from './engine/ops.js';
-export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine } from './engine/probe.js';
-export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
-export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link.js';
-export * from './errors.js';
-// Running models.
-export {
-  type LanguageModel,
-  type ModelOptions,
-  openLanguageModel,
-} from './inference/language-model.js';
-export type { EvaluateOptions, GenerateOptions } from './inference/run-options.js';
-export { Runner } from './inference/runner.js';
-export type { SequencePart } from './inference/sequence-parts.js';
-export { openTokenizer, type TextStream, type Tokenizer, textStream } from './inference/tokenizer.js';
-// Methods.
-export type {
-  CompleteOptions,
-  ExpertFactors,
-  Factors,
-  Fit,
-  GroupNames,
-  GroupShape,
-  Method,
-  MethodOptions,
-  MethodProblem,
-  Metric,
-  Targets,
-} from './methods/method.js';
-// The mathematics.
-export { solveAdam } from './methods/mobe/adam.js';
-export * from './methods/mobe/problem.js';
-export { createReconstruction, type Reconstruction } from './methods/mobe/reconstruct.js';
-export { createRefit, type Refit } from './methods/mobe/refit.js';
-export { solveVarpro } from './methods/mobe/varpro.js';
-export { METHODS } from './methods/registry.js';
-export { denseParameters, groupParameters } from './methods/sizes.js';
-export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './methods/svd/baselines.js';
 export { detectModel } from './models/detect.js';
-export type { ExpertLayer, Family, MoeModel, Projection } from './models/family.js';
-export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './output/layout.js';
-export { nullOutput } from './output/null-output.js';
-export type { Output } from './output/output.js';
-export { OutputFolder } from './output/output-folder.js';
-export { ShardWriter } from './output/shard-writer.js';
+export type { Config, ExpertLayer, Family, MoeModel, NativeForm, Projection } from './models/family.js';
+export type { ConfigChanges, GroupNumber } from './models/native.js';
 export {
   type ByteRange,
   type FileEntry,
@@ -136,6 +178,86 @@ export {
   type SourceFolder,
 } from './sources/files.js';
 export { joinFiles } from './sources/join-files.js';
-export { openFiles, openSource, registerSource, type Source, type SourceOptions } from './sources/open-source.js';
-// Files of torch.save as bytes.
+export {
+  type OpenFiles,
+  openFiles,
+  openSource,
+  registerSource,
+  type Source,
+  type SourceOptions,
+} from './sources/open-source.js';
 export { openTorchFile } from './torch/open-torch-file.js';
+
+// Outputs.
+
+export type { OpenedOutput, OutputRequest } from '../streams/operations/open-folder.js';
+export { type OpenOutput, type OutputPlace, registerOutput } from '../streams/operations/open-output.js';
+export type { WantedOutput } from './conversion/existing-output.js';
+export { FactorFolder, type FactorFolderOptions } from './conversion/factor-folder.js';
+export type { FileIdentity, FileSystem, OpenFile } from './file-system.js';
+export type { JournalEntry, PartEntry } from './output/journal.js';
+export { encodeIndex, type Layout, layoutFile, layoutShards, type ShardLayout } from './output/layout.js';
+export type { HashedPart } from './output/manifest.js';
+export { nullOutput } from './output/null-output.js';
+export type { Output } from './output/output.js';
+export { OutputFolder, type OutputFolderOptions } from './output/output-folder.js';
+export { ShardWriter } from './output/shard-writer.js';
+export type { FinishedUnits, RunIdentity, Unit } from './output/unfinished-run.js';
+
+// Services for other machines.
+
+export { type WorkerOptions, work } from '../streams/compute/worker.js';
+export type { ListenAt, PeerOptions, ServiceHooks } from '../streams/machines/peer-options.js';
+export { type ReceiveHooks, type Receiver, receive, receivePipe } from '../streams/machines/receive.js';
+export { serve } from '../streams/machines/serve.js';
+export type { Listener } from './transport/listen.js';
+
+// Engines, and programs for them.
+
+export { type ChosenEngine, chooseEngine, type EngineChoice } from './engine/choose-engine.js';
+export { createEngine, ENGINE_NAMES, type EngineName } from './engine/create-engine.js';
+export type { Engine, EngineFacts, EngineOptions, EngineTensor, Program } from './engine/engine.js';
+export type { ProductShape } from './engine/gemm-rate.js';
+export { type Graph, type Inputs, type Shapes, trace } from './engine/graph.js';
+export * as ops from './engine/ops.js';
+export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine } from './engine/probe.js';
+export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
+export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link.js';
+
+// The mathematics of MoBE, and of what it is compared with.
+
+export { solveAdam } from './methods/mobe/adam.js';
+export {
+  ACTIVATIONS,
+  type Activation,
+  factorParameters,
+  type Problem,
+  type SharedFactors,
+  type Sizes,
+  type Solution,
+  type SolverName,
+  type SolverOptions,
+} from './methods/mobe/problem.js';
+export { createReconstruction, type Reconstruction as MobeReconstruction } from './methods/mobe/reconstruct.js';
+export { createRefit, type Refit } from './methods/mobe/refit.js';
+export { solveVarpro } from './methods/mobe/varpro.js';
+export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './methods/svd/baselines.js';
+
+// Running models.
+
+export type { KeyValueCache } from './inference/key-value-cache.js';
+export { type LanguageModel, type ModelOptions, openLanguageModel } from './inference/language-model.js';
+export type { ModelMemory } from './inference/memory-budget.js';
+export type { EvaluateOptions, GenerateOptions } from './inference/run-options.js';
+export { type Feed, type Recipe, Runner } from './inference/runner.js';
+export type { SequencePart } from './inference/sequence-parts.js';
+export { openTokenizer, type TextStream, type Tokenizer, textStream } from './inference/tokenizer.js';
+
+// Measurements.
+
+export { reportPage } from '../streams/bench/bench-page.js';
+export { type BenchOptions, type BenchReport, benchmark, type Machine } from '../streams/bench/benchmark.js';
+export type { Row as BenchRow } from '../streams/bench/rows.js';
+export type { Target as BenchTarget } from '../streams/bench/targets.js';
+export type { SampleOfModel } from '../streams/bench/task.js';
+export type { Section } from './page/page.js';

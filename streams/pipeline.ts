@@ -7,8 +7,7 @@
  */
 import { pipeline } from 'node:stream/promises';
 import type { ConversionPlan, Copy } from '../src/conversion/conversion-plan.js';
-import { expertCopies } from '../src/conversion/group-places.js';
-import { type GroupPlan, groupKey } from '../src/conversion/group-plan.js';
+import { type GroupPlan, groupLabel } from '../src/conversion/group-plan.js';
 import { type MemoryPlan, PASS_THROUGH_BLOCKS } from '../src/conversion/memory-plan.js';
 import type { Output } from '../src/output/output.js';
 import { type RangeReader, READ_BYTES } from '../src/sources/files.js';
@@ -22,7 +21,7 @@ import { type FactoriseOptions, factorise } from './stages/factorise.js';
 import { fold } from './stages/fold.js';
 import { groupExperts } from './stages/group-experts.js';
 import { normalise } from './stages/normalise.js';
-import { passThrough } from './stages/pass-through.js';
+import { keepGroup, passThrough } from './stages/pass-through.js';
 import { readExperts } from './stages/read-experts.js';
 import { type WriteHooks, writeOutput } from './stages/write-output.js';
 
@@ -49,7 +48,7 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
     holdParts,
     writesWeights: written === 'weights',
   };
-  const dropped = new Set(groups);
+  const dropped = new Map(groups.map((group) => [groupLabel(group), group] as const));
 
   yield* compose(
     readExperts(groups, clocks ? timedReader(reader, clocks) : reader, budget),
@@ -60,16 +59,13 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
         .through(stage((all) => (ownStage ? runOwnStage(all, ownStage) : all)))
         .through(
           lanes(runners.size, async function* (group) {
-            dropped.delete(group.group);
+            dropped.delete(groupLabel(group.group));
             yield* fold(await factorise(group, options), plan);
           }),
         ),
   );
 
-  for (const group of dropped) {
-    yield* passThrough(expertCopies(group, plan), reader);
-    yield { finished: { ...groupKey(group), seconds: 0, keptError: null } };
-  }
+  for (const group of dropped.values()) yield* keepGroup(group, plan, reader);
 }
 
 /** Options of `writeAll`. */

@@ -1,5 +1,6 @@
 /** A run's options beside its settings, the progress it reports, and its result. The library prints nothing. */
 
+import type { TimedPlan } from '../src/conversion/estimate.js';
 import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
 import type { FileSystem } from '../src/file-system.js';
@@ -7,7 +8,6 @@ import type { FitStep } from '../src/methods/method.js';
 import type { OwnStage } from './flow/own-stage.js';
 import type { StageClocks } from './flow/stage-clock.js';
 import type { PeerOptions } from './machines/peer-options.js';
-import type { TimedPlan } from './operations/plan.js';
 import type { NormalisedGroup } from './records.js';
 
 /** A step of a group's fit. */
@@ -53,7 +53,10 @@ export interface RunOptions extends RunHooks {
   readonly saveEvery?: number | undefined;
   /** File operations for the source and the result; default: those of the system. Tests pass their own. */
   readonly fileSystem?: FileSystem;
-  /** A stage of the caller, between normalising and fitting. It may drop groups; their weights are then copied unchanged. */
+  /**
+   * A stage of the caller, between normalising and fitting. It may drop groups: their weights are then copied unchanged, which only
+   * standard weights (`format: 'hf'`) can. Otherwise a `DroppedGroupError` ends the run after its last group.
+   */
   readonly ownStage?: OwnStage<NormalisedGroup> | undefined;
   /** URLs of the machines that fit (`mobe worker`). Without any, this machine fits. */
   readonly workers?: readonly string[];

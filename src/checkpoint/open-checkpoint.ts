@@ -96,7 +96,7 @@ async function openShards(root: string, names: readonly string[], files: Files):
 }
 
 /** Memory that is reused for all headers. Each may have about 50 MB, and V8 is slow to free memory outside its heap. */
-class HeaderMemory {
+export class HeaderMemory {
   private bytes = new Uint8Array(0);
   /** The names of the tensors in the last header. */
   names = new Set<string>();

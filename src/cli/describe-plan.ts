@@ -1,5 +1,5 @@
-import type { TimedPlan } from '../../streams/operations/plan.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
+import type { TimedPlan } from '../conversion/estimate.js';
 import { formatRanges } from '../conversion/group-plan.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatTable, left } from './table.js';

@@ -1,6 +1,6 @@
 /** The options for what to factorise and how. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { DTYPE_NAMES, FORMATS, METHOD_NAMES, SOLVER_NAMES } from '../conversion/settings.js';
+import { DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
 import { QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
 import { QUALITIES } from '../methods/mobe/sizes.js';
@@ -8,10 +8,15 @@ import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 import { engine, maxMemory, positiveInteger, positiveNumber, threads, wholeNumber } from './options.js';
 
+const methods = [...METHODS.values()];
+
 /** The methods for the help: "mobe: MoBE; …". */
-const METHOD_TITLES = Object.values(METHODS)
+const METHOD_TITLES = methods
   .map(({ name, title, native }) => `${name}: ${title}${native ? '' : ', for --format hf only'}`)
   .join('; ');
+
+/** The solvers of all methods that have more than one. */
+const SOLVER_NAMES = methods.flatMap(({ solvers }) => (solvers.length > 1 ? solvers : []));
 
 /** The steps of the qualities for the help: "150, 600, 3000". */
 const QUALITY_STEPS = Object.values(QUALITIES)
@@ -31,7 +36,7 @@ export function addFactorisationOptions(command: Command): Command {
   return command
     .addOption(
       new Option('--method <method>', `how experts are factorised; ${METHOD_TITLES}`)
-        .choices(METHOD_NAMES)
+        .choices(methods.map(({ name }) => name))
         .default(DEFAULT_METHOD.name),
     )
     .addOption(

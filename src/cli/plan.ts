@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
-import type { TimedPlan } from '../../streams/operations/plan.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
+import type { TimedPlan } from '../conversion/estimate.js';
 import { describePlan } from './describe-plan.js';
 import { addFactorisationOptions, format } from './factorisation-options.js';
 import { compressOptions, json, keepQuantized, MODEL, maxError, shardSize } from './options.js';

@@ -53,7 +53,10 @@ export function showProgress(): ProgressDisplay {
       bar?.stop();
       lastLine = performance.now();
       if (bar) bar.start(1000, 0, { title: tracker.title, detail: '' });
-      else write(`${tracker.title}: ${progress.groups} groups, ${formatBytes(progress.bytes)}`);
+      else
+        write(
+          `${tracker.title}: ${progress.groups ? `${progress.groups} groups, ` : ''}${formatBytes(progress.bytes)}`,
+        );
     }
     const detail = tracker.detail();
     if (bar) bar.update(Math.floor(1000 * tracker.share), { title: tracker.title, detail });

@@ -2,6 +2,12 @@
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
+/** A plan with its expected duration. */
+export interface TimedPlan extends CompressionPlan {
+  /** Expected duration, from the measured rate of the machine that fits. Accurate to about a factor of two. */
+  readonly estimatedSeconds: number;
+}
+
 /** The rate of a solver step relative to a plain matrix product of the same shapes; measured, see docs/solver.md. */
 const STEP_EFFICIENCY = 0.75;
 /** A cautious disk rate, bytes a second. It bounds conversions that need little arithmetic. */

@@ -1,10 +1,10 @@
 /** The places of a group's data in an output. */
 import { floatBytes } from '../checkpoint/dtype.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import type { ConversionPlan, Copy } from './conversion-plan.js';
-import { copyOf } from './conversion-plan.js';
+import { type ConversionPlan, type Copy, copyOf } from './conversion-plan.js';
 import { factorTensorName } from './factor-files.js';
 import { type GroupPlan, nativeTensors } from './group-plan.js';
+import { holdsWeights, isNative } from './settings.js';
 
 /** The name of an expert's weights, where its factors are named by their own names. */
 export const WEIGHTS = 'weights';
@@ -30,9 +30,9 @@ type Form = Pick<ConversionPlan, 'format' | 'separate'>;
 
 /** Finds the places of a group's data in an output of this format. */
 export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
-  if (form.format === 'hf') return { shared: [], experts: weightPlaces(group, form).map((place) => [place]) };
+  if (holdsWeights(form)) return { shared: [], experts: weightPlaces(group, form).map((place) => [place]) };
   const { shared, byExpert } = group.method.stores(group.problem);
-  if (form.format === 'mobe') {
+  if (isNative(form)) {
     const tensors = nativeTensors(group);
     const places = (factors: typeof shared, specs: typeof tensors.shared): Place[] =>
       specs.map(({ name: tensor, bytes }, i) => ({ factor: factors[i]?.name ?? '', tensor, offset: 0, bytes }));

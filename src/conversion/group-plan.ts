@@ -5,7 +5,7 @@ import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
-import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
+import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedFormat, turnedSize } from './orientation.js';
@@ -71,7 +71,7 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
  */
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
-  const method = METHODS[settings.method] as Method;
+  const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
   const projections = layers.flatMap((layer) =>
     PROJECTIONS.map((projection) => ({
@@ -86,10 +86,15 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const groups = projections
     .filter(({ factorised }) => factorised)
     .flatMap(({ layer, projection }, i) => cut(layer, projection, method, problems[i] as GroupShape, settings));
-  const firstByte = ({ experts: [first] }: GroupPlan): string =>
-    `${first?.data.file}:${String(first?.data.start).padStart(16, '0')}`;
-  const order = new Map(groups.map((group) => [group, firstByte(group)] as const));
-  return groups.sort((a, b) => ((order.get(a) as string) < (order.get(b) as string) ? -1 : 1));
+  // The parts of a projection follow one another: σ is theirs together, so they may have to wait for each other in memory.
+  const key = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
+  const firstByte = new Map<string, string>();
+  for (const group of groups) {
+    const { file, start } = (group.experts[0] as StoredMatrix).data;
+    if (group.group === 0) firstByte.set(key(group), `${file}:${String(start).padStart(16, '0')}`);
+  }
+  const place = (group: GroupPlan): string => firstByte.get(key(group)) as string;
+  return groups.sort((a, b) => (place(a) === place(b) ? a.group - b.group : place(a) < place(b) ? -1 : 1));
 }
 
 /** Throws `OptionError` if the output cannot be a native checkpoint. */

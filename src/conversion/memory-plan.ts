@@ -193,7 +193,7 @@ function arrange(
   mostExperts: number,
 ): MemoryPlan {
   const { workers, holdTargets, prefetch, leastBatch, holdParts = false } = arrangement;
-  const parts = holdParts ? Math.max(...groups.map((group) => group.groups)) : 1;
+  const parts = holdParts ? mostWaiting(groups) : 1;
   const most = (measure: (group: GroupPlan) => number): number =>
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
   const experts = most(({ problem }) => problem.experts);
@@ -223,6 +223,24 @@ function arrange(
     groupBytes,
     expectedBytes: expected(batchExperts),
   };
+}
+
+/**
+ * Most parts that are held at once until all of their layer and projection are there. Projections lie side by side in the shards, so
+ * the parts of several are waiting together; with less room than this the pipeline would wait for itself.
+ */
+export function mostWaiting(groups: ReadonlyArray<Pick<GroupPlan, 'layer' | 'projection' | 'groups'>>): number {
+  const arrived = new Map<string, number>();
+  let waiting = 0;
+  let most = 0;
+  for (const { layer, projection, groups: parts } of groups) {
+    const key = `${layer} ${projection}`;
+    const count = (arrived.get(key) ?? 0) + 1;
+    arrived.set(key, count);
+    most = Math.max(most, ++waiting);
+    if (count === parts) waiting -= parts;
+  }
+  return most;
 }
 
 /** Experts a batch, where memory is plentiful. */

@@ -14,12 +14,13 @@ interface NativeMethod extends Method {
   readonly native: NativeFactors;
 }
 
-const NATIVE_METHODS = Object.values(METHODS).filter((method): method is NativeMethod => method.native !== undefined);
+const nativeMethods = (): NativeMethod[] =>
+  [...METHODS.values()].filter((method): method is NativeMethod => method.native !== undefined);
 
 /** The method in whose native form a checkpoint is; undefined if it is not native. */
 export function nativeMethod({ tensors }: Pick<Checkpoint, 'tensors'>): NativeMethod | undefined {
   const names = [...tensors.keys()];
-  return NATIVE_METHODS.find(({ native }) => names.some((name) => native.marker.test(name)));
+  return nativeMethods().find(({ native }) => names.some((name) => native.marker.test(name)));
 }
 
 /** The facts about a group that the name of its marked tensor gives (`NativeFactors.marker`). */
@@ -36,7 +37,7 @@ interface Marked extends NativePlace {
 export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
   const method = nativeMethod(checkpoint);
   if (!method) {
-    const examples = NATIVE_METHODS.map(
+    const examples = nativeMethods().map(
       ({ native, title }) => `${native.example}: it is not a native ${title} checkpoint`,
     );
     throw new UnknownModelError(checkpoint.folder, `It has no tensors like ${examples.join('; nor like ')}.`);

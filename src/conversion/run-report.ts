@@ -28,6 +28,8 @@ export interface FittedGroupReport extends GroupReport {
 export interface KeptGroupReport extends GroupReport {
   /** ‖W − Ŵ‖/‖W‖ of the fit, which was not written; null if the group was not fitted. JSON has null for NaN too. */
   readonly keptError: number | null;
+  /** A stage of the program's own dropped it; there was no fit. */
+  readonly dropped?: true;
 }
 
 /** Whether a group was not compressed. */
@@ -49,7 +51,7 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
     .filter(isKept)
     .map(
       (group) =>
-        `${groupLabel(group)} was kept uncompressed: the fit's relative error is ${group.keptError?.toFixed(4) ?? 'not a number'}.`,
+        `${groupLabel(group)} was kept uncompressed: ${group.dropped ? "a stage of the program's own dropped it" : `the fit's relative error is ${group.keptError?.toFixed(4) ?? 'not a number'}`}.`,
     );
   return [...poor, ...kept];
 }

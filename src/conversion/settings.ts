@@ -7,7 +7,7 @@ import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { type Method, type MethodOptions, QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
-import { DEFAULT_METHOD, METHODS, methodRecord } from '../methods/registry.js';
+import { DEFAULT_METHOD, METHODS, methodNamed, methodRecord } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
@@ -16,24 +16,17 @@ export type Format = (typeof FORMATS)[number];
 /** A checkpoint format, or `factors`: one file for each group, which `mobe fit` writes and `mobe export` reads. */
 export type OutputFormat = Format | 'factors';
 
+/** Whether the output holds rebuilt weights. */
+export const holdsWeights = ({ format }: { readonly format: OutputFormat }): boolean => format === 'hf';
+
 /** Whether the output is a native checkpoint, with factors instead of weights. */
 export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
-
-export const METHOD_NAMES = Object.keys(METHODS) as [string, ...string[]];
-/** The solvers of all methods that have more than one. */
-export const SOLVER_NAMES = Object.values(METHODS).flatMap(({ solvers }) => (solvers.length > 1 ? solvers : [])) as [
-  string,
-  ...string[],
-];
 
 /** The dtypes of an option, and their names in safetensors. */
 export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
 
 /** The default of transformers: 5 GB, decimal. */
 const DEFAULT_SHARD_BYTES = 5e9;
-/** All options that belong to methods. Not every method takes all of them. */
-const METHOD_OPTIONS = [...new Set(Object.values(METHODS).flatMap(({ options }) => options))];
-
 const positive = z.number().int().positive();
 
 const settingsSchema = z
@@ -41,7 +34,13 @@ const settingsSchema = z
     /** `mobe` writes factors under the native names. `hf` writes standard weights, rebuilt from the factors. */
     format: z.enum(FORMATS).default('mobe'),
     /** The factorisation method. */
-    method: z.enum(METHOD_NAMES).default(DEFAULT_METHOD.name),
+    method: z
+      .string()
+      .refine((name) => METHODS.has(name), {
+        error: ({ input }) => `there is no method ${input}; those that there are: ${[...METHODS.keys()].join(', ')}`,
+        abort: true,
+      })
+      .default(DEFAULT_METHOD.name),
     /** The number of bases m. Give this or `keep`. */
     bases: positive.optional(),
     /** The share of the converted layers' routed-expert parameters (gate, up and down) to keep. It decides m. */
@@ -61,7 +60,7 @@ const settingsSchema = z
     dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
     /** Whether quantised tensors stay quantised, except the experts of converted layers. By default all are decoded. */
     keepQuantized: z.boolean().default(false),
-    solver: z.enum(SOLVER_NAMES).optional(),
+    solver: z.string().optional(),
     /** How much time a fit may take. */
     quality: z.enum(QUALITY_NAMES).optional(),
     /** The most steps of a fit; by default decided by `quality`. varpro stops earlier when the loss no longer falls. */
@@ -96,8 +95,9 @@ function chosenMethod({
   solver,
   ...given
 }: MethodOptions & { method: string; solver?: string | undefined }): Method {
-  const method = METHODS[name] as Method;
-  for (const option of METHOD_OPTIONS) {
+  const method = methodNamed(name);
+  const options = new Set([...METHODS.values()].flatMap((it) => it.options));
+  for (const option of options) {
     if (given[option] === undefined || method.options.includes(option)) continue;
     const taken = method.options.map(flagName).join(', ');
     throw new OptionError(flagName(option), `--method ${name} has no use for it; what it takes is ${taken}`);
@@ -149,7 +149,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
   const what = {
     format,
-    ...methodRecord(METHODS[method] as Method),
+    ...methodRecord(methodNamed(method)),
     bases,
     keep,
     groups,

@@ -20,6 +20,7 @@ const group = z.looseObject({
   seconds: z.number(),
   relativeError: z.number().optional(),
   keptError: z.number().nullish(),
+  dropped: z.literal(true).optional(),
   mse: z.number().optional(),
   sigma: z.number().optional(),
   steps: z.number().optional(),

@@ -12,7 +12,7 @@ export interface Graph {
 export type Shapes<Name extends string> = Record<Name, readonly number[]>;
 
 /** An input that has no shape is left out of the graph, and the program gets undefined for it. */
-type Inputs<S> = { [Name in keyof S]: undefined extends S[Name] ? Value | undefined : Value };
+export type Inputs<S> = { [Name in keyof S]: undefined extends S[Name] ? Value | undefined : Value };
 
 /**
  * Calls `program` once on symbolic inputs of the given shapes and records what it computes.

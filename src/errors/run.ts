@@ -76,6 +76,15 @@ export class DivergedError extends RunError {
   }
 }
 
+/** A program's own stage dropped a group, and the output holds factors only. */
+export class DroppedGroupError extends RunError {
+  constructor(readonly group: string) {
+    super(
+      `A stage of the program's own dropped ${group}, and an output of factors has no place for its weights. Convert to standard weights (format "hf"), which keeps them as they are; or leave the group out with the options "layers" and "projections".`,
+    );
+  }
+}
+
 /** An engine's runtime failed during a computation. */
 export class EngineRunError extends RunError {
   constructor(

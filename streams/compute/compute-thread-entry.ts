@@ -2,6 +2,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { InterruptedError } from '../../src/errors.js';
 import type { FitStep } from '../../src/methods/method.js';
+import { registerMethod } from '../../src/methods/registry.js';
 import { Compute } from './compute.js';
 import type { FromThread, ThreadData, ToThread } from './compute-thread.js';
 import { stateStore } from './state-file.js';
@@ -14,8 +15,8 @@ const STEP_INTERVAL_MS = 50;
 /** Outputs that may be under way to the other side: the next one is computed while one is written. */
 const OUTPUTS_AHEAD = 2;
 
-const { options, stop } = workerData as ThreadData;
-const compute = Compute.create(options);
+const { options, methods, stop } = workerData as ThreadData;
+const compute = Promise.all(methods.map(registerMethod)).then(() => Compute.create(options));
 const stopping = (): boolean => Atomics.load(stop, 0) === 1;
 const post = (message: FromThread, transfer: ArrayBuffer[] = []): void => port?.postMessage(message, transfer);
 

@@ -3,13 +3,14 @@ import { once } from 'node:events';
 import { SHARE_ENV, Worker } from 'node:worker_threads';
 import { InterruptedError, WorkerError } from '../../src/errors.js';
 import type { FitStep } from '../../src/methods/method.js';
+import { registeredModules } from '../../src/methods/registry.js';
 import { HandOver } from '../flow/hand-over.js';
 import type { Compute, ComputeOptions } from './compute.js';
 import type { FitJob, JobOutput } from './job.js';
 import { reviveError } from './revive-error.js';
 import type { StateFile } from './state-file.js';
 
-type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
+export type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
 
 /** Messages to the thread. */
 export type ToThread =
@@ -32,6 +33,8 @@ export type FromThread =
 /** The data that a thread starts with. */
 export interface ThreadData {
   readonly options: ComputeOptions;
+  /** Modules of methods to register. */
+  readonly methods: readonly string[];
   /** Set to 1 when a running job should stop. */
   readonly stop: Int32Array;
 }
@@ -67,7 +70,7 @@ export class ComputeThread {
   private dead: Error | undefined;
 
   constructor(options: ComputeOptions, signal?: AbortSignal) {
-    const workerData: ThreadData = { options, stop: this.stop };
+    const workerData: ThreadData = { options, methods: registeredModules(), stop: this.stop };
     // Engines set environment variables for native code. That works only if the thread shares the process's environment.
     const script = new URL('./compute-thread-entry.js', import.meta.url);
     this.worker = new Worker(script, { workerData, env: SHARE_ENV });

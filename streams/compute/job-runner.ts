@@ -6,7 +6,7 @@ import type { FitJob, JobOutput } from './job.js';
 import type { StateFile } from './state-file.js';
 
 /** Callbacks of a job, and its state file. */
-export interface RunHooks {
+export interface RunnerHooks {
   readonly onStep: (step: FitStep) => void;
   /** The file in which a fit saves its state. Only a runner on this machine uses it. */
   readonly state?: StateFile | undefined;
@@ -17,7 +17,7 @@ export interface JobRunner {
   /** The name in messages about a lost runner. */
   readonly name: string;
   /** Ending the iteration ends the job. */
-  run(job: FitJob, experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, hooks: RunHooks): AsyncIterable<JobOutput>;
+  run(job: FitJob, experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, hooks: RunnerHooks): AsyncIterable<JobOutput>;
   close(): Promise<void>;
 }
 

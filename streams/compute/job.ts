@@ -43,7 +43,7 @@ const label = z.string().max(1024);
 export const fitJob = z
   .strictObject({
     /** The method's name in the registry. */
-    method: z.string().refine((name) => Object.hasOwn(METHODS, name), 'no such method'),
+    method: z.string().refine((name) => METHODS.has(name), 'no such method'),
     /** The shape of the group and the sizes of its factors. The method's own schema checks it below. */
     problem: z.custom<GroupShape>((it) => typeof it === 'object' && it !== null, 'not an object'),
     /** How the experts are stored. */
@@ -71,7 +71,7 @@ export const fitJob = z
     maxError: z.number().positive().optional(),
   })
   .superRefine(({ method, problem, tensors, solver }, context) => {
-    if (!Object.hasOwn(METHODS, method)) return; // reported above
+    if (!METHODS.has(method)) return; // reported above
     const { problemSchema, solvers } = methodNamed(method);
     const checked = problemSchema.safeParse(problem);
     for (const issue of checked.error?.issues ?? [])

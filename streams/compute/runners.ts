@@ -9,8 +9,8 @@ export interface RunnersOptions {
   readonly engine: EngineName;
   readonly memory: Pick<MemoryPlan, 'workers' | 'threadsPerWorker'>;
   /** The machines that fit; undefined if this machine does. */
-  readonly remote: RemoteWorkers | undefined;
-  readonly peers: PeerOptions;
+  readonly remote?: RemoteWorkers | undefined;
+  readonly peers?: PeerOptions | undefined;
   /** Aborting it stops the runners. */
   readonly signal: AbortSignal;
 }
@@ -19,7 +19,7 @@ export interface RunnersOptions {
  * Runs `body` with as many runners as planned, and closes them after it. This machine fits when the last remote one is lost.
  */
 export async function* withRunners<T>(
-  { engine, memory, remote, peers, signal }: RunnersOptions,
+  { engine, memory, remote, peers = {}, signal }: RunnersOptions,
   body: (runners: RunnerPool) => AsyncIterable<T>,
 ): AsyncGenerator<T> {
   const { workers, threadsPerWorker: threads } = memory;

@@ -8,7 +8,7 @@ import _ from 'highland';
 
 const ONE_AHEAD = { objectMode: true, highWaterMark: 1 } as const;
 
-type Transform<I, O> = (stream: Highland.Stream<I>) => Highland.Stream<O>;
+export type Transform<I, O> = (stream: Highland.Stream<I>) => Highland.Stream<O>;
 
 /** Makes transforms for `stream.through(…)`. */
 export interface Composer {

@@ -62,7 +62,7 @@ describe('three processes', () => {
     const result = await compress(source.url, sink.url, QUICK, { workers: [worker.url], onProgress });
     expect(result.groups).toHaveLength(8);
     expectSameFiles(at('three'), at('local'));
-    expect(seen).toEqual(new Set(['plan', 'phase', 'checked', 'bytes', 'step', 'fold', 'group']));
+    expect(seen).toEqual(new Set(['plan', 'phase', 'bytes', 'step', 'fold', 'group']));
     await sink.line(/is whole/);
     expect((await verify(source.url, at('three'))).problems).toEqual([]);
   });
@@ -138,7 +138,8 @@ for (const [steps, cost] of [
         open: async () => null,
         rate: async () => 1e9,
         async fit(_params, { event }) {
-          for (let step = 1; step <= steps; step++) await event({ step, steps: 20, loss: 1, rate: 1, secondsLeft: 1 });
+          for (let step = 1; step <= steps; step++)
+            await event({ kind: 'step', step, steps: 20, loss: 1, rate: 1, secondsLeft: 1 });
           await new Promise(() => {});
         },
       };

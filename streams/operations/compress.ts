@@ -2,14 +2,14 @@ import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
-import { type CompressOptions, resultSettings } from '../../src/conversion/settings.js';
+import { type CompressOptions, holdsWeights, resultSettings } from '../../src/conversion/settings.js';
 import { withRunners } from '../compute/runners.js';
 import { stateFiles } from '../compute/state-file.js';
 import type { Source } from '../machines/remote-files.js';
 import { compressExperts } from '../pipeline.js';
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { type BranchContext, convert } from './convert.js';
+import { type BranchContext, type Conversion, convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun, withEstimate } from './plan.js';
 
@@ -36,6 +36,24 @@ export async function compressPlanned(
   started = performance.now(),
 ): Promise<RunResult> {
   const { planned: plan } = planned;
+  const branch = {
+    onStart: () => tellPlan(planned, run),
+    experts: (context: BranchContext) => fitExperts(planned, plan, run, context),
+  };
+  return compressWith(plan, out, branch, run, started);
+}
+
+/**
+ * Carries out a plan with a branch of one's own for the experts. Everything else is as in `compress`: what is not factorised is
+ * copied, the small files are written, the output is committed or abandoned, and an interrupted run goes on.
+ */
+export async function compressWith(
+  plan: CompressionPlan,
+  out: OutputPlace,
+  branch: Pick<Conversion, 'experts' | 'onStart'>,
+  run: RunOptions = {},
+  started = performance.now(),
+): Promise<RunResult> {
   const { source, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
   return convert({
@@ -43,8 +61,7 @@ export async function compressPlanned(
     out,
     inputs: [source.folder],
     circumstances: { 'experts a batch': memory.batchExperts, 'threads a fit': memory.threadsPerWorker },
-    onStart: () => tellPlan(planned, run),
-    experts: (context) => fitExperts(planned, plan, run, context),
+    ...branch,
     companions: {
       modelling: nativeModelling(plan, plan.model),
       config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
@@ -81,7 +98,7 @@ export async function* fitExperts(
       settings,
       reader,
       runners,
-      written: plan.format === 'hf' ? 'weights' : 'factors',
+      written: holdsWeights(plan) ? 'weights' : 'factors',
       stateOf: states && stateFiles(states),
       ownStage,
       clocks,

@@ -6,7 +6,7 @@ import { listSideFiles } from '../../src/checkpoint/side-files.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import { type Circumstances, runIdentity } from '../../src/conversion/run-identity.js';
-import type { GroupReport, StoredReport } from '../../src/conversion/run-report.js';
+import type { GroupReport } from '../../src/conversion/run-report.js';
 import {
   DegenerateGroupError,
   DivergedError,
@@ -29,7 +29,7 @@ import type { RunOptions, RunResult } from '../run-options.js';
 import { blameSource } from './blame-source.js';
 import { openFactors } from './open-factors.js';
 import { type OutputPlace, openOutput, outputName } from './open-output.js';
-import { type Companions, writeSmallFiles } from './small-files.js';
+import { type Recorded, writeSmallFiles } from './small-files.js';
 import { conversionUnits, copyId } from './units.js';
 
 /** What a conversion gives to the branch that produces the factorised tensors. */
@@ -44,8 +44,7 @@ export interface BranchContext {
 }
 
 /** A conversion to run. */
-export interface Conversion {
-  readonly plan: ConversionPlan;
+export interface Conversion extends Recorded {
   readonly out: OutputPlace;
   /** Folders in which the output must not lie. */
   readonly inputs: readonly string[];
@@ -53,14 +52,9 @@ export interface Conversion {
   readonly onStart?: () => Promise<void>;
   /** Yields the chunks of the factorised tensors in any order, and a report after the chunks of each group. */
   readonly experts: (context: BranchContext) => AsyncIterable<OutputRecord>;
-  /** The small files of a checkpoint; undefined for factor files, which have none. */
-  readonly companions?: Companions;
-  readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
   /** Facts beside the settings that decide the output's bytes. */
   readonly circumstances?: Circumstances;
   readonly run: RunOptions;
-  /** `performance.now()` when the run began. */
-  readonly started: number;
 }
 
 /**

@@ -16,6 +16,7 @@ import {
   type CompressOptions,
   decodedDtype,
   type Format,
+  holdsWeights,
   isNative,
   resolveSettings,
 } from '../../src/conversion/settings.js';
@@ -83,7 +84,7 @@ export async function exportFactors(
     decodedDtype: decodedDtype(fitted),
   });
   // Native factors are copied. Only standard weights need an engine.
-  const engine = format === 'hf' ? await chooseEngine(choice, threads, productOf(files[0])) : undefined;
+  const engine = holdsWeights({ format }) ? await chooseEngine(choice, threads, productOf(files[0])) : undefined;
   return convert({
     plan,
     out,

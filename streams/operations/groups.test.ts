@@ -4,11 +4,13 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles, differingWeights, relativeError, weightOf } from '../../fixtures/compare-weights.js';
 import { readFloats, roundToBfloat16 } from '../../fixtures/dequantise.js';
 import { type FamilyOptions, type GeneratedFamily, generateFamily, TINY } from '../../fixtures/generate-family.js';
+import { TINY_MODEL } from '../../fixtures/paths.js';
 import { type FoundTensor, readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { thoroughBut } from '../../fixtures/thorough.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { planCompression } from '../../src/conversion/compression-plan.js';
+import { type GroupPlan, sourceBytes } from '../../src/conversion/group-plan.js';
 import { isFitted } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
@@ -236,4 +238,14 @@ describe('refused:', () => {
     expect(groups).toHaveLength(2 * 2 * 4);
     for (const { problem } of groups) expect(problem).toMatchObject({ experts: 2, bases: 1 });
   });
+});
+
+test('parts that lie among those of other projections are held together, and wait for no memory that they hold', async () => {
+  const options: CompressOptions = { bases: 8, groups: 8, steps: 1, layers: [0], threads: 1 };
+  const { memory, groups } = await planCompression(await openCheckpoint(TINY_MODEL), options);
+  expect(memory.holdParts).toBe(true);
+  // The experts of gate_proj and up_proj alternate in the shard: seven of each, and the eighth of the first.
+  expect(memory.groupBytes / sourceBytes(groups[0] as GroupPlan)).toBe(15);
+  const run = await compress(TINY_MODEL, join(root, 'alternating'), options);
+  expect(run.groups).toHaveLength(16);
 });

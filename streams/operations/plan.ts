@@ -1,17 +1,11 @@
 import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
-import { estimateSeconds } from '../../src/conversion/estimate.js';
+import { estimateSeconds, type TimedPlan } from '../../src/conversion/estimate.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import { ComputeThread } from '../compute/compute-thread.js';
 import { askRate, askWorkers, type RemoteWorkers } from '../compute/remote-runner.js';
 import type { PeerOptions } from '../machines/peer-options.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
-
-/** A plan with its expected duration. */
-export interface TimedPlan extends CompressionPlan {
-  /** Expected duration, from the measured rate of the machine that fits. Accurate to about a factor of two. */
-  readonly estimatedSeconds: number;
-}
 
 /**
  * Plans what `compress` would do with the same arguments. Reads headers, then measures the speed of the machine that fits for a

@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { basename } from 'node:path';
 import { CONFIG_FILE } from '../../src/checkpoint/open-checkpoint.js';
 import { CARD_FILE, listSideFiles } from '../../src/checkpoint/side-files.js';
+import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { modelCard } from '../../src/conversion/model-card.js';
 import {
   encodeReport,
@@ -20,7 +21,6 @@ import type { Output } from '../../src/output/output.js';
 import { seal } from '../../src/output/seal.js';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
 import type { HashedOutput } from '../flow/hash-output.js';
-import type { Conversion } from './convert.js';
 
 /** The small files that a checkpoint needs beside its shards. */
 export interface Companions {
@@ -32,12 +32,22 @@ export interface Companions {
   readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
 }
 
+/** The part of a conversion that its small files record. */
+export interface Recorded {
+  readonly plan: ConversionPlan;
+  /** The small files of a checkpoint; undefined for factor files, which have none. */
+  readonly companions?: Companions;
+  readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
+  /** `performance.now()` when the run began. */
+  readonly started: number;
+}
+
 /**
  * Writes the small files, the record last, and returns the record.
  * @param hashed the output with its hashes, from which the manifest is made; undefined for factor files, which have no manifest
  */
 export async function writeSmallFiles(
-  conversion: Conversion,
+  conversion: Recorded,
   output: Output,
   hashed: HashedOutput | undefined,
   groups: readonly GroupReport[],
@@ -65,7 +75,7 @@ export async function writeSmallFiles(
 }
 
 async function writeCompanions(
-  { plan, record }: Conversion,
+  { plan, record }: Recorded,
   { config, modelling }: Companions,
   output: Output,
   groups: readonly GroupReport[],

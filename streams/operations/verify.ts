@@ -191,7 +191,8 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
 /** The groups that were converted, as plans over the source's tensors. Throws `NotACheckpointError` if the source lacks one. */
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
   if (isNative({ format }) && report.groups.every(isKept)) return []; // also if there are no groups
-  const dtype = report.settings.dtype as CompressOptions['dtype'];
+  // A record may be damaged: this refuses a dtype that does not exist.
+  const { dtype } = resolveSettings({ dtype: report.settings.dtype as CompressOptions['dtype'] });
   const expected = (key: GroupKey, known?: MethodProblem): GroupPlan => {
     const found = groupOf(model, key, { dtype }, known);
     if (!found)

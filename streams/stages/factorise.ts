@@ -6,7 +6,7 @@ import type { Settings } from '../../src/conversion/settings.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../../src/errors.js';
 import { PROJECTIONS } from '../../src/models/family.js';
 import type { ExpertOutput, FitJob, FittedFactors, JobOutput } from '../compute/job.js';
-import type { JobRunner, RunHooks, RunnerPool } from '../compute/job-runner.js';
+import type { JobRunner, RunnerHooks, RunnerPool } from '../compute/job-runner.js';
 import type { StateFile } from '../compute/state-file.js';
 import type { StageClocks } from '../flow/stage-clock.js';
 import type { FittedGroup, FoldedExpert, NormalisedGroup } from '../records.js';
@@ -83,7 +83,7 @@ export async function factorise(normalised: NormalisedGroup, options: FactoriseO
     for (;;) {
       const runner = await runners.acquire();
       try {
-        const onStep: RunHooks['onStep'] = (step) => options.onStep?.({ ...key, ...step });
+        const onStep: RunnerHooks['onStep'] = (step) => options.onStep?.({ ...key, ...step });
         const outputs = runner.run({ ...job, firstExpert }, experts, { onStep, state })[Symbol.asyncIterator]();
         const { value } = await timed(sourceBytes(group), () => outputs.next());
         return { runner, outputs, fitted: value as FittedFactors };

@@ -3,11 +3,14 @@ import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
 import { checkDeclaredShape, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
-import type { Copy } from '../../src/conversion/conversion-plan.js';
-import { NonFiniteWeightError, OverflowError } from '../../src/errors.js';
+import type { ConversionPlan, Copy } from '../../src/conversion/conversion-plan.js';
+import { expertCopies } from '../../src/conversion/group-places.js';
+import { type GroupPlan, groupKey, groupLabel } from '../../src/conversion/group-plan.js';
+import type { KeptGroupReport } from '../../src/conversion/run-report.js';
+import { DroppedGroupError, NonFiniteWeightError, OverflowError } from '../../src/errors.js';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
 import type { BufferPool, PooledBuffer } from '../flow/buffer-pool.js';
-import type { OutputChunk } from '../records.js';
+import type { OutputChunk, OutputRecord } from '../records.js';
 
 /** Two reads keep a disk busy while a block is handed on. More are not faster, even from the page cache. */
 const READS_IN_FLIGHT = 2;
@@ -164,4 +167,18 @@ function* neighbours(copies: readonly Copy[]): Generator<Copy[]> {
     run.push(copy);
   }
   if (run.length) yield run;
+}
+
+/**
+ * A group that is not fitted: its weights as they are, in the dtype and the places of rebuilt ones, and its report. Throws
+ * `DroppedGroupError` where the output has no places for weights.
+ */
+export async function* keepGroup(
+  group: GroupPlan,
+  plan: Pick<ConversionPlan, 'format' | 'separate'>,
+  reader: RangeReader,
+): AsyncGenerator<OutputRecord> {
+  if (plan.format !== 'hf') throw new DroppedGroupError(groupLabel(group));
+  yield* passThrough(expertCopies(group, plan), reader);
+  yield { finished: { ...groupKey(group), seconds: 0, keptError: null, dropped: true } satisfies KeptGroupReport };
 }

@@ -72,7 +72,7 @@ export function stepReporter(onStep: SolverOptions['onStep']): (step: Omit<FitSt
 export const SOLVERS = ['varpro', 'adam'] as const;
 export type SolverName = (typeof SOLVERS)[number];
 
-type Sizes = Omit<Problem, 'activation'>;
+export type Sizes = Omit<Problem, 'activation'>;
 
 /** The stored factors: B (m, r, d), α (n, m), and A (p, r) of each expert. */
 export const stores = ({ experts: n, rows: p, cols: d, bases: m, rank: r }: Sizes): StoredFactors => ({
