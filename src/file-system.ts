@@ -22,7 +22,7 @@ export interface OpenFile {
   close(): Promise<void>;
 }
 
-/** File operations. All throw the errors of Node's `fs`. */
+/** The calls to the file system that runs make. Tests put failures in their place. */
 export interface FileSystem {
   open(path: string, flags: 'r' | 'r+' | 'w' | 'wx' | 'a'): Promise<OpenFile>;
   stat(path: string): Promise<FileIdentity>;

@@ -105,6 +105,7 @@ export type {
   ComputeOptions,
   LoadedFactors,
   RebuiltWeights,
+  StoredFactors as OwnFactors,
   StoredWeights,
 } from '../streams/compute/compute.js';
 export { type CallMethod, ComputeThread, type RunInThread } from '../streams/compute/compute-thread.js';
@@ -139,6 +140,7 @@ export {
   type FloatEncoding,
   type Fp8Encoding,
   type Int4Encoding,
+  type ScaleDtype,
   storedBytes,
 } from './checkpoint/encoding.js';
 export {
@@ -157,6 +159,7 @@ export {
   openShard,
   type Shard,
 } from './checkpoint/open-checkpoint.js';
+export type { SideFile } from './checkpoint/side-files.js';
 export { decodeMatrix, type MatrixFormat, readMatrix, type StoredMatrix } from './checkpoint/stored-matrix.js';
 export {
   type FactorContext,
@@ -168,6 +171,7 @@ export {
 } from './conversion/factor-files.js';
 export { detectModel } from './models/detect.js';
 export type { Config, ExpertLayer, Family, MoeModel, NativeForm, Projection } from './models/family.js';
+export type { ModellingFile } from './models/modelling-files.js';
 export type { ConfigChanges, GroupNumber } from './models/native.js';
 export {
   type ByteRange,
@@ -245,6 +249,7 @@ export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './metho
 
 // Running models.
 
+export type { KeptTokens } from './inference/attention.js';
 export type { KeyValueCache } from './inference/key-value-cache.js';
 export { type LanguageModel, type ModelOptions, openLanguageModel } from './inference/language-model.js';
 export type { ModelMemory } from './inference/memory-budget.js';
@@ -257,7 +262,7 @@ export { openTokenizer, type TextStream, type Tokenizer, textStream } from './in
 
 export { reportPage } from '../streams/bench/bench-page.js';
 export { type BenchOptions, type BenchReport, benchmark, type Machine } from '../streams/bench/benchmark.js';
-export type { Row as BenchRow } from '../streams/bench/rows.js';
+export type { Row as BenchRow, Spread, StageShare } from '../streams/bench/rows.js';
 export type { Target as BenchTarget } from '../streams/bench/targets.js';
 export type { SampleOfModel } from '../streams/bench/task.js';
 export type { Section } from './page/page.js';

@@ -8,7 +8,8 @@
 import { pipeline } from 'node:stream/promises';
 import type { ConversionPlan, Copy } from '../src/conversion/conversion-plan.js';
 import { type GroupPlan, groupLabel } from '../src/conversion/group-plan.js';
-import { type MemoryPlan, PASS_THROUGH_BLOCKS } from '../src/conversion/memory-plan.js';
+import type { MemoryPlan } from '../src/conversion/memory-plan.js';
+import { PASS_THROUGH_BLOCKS } from '../src/conversion/memory-terms.js';
 import type { Output } from '../src/output/output.js';
 import { type RangeReader, READ_BYTES } from '../src/sources/files.js';
 import { BufferPool } from './flow/buffer-pool.js';
@@ -25,7 +26,7 @@ import { keepGroup, passThrough } from './stages/pass-through.js';
 import { readExperts } from './stages/read-experts.js';
 import { type WriteHooks, writeOutput } from './stages/write-output.js';
 
-/** Options of `compressExperts`. */
+/** What the branch that factorises works with. */
 export interface ExpertsOptions extends FactoriseOptions {
   /** The groups to fit. Groups that an interrupted run has finished are not among them. */
   readonly groups: readonly GroupPlan[];
@@ -68,7 +69,7 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
   for (const group of dropped.values()) yield* keepGroup(group, plan, reader);
 }
 
-/** Options of `writeAll`. */
+/** Both branches, and where they write. */
 export interface WriteOptions extends WriteHooks {
   readonly copies: readonly Copy[];
   readonly reader: RangeReader;

@@ -19,7 +19,7 @@ export interface FoldProgress extends GroupKey {
   readonly experts: number;
 }
 
-/** Events of a run, for `onProgress`. */
+/** What a run tells while it works. `kind` says which of these it is. */
 export type Progress =
   /** The plan, before the work begins. */
   | { kind: 'plan'; plan: TimedPlan }

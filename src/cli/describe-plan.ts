@@ -1,8 +1,29 @@
 import { describeEncoding } from '../checkpoint/encoding.js';
 import type { TimedPlan } from '../conversion/estimate.js';
 import { formatRanges } from '../conversion/group-plan.js';
+import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatTable, left } from './table.js';
+
+/** The terms of memory in words. */
+const TERMS: Readonly<Record<keyof MemoryTerms, string>> = {
+  process: 'the program',
+  headers: 'headers and plan',
+  engine: "the engine's library",
+  threads: 'threads that fit',
+  connections: 'connections to workers',
+  groups: 'experts as stored',
+  targets: 'experts decoded',
+  state: "the solver's state",
+  batch: 'a batch of experts',
+  copies: 'tensors that are copied',
+  allocator: 'freed and not yet given back',
+};
+
+const describeTerms = (terms: MemoryTerms): string[][] =>
+  (Object.keys(TERMS) as Array<keyof MemoryTerms>)
+    .filter((term) => terms[term] > 0)
+    .map((term) => ['', `${formatBytes(terms[term]).padStart(10)}  ${TERMS[term]}`]);
 
 /** A plan as text. */
 export function describePlan(planned: TimedPlan): string {
@@ -30,6 +51,11 @@ export function describePlan(planned: TimedPlan): string {
       ],
     );
   }
+  if (!memory.holdParts && groups.some((group) => group.groups > 1))
+    rows.push([
+      'reading',
+      'the parts of a layer and projection do not fit into memory at once: their weights are read twice',
+    ]);
   if (quantised.before) {
     const kinds = [...new Set(groups.map(({ format }) => describeEncoding(format.encoding)))].join(', ');
     rows.push([
@@ -44,7 +70,8 @@ export function describePlan(planned: TimedPlan): string {
       `${formatCount(parametersBefore)} → ${formatCount(parametersAfter)} (${share(parametersAfter, parametersBefore)})`,
     ],
     ['tensor bytes', `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)} (${share(bytesAfter, bytesBefore)})`],
-    ['memory', `about ${formatBytes(memory.expectedBytes)} of the ${formatBytes(settings.maxMemory)} allowed`],
+    ['memory', `about ${formatBytes(memory.expectedBytes)} of the ${formatBytes(settings.maxMemory)} allowed:`],
+    ...describeTerms(memory.terms),
     ['disk', `${formatBytes(diskBytes)} in ${layout.shards.length} shard(s), ${settings.format} format`],
     ['time', `about ${formatSeconds(estimatedSeconds)}`],
   );

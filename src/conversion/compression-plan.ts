@@ -8,7 +8,7 @@ import { planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
 import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
 
-/** The plan of a compression. */
+/** A planned conversion with its settings, its engine and the memory it will take. */
 export interface CompressionPlan extends ConversionPlan {
   readonly settings: RunSettings;
   readonly engine: ChosenEngine;

@@ -24,7 +24,7 @@ export interface Copy {
   readonly decode?: { readonly matrix: StoredMatrix; readonly dtype: FloatDtype };
 }
 
-/** The plan of a conversion. */
+/** All that a conversion reads and writes: groups to fit, ranges to copy, and the shards of the output. */
 export interface ConversionPlan {
   readonly source: Checkpoint;
   readonly groups: readonly GroupPlan[];

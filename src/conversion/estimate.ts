@@ -2,7 +2,7 @@
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
-/** A plan with its expected duration. */
+/** A planned compression with the time that it will take. */
 export interface TimedPlan extends CompressionPlan {
   /** Expected duration, from the measured rate of the machine that fits. Accurate to about a factor of two. */
   readonly estimatedSeconds: number;

@@ -10,14 +10,14 @@ import { numberOf } from '../models/family.js';
 import { parametersOf } from './conversion-plan.js';
 import { findNativeGroups, nativeMethod } from './native-groups.js';
 
-/** Sums over some tensors. */
+/** A count of tensors with their parameters and bytes. */
 export interface Tally {
   readonly tensors: number;
   readonly parameters: number;
   readonly bytes: number;
 }
 
-/** The description of a checkpoint. */
+/** A checkpoint as its headers and its config tell of it. */
 export interface Inspection {
   readonly folder: string;
   readonly modelType: string;

@@ -1,46 +1,14 @@
-/** What a run must hold in memory, and how it is arranged to stay within the budget. */
+/** How a run is arranged to stay within its memory budget; memory-terms.ts has what an arrangement holds. */
 
 import type { ChosenEngine } from '../engine/choose-engine.js';
-import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
+import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
-import type { MethodProblem } from '../methods/method.js';
-import { READ_BYTES } from '../sources/files.js';
-import { DEFAULT_CREDIT_BYTES } from '../transport/limits.js';
+import type { FitMemory, MethodProblem } from '../methods/method.js';
 import { type GroupPlan, sourceBytes } from './group-plan.js';
+import { expectedPeak, type MemoryTerms, MIB, memoryTerms } from './memory-terms.js';
 import type { Settings } from './settings.js';
-
-const MIB = 2 ** 20;
-
-/** Node and this program, and each worker with its compiled programs; measured (bench/memory.ts prints the peaks). */
-const BASE_BYTES = 120 * MIB;
-const WORKER_BYTES = 110 * MIB;
-/** An engine's own library beyond that, with a driver; measured on SwiftShader and on TensorFlow's CPU. */
-const ENGINE_BYTES: Record<EngineName, number> = {
-  'onnx-cpu': 0,
-  'onnx-webgpu': 400 * MIB,
-  'onnx-cuda': 400 * MIB,
-  tensorflow: 350 * MIB,
-};
-
-/** Headers, index, plan, places and hashes, per tensor of the source; measured at 50 000 tensors. */
-const TENSOR_BYTES = 4000;
-
-/** Blocks that are read and not yet written: two that are being written, one that is being read. */
-export const PASS_THROUGH_BLOCKS = 3;
-/** Those, and a block's numbers where it is decoded. */
-const PASS_THROUGH_BYTES = (PASS_THROUGH_BLOCKS + 1) * READ_BYTES;
-
-/** Buffers come and go; at times a step holds a little more than is counted. */
-const OVERHEAD = 1.15;
-/**
- * The C allocator keeps much of what is freed in pieces below its 32 MiB mapping threshold. Measured peaks stay below this
- * share of what is counted, and below this much a worker, since larger buffers go back at once. (With
- * MALLOC_MMAP_THRESHOLD_=131072 in the environment it keeps almost nothing.)
- */
-const FRAGMENTED_SHARE = 0.55;
-const FRAGMENTED_BYTES = 256 * MIB;
 
 /**
  * A step's working set without a wish for more: large enough for full GEMM speed, the same on every machine. A GPU needs more
@@ -53,6 +21,7 @@ const LEAST_BATCH = 4;
 /** Below this many multiply-adds a matrix product of a group does not fill more than one core. */
 const SMALL_GROUP = 1e9;
 
+/** How a run is arranged so that it stays within its memory budget. */
 export interface MemoryPlan {
   /** Groups fitted side by side, each in a worker of its own. */
   readonly workers: number;
@@ -64,7 +33,9 @@ export interface MemoryPlan {
   readonly holdParts: boolean;
   /** Source bytes of groups that may be read and not yet written. */
   readonly groupBytes: number;
-  /** Expected peak, bytes. */
+  /** What memory is expected to hold at the peak. */
+  readonly terms: MemoryTerms;
+  /** Expected peak, bytes: the sum of the terms. */
   readonly expectedBytes: number;
 }
 
@@ -76,12 +47,10 @@ export interface RemoteFitters {
   readonly threads: readonly number[];
 }
 
-/** What the connection to one of them holds at most, both ways. */
-const CONNECTION_BYTES = 2 * DEFAULT_CREDIT_BYTES;
-
 /**
  * Throws `BudgetTooSmallError` naming the smallest budget, or `TensorTooLargeError` where the device's limit on tensors
  * rules a group out. What a device holds is counted as if it were held here: with memory that is shared, it is.
+ * @param tensors of the source
  */
 export function planMemory(
   groups: readonly GroupPlan[],
@@ -91,10 +60,9 @@ export function planMemory(
   remote?: RemoteFitters,
 ): MemoryPlan {
   const small = groups.every((group) => groupProduct(group) < SMALL_GROUP);
+  if (remote) return planRemote(groups, settings, tensors, remote, small);
   // Threads of the CPU can be shared out; other engines are there once.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
-  if (remote) return planRemote(groups, settings, BASE_BYTES + tensors * TENSOR_BYTES, remote, small);
-  const fixedBytes = BASE_BYTES + tensors * TENSOR_BYTES + ENGINE_BYTES[engine.name];
   const mostExperts = Math.min(...groups.map(({ method, problem }) => method.largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
   const arrangements: Arrangement[] = [
@@ -106,7 +74,7 @@ export function planMemory(
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
   return firstThatFits(
-    arrangements.map((arrangement) => arrange(groups, settings, arrangement, engine, fixedBytes, mostExperts)),
+    arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors, engine, mostExperts)),
     settings,
   );
 }
@@ -127,7 +95,7 @@ function firstThatFits(plans: readonly MemoryPlan[], settings: Settings): Memory
 function planRemote(
   groups: readonly GroupPlan[],
   settings: Settings,
-  fixedBytes: number,
+  tensors: number,
   { engine, threads }: RemoteFitters,
   small: boolean,
 ): MemoryPlan {
@@ -143,7 +111,12 @@ function planRemote(
   );
   const plan = (workers: number, prefetch: number): MemoryPlan => {
     const groupBytes = largest * (workers + prefetch);
-    const counted = groupBytes + workers * CONNECTION_BYTES + PASS_THROUGH_BYTES;
+    const terms = memoryTerms({
+      tensors,
+      connections: Array<number>(workers).fill(largest),
+      groupBytes,
+      copies: true,
+    });
     return {
       workers,
       threadsPerWorker,
@@ -151,25 +124,13 @@ function planRemote(
       holdTargets: true,
       holdParts: false,
       groupBytes,
-      expectedBytes: Math.ceil(fixedBytes + OVERHEAD * counted),
+      terms,
+      expectedBytes: expectedPeak(terms),
     };
   };
   const most = Math.max(1, Math.min(sessions, groups.length));
   const plans = Array.from({ length: most }, (_, i) => plan(most - i, 1));
   return firstThatFits([...plans, plan(1, 0)], settings);
-}
-
-/** Bytes that fitting one group takes, beside the process itself: what a worker compares with its own budget. */
-export function fitBytes(
-  { method, problem }: MethodProblem,
-  stored: number,
-  { batchExperts, holdTargets, solver }: { batchExperts: number; holdTargets: boolean; solver: string },
-): number {
-  const counted =
-    stored + method.stateBytes(problem, { holdTargets, solver }) + batchExperts * method.batchBytes(problem);
-  return Math.ceil(
-    BASE_BYTES + WORKER_BYTES + OVERHEAD * counted + Math.min(FRAGMENTED_SHARE * counted, FRAGMENTED_BYTES),
-  );
 }
 
 interface Arrangement {
@@ -187,33 +148,32 @@ interface Arrangement {
 function arrange(
   groups: readonly GroupPlan[],
   settings: Settings,
-  arrangement: Arrangement,
+  { workers, holdTargets, prefetch, leastBatch, holdParts = false }: Arrangement,
+  tensors: number,
   engine: ChosenEngine,
-  fixedBytes: number,
   mostExperts: number,
 ): MemoryPlan {
-  const { workers, holdTargets, prefetch, leastBatch, holdParts = false } = arrangement;
-  const parts = holdParts ? mostWaiting(groups) : 1;
+  const parts = holdParts ? Math.max(...groups.map((group) => group.groups)) : 1;
   const most = (measure: (group: GroupPlan) => number): number =>
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
-  const experts = most(({ problem }) => problem.experts);
-  const perExpert = most(({ method, problem }) => method.batchBytes(problem));
   const groupBytes = most(sourceBytes) * Math.max(workers + prefetch, parts);
-  const state = most(({ method, problem }) => method.stateBytes(problem, { holdTargets, solver: settings.solver }));
-  const expected = (batch: number): number => {
-    const solver = state + batch * perExpert;
-    const counted = workers * solver + groupBytes + PASS_THROUGH_BYTES;
-    const fragmented = workers * Math.min(FRAGMENTED_SHARE * (counted / workers), FRAGMENTED_BYTES);
-    return Math.ceil(fixedBytes + workers * WORKER_BYTES + OVERHEAD * counted + fragmented);
+  const { solver } = settings;
+  const termsOf = (batchExperts: number): MemoryTerms => {
+    const all = groups.map(({ method, problem }) => method.memory(problem, { solver, holdTargets, batchExperts }));
+    const largest = (term: keyof FitMemory): number => all.reduce((top, fit) => Math.max(top, fit[term]), 0);
+    const fit: FitMemory = { targets: largest('targets'), state: largest('state'), batch: largest('batch') };
+    const fits = Array<FitMemory>(workers).fill(fit);
+    return memoryTerms({ tensors, engine: engine.name, threads: workers, groupBytes, fits, copies: true });
   };
   const wanted = Math.min(
-    experts,
+    most(({ problem }) => problem.experts),
     mostExperts,
     settings.batchExperts ?? Math.min(...groups.map((group) => usualBatch(group, engine.kind))),
   );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
-  while (batchExperts > least && expected(batchExperts) > settings.maxMemory) batchExperts--;
+  while (batchExperts > least && expectedPeak(termsOf(batchExperts)) > settings.maxMemory) batchExperts--;
+  const terms = termsOf(batchExperts);
   return {
     workers,
     threadsPerWorker: Math.max(1, Math.floor(settings.threads / workers)),
@@ -221,26 +181,9 @@ function arrange(
     holdTargets,
     holdParts,
     groupBytes,
-    expectedBytes: expected(batchExperts),
+    terms,
+    expectedBytes: expectedPeak(terms),
   };
-}
-
-/**
- * Most parts that are held at once until all of their layer and projection are there. Projections lie side by side in the shards, so
- * the parts of several are waiting together; with less room than this the pipeline would wait for itself.
- */
-export function mostWaiting(groups: ReadonlyArray<Pick<GroupPlan, 'layer' | 'projection' | 'groups'>>): number {
-  const arrived = new Map<string, number>();
-  let waiting = 0;
-  let most = 0;
-  for (const { layer, projection, groups: parts } of groups) {
-    const key = `${layer} ${projection}`;
-    const count = (arrived.get(key) ?? 0) + 1;
-    arrived.set(key, count);
-    most = Math.max(most, ++waiting);
-    if (count === parts) waiting -= parts;
-  }
-  return most;
 }
 
 /** Experts a batch, where memory is plentiful. */

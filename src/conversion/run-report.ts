@@ -59,7 +59,7 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
 /** Whether a report has the error of a fit. Those of an expansion have not, because it does not read the source. */
 export const isFitted = (report: GroupReport): report is FittedGroupReport => 'relativeError' in report;
 
-/** The figures of a run. */
+/** Sizes, times and groups of a run. */
 export interface RunReport {
   readonly parametersBefore: number;
   readonly parametersAfter: number;
@@ -71,7 +71,7 @@ export interface RunReport {
   readonly groups: readonly GroupReport[];
 }
 
-/** The engine in a record. */
+/** The engine that did the arithmetic, as a record keeps it. */
 export type EngineRecord = Pick<EngineFacts, 'name' | 'device' | 'kind'>;
 
 /** The record of an engine. */

@@ -12,6 +12,7 @@ import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
 export const FORMATS = ['mobe', 'hf'] as const;
+/** Native factors (`mobe`) or standard weights (`hf`). */
 export type Format = (typeof FORMATS)[number];
 /** A checkpoint format, or `factors`: one file for each group, which `mobe fit` writes and `mobe export` reads. */
 export type OutputFormat = Format | 'factors';

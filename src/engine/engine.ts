@@ -31,6 +31,7 @@ export interface EngineFacts {
 
 /** Compiles graphs and holds their tensors, f32 and row-major. */
 export interface Engine extends EngineFacts {
+  /** Makes a graph ready to run. Throws `TensorTooLargeError` and `EngineError` where the device cannot run it. */
   compile(graph: Graph): Promise<Program>;
   /** Makes a tensor, row-major. The engine may use the array in place: do not write to it while the tensor lives. */
   tensor(data: Float32Array, shape: readonly number[]): EngineTensor;

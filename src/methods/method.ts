@@ -32,7 +32,7 @@ export interface ProjectionShape extends GroupShape {
 /** The default share of the experts' parameters to keep: that of the paper for Qwen3. */
 export const DEFAULT_KEEP = 0.76;
 
-/** The values of `--quality`. */
+/** In the order of the time they take. */
 export const QUALITY_NAMES = ['fast', 'balanced', 'best'] as const;
 /** How much time a fit may take for its result. */
 export type Quality = (typeof QUALITY_NAMES)[number];
@@ -40,7 +40,6 @@ export type Quality = (typeof QUALITY_NAMES)[number];
 /** Options that not every method takes. */
 export interface MethodOptions {
   readonly bases?: number | undefined;
-  /** The share of the layers' routed-expert parameters to keep. */
   readonly keep?: number | undefined;
   readonly rank?: number | undefined;
   /** The number of parts into which a layer's experts are cut. */
@@ -116,7 +115,7 @@ export interface Targets {
   readonly metric?: Metric | undefined;
 }
 
-/** Progress of a fit. */
+/** A step of a fit, as progress tells of it. */
 export interface FitStep {
   /** Counted from 1. */
   readonly step: number;
@@ -133,7 +132,7 @@ export interface FitStep {
 /** The state of a fit, from which its next steps follow. Arrays are saved and loaded bit by bit. */
 export type FitState = Readonly<Record<string, Float32Array | Float64Array>>;
 
-/** Saves and loads the state of one fit. */
+/** Where a fit saves its state, and finds it again after an interruption. */
 export interface StateStore {
   /** Loads the last saved state of this fit; undefined if there is none. */
   load(): Promise<FitState | undefined>;
@@ -143,7 +142,7 @@ export interface StateStore {
   save(state: FitState): Promise<void>;
 }
 
-/** Options of a fit. */
+/** What a fit is given beside its targets. */
 export interface FitOptions {
   /** One of the method's `solvers`. */
   readonly solver: string;
@@ -225,6 +224,7 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
   readonly marker: RegExp;
   /** A tensor name that `marker` matches, for errors. */
   readonly example: string;
+  /** The tensors of a group. */
   names(place: NativePlace, experts: number): GroupNames;
   /**
    * The problem that a group's tensors solve. Throws an `InputError` if a tensor is missing or shapes do not fit together.
@@ -241,7 +241,25 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
 /** The parts of a native checkpoint that a method reads. */
 export type NativeSource = Pick<Checkpoint, 'folder' | 'config' | 'tensors'>;
 
-/** A factorisation method. */
+/** Bytes that a fit holds. */
+export interface FitMemory {
+  /** Decoded weights and their metric, where they are kept. */
+  readonly targets: number;
+  /** The solver's data from step to step, with the programs that move it. */
+  readonly state: number;
+  /** The programs that compute with a batch of experts. */
+  readonly batch: number;
+}
+
+/** The options that decide what a fit holds. */
+export interface FitMemoryOptions {
+  readonly solver: string;
+  readonly batchExperts: number;
+  readonly holdTargets: boolean;
+  readonly metric?: MetricForm | undefined;
+}
+
+/** A factorisation method: what it stores, what a fit costs, the fit, and the way back to weights. */
 export interface Method<P extends GroupShape = GroupShape> {
   /** The name for `--method`. */
   readonly name: string;
@@ -277,21 +295,17 @@ export interface Method<P extends GroupShape = GroupShape> {
   describe(problem: P): string;
   /** The name of the expert's factor into which σ is multiplied. */
   readonly scaled: string;
-  /** The names and shapes of a group's factors. */
+  /** The factors of a group, with their shapes. Names are the keys of `Factors`. */
   stores(problem: P): StoredFactors;
   /** The native form; undefined if the method converts only to standard weights. */
   readonly native?: NativeFactors<P>;
 
-  /** Bytes that a fit holds from step to step, without the group's stored weights. */
-  stateBytes(
-    problem: P,
-    options: {
-      readonly solver: string;
-      readonly holdTargets: boolean;
-      readonly metric?: MetricForm | undefined;
-    },
-  ): number;
-  /** Bytes of a step's working set, for each expert of a batch. */
+  /** The bytes that a fit and all of its results hold at their peak, without the group's stored weights. */
+  memory(problem: P, options: FitMemoryOptions): FitMemory;
+  /**
+   * Bytes of a step's working set, for each expert of a batch. The usual batch follows from it, and the batch decides the last bits
+   * of the factors.
+   */
   batchBytes(problem: P, metric?: MetricForm): number;
   /** The most experts in a batch that the device allows. Throws `TensorTooLargeError` if it allows none. */
   largestBatch(problem: P, engine: EngineFacts, metric?: MetricForm): number;
@@ -309,6 +323,10 @@ export interface Method<P extends GroupShape = GroupShape> {
    * @param metric the metric of the targets
    */
   expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding, metric?: Metric): Promise<ExpertFactors>;
+  /**
+   * Prepares to rebuild the weights of single experts.
+   * @param shared as stored
+   */
   rebuild(engine: Engine, problem: P, shared: Factors): Promise<Reconstruction>;
 }
 

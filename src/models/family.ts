@@ -5,15 +5,16 @@ import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 
 /** The projections of an expert. */
 export const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
+/** A weight matrix of an expert. */
 export type Projection = (typeof PROJECTIONS)[number];
 
 /** The projections that the paper factorises. down_proj stays dense (arXiv 2508.05257, section 3). */
 export const DEFAULT_PROJECTIONS: readonly Projection[] = ['gate_proj', 'up_proj'];
 
-/** A parsed config.json. */
+/** The content of a `config.json`. */
 export type Config = Readonly<Record<string, unknown>>;
 
-/** A family of models. */
+/** A family of models: how its checkpoints are told from others and how their experts are named. */
 export interface Family {
   /** The name in messages. */
   readonly name: string;
@@ -48,7 +49,7 @@ export interface ExpertLayer {
   readonly experts: Readonly<Record<Projection, readonly StoredMatrix[]>>;
 }
 
-/** A model and its expert layers. */
+/** A checkpoint of a family, with its layers of experts. */
 export interface MoeModel {
   readonly family: Family;
   /** The layers with routed experts, sorted. */

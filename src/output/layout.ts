@@ -2,7 +2,7 @@
 import { encodeHeader, type TensorSpec } from '../checkpoint/header.js';
 import { INDEX_FILE, SINGLE_FILE } from '../checkpoint/open-checkpoint.js';
 
-/** The layout of one safetensors file. */
+/** A shard: its header, and the place of each tensor in it. */
 export interface ShardLayout {
   readonly file: string;
   readonly tensors: readonly TensorSpec[];

@@ -43,8 +43,12 @@ export interface Output {
   finish?(unit: Unit, note: unknown): Promise<void>;
   /** Puts on disk what was written so far. */
   sync?(): Promise<void>;
+  /** Writes a small file, of UTF-8 text. */
   writeText(file: string, text: string): Promise<void>;
-  /** @param bytes the size of the whole content */
+  /**
+   * Writes a small file.
+   * @param bytes of all the content
+   */
   writeFile(file: string, bytes: number, content: AsyncIterable<Uint8Array>): Promise<void>;
   /**
    * Gives all files their final names. Throws `IncompleteOutputError` if a reserved byte was not written.

@@ -2,7 +2,7 @@ import { createReadStream } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
-import { PASS_THROUGH_BLOCKS } from '../../src/conversion/memory-plan.js';
+import { PASS_THROUGH_BLOCKS } from '../../src/conversion/memory-terms.js';
 import { BufferPool } from '../flow/buffer-pool.js';
 import { createStageClocks } from '../flow/stage-clock.js';
 import { passThrough } from '../stages/pass-through.js';

@@ -81,7 +81,7 @@ export const fitJob = z
     if (!solvers.includes(solver)) context.addIssue({ code: 'custom', message: 'no such solver', path: ['solver'] });
   });
 
-/** The description of a job. */
+/** The description of a job, as plain JSON. It decides the result. */
 export type FitJob = Readonly<z.infer<typeof fitJob>>;
 
 /** The first output of a job: the shared factors by name, in the job's dtype. */
@@ -131,7 +131,9 @@ export async function* runJob(
   // Normalise.
   const writtenDtype = written === 'weights' ? dtype : undefined;
   const weights = { format, experts, labels: job.tensors, sigma: job.sigma, writtenDtype, label };
-  const targets = normaliseForFit(weights, options.holdTargets);
+  // A method that reads no targets from step to step has no use for kept ones.
+  const hold = method.memory(problem, { ...options, solver }).targets > 0;
+  const targets = normaliseForFit(weights, hold);
   const { sigma } = targets;
 
   // Factorise.

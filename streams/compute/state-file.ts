@@ -15,7 +15,7 @@ import { asWriteError } from '../../src/output/shard-writer.js';
 import { STATE_SUFFIX } from '../../src/output/unfinished-run.js';
 import { LocalFiles } from '../../src/sources/files.js';
 
-/** The file for one fit's state. */
+/** The file in which a fit saves its state. */
 export interface StateFile {
   readonly path: string;
   /** A hash of everything that decides the course of the fit. */

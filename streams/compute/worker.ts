@@ -1,10 +1,11 @@
 import { availableParallelism, totalmem } from 'node:os';
 import { matrixBytes } from '../../src/checkpoint/stored-matrix.js';
-import { fitBytes } from '../../src/conversion/memory-plan.js';
+import { expectedPeak, memoryTerms, type Workload } from '../../src/conversion/memory-terms.js';
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
+import type { EngineName } from '../../src/engine/create-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
-import type { FitStep } from '../../src/methods/method.js';
+import type { FitMemory, FitStep } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { checkParams } from '../../src/transport/check-params.js';
@@ -38,7 +39,7 @@ export async function work(
   const chosen = await chooseEngine(engine, threads);
   const { name, device, kind, maxTensorBytes } = chosen;
   const facts: WorkerFacts = { name, device, kind, threads, ...(maxTensorBytes !== undefined && { maxTensorBytes }) };
-  const memory = new Reservations(maxMemory);
+  const memory = new Reservations(chosen.name, maxMemory);
   return listen({ ...at, service: WORKER_SERVICE, ...hooks }, async (channel) => {
     const session = new WorkerSession(channel, facts, memory, hooks);
     try {
@@ -49,20 +50,41 @@ export async function work(
   });
 }
 
-/** The memory of all running fits, over all sessions. */
-class Reservations {
-  private held = 0;
-  constructor(private readonly limit: number) {}
+/** A fit that is under way. */
+export interface RunningFit {
+  /** The group's bytes as stored. */
+  readonly stored: number;
+  readonly fit: FitMemory;
+}
 
-  /** Throws `BudgetTooSmallError` if the bytes do not fit beside those of the running fits. */
-  take(bytes: number): void {
-    if (this.held + bytes > this.limit)
-      throw new BudgetTooSmallError(formatBytes(this.limit), formatBytes(this.held + bytes));
-    this.held += bytes;
+/** The memory of a worker that has so many sessions open and these fits under way. */
+export const workload = (engine: EngineName, sessions: number, running: readonly RunningFit[]): Workload => ({
+  engine,
+  threads: sessions,
+  connections: running.map(({ stored }) => stored),
+  groupBytes: running.reduce((sum, { stored }) => sum + stored, 0),
+  fits: running.map(({ fit }) => fit),
+});
+
+/** Memory over all sessions: each has a thread, and at most one fit. */
+class Reservations {
+  sessions = 0;
+  private readonly running = new Set<RunningFit>();
+
+  constructor(
+    private readonly engine: EngineName,
+    private readonly limit: number,
+  ) {}
+
+  /** Throws `BudgetTooSmallError` where a fit does not fit beside what is held. */
+  take(fit: RunningFit): void {
+    const needed = expectedPeak(memoryTerms(workload(this.engine, this.sessions, [...this.running, fit])));
+    if (needed > this.limit) throw new BudgetTooSmallError(formatBytes(this.limit), formatBytes(needed));
+    this.running.add(fit);
   }
 
-  give(bytes: number): void {
-    this.held -= bytes;
+  give(fit: RunningFit): void {
+    this.running.delete(fit);
   }
 }
 
@@ -81,7 +103,9 @@ class WorkerSession {
 
     open: async (params) => {
       const { threads } = checkParams(this.channel.peer, '"open"', openParams, params);
-      this.thread ??= new ComputeThread({ engine: this.facts.name, threads });
+      if (this.thread) return;
+      this.thread = new ComputeThread({ engine: this.facts.name, threads });
+      this.memory.sessions++;
     },
 
     rate: async (params) => {
@@ -94,8 +118,8 @@ class WorkerSession {
       const job = checkParams(this.channel.peer, '"fit"', fitJob, params);
       const stored = matrixBytes(job.format) * job.problem.experts;
       const method = methodNamed(job.method);
-      const needed = fitBytes({ method, problem: job.problem }, stored, { ...job.options, solver: job.solver });
-      this.memory.take(needed);
+      const running = { stored, fit: method.memory(job.problem, { ...job.options, solver: job.solver }) };
+      this.memory.take(running);
       try {
         const names = job.tensors.map((_, expert) => String(expert));
         const bytes = matrixBytes(job.format);
@@ -107,7 +131,7 @@ class WorkerSession {
         const all = names.map(experts.finish());
         await reply.tensors(answer(thread.run(job, all, { onStep, handOver: true }), reply));
       } finally {
-        this.memory.give(needed);
+        this.memory.give(running);
       }
     },
   };
@@ -118,7 +142,9 @@ class WorkerSession {
   }
 
   async close(): Promise<void> {
-    await this.thread?.close();
+    if (!this.thread) return;
+    await this.thread.close();
+    this.memory.sessions--;
   }
 }
 

@@ -8,6 +8,7 @@ import _ from 'highland';
 
 const ONE_AHEAD = { objectMode: true, highWaterMark: 1 } as const;
 
+/** A part of a composition, for `stream.through(…)`. */
 export type Transform<I, O> = (stream: Highland.Stream<I>) => Highland.Stream<O>;
 
 /** Makes transforms for `stream.through(…)`. */

@@ -43,7 +43,7 @@ export interface BranchContext {
   readonly signal: AbortSignal;
 }
 
-/** A conversion to run. */
+/** A planned conversion with the branch that carries it out. */
 export interface Conversion extends Recorded {
   readonly out: OutputPlace;
   /** Folders in which the output must not lie. */

@@ -32,7 +32,7 @@ export interface Comparison {
   readonly layerErrors: readonly number[];
 }
 
-/** The score of one model. */
+/** How well a model predicts a text. */
 export interface ModelScore {
   readonly model: string;
   readonly expertsPerToken?: number | undefined;
@@ -48,7 +48,7 @@ export interface ModelScore {
   readonly tokensPerSecond: number;
 }
 
-/** The result of `evaluate`. */
+/** The scores of a model, and of one that it is compared with. */
 export interface Evaluation {
   readonly textBytes: number;
   readonly window: number;

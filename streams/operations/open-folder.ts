@@ -5,7 +5,7 @@ import type { FileSystem } from '../../src/file-system.js';
 import { checkOutside, type Output, OutputFolder } from '../../src/output/output-folder.js';
 import type { RunIdentity } from '../../src/output/unfinished-run.js';
 
-/** The result that a run will write. */
+/** What a place is asked before anything is computed. */
 export interface OutputRequest {
   /** Identifies the result. */
   readonly wanted: WantedOutput;

@@ -56,7 +56,7 @@ export interface VerifiedGroup extends GroupKey {
   readonly reported: number | undefined;
 }
 
-/** The result of `verify`. */
+/** What `verify` compared, and the differences that it found. */
 export interface Verification {
   /** Descriptions of all differences; empty if there are none. */
   readonly problems: readonly string[];

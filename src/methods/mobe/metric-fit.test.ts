@@ -29,7 +29,7 @@ import { OptionError, TensorTooLargeError } from '../../errors.js';
 import type { FitState, Metric, StateStore } from '../method.js';
 import { solveAdam } from './adam.js';
 import { largestBatch, solverBatches } from './batches.js';
-import { batchBytes, stateBytes } from './costs.js';
+import { batchBytes, memory } from './costs.js';
 import { ACTIVATIONS, type Problem, type SharedFactors, type SolverOptions } from './problem.js';
 import { createRefit } from './refit.js';
 import { solveVarpro } from './varpro.js';
@@ -201,11 +201,11 @@ test('without a metric the programs are those of commit 368e77b', async () => {
 
 describe('memory:', () => {
   const metric: Metric = { columns: byExpert(C), rows: byExpert(H, 'full', true) };
-  const sizes = { solver: 'varpro', holdTargets: true };
+  const sizes = { solver: 'varpro', holdTargets: true, batchExperts: 3 };
 
   test('the identity counts nothing', () => {
     expect(batchBytes(problem, {})).toBe(batchBytes(problem));
-    expect(stateBytes(problem, { ...sizes, metric: {} })).toBe(stateBytes(problem, sizes));
+    expect(memory(problem, { ...sizes, metric: {} })).toEqual(memory(problem, sizes));
   });
 
   test.each([true, false])('what is held is what is counted (targets held: %s)', async (holdTargets) => {
@@ -239,8 +239,7 @@ describe('memory:', () => {
     for (const range of [...batches, ...batches]) await stacked.get(range);
     // Without held targets, W, WC and C of the last batch are counted.
     const batch = holdTargets ? 0 : 4 * 3 * (2 * 12 * 24 + 24 * 24);
-    const nothing = stateBytes(problem, { ...sizes, holdTargets: false });
-    expect(stateBytes(problem, { ...sizes, holdTargets, metric }) - nothing).toBe(alive - batch);
+    expect(memory(problem, { ...sizes, holdTargets, metric }).targets).toBe(alive - batch);
     await stacked.dispose();
     expect(alive).toBe(0);
   });

@@ -1,7 +1,7 @@
 import type { ExpertFactors, Factors, Method } from '../method.js';
 import { solveAdam } from './adam.js';
 import { largestBatch } from './batches.js';
-import { batchBytes, operations, stateBytes } from './costs.js';
+import { batchBytes, memory, operations } from './costs.js';
 import { native } from './native.js';
 import { type Problem, problemSchema, type SharedFactors, SOLVERS, stores } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
@@ -31,7 +31,7 @@ export const mobe: Method<Problem> = {
   scaled: 'A',
   stores,
   native,
-  stateBytes,
+  memory,
   batchBytes,
   largestBatch,
   operations,

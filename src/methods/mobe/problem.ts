@@ -19,6 +19,7 @@ export interface Problem extends GroupShape {
 export const REFERENCE_ACTIVATIONS = ['silu', 'tanh'] as const;
 /** All activations. `gelu` is its tanh form, `none` is the identity. */
 export const ACTIVATIONS = [...REFERENCE_ACTIVATIONS, 'gelu', 'relu', 'sigmoid', 'none'] as const;
+/** The name of f. */
 export type Activation = (typeof ACTIVATIONS)[number];
 
 const size = z
@@ -54,7 +55,7 @@ export interface Solution extends SharedFactors {
   readonly losses: readonly LossPoint[];
 }
 
-/** The options of a solver. */
+/** What a solver is given beside the problem and its targets. */
 export type SolverOptions = Omit<FitOptions, 'solver' | 'sigma'>;
 
 /** Returns a function that reports steps with the expected remaining time. */
@@ -70,8 +71,10 @@ export function stepReporter(onStep: SolverOptions['onStep']): (step: Omit<FitSt
 }
 
 export const SOLVERS = ['varpro', 'adam'] as const;
+/** The name of a solver of MoBE. */
 export type SolverName = (typeof SOLVERS)[number];
 
+/** The sizes of a group and of its factors. */
 export type Sizes = Omit<Problem, 'activation'>;
 
 /** The stored factors: B (m, r, d), α (n, m), and A (p, r) of each expert. */

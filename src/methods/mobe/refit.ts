@@ -17,14 +17,14 @@ const SHARPEN_STEPS = 10;
 const GOOD_RESIDUAL = 1e-2;
 const MAX_ROUNDS = 6;
 
-/** Finds A of single experts. */
+/** Fits A of single experts to B and α. */
 export interface Refit {
   /** A_i for W_i/σ = `target`: (p, r) f32, row-major. */
   fit(expert: number, target: Float32Array): Promise<Float32Array>;
   dispose(): Promise<void>;
 }
 
-/** Prepares to find A for given B and α. */
+/** Prepares A = argmin ‖W/σ − A·f(Σ αB)‖ of single experts, a least-squares fit; with a metric, in its norm. */
 export async function createRefit(
   engine: Engine,
   problem: Problem,

@@ -26,7 +26,8 @@ export const svd: Method<Problem> = {
   describe: ({ experts: n, rows: p, cols: d, rank: r }) => `${n} A of ${p} × ${r} and ${n} V of ${r} × ${d}`,
   scaled: 'A',
   stores,
-  stateBytes: () => 0,
+  // A fit reads no targets: all is done by the experts' factors, one at a time.
+  memory: (problem) => ({ targets: 0, state: 0, batch: workingBytes(problem) }),
   batchBytes: workingBytes,
   largestBatch,
   operations,

@@ -1,0 +1,88 @@
+/** Memory is a promise: processes stay within what was planned for them, and need more than half of it. */
+import { execFile } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { expect, test } from 'vitest';
+import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate.js';
+import { CLI, RECORD_PEAK, TINY_MODEL } from '../../fixtures/paths.js';
+import { startService } from '../../fixtures/services.js';
+import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { planCompression } from '../../src/conversion/compression-plan.js';
+import { type GroupPlan, sourceBytes } from '../../src/conversion/group-plan.js';
+import { expectedPeak, memoryTerms } from '../../src/conversion/memory-terms.js';
+import type { CompressOptions } from '../../src/conversion/settings.js';
+import { workload } from '../compute/worker.js';
+
+const folder = temporaryFolder();
+
+/** Environment of a process that leaves its peak in a file when it ends. */
+function recorded(name: string): { env: NodeJS.ProcessEnv; peak: () => number } {
+  const file = join(folder, `${name}.peak`);
+  return {
+    env: { ...process.env, NODE_OPTIONS: `--import ${RECORD_PEAK}`, PEAK_FILE: file },
+    peak: () => Number(readFileSync(file, 'utf8')),
+  };
+}
+
+function expectPromise(peak: number, planned: number): void {
+  const megabytes = (bytes: number): number => Math.round(bytes / 1e6);
+  expect(megabytes(peak)).toBeLessThanOrEqual(megabytes(planned));
+  expect(megabytes(peak)).toBeGreaterThanOrEqual(megabytes(planned / 2));
+}
+
+async function model(shape: GeneratedModel): Promise<string> {
+  const path = join(folder, Object.values(shape).join('-'));
+  if (!existsSync(path)) await generateCheckpoint(path, shape);
+  return path;
+}
+
+/** Every option but a flag's value has the name of its flag. */
+const flagsOf = (options: CompressOptions): string[] =>
+  Object.entries(options).flatMap(([name, value]) => [
+    `--${name.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`,
+    String(value),
+  ]);
+
+async function compress(name: string, source: string, options: CompressOptions, flags: string[] = []): Promise<number> {
+  const { env, peak } = recorded(name);
+  const args = [CLI, 'compress', source, join(folder, name), ...flagsOf(options), ...flags];
+  await promisify(execFile)(process.execPath, args, { env });
+  return peak();
+}
+
+const WIDE = { layers: 2, experts: 128, rows: 64, cols: 4096 };
+const FLAT = { layers: 1, experts: 64, rows: 16, cols: 16_384 };
+const BALANCED = { layers: 1, experts: 64, rows: 128, cols: 1024 };
+
+test.each<[string, GeneratedModel | undefined, CompressOptions]>([
+  ['the process and its threads', undefined, { bases: 8, steps: 20, threads: 2 }],
+  ['groups as stored', WIDE, { method: 'svd', format: 'hf', rank: 2, threads: 1 }],
+  ['decoded targets', WIDE, { bases: 2, rank: 8, steps: 2, threads: 1, batchExperts: 8 }],
+  ["a solver's state", FLAT, { bases: 40, steps: 5, threads: 1, batchExperts: 4 }],
+  ['batches of two sizes', BALANCED, { bases: 2, steps: 2, threads: 1, batchExperts: 40 }],
+])('a run that holds most in %s', async (name, shape, options) => {
+  const source = shape ? await model(shape) : TINY_MODEL;
+  const { memory } = await planCompression(await openCheckpoint(source), options);
+  expectPromise(await compress(name, source, options), memory.expectedBytes);
+});
+
+test('a worker, and the run that it fits for', async () => {
+  const source = await model(BALANCED);
+  const options = { bases: 2, steps: 2, threads: 1 };
+  const checkpoint = await openCheckpoint(source);
+  const { groups, settings, engine, memory } = await planCompression(checkpoint, options);
+  const [group] = groups as [GroupPlan];
+  const fit = group.method.memory(group.problem, { ...memory, ...settings, batchExperts: memory.batchExperts });
+  const reserved = workload('onnx-cpu', 1, [{ stored: sourceBytes(group), fit }]);
+
+  const worker = recorded('worker');
+  const service = await startService(['worker', '--threads', '1'], worker.env);
+  const peak = await compress('for-a-worker', source, options, ['--workers', service.url]);
+  await service.stop();
+
+  expectPromise(worker.peak(), expectedPeak(memoryTerms(reserved)));
+  const remote = await planCompression(checkpoint, options, { engine, threads: [1] });
+  expectPromise(peak, remote.memory.expectedBytes);
+});
