@@ -15,7 +15,7 @@ const METHOD_TITLES = methods
   .map(({ name, title, native }) => `${name}: ${title}${native ? '' : ', for --format hf only'}`)
   .join('; ');
 
-/** The solvers of all methods that have more than one. */
+/** The solvers of all methods that leave a choice. */
 const SOLVER_NAMES = methods.flatMap(({ solvers }) => (solvers.length > 1 ? solvers : []));
 
 /** The steps of the qualities for the help: "150, 600, 3000". */
