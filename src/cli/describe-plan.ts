@@ -54,7 +54,7 @@ export function describePlan(planned: TimedPlan): string {
   if (!memory.holdParts && groups.some((group) => group.groups > 1))
     rows.push([
       'reading',
-      'the parts of a layer and projection do not fit into memory at once: their weights are read twice',
+      'weights of layers that are cut into groups are read twice, first for their standard deviation',
     ]);
   if (quantised.before) {
     const kinds = [...new Set(groups.map(({ format }) => describeEncoding(format.encoding)))].join(', ');

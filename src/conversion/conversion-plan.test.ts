@@ -126,6 +126,28 @@ describe('refused before any work:', () => {
 });
 
 describe('memory', () => {
+  test('is the sum of its terms, each for what it holds', async () => {
+    const { memory } = await plan({ threads: 1 });
+    const { terms, expectedBytes, groupBytes } = memory;
+    expect(Object.values(terms).reduce((a, b) => a + b, 0)).toBeCloseTo(expectedBytes, -1);
+    expect(terms).toMatchObject({
+      headers: 423 * 4000,
+      groups: groupBytes,
+      targets: 4 * 32 * 64 * 192,
+      connections: 0,
+    });
+    expect((await plan({ threads: 2 })).memory.terms.threads).toBe(2 * terms.threads);
+  });
+
+  test('holds no targets for a method that does not read them, and no fit where others fit', async () => {
+    expect((await plan({ method: 'svd', format: 'hf', rank: 8 })).memory.terms).toMatchObject({ targets: 0, state: 0 });
+    const { groups, settings, source, engine } = await plan();
+    const fitters = { engine, threads: [1, 1] };
+    const { terms, groupBytes } = planMemory(groups, settings, source.tensors.size, engine, fitters);
+    expect(terms).toMatchObject({ threads: 0, targets: 0, state: 0, batch: 0, groups: groupBytes });
+    expect(terms.connections).toBe((2 * 2 * groupBytes) / 3);
+  });
+
   test("counts an engine's library", async () => {
     const { groups, settings, source, engine, memory } = await plan({ threads: 1 });
     const { expectedBytes } = planMemory(groups, settings, source.tensors.size, { ...engine, name: 'tensorflow' });

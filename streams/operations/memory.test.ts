@@ -15,6 +15,9 @@ import { expectedPeak, memoryTerms } from '../../src/conversion/memory-terms.js'
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import { workload } from '../compute/worker.js';
 
+/** Runs on a machine that does much else. */
+const PATIENCE_MS = 240_000;
+
 const folder = temporaryFolder();
 
 /** Environment of a process that leaves its peak in a file when it ends. */
@@ -53,22 +56,22 @@ async function compress(name: string, source: string, options: CompressOptions, 
 }
 
 const WIDE = { layers: 2, experts: 128, rows: 64, cols: 4096 };
-const FLAT = { layers: 1, experts: 64, rows: 16, cols: 16_384 };
+const FLAT = { layers: 1, experts: 64, rows: 16, cols: 8192 };
 const BALANCED = { layers: 1, experts: 64, rows: 128, cols: 1024 };
 
 test.each<[string, GeneratedModel | undefined, CompressOptions]>([
   ['the process and its threads', undefined, { bases: 8, steps: 20, threads: 2 }],
   ['groups as stored', WIDE, { method: 'svd', format: 'hf', rank: 2, threads: 1 }],
   ['decoded targets', WIDE, { bases: 2, rank: 8, steps: 2, threads: 1, batchExperts: 8 }],
-  ["a solver's state", FLAT, { bases: 40, steps: 5, threads: 1, batchExperts: 4 }],
+  ["a solver's state", FLAT, { bases: 40, steps: 4, threads: 1, batchExperts: 4 }],
   ['batches of two sizes', BALANCED, { bases: 2, steps: 2, threads: 1, batchExperts: 40 }],
-])('a run that holds most in %s', async (name, shape, options) => {
+])('a run that holds most in %s', { timeout: PATIENCE_MS }, async (name, shape, options) => {
   const source = shape ? await model(shape) : TINY_MODEL;
   const { memory } = await planCompression(await openCheckpoint(source), options);
   expectPromise(await compress(name, source, options), memory.expectedBytes);
 });
 
-test('a worker, and the run that it fits for', async () => {
+test('a worker, and the run that it fits for', { timeout: PATIENCE_MS }, async () => {
   const source = await model(BALANCED);
   const options = { bases: 2, steps: 2, threads: 1 };
   const checkpoint = await openCheckpoint(source);
