@@ -28,16 +28,19 @@ const reference: {
 } = JSON.parse(readFileSync(QUANTISED, 'utf8'));
 
 const fp8 = (it: Fp8Case, scaleDtype: ScaleDtype): Encoding => ({
-  kind: 'fp8',
+  kind: 'codes',
   dtype: it.dtype,
   scaleDtype,
   blockRows: it.blockRows,
   blockCols: it.blockCols,
 });
-const int4 = (it: Int4Case, scaleDtype: ScaleDtype): Encoding => ({
-  kind: 'int4',
+const int4 = ({ groupSize }: { groupSize: number }, scaleDtype: ScaleDtype): Encoding => ({
+  kind: 'packed',
+  bits: 4,
   scaleDtype,
-  groupSize: it.groupSize,
+  groupSize,
+  zeroRows: 0,
+  reordered: false,
 });
 
 /** The generator's sequence of u32. */
@@ -55,6 +58,7 @@ const SCALES: Record<ScaleDtype, [bytes: number, pattern: (x: number) => number]
   F16: [2, (x) => 0x1000 | (x >>> 22)],
   BF16: [2, (x) => 0x3a00 | (x >>> 24)],
   F8_E8M0: [1, (x) => x >>> 24],
+  F8_E4M3: [1, (x) => x >>> 25],
 };
 
 /** Codes and scales as the generator makes them from the seed. */
@@ -66,7 +70,7 @@ function stored(encoding: Encoding & { scaleDtype: ScaleDtype }, { rows, cols, s
     for (let i = 0; i < length; i += bytes) buffer.writeUIntLE(pattern(next()), i, bytes);
     return buffer;
   };
-  const data = encoding.kind === 'int4' ? fill(sizes.data, 4, (x) => x) : fill(sizes.data, 1, (x) => x >>> 24);
+  const data = encoding.kind === 'packed' ? fill(sizes.data, 4, (x) => x) : fill(sizes.data, 1, (x) => x >>> 24);
   return { data, scales: fill(sizes.scales, ...SCALES[encoding.scaleDtype]) };
 }
 
@@ -154,7 +158,7 @@ describe('encoding and decoding', () => {
     fc.assert(
       fc.property(matrix, ({ values, shape: { rows, cols, blockRows, blockCols } }) => {
         const { data, scales } = quantiseFp8(values, rows, cols, blockRows, blockCols, dtype);
-        const encoding: Encoding = { kind: 'fp8', dtype, scaleDtype: 'F32', blockRows, blockCols };
+        const encoding: Encoding = { kind: 'codes', dtype, scaleDtype: 'F32', blockRows, blockCols };
         const decoded = decodeAll(encoding, rows, cols, data, scales);
         const across = Math.ceil(cols / blockCols);
         values.forEach((value, i) => {
@@ -171,7 +175,7 @@ describe('encoding and decoding', () => {
     fc.assert(
       fc.property(matrix, ({ values, shape: { rows, cols, blockCols: groupSize } }) => {
         const { packed, scales } = packInt4(values, rows, cols, groupSize);
-        const decoded = decodeAll({ kind: 'int4', scaleDtype: 'BF16', groupSize }, rows, cols, packed, scales);
+        const decoded = decodeAll(int4({ groupSize }, 'BF16'), rows, cols, packed, scales);
         const steps = new Float32Array(scales.length / 2);
         decodeFloats('BF16', scales, steps);
         values.forEach((value, i) => {
@@ -189,10 +193,10 @@ describe('encoding and decoding', () => {
 const ENCODINGS: Encoding[] = [
   { kind: 'float', dtype: 'F32' },
   { kind: 'float', dtype: 'BF16' },
-  { kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 4, blockCols: 5 },
-  { kind: 'fp8', dtype: 'F8_E5M2', scaleDtype: 'F8_E8M0', blockRows: 1, blockCols: 32 },
-  { kind: 'int4', scaleDtype: 'BF16', groupSize: 8 },
-  { kind: 'int4', scaleDtype: 'F16', groupSize: 3 },
+  { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 4, blockCols: 5 },
+  { kind: 'codes', dtype: 'F8_E5M2', scaleDtype: 'F8_E8M0', blockRows: 1, blockCols: 32 },
+  int4({ groupSize: 8 }, 'BF16'),
+  int4({ groupSize: 3 }, 'F16'),
 ];
 
 describe.each(ENCODINGS.map((encoding) => [describeEncoding(encoding), encoding] as const))('%s', (_, encoding) => {
@@ -247,18 +251,18 @@ describe.each(ENCODINGS.map((encoding) => [describeEncoding(encoding), encoding]
 });
 
 test('blocks without rows or columns are refused', () => {
-  const encoding: Encoding = { kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 0, blockCols: 128 };
+  const encoding: Encoding = { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 0, blockCols: 128 };
   expect(() => storedBytes(encoding, 1, 1)).toThrow(/rows of a block/);
-  expect(() => storedBytes({ kind: 'int4', scaleDtype: 'BF16', groupSize: 0.5 }, 1, 1)).toThrow(/cols of a block/);
+  expect(() => storedBytes(int4({ groupSize: 0.5 }, 'BF16'), 1, 1)).toThrow(/cols of a block/);
 });
 
 test('stored bytes of the matrices of known models', () => {
   // DeepSeek-V3: gate_proj.weight [2048, 7168] and its weight_scale_inv [16, 56]; kv_a_proj_with_mqa [576, 7168], [5, 56].
-  const deepseek: Encoding = { kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 };
+  const deepseek: Encoding = { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 };
   expect(storedBytes(deepseek, 2048, 7168)).toEqual({ data: 2048 * 7168, scales: 4 * 16 * 56 });
   expect(storedBytes(deepseek, 576, 7168)).toEqual({ data: 576 * 7168, scales: 4 * 5 * 56 });
   // Kimi-K2-Thinking: gate_proj.weight_packed [2048, 896] I32 and its weight_scale [2048, 224] BF16.
-  const kimi: Encoding = { kind: 'int4', scaleDtype: 'BF16', groupSize: 32 };
+  const kimi: Encoding = int4({ groupSize: 32 }, 'BF16');
   expect(storedBytes(kimi, 2048, 7168)).toEqual({ data: 4 * 2048 * 896, scales: 2 * 2048 * 224 });
   expect(storedBytes({ kind: 'float', dtype: 'BF16' }, 3, 5)).toEqual({ data: 30, scales: 0 });
 });
@@ -272,8 +276,8 @@ test('floats decode as before', () => {
 
 test('encodings are named for people', () => {
   expect(describeEncoding({ kind: 'float', dtype: 'BF16' })).toBe('BF16');
-  expect(describeEncoding({ kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 })).toBe(
+  expect(describeEncoding({ kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 })).toBe(
     'F8_E4M3 in 128 × 128 blocks',
   );
-  expect(describeEncoding({ kind: 'int4', scaleDtype: 'BF16', groupSize: 32 })).toBe('INT4 in groups of 32');
+  expect(describeEncoding(int4({ groupSize: 32 }, 'BF16'))).toBe('INT4 in groups of 32');
 });

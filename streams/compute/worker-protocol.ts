@@ -1,5 +1,6 @@
 /** What a coordinator and a worker say to each other: docs/wire.md, "Worker". Checked on arrival, both ways. */
 import { z } from 'zod';
+import { encodingSchema } from '../../src/checkpoint/encoding.js';
 import { lossCurve } from '../../src/conversion/stored-report.js';
 import { ENGINE_NAMES } from '../../src/engine/create-engine.js';
 import { ACTIVATIONS, SOLVERS } from '../../src/methods/mobe/problem.js';
@@ -12,20 +13,6 @@ const size = z
   .positive()
   .max(2 ** 24);
 const floatDtype = z.enum(['F32', 'F16', 'BF16']);
-const scaleDtype = z.enum(['F32', 'F16', 'BF16', 'F8_E8M0']);
-
-const encoding = z.discriminatedUnion('kind', [
-  z.strictObject({ kind: z.literal('float'), dtype: floatDtype }),
-  z.strictObject({
-    kind: z.literal('fp8'),
-    dtype: z.enum(['F8_E4M3', 'F8_E5M2']),
-    scaleDtype,
-    blockRows: size,
-    blockCols: size,
-  }),
-  z.strictObject({ kind: z.literal('int4'), scaleDtype, groupSize: size }),
-]);
-
 /** What a worker has to offer. */
 export const workerFacts = z.strictObject({
   name: z.enum(ENGINE_NAMES),
@@ -53,7 +40,7 @@ export const fitParams = z.strictObject({
     rank: size,
     activation: z.enum(ACTIVATIONS),
   }),
-  format: z.strictObject({ encoding, rows: size, cols: size, transposed: z.boolean() }),
+  format: z.strictObject({ encoding: encodingSchema, rows: size, cols: size, transposed: z.boolean() }),
   dtype: floatDtype,
   sigma: z.number().positive(),
   solver: z.enum(SOLVERS),
