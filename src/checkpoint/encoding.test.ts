@@ -1,7 +1,7 @@
-import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { numberSequence, SCALE_PATTERNS, sha256, sha256Floats } from '../../fixtures/number-sequence.js';
 import { QUANTISED } from '../../fixtures/paths.js';
 import { packInt4, quantiseFp8 } from '../../fixtures/quantise.js';
 import { decodeFloats, encodeFloats } from './codec.js';
@@ -43,27 +43,9 @@ const int4 = ({ groupSize }: { groupSize: number }, scaleDtype: ScaleDtype): Enc
   reordered: false,
 });
 
-/** The generator's sequence of u32. */
-function sequence(seed: number): () => number {
-  let x = seed;
-  return () => {
-    x = (Math.imul(1664525, x) + 1013904223) >>> 0;
-    return x;
-  };
-}
-
-/** The generator's patterns of scales, and their bytes. */
-const SCALES: Record<ScaleDtype, [bytes: number, pattern: (x: number) => number]> = {
-  F32: [4, (x) => 0x3a000000 | (x >>> 8)],
-  F16: [2, (x) => 0x1000 | (x >>> 22)],
-  BF16: [2, (x) => 0x3a00 | (x >>> 24)],
-  F8_E8M0: [1, (x) => x >>> 24],
-  F8_E4M3: [1, (x) => x >>> 25],
-};
-
 /** Codes and scales as the generator makes them from the seed. */
 function stored(encoding: Encoding & { scaleDtype: ScaleDtype }, { rows, cols, seed }: Matrix) {
-  const next = sequence(seed);
+  const next = numberSequence(seed);
   const sizes = storedBytes(encoding, rows, cols);
   const fill = (length: number, bytes: number, pattern: (x: number) => number): Uint8Array => {
     const buffer = Buffer.alloc(length);
@@ -71,11 +53,11 @@ function stored(encoding: Encoding & { scaleDtype: ScaleDtype }, { rows, cols, s
     return buffer;
   };
   const data = encoding.kind === 'packed' ? fill(sizes.data, 4, (x) => x) : fill(sizes.data, 1, (x) => x >>> 24);
-  return { data, scales: fill(sizes.scales, ...SCALES[encoding.scaleDtype]) };
+  return { data, scales: fill(sizes.scales, ...SCALE_PATTERNS[encoding.scaleDtype]) };
 }
 
 function randomMatrix({ rows, cols, seed }: Matrix): Float32Array {
-  const next = sequence(seed);
+  const next = numberSequence(seed);
   return Float32Array.from({ length: rows * cols }, (_, i) => ((next() >>> 8) / 2 ** 24 - 0.5) / 2 ** ((i % cols) % 7));
 }
 
@@ -83,15 +65,6 @@ function decodeAll(encoding: Encoding, rows: number, cols: number, data: Uint8Ar
   const values = new Float32Array(rows * cols);
   decodeRows(encoding, cols, { first: 0, count: rows }, data, scales, values);
   return values;
-}
-
-const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
-
-/** Of f32 with one pattern for every NaN. */
-function sha256Floats(values: Float32Array): string {
-  const bits = new Uint32Array(values.slice().buffer);
-  for (let i = 0; i < bits.length; i++) if (Number.isNaN(values[i])) bits[i] = 0x7fc00000;
-  return sha256(new Uint8Array(bits.buffer));
 }
 
 describe('8-bit floats', () => {
@@ -186,67 +159,6 @@ describe('encoding and decoding', () => {
         });
       }),
     );
-  });
-});
-
-/** One of each kind, with blocks that pieces of rows cut through. */
-const ENCODINGS: Encoding[] = [
-  { kind: 'float', dtype: 'F32' },
-  { kind: 'float', dtype: 'BF16' },
-  { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 4, blockCols: 5 },
-  { kind: 'codes', dtype: 'F8_E5M2', scaleDtype: 'F8_E8M0', blockRows: 1, blockCols: 32 },
-  int4({ groupSize: 8 }, 'BF16'),
-  int4({ groupSize: 3 }, 'F16'),
-];
-
-describe.each(ENCODINGS.map((encoding) => [describeEncoding(encoding), encoding] as const))('%s', (_, encoding) => {
-  const [rows, cols] = [13, 37];
-  const sizes = storedBytes(encoding, rows, cols);
-  const stride = sizes.data / rows;
-  const next = sequence(1);
-  const bytes = (length: number): Uint8Array => Uint8Array.from({ length }, () => (next() >>> 24) & 0x7b);
-  const [data, scales] = [bytes(sizes.data), bytes(sizes.scales)];
-  const whole = decodeAll(encoding, rows, cols, data, scales);
-
-  test('rows decoded in any pieces, at any alignment, are the rows decoded at once', () => {
-    const cuts = fc.uniqueArray(fc.integer({ min: 0, max: rows }), { minLength: 1, maxLength: 5 });
-    fc.assert(
-      fc.property(cuts, fc.nat(3), (inner, shift) => {
-        const moved = (part: Uint8Array): Uint8Array => {
-          const buffer = new Uint8Array(part.length + shift + 1);
-          buffer.set(part, shift);
-          return buffer.subarray(shift, shift + part.length);
-        };
-        const decoded = new Float32Array(rows * cols);
-        const edges = [0, ...inner.sort((a, b) => a - b), rows];
-        edges.slice(1).forEach((end, i) => {
-          const first = edges[i] as number;
-          const target = decoded.subarray(first * cols, end * cols);
-          const piece = moved(data.subarray(first * stride, end * stride));
-          decodeRows(encoding, cols, { first, count: end - first }, piece, moved(scales), target);
-        });
-        expect(decoded).toEqual(whole);
-      }),
-    );
-  });
-
-  test('bytes or a target of the wrong size are refused', () => {
-    const decode = (data: Uint8Array, scales: Uint8Array, length = rows * cols, first = 0) => {
-      const target = new Float32Array(length);
-      return () => decodeRows(encoding, cols, { first, count: rows }, data, scales, target);
-    };
-    const longer = (bytes: Uint8Array): Uint8Array => new Uint8Array(bytes.length + 1);
-    expect(decode(data.subarray(1), scales)).toThrow(/bytes of data/);
-    expect(decode(longer(data), scales)).toThrow(/bytes of data/);
-    expect(decode(data, longer(scales))).toThrow(/bytes of scales/);
-    expect(decode(data, scales, rows * cols - 1)).toThrow(/target/);
-    expect(decode(data, scales, rows * cols + 1)).toThrow(/target/);
-    expect(decode(data, scales, rows * cols, -1)).toThrow(/rows.first/);
-    expect(decode(data, scales, rows * cols, 0.5)).toThrow(/rows.first/);
-    if (encoding.kind !== 'float') {
-      expect(decode(data, scales.subarray(1))).toThrow(/bytes of scales/);
-      expect(decode(data, scales, rows * cols, 13)).toThrow(/bytes of scales/); // rows the scales do not reach
-    }
   });
 });
 

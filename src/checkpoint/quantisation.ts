@@ -28,7 +28,7 @@ export function isQuantised({ name, dtype, shape }: TensorInfo): boolean {
   if (ATTACHMENT.test(name) || FUSED_ATTACHMENT.test(name)) return false; // scales can be FP8 themselves
   if (isFp8(dtype) || dtype === 'F4') return true;
   if (PACKED.test(name)) return !name.endsWith('_blocks') || (dtype === 'U8' && shape.length === 4);
-  return (dtype === 'U8' || dtype === 'I8') && name.endsWith('.weight');
+  return /^(?:U8|I8|U32)$/.test(dtype) && name.endsWith('.weight');
 }
 
 /** The data tensor that a scale, a shape or the like belongs to; undefined for a tensor that stands for itself. */
@@ -63,5 +63,7 @@ export function quantisedMatrix(data: TensorInfo, checkpoint: Checkpoint): Store
   if (data.shape.length !== 2 || data.shape.includes(0))
     throw unsupported(data, `it is ${data.dtype} of shape [${data.shape}], not a matrix`);
   if (data.name.endsWith('.weight_packed')) return packedMatrix(data, checkpoint);
-  return data.name.endsWith('.qweight') ? groupedMatrix(data, checkpoint) : scaledMatrix(data, checkpoint);
+  if (data.name.endsWith('.qweight')) return groupedMatrix(data, checkpoint);
+  if (data.dtype === 'U32') throw unsupported(data, 'it is U32');
+  return scaledMatrix(data, checkpoint);
 }

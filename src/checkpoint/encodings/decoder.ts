@@ -57,7 +57,7 @@ export const size = z
 
 /** Indices of groups, i32, that are the last bytes of the scales. */
 export function groupFault(count: number, groups: number, scales: Uint8Array): string | undefined {
-  const bytes = scales.slice(scales.length - 4 * count);
+  const bytes = new Uint8Array(scales.subarray(scales.length - 4 * count));
   const wrong = new Int32Array(bytes.buffer).find((group) => group < 0 || group >= groups);
   return wrong === undefined ? undefined : `its g_idx names group ${wrong}, it has ${groups}`;
 }

@@ -50,8 +50,8 @@ export const gptqDecoder: Decoder<GptqEncoding> = {
   decode(encoding, cols, { rows, columns }, data, scales, target) {
     const { bits, scaleDtype, groups, groupSize, zerosLessOne, reordered } = encoding;
     const ofGroups = groupBytes(scaleDtype, groups, cols, bits);
-    const rowEnd = (rows.first + rows.count) * INDEX_BYTES;
-    if (scales.length < ofGroups + (reordered ? rowEnd : 0) || (!reordered && scales.length !== ofGroups))
+    const indices = scales.length - ofGroups;
+    if (reordered ? indices < (rows.first + rows.count) * INDEX_BYTES || indices % INDEX_BYTES !== 0 : indices !== 0)
       throw new RangeError(`${scales.length} bytes of scales do not fit ${groups} groups of ${cols} columns`);
     const words = viewOf(data);
     const others = viewOf(scales);
@@ -65,7 +65,7 @@ export const gptqDecoder: Decoder<GptqEncoding> = {
       if (bits !== 3) return fieldAt((index) => stored(index) + ONES[bits], column, bits);
       return (fieldAt(stored, column, bits) + 1) & 7;
     };
-    const table = groupTable(scaleDtype, scales, cols, columns, zeroAt);
+    const table = groupTable(encoding, scales, cols, columns, zeroAt);
     const firstWord = wordRows(bits, rows).first;
     for (let row = 0; row < rows.count; row++) {
       const at = rows.first + row;
@@ -101,7 +101,8 @@ export const awqDecoder: Decoder<AwqEncoding> = {
     scales: groupBytes(scaleDtype, groups, cols, AWQ_BITS),
   }),
   rowSpan: (_, cols, rows): Span => spanOfRows(wordsOf(cols, AWQ_BITS) * WORD_BYTES, rows),
-  decode({ scaleDtype, groups, groupSize }, cols, { rows, columns }, data, scales, target) {
+  decode(encoding, cols, { rows, columns }, data, scales, target) {
+    const { scaleDtype, groups, groupSize } = encoding;
     if (scales.length !== groupBytes(scaleDtype, groups, cols, AWQ_BITS))
       throw new RangeError(`${scales.length} bytes of scales do not fit ${groups} groups of ${cols} columns`);
     const words = viewOf(data);
@@ -110,7 +111,7 @@ export const awqDecoder: Decoder<AwqEncoding> = {
     const zeroStart = groups * cols * scaleBytes(scaleDtype);
     const fieldOf = (view: DataView, start: number, column: number): number =>
       fieldAt((index) => view.getInt32(start + index * WORD_BYTES, true), awqField(column), AWQ_BITS);
-    const table = groupTable(scaleDtype, scales, cols, columns, (group, column) =>
+    const table = groupTable(encoding, scales, cols, columns, (group, column) =>
       fieldOf(others, zeroStart + group * stride, column),
     );
     for (let row = 0; row < rows.count; row++) {
@@ -133,7 +134,7 @@ interface Group {
 
 /** Scales and zero points of some columns, by group; each is decoded once. */
 function groupTable(
-  dtype: GptqEncoding['scaleDtype'],
+  { scaleDtype: dtype, groups }: Pick<GptqEncoding, 'scaleDtype' | 'groups'>,
   scales: Uint8Array,
   cols: number,
   { first, count }: Range,
@@ -143,6 +144,8 @@ function groupTable(
   return (number) => {
     let group = known.get(number);
     if (!group) {
+      if (!(number >= 0 && number < groups))
+        throw new RangeError(`${scales.length} bytes of scales have no group ${number}`);
       const start = (number * cols + first) * scaleBytes(dtype);
       const factors = decodeScales(dtype, scales.subarray(start, start + count * scaleBytes(dtype)));
       group = { factors, zeros: Int32Array.from({ length: count }, (_, i) => zeroAt(number, first + i)) };

@@ -99,6 +99,8 @@ function decodeFields(
       ? others.getInt32(scales.length - indexBytes + (columns.first + i) * INDEX_BYTES, true)
       : Math.floor((columns.first + i) / groupSize),
   );
+  if (groupOf.some((group) => group < 0 || group >= groups))
+    throw new RangeError(`${scales.length} bytes of scales name a group that is none of ${groups}`);
   const stride = rowBytes(bits, cols);
   const middle = 1 << (bits - 1);
   const zeros = new Int32Array(groups).fill(middle);

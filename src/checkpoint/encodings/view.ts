@@ -37,6 +37,8 @@ export function viewDecoder<E>(decoderOf: (encoding: E) => Decoder<E>): Decoder<
     storedBytes: ({ of, rows, cols }) => decoderOf(of).storedBytes(of, rows, cols),
     rowSpan({ of, rows, cols, first, step, transposed }, _, { first: from, count }) {
       const decoder = decoderOf(of);
+      const [end, most] = [first + from * step + reach(count, step), transposed ? cols : rows];
+      if (count > 0 && end > most) throw new RangeError(`rows up to ${end} of a view of ${most}`);
       if (transposed) return { start: 0, end: decoder.storedBytes(of, rows, cols).data };
       return decoder.rowSpan(of, cols, { first: first + from * step, count: reach(count, step) });
     },

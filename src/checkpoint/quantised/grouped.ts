@@ -12,6 +12,8 @@ import { positive, quantisationConfig, quantisationMethod } from './config.js';
 import { checkPart, misshapen, partOf, scaleDtypeOf, unsupported } from './parts.js';
 
 const AWQ_BITS = 4;
+/** Of GPTQ, where nothing says. */
+const DEFAULT_BITS = 4;
 const GPTQ_BITS = [2, 3, 4, 8] as const;
 
 type Grouped = Extract<StoredEncoding, { kind: 'gptq' | 'awq' }>;
@@ -78,12 +80,11 @@ function gptqBits(
   { config }: Checkpoint,
 ): (typeof GPTQ_BITS)[number] {
   const [height] = data.shape as [number];
+  const configured = positive(quantisationConfig(config)?.bits) ?? DEFAULT_BITS;
+  const rows = indices?.shape[0];
   // What the tensors say goes first: AutoRound gives some layers other bits than the config's.
-  const stored = indices?.shape[0] ? (height * 32) / indices.shape[0] : undefined;
-  const bits = stored ?? positive(quantisationConfig(config)?.bits) ?? AWQ_BITS;
-  const known = GPTQ_BITS.find(
-    (it) => it === bits || (stored !== undefined && wordsOf(indices?.shape[0] ?? 0, it) === height),
-  );
+  const bits = !rows || wordsOf(rows, configured) === height ? configured : (height * 32) / rows;
+  const known = GPTQ_BITS.find((it) => it === bits);
   if (known === undefined) throw unsupported(data, `it is GPTQ of ${bits} bits; those of 2, 3, 4 and 8 are decoded`);
   return known;
 }
