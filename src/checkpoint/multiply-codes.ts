@@ -47,7 +47,8 @@ export const nibbleTables = (value: (field: number) => number): NibbleTables => 
  * `target[to]`. Words are little-endian, so column c is in byte c / 2, and in its lower half where c is even.
  */
 export function multiplyNibbles(
-  { lower, upper }: NibbleTables,
+  lower: Float32Array,
+  upper: Float32Array,
   scale: number,
   data: Uint8Array,
   from: number,

@@ -20,3 +20,9 @@ export function fieldAt(word: (index: number) => number, field: number, bits: nu
 }
 
 export const viewOf = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+
+/** The bytes as words: in place where they are aligned, else a copy. */
+export function wordArray(bytes: Uint8Array): Int32Array {
+  const { buffer, byteOffset, byteLength } = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
+  return new Int32Array(buffer, byteOffset, byteLength / 4);
+}

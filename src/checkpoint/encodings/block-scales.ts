@@ -1,9 +1,9 @@
-/** Scales that blocks of a matrix share, and the loop over those blocks. */
+/** Scales that blocks of a matrix share, and the loops over those blocks. */
 import { z } from 'zod';
 import { decodeFloats } from '../codec.js';
 import { type FloatDtype, floatBytes } from '../dtype.js';
 import { float8Values } from '../float8.js';
-import { multiplyCodes } from '../multiply-codes.js';
+import { multiplyCodes, multiplyNibbles, type NibbleTables } from '../multiply-codes.js';
 import { checkWhole, type Window } from './decoder.js';
 
 export const SCALE_DTYPES = ['F32', 'F16', 'BF16', 'F8_E8M0', 'F8_E4M3'] as const;
@@ -37,37 +37,78 @@ export function decodeScales(dtype: ScaleDtype, bytes: Uint8Array): Float32Array
   return decoded;
 }
 
-/** Multiplies the columns `start` … `end` of a row by a scale. */
-export type MultiplyRun = (row: number, scale: number, start: number, end: number) => void;
+/** What is common to the loops below. */
+export interface BlockWindow {
+  readonly blocks: BlockScales;
+  readonly cols: number;
+  readonly window: Window;
+  /** Those of the whole matrix. */
+  readonly scales: Uint8Array;
+  /** Bytes of a row of data. */
+  readonly stride: number;
+  /** Applied to each scale, and rounded to f32, before it is used. */
+  readonly outer?: (scale: number) => number;
+}
 
-/**
- * Calls `multiply` for each run of columns in a row that shares a scale.
- * @param scales those of the whole matrix
- * @param outer f32, applied to each scale before it is used
- */
-export function forEachScale(
-  blocks: BlockScales,
-  cols: number,
-  { rows, columns }: Window,
-  scales: Uint8Array,
-  multiply: MultiplyRun,
-  outer: (scale: number) => number = (scale) => scale,
+/** Decodes 8-bit codes. Rows one by one, not blocks: memory is then read and written in order. */
+export function multiplyCodeBlocks(
+  values: Float32Array,
+  it: BlockWindow,
+  data: Uint8Array,
+  target: Float32Array,
 ): void {
+  const { rows, columns } = it.window;
+  const { cols: width } = it.blocks;
+  const last = columns.first + columns.count;
+  const { factors, firstOf } = blockFactors(it);
+  for (let row = 0; row < rows.count; row++) {
+    const block = firstOf(row);
+    const [from, to] = [row * it.stride, row * columns.count - columns.first];
+    for (let i = Math.floor(columns.first / width); i * width < last; i++) {
+      const start = Math.max(i * width, columns.first);
+      const end = Math.min((i + 1) * width, last);
+      multiplyCodes(values, factors[block + i] as number, data, from + start, target, to + start, end - start);
+    }
+  }
+}
+
+/** Decodes 4-bit codes, likewise. */
+export function multiplyNibbleBlocks(
+  { lower, upper }: NibbleTables,
+  it: BlockWindow,
+  data: Uint8Array,
+  target: Float32Array,
+): void {
+  const { rows, columns } = it.window;
+  const { cols: width } = it.blocks;
+  const last = columns.first + columns.count;
+  const { factors, firstOf } = blockFactors(it);
+  for (let row = 0; row < rows.count; row++) {
+    const block = firstOf(row);
+    const [from, to] = [row * it.stride, row * columns.count - columns.first];
+    for (let i = Math.floor(columns.first / width); i * width < last; i++) {
+      const start = Math.max(i * width, columns.first);
+      const end = Math.min((i + 1) * width, last);
+      multiplyNibbles(lower, upper, factors[block + i] as number, data, from, start, end, target, to);
+    }
+  }
+}
+
+/** The scales that a window needs, and which of them is the first of a row of the window. */
+function blockFactors({ blocks, cols, window: { rows }, scales, outer }: BlockWindow): {
+  factors: Float32Array;
+  firstOf: (row: number) => number;
+} {
   checkWhole('rows of a block', blocks.rows, 1);
   checkWhole('cols of a block', blocks.cols, 1);
   const across = Math.ceil(cols / blocks.cols);
-  const firstBlock = Math.floor(rows.first / blocks.rows);
-  const endBlock = Math.ceil((rows.first + rows.count) / blocks.rows);
-  const factors = scalesOfBlockRows(blocks.dtype, scales, across, firstBlock, endBlock).map(outer);
-  const last = columns.first + columns.count;
-  for (let row = 0; row < rows.count; row++) {
-    const block = (Math.floor((rows.first + row) / blocks.rows) - firstBlock) * across;
-    // Rows one by one, not blocks: memory is then read and written in order.
-    for (let i = Math.floor(columns.first / blocks.cols); i * blocks.cols < last; i++) {
-      const start = Math.max(i * blocks.cols, columns.first);
-      multiply(row, factors[block + i] as number, start, Math.min((i + 1) * blocks.cols, last));
-    }
-  }
+  const first = Math.floor(rows.first / blocks.rows);
+  const end = Math.ceil((rows.first + rows.count) / blocks.rows);
+  const factors = scalesOfBlockRows(blocks.dtype, scales, across, first, end);
+  return {
+    factors: outer ? factors.map(outer) : factors,
+    firstOf: (row) => (Math.floor((rows.first + row) / blocks.rows) - first) * across,
+  };
 }
 
 /** The scales of some rows of blocks. Only those: with a scale for each channel, all would cost more than the rows. */

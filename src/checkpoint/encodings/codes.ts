@@ -1,8 +1,7 @@
 /** 8-bit codes with a scale for each block: FP8, MXFP8, INT8. */
 import { z } from 'zod';
 import { float8Values } from '../float8.js';
-import { multiplyCodes } from '../multiply-codes.js';
-import { type BlockScales, blockScaleBytes, forEachScale, scaleDtype } from './block-scales.js';
+import { type BlockScales, blockScaleBytes, multiplyCodeBlocks, scaleDtype } from './block-scales.js';
 import { type Decoder, size, spanOfRows } from './decoder.js';
 
 export const codesSchema = z.strictObject({
@@ -38,9 +37,6 @@ export const codesDecoder: Decoder<CodesEncoding> = {
   rowSpan: (_, cols, rows) => spanOfRows(cols, rows),
   decode(encoding, cols, window, data, scales, target) {
     const values = encoding.dtype === 'I8' ? INT8 : float8Values(encoding.dtype);
-    const { first, count } = window.columns;
-    forEachScale(blocksOf(encoding), cols, window, scales, (row, scale, start, end) =>
-      multiplyCodes(values, scale, data, row * cols + start, target, row * count + start - first, end - start),
-    );
+    multiplyCodeBlocks(values, { blocks: blocksOf(encoding), cols, window, scales, stride: cols }, data, target);
   },
 };

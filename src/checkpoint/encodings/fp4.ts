@@ -1,8 +1,8 @@
 /** 4-bit floats with a scale for each group of columns: MXFP4, NVFP4. */
 import { z } from 'zod';
 import { floatsOf } from '../codec.js';
-import { multiplyNibbles, nibbleTables } from '../multiply-codes.js';
-import { type BlockScales, blockScaleBytes, forEachScale, scaleDtype } from './block-scales.js';
+import { nibbleTables } from '../multiply-codes.js';
+import { type BlockScales, blockScaleBytes, multiplyNibbleBlocks, scaleDtype } from './block-scales.js';
 import { type Decoder, size, spanOfRows } from './decoder.js';
 
 export const fp4Schema = z.strictObject({
@@ -42,18 +42,11 @@ export const fp4Decoder: Decoder<Fp4Encoding> = {
   }),
   rowSpan: (_, cols, rows) => spanOfRows(Math.ceil(cols / 2), rows),
   decode(encoding, cols, window, data, scales, target) {
-    const stride = Math.ceil(cols / 2);
     const ofGroups = scales.subarray(0, Math.max(0, scales.length - matrixScaleBytes(encoding)));
     const [ofMatrix = 1] = floatsOf('F32', scales.subarray(ofGroups.length));
-    const { first, count } = window.columns;
-    forEachScale(
-      blocksOf(encoding),
-      cols,
-      window,
-      ofGroups,
-      (row, scale, start, end) =>
-        multiplyNibbles(TABLES, scale, data, row * stride, start, end, target, row * count - first),
-      encoding.matrixScale === 'divides' ? (scale) => scale / ofMatrix : (scale) => scale * ofMatrix,
-    );
+    const { matrixScale } = encoding;
+    const outer = (scale: number): number => (matrixScale === 'divides' ? scale / ofMatrix : scale * ofMatrix);
+    const blocks = { blocks: blocksOf(encoding), cols, window, scales: ofGroups, stride: Math.ceil(cols / 2) };
+    multiplyNibbleBlocks(TABLES, matrixScale === 'none' ? blocks : { ...blocks, outer }, data, target);
   },
 };

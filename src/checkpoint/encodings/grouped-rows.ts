@@ -3,7 +3,7 @@
  * (out, in) that linear layers have otherwise: `view.ts` turns it around.
  */
 import { z } from 'zod';
-import { fieldAt, viewOf, wordsOf } from './bit-fields.js';
+import { fieldAt, viewOf, wordArray, wordsOf } from './bit-fields.js';
 import { decodeScales, scaleBytes, scaleDtype } from './block-scales.js';
 import { type Decoder, groupFault, type Range, type Span, size, spanOfRows } from './decoder.js';
 
@@ -53,7 +53,7 @@ export const gptqDecoder: Decoder<GptqEncoding> = {
     const indices = scales.length - ofGroups;
     if (reordered ? indices < (rows.first + rows.count) * INDEX_BYTES || indices % INDEX_BYTES !== 0 : indices !== 0)
       throw new RangeError(`${scales.length} bytes of scales do not fit ${groups} groups of ${cols} columns`);
-    const words = viewOf(data);
+    const words = wordArray(data);
     const others = viewOf(scales);
     const zeroStart = groups * cols * scaleBytes(scaleDtype);
     const zeroWords = wordsOf(cols, bits);
@@ -67,15 +67,20 @@ export const gptqDecoder: Decoder<GptqEncoding> = {
     };
     const table = groupTable(encoding, scales, cols, columns, zeroAt);
     const firstWord = wordRows(bits, rows).first;
+    const mask = (1 << bits) - 1;
     for (let row = 0; row < rows.count; row++) {
       const at = rows.first + row;
       const group = reordered ? others.getInt32(ofGroups + at * INDEX_BYTES, true) : Math.floor(at / groupSize);
       const { factors, zeros } = table(group);
+      const offset = (at * bits) & 31;
+      const from = (((at * bits) >>> 5) - firstWord) * cols + columns.first;
+      const to = row * columns.count;
+      // A field of 3 bits can begin in one row of words and end in the next.
+      const next = offset + bits > 32 ? cols : 0;
       for (let i = 0; i < columns.count; i++) {
-        const word = (index: number): number =>
-          words.getInt32(((index - firstWord) * cols + columns.first + i) * WORD_BYTES, true);
-        const field = fieldAt(word, at, bits);
-        target[row * columns.count + i] = (field - (zeros[i] as number)) * (factors[i] as number);
+        const low = (words[from + i] as number) >>> offset;
+        const field = next ? low | ((words[from + i + next] as number) << (32 - offset)) : low;
+        target[to + i] = ((field & mask) - (zeros[i] as number)) * (factors[i] as number);
       }
     }
   },
@@ -89,10 +94,8 @@ function wordRows(bits: number, { first, count }: Range): Range {
 }
 
 const AWQ_BITS = 4;
-/** Column of eight → which field of a word has it. */
-const AWQ_FIELD = [0, 4, 1, 5, 2, 6, 3, 7];
-
-const awqField = (column: number): number => (column & ~7) + (AWQ_FIELD[column & 7] as number);
+/** Column of eight → the first bit of its field. */
+const AWQ_SHIFT = Int32Array.of(0, 16, 4, 20, 8, 24, 12, 28);
 
 export const awqDecoder: Decoder<AwqEncoding> = {
   describe: ({ groupSize }) => `AWQ INT4 in groups of ${groupSize}`,
@@ -105,20 +108,21 @@ export const awqDecoder: Decoder<AwqEncoding> = {
     const { scaleDtype, groups, groupSize } = encoding;
     if (scales.length !== groupBytes(scaleDtype, groups, cols, AWQ_BITS))
       throw new RangeError(`${scales.length} bytes of scales do not fit ${groups} groups of ${cols} columns`);
-    const words = viewOf(data);
+    const words = wordArray(data);
     const others = viewOf(scales);
-    const stride = wordsOf(cols, AWQ_BITS) * WORD_BYTES;
+    const stride = wordsOf(cols, AWQ_BITS);
     const zeroStart = groups * cols * scaleBytes(scaleDtype);
-    const fieldOf = (view: DataView, start: number, column: number): number =>
-      fieldAt((index) => view.getInt32(start + index * WORD_BYTES, true), awqField(column), AWQ_BITS);
-    const table = groupTable(encoding, scales, cols, columns, (group, column) =>
-      fieldOf(others, zeroStart + group * stride, column),
-    );
+    const table = groupTable(encoding, scales, cols, columns, (group, column) => {
+      const word = zeroStart + (group * stride + (column >>> 3)) * WORD_BYTES;
+      return (others.getInt32(word, true) >>> (AWQ_SHIFT[column & 7] as number)) & 15;
+    });
     for (let row = 0; row < rows.count; row++) {
       const { factors, zeros } = table(Math.floor((rows.first + row) / groupSize));
+      const [from, to] = [row * stride, row * columns.count];
       for (let i = 0; i < columns.count; i++) {
-        const field = fieldOf(words, row * stride, columns.first + i);
-        target[row * columns.count + i] = (field - (zeros[i] as number)) * (factors[i] as number);
+        const column = columns.first + i;
+        const field = ((words[from + (column >>> 3)] as number) >>> (AWQ_SHIFT[column & 7] as number)) & 15;
+        target[to + i] = (field - (zeros[i] as number)) * (factors[i] as number);
       }
     }
   },

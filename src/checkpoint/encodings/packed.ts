@@ -1,12 +1,13 @@
 /** "pack-quantized" of compressed-tensors: integers of 1 to 8 bits in 32-bit words along the rows. */
 import { z } from 'zod';
-import { multiplyCodes, multiplyNibbles, nibbleTables } from '../multiply-codes.js';
-import { fieldAt, viewOf, wordsOf } from './bit-fields.js';
+import { nibbleTables } from '../multiply-codes.js';
+import { fieldAt, viewOf, wordArray, wordsOf } from './bit-fields.js';
 import {
   type BlockScales,
   blockScaleBytes,
   decodeScales,
-  forEachScale,
+  multiplyCodeBlocks,
+  multiplyNibbleBlocks,
   scaleBytes,
   scaleDtype,
 } from './block-scales.js';
@@ -63,13 +64,9 @@ export const packedDecoder: Decoder<PackedEncoding> = {
       decodeFields(encoding, cols, window, data, scales, target);
       return;
     }
-    const stride = rowBytes(bits, cols);
-    const { first, count } = window.columns;
-    forEachScale(blocksOf(encoding), cols, window, scales, (row, scale, start, end) => {
-      const to = row * count - first;
-      if (bits === 4) multiplyNibbles(NIBBLES, scale, data, row * stride, start, end, target, to);
-      else multiplyCodes(BYTES, scale, data, row * stride + start, target, to + start, end - start);
-    });
+    const blocks = { blocks: blocksOf(encoding), cols, window, scales, stride: rowBytes(bits, cols) };
+    if (bits === 4) multiplyNibbleBlocks(NIBBLES, blocks, data, target);
+    else multiplyCodeBlocks(BYTES, blocks, data, target);
   },
   fault: ({ groupSize, reordered }, _, cols, scales) =>
     reordered ? groupFault(cols, Math.ceil(cols / groupSize), scales) : undefined,
@@ -92,7 +89,7 @@ function decodeFields(
   if (zeroStart % across !== 0 || zeroStart < end * across || (zeroRows && wordsOf(end, bits) > zeroRows))
     throw new RangeError(`${scales.length} bytes of scales do not fit ${end} or more rows of ${groups} groups`);
   const factors = decodeScales(scaleDtype, scales.subarray(rows.first * across, end * across));
-  const words = viewOf(data);
+  const words = wordArray(data);
   const others = viewOf(scales);
   const groupOf = Int32Array.from({ length: columns.count }, (_, i) =>
     reordered
@@ -101,7 +98,8 @@ function decodeFields(
   );
   if (groupOf.some((group) => group < 0 || group >= groups))
     throw new RangeError(`${scales.length} bytes of scales name a group that is none of ${groups}`);
-  const stride = rowBytes(bits, cols);
+  const stride = wordsOf(cols, bits);
+  const mask = (1 << bits) - 1;
   const middle = 1 << (bits - 1);
   const zeros = new Int32Array(groups).fill(middle);
   for (let row = 0; row < rows.count; row++) {
@@ -109,11 +107,15 @@ function decodeFields(
       const word = (index: number): number => others.getInt32(zeroStart + (index * groups + group) * WORD_BYTES, true);
       zeros[group] = fieldAt(word, rows.first + row, bits);
     }
-    const word = (index: number): number => words.getInt32(row * stride + index * WORD_BYTES, true);
     for (let i = 0; i < columns.count; i++) {
       const group = groupOf[i] as number;
-      const field = fieldAt(word, columns.first + i, bits);
-      target[row * columns.count + i] = (field - (zeros[group] as number)) * (factors[row * groups + group] as number);
+      const at = (columns.first + i) * bits;
+      const index = row * stride + (at >>> 5);
+      const offset = at & 31;
+      const low = (words[index] as number) >>> offset;
+      const field = offset + bits > 32 ? low | ((words[index + 1] as number) << (32 - offset)) : low;
+      target[row * columns.count + i] =
+        ((field & mask) - (zeros[group] as number)) * (factors[row * groups + group] as number);
     }
   }
 }
