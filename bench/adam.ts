@@ -1,6 +1,6 @@
 /**
- * A step of `--solver adam` against the same step in PyTorch (bench/reference/train.py), in turn, on the same cores. Prints
- * a table and writes bench/results/adam.json.
+ * Compares a step of `--solver adam` with the same step in PyTorch (bench/reference/train.py). They run in turn on the same
+ * cores. Prints a table and writes bench/results/adam.json.
  *
  *   PYTHON=python3 npm run bench:adam -- [--large]        the interpreter needs torch; --large takes some minutes
  */
@@ -19,7 +19,7 @@ import { encodeNpy } from './npy.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const python = process.env.PYTHON ?? 'python3';
-/** Each side's best median: other work on the machine only ever adds. */
+/** The best median of these rounds counts, because other work on the machine can only make a round slower. */
 const ROUNDS = 3;
 
 const SMALL = { experts: 32, rows: 64, cols: 192, bases: 8, rank: 64, steps: 200 };
@@ -55,7 +55,7 @@ writeFileSync(join(root, 'bench/results/adam.json'), `${JSON.stringify({ machine
 
 type Shape = typeof SMALL;
 
-/** Milliseconds, the median of the steps after the first. */
+/** Median of the steps after the first, milliseconds. */
 function torchStep(file: string, shape: Shape, activation: Activation, threads: number): number {
   const flags = { bases: shape.bases, activation, threads, steps: shape.steps };
   const output = execFileSync(

@@ -1,17 +1,17 @@
 /**
- * varpro against the reference's method in PyTorch (bench/reference/train.py): time to the reference's losses, and loss
- * at a share of its time. Prints a table; writes bench/results/fit.json and fit.svg, anew after each race.
+ * Compares varpro with the reference's method in PyTorch (bench/reference/train.py): the time to reach the reference's losses,
+ * and the loss after a share of its time. Prints a table. Writes bench/results/fit.json and fit.svg after each race.
  *
  *   PYTHON=python3 npm run bench:fit -- [flags]        the interpreter needs torch
  *
- *   --groups fixture,synthetic   and large, or all
- *   --only <text>                only groups whose name has it
+ *   --groups fixture,synthetic   groups to race: fixture, synthetic, large, or all
+ *   --only <text>                only groups whose name contains the text
  *   --activation silu,tanh
  *   --reference-steps 10000
- *   --threads 1                  of either
- *   --seed 1                     ours; the reference has no random numbers
- *   --out bench/results/fit      where to write, less .json and .svg
- *   --quick                      two groups, few steps, into out/: to try it
+ *   --threads 1                  for both programs
+ *   --seed 1                     for varpro; the reference has no random numbers
+ *   --out bench/results/fit      output files without .json and .svg
+ *   --quick                      a short trial: two groups, few steps, output in out/
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
@@ -24,15 +24,15 @@ import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg
 import { factorParameters, REFERENCE_ACTIVATIONS } from '../src/methods/mobe/problem.js';
 import { groupedSvd, perExpertSvd, sharedBasisSvd } from '../src/methods/svd/baselines.js';
 import { VERSION } from '../src/version.js';
+import { fitChart } from './fit-chart.js';
 import { goalOf, mean, type Reached } from './levels.js';
 import { machine } from './machine.js';
 import { encodeNpy } from './npy.js';
-import { plot } from './plot.js';
 import { type Race, type RaceOptions, race, type Weights } from './race.js';
 import { KINDS, type Kind, type Subject, subjects } from './subjects.js';
 
 const LADDER = [25, 50, 100, 200, 300, 350, 400, 450, 500, 600, 800, 1000, 1200, 1600, 2000, 2400];
-/** Large groups are only timed: a few steps of each, and ours for as long as theirs. */
+/** Large groups are only timed: a few steps of the reference, and varpro for the same time. */
 const LARGE = { ladder: [16], referenceSteps: 100, share: 1 };
 const QUICK = { ladder: [25, 50, 100], referenceSteps: 300, share: 1 };
 const QUICK_GROUPS = ['layer 1 gate_proj', 'shared structure'];
@@ -151,29 +151,17 @@ function write(): void {
     summary: KINDS.flatMap(summary),
     races: results,
   };
-  // Six digits, and short arrays on a line.
+  // Numbers have six digits, and pairs stand on one line.
   const json = JSON.stringify(record, (_, value) => (typeof value === 'number' ? round(value) : value), 2);
   writeFileSync(`${out}.json`, `${json.replace(/\[\s+([-+\d.e]+),\s+([-+\d.e]+)\s+\]/g, '[$1, $2]')}\n`);
-  const panels = results.map(({ subject, activation, ours, reference, levels }) => {
-    const level = goalOf(levels)?.loss;
-    return {
-      title: `${subject}, ${activation}`,
-      ours: ours.map(({ seconds, loss }): [number, number] => [seconds, loss]),
-      reference: reference?.curve ?? [],
-      ...(level !== undefined && { level }),
-    };
-  });
-  writeFileSync(
-    `${out}.svg`,
-    plot(`Loss against time, ${threads === 1 ? 'one thread' : `${threads} threads`}`, panels),
-  );
+  writeFileSync(`${out}.svg`, fitChart(results, threads));
 }
 
 function round(value: number): number {
   return Number.isInteger(value) ? value : Number(value.toPrecision(6));
 }
 
-/** Time to the reference's loss at each of its steps: ours as a share of its, or in seconds where it has none. */
+/** Our time to reach the reference's loss at each level, as a share of its time, or in seconds if its time is unknown. */
 function raceTable(): string {
   const ats = [...new Set(results.flatMap(({ levels }) => levels.map(({ at }) => at)))];
   ats.sort((a, b) => (a === 'last' ? 1 : b === 'last' ? -1 : a - b));

@@ -1,4 +1,4 @@
-/** `npm run fuzz [-- cases [seed]]`: damaged and hostile input for everything that reads bytes of strangers; docs/reliability.md. */
+/** `npm run fuzz [-- cases [seed]]`: gives damaged and hostile input to every reader of untrusted bytes; see docs/reliability.md. */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

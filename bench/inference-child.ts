@@ -1,4 +1,4 @@
-/** Generates and prints the figures: inference-child.js MODEL PROMPT BUDGET TOKENS THREADS. */
+/** Generates text and prints the figures. Arguments: MODEL PROMPT BUDGET TOKENS THREADS. */
 import { parseBytes } from '../src/format.js';
 import { generate } from '../streams/operations/generate.js';
 

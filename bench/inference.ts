@@ -1,6 +1,6 @@
 /**
- * What it takes to run a model: peak memory and speed of a generated checkpoint three times as large as its budget, and of a
- * native conversion against the same expanded. Each run is a process of its own. Writes bench/results/inference.json.
+ * Measures peak memory and speed of running a model: a generated checkpoint three times as large as its budget, and a native
+ * conversion compared with its expansion. Each run is a process of its own. Writes bench/results/inference.json.
  *
  *   npm run bench:inference -- [GB]        size of the large checkpoint; default: 1.8
  */
@@ -18,14 +18,14 @@ import { machine } from './machine.js';
 
 const SHAPE = { experts: 64, rows: 512, cols: 1024 };
 const ATTENTION = { num_attention_heads: 16, num_key_value_heads: 4, head_dim: 64 };
-/** The trained fixture's, whose tokenizer it borrows. */
+/** Vocabulary of the trained fixture, whose tokenizer is used. */
 const VOCABULARY = 264;
 const BYTES_PER_LAYER = 2 * 3 * SHAPE.experts * SHAPE.rows * SHAPE.cols;
 const PROMPT =
   'def main(argv=None):\n    "A prompt of some length, so that a layer sees more than one token at once."\n';
 
 const NEW_TOKENS = 32;
-/** One, so that other work on the machine disturbs little. */
+/** One thread, so that other work on the machine disturbs little. */
 const THREADS = 1;
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -40,7 +40,7 @@ interface Row extends Generation {
 
 const rows: Row[] = [];
 
-/** The files are in the system's cache: they were just written. */
+/** Measures one run. The files are in the page cache, because they were just written. */
 function measure(model: string, folder: string, budget: string): void {
   const args = [child, folder, PROMPT, budget, String(NEW_TOKENS), String(THREADS)];
   const result = JSON.parse(execFileSync(process.execPath, args).toString()) as Generation;
@@ -56,7 +56,7 @@ const weightBytes = (folder: string): number =>
     .filter((name) => name.endsWith('.safetensors'))
     .reduce((sum, name) => sum + statSync(join(folder, name)).size, 0);
 
-/** The attention's and the vocabulary's sizes in place of the tiny ones that generated families have. */
+/** Gives attention and vocabulary realistic sizes. Generated families have tiny ones. */
 function resize(tensor: TensorSpec): TensorSpec {
   const { num_attention_heads: heads, num_key_value_heads: keys, head_dim: size } = ATTENTION;
   const shapes: Array<[RegExp, number[]]> = [

@@ -1,12 +1,14 @@
 /**
- * How fast this machine streams a model, what limits it, and how far from the limit we are: the report of `mobe bench` on a
- * generated checkpoint, then throughput and memory against size and number of tensors. Prints tables, writes io.json and io.html.
+ * Measures how fast this machine streams a model, what limits it, and how close this program comes to the limit: the report of
+ * `mobe bench` on a generated checkpoint, then throughput and memory against size and number of tensors. Prints tables and writes
+ * io.json and io.html.
  *
  *     npm run bench                            bench/results/io.json and io.html
- *     npm run bench -- --quick --out out/io    a minute or two: does it run here?
- *     npm run bench -- --slow read=20          the slowed stage is to be found
+ *     npm run bench -- --quick --out out/io    a short trial of one or two minutes
+ *     npm run bench -- --slow read=20          a test: the report must find the slowed stage
  *
- * Files go to MOBE_BENCH_DIR (default: the system's temporary folder). PYTHON names the Python with safetensors and torch.
+ * Checkpoints are written to MOBE_BENCH_DIR (default: the system's temporary folder). PYTHON names a Python with safetensors and
+ * torch.
  */
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -15,12 +17,11 @@ import { parseArgs } from 'node:util';
 import { generateCheckpoint } from '../fixtures/generate.js';
 import { describeReport } from '../src/cli/bench-table.js';
 import { formatTable, left, right } from '../src/cli/table.js';
-import { table } from '../src/page/page.js';
-import { lines } from '../src/page/svg.js';
 import { reportPage } from '../streams/bench/bench-page.js';
 import { benchmark } from '../streams/bench/benchmark.js';
 import type { Slowdown } from '../streams/flow/stage-clock.js';
-import { checkScale, measureScale, SCALE_COLUMNS, type ScaleRow, scaleCells } from './scale.js';
+import { checkScale, measureScale, SCALE_COLUMNS, scaleCells } from './scale.js';
+import { scaleSection } from './scale-section.js';
 
 const { values: flags } = parseArgs({
   options: {
@@ -49,7 +50,7 @@ try {
   const report = await benchmark(model, {
     folder,
     rounds: flags.quick ? 1 : Number(flags.rounds),
-    bytes: 2 * gigabytes * 1e9, // all of it
+    bytes: 2 * gigabytes * 1e9, // the whole checkpoint
     slow: parseSlow(flags.slow),
     onMeasure: (done, total, what) => tell(`${done + 1} of ${total}: ${what}`),
   });
@@ -69,10 +70,7 @@ try {
   };
   mkdirSync(dirname(flags.out), { recursive: true });
   writeFileSync(`${flags.out}.json`, `${JSON.stringify({ ...whole, scale }, null, 2)}\n`);
-  writeFileSync(
-    `${flags.out}.html`,
-    reportPage(whole, [{ title: 'Against size and number of tensors', body: plots(scale) }]),
-  );
+  writeFileSync(`${flags.out}.html`, reportPage(whole, [scaleSection(scale)]));
   const columns = SCALE_COLUMNS.map((title, i) => (i < 1 ? left(title) : right(title)));
   console.log(
     flags.json
@@ -83,42 +81,8 @@ try {
   rmSync(folder, { recursive: true, force: true });
 }
 
-/** "read=20" */
+/** Parses "read=20". */
 function parseSlow(text: string | undefined): Slowdown | undefined {
   const [stage, factor] = text?.split('=') ?? [];
   return stage && factor ? { stage, factor: Number(factor) } : undefined;
-}
-
-function plots(rows: readonly ScaleRow[]): string {
-  const kinds = [...new Set(rows.map(({ what }) => what))];
-  const plot = (
-    title: string,
-    by: ScaleRow['by'],
-    axis: readonly [x: string, y: string],
-    value: (row: ScaleRow) => number,
-  ): string =>
-    lines(
-      title,
-      ...axis,
-      kinds
-        .map((what) => ({ label: what, rows: rows.filter((row) => row.what === what && row.by === by) }))
-        .filter((series) => series.rows.length > 0)
-        .map((series) => ({
-          label: series.label,
-          points: series.rows.map((row) => ({ x: by === 'size' ? row.bytes / 1e9 : row.tensors, y: value(row) })),
-        })),
-    );
-  const mebibytes = ({ peakRssBytes }: ScaleRow): number => peakRssBytes / 2 ** 20;
-  return [
-    plot(
-      'Throughput against size',
-      'size',
-      ['GB of checkpoint', 'GB/s'],
-      ({ bytes, seconds }) => bytes / 1e9 / seconds,
-    ),
-    plot('Peak memory against size', 'size', ['GB of checkpoint', 'MiB'], mebibytes),
-    plot('Time against number of tensors', 'tensors', ['tensors', 'seconds'], ({ seconds }) => seconds),
-    plot('Peak memory against number of tensors', 'tensors', ['tensors', 'MiB'], mebibytes),
-    table(SCALE_COLUMNS, rows.map(scaleCells)),
-  ].join('\n');
 }

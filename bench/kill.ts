@@ -1,6 +1,6 @@
 /**
- * `npm run test:kill -- [trials] [seed] [way]`: what `npm test` does a few times, at length; or one way alone, "across machines" for
- * one. Exits with 1 where anything was amiss.
+ * `npm run test:kill -- [trials] [seed] [way]`: runs the kill trials of `npm test` many times. `way` limits it to one way, such as
+ * "across machines". Exits with 1 if a trial found a problem.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';

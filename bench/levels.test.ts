@@ -1,7 +1,6 @@
 import { expect, test } from 'vitest';
 import { bestSoFar, reach, thin } from './levels.js';
 import { decodeNpy, encodeNpy } from './npy.js';
-import { plot } from './plot.js';
 
 const RUNS = [
   { planned: 50, seconds: 1, loss: 0.5 },
@@ -29,20 +28,4 @@ test('a curve is thinned from its first point to its last, and never rises once 
 test('an array file holds what was put in', () => {
   const parts = [Float32Array.of(1, 2, 3), Float32Array.of(4, 5, 6)];
   expect(decodeNpy(encodeNpy(parts, [2, 3]))).toEqual({ parts, shape: [2, 3] });
-});
-
-test('a plot has a panel a race and no number that is none, with a reference or without', () => {
-  const ours = RUNS.map(({ seconds, loss }): [number, number] => [seconds, loss]);
-  const reference: [number, number][] = [
-    [0.1, 1],
-    [20, 0.25],
-  ];
-  const svg = plot('a & b', [
-    { title: 'with', ours, reference, level: 0.25 },
-    { title: 'without', ours, reference: [] },
-    { title: 'one point', ours: ours.slice(0, 1), reference: [] },
-  ]);
-  for (const title of ['with', 'without', 'one point']) expect(svg).toContain(`>${title}</text>`);
-  expect(svg).toContain('a &amp; b');
-  expect(svg).not.toMatch(/NaN|Infinity|undefined/);
 });

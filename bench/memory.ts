@@ -1,6 +1,6 @@
 /**
- * Peak memory of a conversion against the size of its checkpoint. Generates checkpoints of many layers of small experts,
- * converts each in a process of its own, prints a table and writes bench/results/memory.json.
+ * Measures peak memory of conversions against the size of the checkpoint. Generates checkpoints with many layers of small experts
+ * and converts each in a process of its own. Prints a table and writes bench/results/memory.json.
  *
  *   npm run bench:memory -- [GB …]        default: 4 and 8
  */

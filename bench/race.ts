@@ -1,4 +1,4 @@
-/** One race: the reference's method in PyTorch, then varpro with ever more planned steps; never both at once. */
+/** Runs one race: first the reference's method in PyTorch, then varpro with more and more planned steps. They never run at once. */
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -12,43 +12,47 @@ import type { Subject } from './subjects.js';
 const SOLVE = fileURLToPath(new URL('solve.js', import.meta.url));
 const TRAIN = join(fileURLToPath(new URL('../..', import.meta.url)), 'bench/reference/train.py');
 
-/** Steps of the reference whose losses are raced for, besides its result. */
+/** Steps of the reference whose losses are levels of the race, besides its result. */
 const LEVELS = [100, 400, 1000, 4000];
 const CURVE_POINTS = 100;
-/** A run that is to take a given time aims a little below it. */
+/** A run with a time limit aims at this share of the limit. */
 const AIM = 0.96;
 
+/** Settings of a race. */
 export interface RaceOptions {
-  /** Undefined: no PyTorch. */
+  /** A Python with PyTorch; undefined if there is none. */
   readonly python: string | undefined;
   readonly referenceSteps: number;
   /** Planned steps, fewest first. */
   readonly ladder: readonly number[];
-  /** The last run of ours takes this share of the reference's time. */
+  /** Our last run takes this share of the reference's time. */
   readonly share: number;
   readonly threads: number;
   readonly seed: number;
   readonly log: (line: string) => void;
 }
 
+/** One of our runs. */
 export interface Run extends FitOutcome {
   readonly planned: number;
 }
 
+/** The reference's run. */
 export interface Reference {
   readonly torch: string;
   readonly steps: number;
   readonly seconds: number;
-  /** Of `seconds`, before the first step. */
+  /** The part of `seconds` before the first step. */
   readonly startSeconds: number;
   readonly stepSeconds: number;
   readonly peakRssBytes: number;
-  /** Of the state it keeps, the best at every 200th step. */
+  /** Loss of the state that it keeps. It looks for a better one at every 200th step. */
   readonly loss: number;
-  /** Best so far. */
+  /** The best loss so far at each point. */
   readonly curve: readonly Point[];
 }
 
+/** The result of a race. */
 export interface Race {
   readonly subject: string;
   readonly kind: Subject['kind'];
@@ -56,20 +60,21 @@ export interface Race {
   readonly activation: Activation;
   readonly reference?: Reference;
   readonly ours: readonly Run[];
-  /** The reference's losses in the order of its steps; that of its result is the lower of what it kept and its last. */
+  /** The reference's losses in the order of its steps. Its result is the lower of its kept and its last loss. */
   readonly levels: readonly Reached[];
-  /** The run at `share` of the reference's time, and its loss over the reference's, less one. */
+  /** The run that takes `share` of the reference's time. `difference` is its loss divided by the reference's, minus 1. */
   readonly long?: Run & { readonly share: number; readonly difference: number };
 }
 
-/** A group's weights as a file, and what turns errors into units of σ². */
+/** A group's weights as a file, and the numbers that convert errors into units of σ². */
 export interface Weights {
   readonly file: string;
   readonly sigma: number;
-  /** ΣW²/(Nσ²): a loss is this times a relative squared error. */
+  /** ΣW²/(Nσ²). A loss is a relative squared error times this. */
   readonly meanSquare: number;
 }
 
+/** Runs a race on one group and activation. */
 export function race(subject: Subject, activation: Activation, weights: Weights, options: RaceOptions): Race {
   const { bases } = subject.problem;
   const { log, python } = options;
@@ -108,7 +113,7 @@ export function race(subject: Subject, activation: Activation, weights: Weights,
   };
 }
 
-/** What a run would have to plan to take `seconds`, by another's start and steps. */
+/** Number of steps that take `seconds`, estimated from another run. */
 const stepsWithin = (seconds: number, { seconds: taken, steps, stepSeconds }: Run): number =>
   Math.floor((seconds - (taken - steps * stepSeconds)) / stepSeconds);
 
@@ -143,7 +148,7 @@ function train(
   const args = Object.entries(flags).flatMap(([name, value]) => [`--${name}`, String(value)]);
   const output = child<TrainOutput>(python, [TRAIN, file, ...args], threads);
   const [{ steps, seconds, start_seconds: startSeconds, curve: raw, relative_squared_error }] = output.groups;
-  // Its losses are in units of its own σ², which is rounded to fp16.
+  // The reference's losses are in units of its own σ², which is rounded to fp16.
   const unit = (output.sigma / sigma) ** 2;
   const curve = bestSoFar(raw.map(([, at, loss]) => [at, loss * unit]));
   const loss = relative_squared_error * meanSquare;
@@ -169,7 +174,7 @@ function train(
   return { reference, levels: [...passed, ...ends] };
 }
 
-/** What the fixtures tell of the reference: losses without times. */
+/** The reference's losses from the fixtures, without times. */
 function committed({ name }: Subject, activation: Activation, { meanSquare }: Weights): Trained {
   const { curves, final } = JSON.parse(readFileSync(REFERENCE_CURVES, 'utf8'));
   const group = name.replace('layer ', 'layer').replace(' ', '.');

@@ -1,4 +1,4 @@
-/** Time and memory against the size of a checkpoint and the number of its tensors. */
+/** Measures time and memory against the size of a checkpoint and the number of its tensors. */
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { formatBytes } from '../src/format.js';
@@ -8,33 +8,36 @@ import type { Target } from '../streams/bench/targets.js';
 import type { Task } from '../streams/bench/task.js';
 import { writeSparse } from './sparse.js';
 
+/** One measurement. */
 export interface ScaleRow {
   readonly what: string;
   readonly by: 'size' | 'tensors';
   readonly tensors: number;
-  /** Of the checkpoint. */
+  /** Size of the checkpoint. */
   readonly bytes: number;
   readonly seconds: number;
   readonly peakRssBytes: number;
 }
 
-/** The same at every size: what more tensors take is measured apart. */
+/** Number of tensors, the same at every size. The effect of more tensors is measured separately. */
 const SIZED_TENSORS = 1000;
 const SIZES = [0.25, 1, 4] as const;
 const LARGE = 16;
 const COUNTS = [100, 10_000, 500_000] as const;
-/** Of the checkpoints with many tensors. */
+/** Size of the checkpoints with many tensors. */
 const COUNTED_BYTES = 0.25e9;
 const SHARD_BYTES = 1e9;
 
+/** Sizes to measure. */
 export interface ScaleOptions {
-  /** The two smallest of each. */
+  /** Measure only the two smallest of each. */
   readonly quick: boolean;
-  /** 16 GB too. */
+  /** Measure 16 GB too. */
   readonly large: boolean;
   readonly tell: (line: string) => void;
 }
 
+/** Measures all sizes and numbers of tensors. Files are written into `folder` and removed. */
 export async function measureScale(folder: string, { quick, large, tell }: ScaleOptions): Promise<ScaleRow[]> {
   const rows: ScaleRow[] = [];
   const measure = async (by: ScaleRow['by'], tensors: number, bytes: number): Promise<void> => {
@@ -73,9 +76,10 @@ export const scaleCells = ({ what, bytes, tensors, seconds, peakRssBytes }: Scal
 
 const MOST_OPEN_SECONDS = 2;
 const MOST_OPEN_BYTES = 300e6;
-/** Of the peaks of one conversion over all sizes: above it memory grows with the model. */
+/** Largest peak over smallest peak of all sizes. A larger ratio means that memory grows with the model. */
 const MOST_GROWTH = 1.25;
 
+/** Compares the measurements with the targets. */
 export function checkScale(rows: readonly ScaleRow[]): Target[] {
   const targets: Target[] = [];
   const opened = rows.find(({ what, tensors }) => what === 'index and headers' && tensors === COUNTS.at(-1));

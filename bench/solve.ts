@@ -1,10 +1,10 @@
 /**
- * One fit by varpro in a process of its own, so that its peak memory is its own:
+ * Runs one fit by varpro in a process of its own, so that its peak memory can be measured:
  *
  *   node solve.js experts.npy '{"bases": 8, "activation": "silu", "steps": 400, "seed": 1, "threads": 1}'
  *
- * As in bench/reference/train.py, the clock starts when modules are loaded and the weights are read, and stops with the
- * last A; the error of what was found is measured after it.
+ * Like that of bench/reference/train.py, the clock starts after modules are loaded and weights are read. It stops at the last A. The
+ * error of the result is measured afterwards.
  */
 import { readFileSync } from 'node:fs';
 import 'onnxruntime-node';
@@ -13,6 +13,7 @@ import { peakRssBytes } from '../src/conversion/run-report.js';
 import { createEngine } from '../src/engine/create-engine.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg/moments.js';
 import type { Targets } from '../src/methods/method.js';
+import { mobe } from '../src/methods/mobe/mobe.js';
 import type { Activation, Problem } from '../src/methods/mobe/problem.js';
 import { createReconstruction } from '../src/methods/mobe/reconstruct.js';
 import { createRefit } from '../src/methods/mobe/refit.js';
@@ -20,6 +21,7 @@ import { solveVarpro } from '../src/methods/mobe/varpro.js';
 import { mean, median } from './levels.js';
 import { decodeNpy } from './npy.js';
 
+/** Arguments of a fit. */
 export interface FitRequest {
   readonly bases: number;
   readonly activation: Activation;
@@ -28,11 +30,12 @@ export interface FitRequest {
   readonly threads: number;
 }
 
+/** Result of a fit. */
 export interface FitOutcome {
-  /** Steps done; the request's are the planned ones. */
+  /** Steps that were done. The request has the planned number. */
   readonly steps: number;
   readonly seconds: number;
-  /** The mean; early steps often compute their inverses afresh, and the median is of late ones. */
+  /** Mean time of a step. Early steps often recompute inverses, so the median describes late steps. */
   readonly stepSeconds: number;
   readonly medianStepSeconds: number;
   /** Mean squared error of A·f(αB), in units of σ². */
@@ -60,7 +63,7 @@ const ends: number[] = [];
 const solution = await solveVarpro(engine, problem, targets, {
   ...options,
   learningRate: undefined,
-  batchExperts: Math.min(experts, usualBatch(problem, 'cpu')),
+  batchExperts: Math.min(experts, usualBatch({ method: mobe, problem }, 'cpu')),
   holdTargets: true,
   label: file,
   onStep: () => ends.push(clock()),

@@ -1,23 +1,24 @@
-/** Checkpoints of which nothing but headers is written: the rest of each file is a hole, which reads as zeros. */
+/** Writes checkpoints as sparse files: only headers are written, and the data reads as zeros. */
 import { mkdir, open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TensorSpec } from '../src/checkpoint/header.js';
 import { encodeIndex, layoutShards } from '../src/output/layout.js';
 import type { SampleOfModel } from '../streams/bench/task.js';
 
+/** Size of a sparse checkpoint. */
 export interface SparseModel {
   readonly tensors: number;
-  /** Of all tensors together, about. */
+  /** Approximate total size of all tensors. */
   readonly bytes: number;
   readonly shards: number;
 }
 
-/** Names as long as those of DeepSeek-V3's experts, so that an index of 500 000 has 60 MB. */
+/** Names are as long as those of DeepSeek-V3's experts, so an index of 500 000 tensors has 60 MB. */
 const tensorName = (i: number): string =>
   `model.layers.${Math.floor(i / 768)}.mlp.experts.${Math.floor((i % 768) / 3)}.${PROJECTIONS[i % 3]}.weight_of_a_tensor`;
 const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
 
-/** No model that is known: only what needs no experts can be done with it. */
+/** Writes a checkpoint of an unknown model. It can only be used for tasks that need no experts. */
 export async function writeSparse(folder: string, { tensors, bytes, shards }: SparseModel): Promise<SampleOfModel> {
   await mkdir(folder, { recursive: true });
   const each = Math.max(2, 2 * Math.round(bytes / tensors / 2));

@@ -1,6 +1,6 @@
 /**
- * How much of an engine's plain matrix-product rate a whole varpro step reaches: all its floating-point operations over its
- * time. Prints a line for each shape and batch and writes bench/results/step.json.
+ * Compares the rate of a whole varpro step (its floating-point operations divided by its time) with an engine's rate of plain
+ * matrix products. Prints a line for each shape and batch and writes bench/results/step.json.
  *
  *   npm run bench:step -- [--engine onnx-cpu] [--threads 2] [--batch 1,4]
  */
@@ -14,6 +14,7 @@ import { measureGemmRate } from '../src/engine/gemm-rate.js';
 import { createRandom } from '../src/linalg/random.js';
 import type { FitStep } from '../src/methods/method.js';
 import { stepOperations } from '../src/methods/mobe/costs.js';
+import { mobe } from '../src/methods/mobe/mobe.js';
 import type { Problem } from '../src/methods/mobe/problem.js';
 import { solveVarpro } from '../src/methods/mobe/varpro.js';
 import { machine } from './machine.js';
@@ -22,11 +23,11 @@ const SHAPES: Problem[] = [
   { experts: 32, rows: 64, cols: 192, bases: 8, rank: 64, activation: 'silu' },
   { experts: 16, rows: 768, cols: 2048, bases: 4, rank: 768, activation: 'silu' },
 ];
-/** The first steps restart inverses; from here on they only track them. */
+/** The first steps restart inverses. Later steps only update them. */
 const WARM_STEPS = 40;
 const COUNTED_STEPS = 7;
 
-/** Ends a run that has been measured. */
+/** Thrown to end a run after its measurement. */
 class Measured extends Error {}
 
 const { values: flags } = parseArgs({
@@ -42,7 +43,9 @@ const engine = await createEngine(flags.engine as EngineName, { threads });
 const rows = [];
 for (const problem of SHAPES) {
   const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
-  for (const batchExperts of flags.batch?.split(',').map(Number) ?? [Math.min(n, usualBatch(problem, engine.kind))]) {
+  for (const batchExperts of flags.batch?.split(',').map(Number) ?? [
+    Math.min(n, usualBatch({ method: mobe, problem }, engine.kind)),
+  ]) {
     const before = await measureGemmRate(engine, p, d, r);
     const seconds = await stepSeconds(problem, Math.min(n, batchExperts));
     const plain = Math.max(before, await measureGemmRate(engine, p, d, r));
@@ -60,9 +63,9 @@ writeFileSync(
   fileURLToPath(new URL('step.json', results)),
   `${JSON.stringify({ machine, ...facts, rows }, null, 2)}\n`,
 );
-process.exit(0); // the runtime's threads have nothing left to do
+process.exit(0); // does not wait for the runtime's idle threads
 
-/** The median of the last steps of a short run, after enough of them to be past the restarts of inverses. */
+/** Median of the last steps of a short run, after the steps that restart inverses. */
 async function stepSeconds(problem: Problem, batchExperts: number): Promise<number> {
   const { experts: n, rows: p, cols: d } = problem;
   const random = createRandom(1);

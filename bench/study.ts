@@ -1,14 +1,14 @@
 /**
- * What the paper claims of MoBE, tried on the trained fixture: rivals at equal parameters, activations, number of bases and
- * rank, noise, experts a token. Prints a table a study; writes bench/results/study.json and study.html. docs/studies.md has
- * the definitions and the conclusions.
+ * Tests the paper's claims about MoBE on the trained fixture: other methods with equal parameters, activations, number of bases
+ * and rank, noise, experts a token. Prints a table for each study. Writes bench/results/study.json and study.html. docs/studies.md
+ * has the definitions and the conclusions.
  *
  *   npm run bench:study -- [flags]
  *
- *   --text fixtures/evaluation.txt   what models are scored on; the longer, the surer the nll
- *   --bytes 40000                    most that is taken of it, from its start
- *   --out bench/results/study        where to write, less .json and .html
- *   --quick                          a few variants, few steps, into out/: to try it
+ *   --text fixtures/evaluation.txt   text that models are scored on; a longer text gives a more exact nll
+ *   --bytes 40000                    most bytes to use, from the start of the text
+ *   --out bench/results/study        output files without .json and .html
+ *   --quick                          a short trial: few variants, few steps, output in out/
  */
 import { createHash } from 'node:crypto';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -63,7 +63,7 @@ writeFileSync(`${out}.html`, studyPage(record));
 for (const result of results) console.log(`${studyTable(result, whole.nll)}\n`);
 console.log(`source: nll ${whole.nll.toFixed(4)}; ${out}.json, ${out}.html`);
 
-/** Whole lines, at most so many bytes. */
+/** The first lines of a file, at most `most` bytes. */
 function readLines(file: string, most: number): Buffer {
   if (!Number.isInteger(most) || most < 1) throw new TypeError('--bytes takes a whole number from 1 on');
   const all = readFileSync(file);

@@ -1,4 +1,4 @@
-/** What is raced: the trained fixture's groups, and synthetic ones that nothing was tuned on. */
+/** Groups for the races: the trained fixture's, and synthetic ones that no setting was tuned on. */
 import { TINY_MODEL } from '../fixtures/paths.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { decodeMatrix, readMatrix, type StoredMatrix } from '../src/checkpoint/stored-matrix.js';
@@ -10,11 +10,12 @@ import { LocalFiles } from '../src/sources/files.js';
 export const KINDS = ['fixture', 'synthetic', 'large'] as const;
 export type Kind = (typeof KINDS)[number];
 
+/** A group of experts to fit. */
 export interface Subject {
   readonly name: string;
   readonly kind: Kind;
   readonly problem: Omit<Problem, 'activation'>;
-  /** (p, d) each, row-major. */
+  /** The experts, each (p, d), row-major. */
   experts(): Promise<Float32Array[]>;
 }
 
@@ -26,6 +27,7 @@ const shape = (experts: number, rows: number, cols: number, bases: number): Subj
   rank: Math.min(rows, cols),
 });
 
+/** All groups. */
 export function subjects(): Subject[] {
   const layers = [0, 1, 2, 3];
   const fixture = layers.flatMap((layer) => [trained(layer, 'gate_proj'), trained(layer, 'up_proj')]);
@@ -50,7 +52,7 @@ const trained = (layer: number, projection: 'gate_proj' | 'up_proj'): Subject =>
   },
 });
 
-/** (rows, cols) each, row-major, as stored. */
+/** Reads and decodes matrices, each (rows, cols), row-major, not transposed. */
 export async function decodeExperts(matrices: readonly StoredMatrix[]): Promise<Float32Array[]> {
   const reader = new LocalFiles();
   try {
@@ -87,7 +89,7 @@ const NOISE = 0.5;
 const iid: Generator = ({ experts, rows, cols }, random) =>
   Array.from({ length: experts }, () => Float32Array.from({ length: rows * cols }, () => SCALE * random.normal()));
 
-/** Mixtures of a few matrices, and noise. */
+/** Mixtures of a few matrices, plus noise. */
 const sharedStructure: Generator = (problem, random) => {
   const common = iid({ ...problem, experts: COMMON }, random);
   return iid(problem, random).map((noise) => {
@@ -98,7 +100,7 @@ const sharedStructure: Generator = (problem, random) => {
   });
 };
 
-/** Input axes of log-normal scale. */
+/** The columns have log-normal scales. */
 const heavyColumns: Generator = (problem, random) => {
   const scales = Float64Array.from({ length: problem.cols }, () => Math.exp(random.normal()));
   return iid(problem, random).map((values) => values.map((value, i) => value * (scales[i % problem.cols] as number)));

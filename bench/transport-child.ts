@@ -1,4 +1,4 @@
-/** One end of one transfer of bench/transport.ts. Says its URL when it listens, then the seconds it took. */
+/** One end of a transfer of bench/transport.ts. It sends its parent its URL if it listens, then the seconds that it took. */
 import { randomFillSync } from 'node:crypto';
 import { connect as connectTcp, createServer, type Server, type Socket } from 'node:net';
 import WebSocket, { WebSocketServer } from 'ws';
@@ -25,7 +25,7 @@ async function timed(work: () => Promise<void>): Promise<void> {
   tell((performance.now() - started) / 1000);
 }
 
-/** Frames of the size that tensors are cut into. */
+/** Frames as large as those that tensors are cut into. */
 function* frames(): Generator<Uint8Array> {
   for (let sent = 0; sent < bytes; sent += MAX_PAYLOAD_BYTES) {
     const at = sent % source.byteLength;
@@ -50,7 +50,7 @@ const converse = (channel: Channel): Promise<void> =>
     } else {
       let received = 0;
       const pieces = receiveTensors(channel);
-      // As in the other ways, nothing holds a piece while the next one is waited for; `for await` would.
+      // Here, as in the other ways, nothing holds a piece during the wait for the next one. `for await` would hold it.
       const takeOne = async (): Promise<boolean> => {
         const { value, done } = await pieces.next();
         if (!done) received += value.data.byteLength;
@@ -62,7 +62,7 @@ const converse = (channel: Channel): Promise<void> =>
     }
   });
 
-/** Two frames are under way at a time, as in `Channel`; the receiver's answer ends it. */
+/** Sends with two frames on the way at a time, as `Channel` does. The receiver's answer ends the transfer. */
 const overWs = (ws: WebSocket): Promise<void> =>
   timed(async () => {
     const answered = new Promise((resolve) => {

@@ -1,6 +1,6 @@
 /**
- * What a stream of tensors reaches over loopback, beside the sockets it runs on: raw TCP, and a raw `ws` loop with frames
- * of the same size. Sender and receiver are processes of their own; ways take turns; figures are medians.
+ * Measures the rate of a stream of tensors over loopback, compared with raw TCP and with a plain `ws` loop with frames of the same
+ * size. Sender and receiver are processes of their own. The ways run in turn, and figures are medians.
  *
  *     npm run bench:transport -- --gigabytes 2 --runs 5
  */
@@ -22,13 +22,13 @@ const { values } = parseArgs({
 const bytes = Number(values.gigabytes) * 2 ** 30;
 const runs = Number(values.runs);
 /**
- * In a process as small as these V8 collects all garbage every 30 MB received, whoever receives, and the figures tell of
- * little else. The program's own heap is larger; so is theirs with this.
+ * In a process as small as these, V8 collects all garbage after every 30 MB received. That would dominate all figures. The heap of
+ * the real program is larger, and with this flag theirs is too.
  */
 const NODE_FLAGS = ['--initial-old-space-size=64'];
 const CHILD = fileURLToPath(new URL('./transport-child.js', import.meta.url));
 
-/** Bytes a second of one transfer: from the first byte sent to the receiver's word that it has the last. */
+/** Rate of one transfer, bytes a second, from the first byte sent until the receiver says that it has the last one. */
 async function transfer(way: Way, direction: Direction): Promise<number> {
   const start = (role: Role, url: string): ReturnType<typeof fork> =>
     fork(CHILD, [way, direction, role, String(bytes), url], { execArgv: NODE_FLAGS });
@@ -40,7 +40,7 @@ async function transfer(way: Way, direction: Direction): Promise<number> {
   const listening = start('listen', '');
   const url = (await message(listening)) as string;
   const connecting = start('connect', url);
-  // Both tell how long they were at it; the sender's clock counts.
+  // Both processes report their time. The sender's counts.
   const [listener, connector] = (await Promise.all([message(listening), message(connecting)])) as [number, number];
   return bytes / (direction === 'client to server' ? connector : listener);
 }

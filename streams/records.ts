@@ -1,43 +1,57 @@
-/** What flows between the stages. Every record with data knows its size: backpressure counts bytes. */
+/** What flows between the stages. Every record with data has a size in bytes, which is what backpressure counts. */
 import type { GroupPlan } from '../src/conversion/group-plan.js';
+import type { FittedGroupReport, GroupReport, KeptGroupReport } from '../src/conversion/run-report.js';
 import type { LossPoint } from '../src/methods/loss-curve.js';
-import type { FoldedExpert } from './compute/compute.js';
+import type { SquaredError } from './compute/squared-error.js';
 
-/** One expert's dense weights, as `readMatrix` reads them. */
-export interface TensorRecord {
+/** Memory that a record holds. */
+export interface Held {
+  /** Gives the memory back to the budget it was taken from. Calling it again does nothing. */
+  release(): void;
+}
+
+/** One expert's weights as stored: what `readMatrix` returns. */
+export interface TensorRecord extends Held {
   readonly group: GroupPlan;
   readonly expert: number;
   readonly data: Uint8Array<ArrayBuffer>;
 }
 
-/** All experts of a group, likewise, in expert order. */
-export interface ExpertGroup {
+/** All experts of a group as stored, in expert order. A stage that does not pass a group on calls its `release`. */
+export interface ExpertGroup extends Held {
   readonly group: GroupPlan;
   readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
 }
 
-/** With the scale that makes its weights of unit variance. */
 export interface NormalisedGroup extends ExpertGroup {
-  /** Standard deviation over all the weights of the layer and projection. */
-  readonly sigma: number;
+  /**
+   * The standard deviation of all weights of the layer and projection. Undefined where the group is all of these: then the
+   * job finds it while it decodes them.
+   */
+  readonly sigma: number | undefined;
 }
 
-/** A fitted group. A and the rebuilt weights are handed out one expert at a time, so that they are never all in memory. */
-export interface Factorization {
+/** One expert as it is written, with the error of exactly these bytes. */
+export interface FoldedExpert extends SquaredError {
+  readonly expert: number;
+  /** Its factors by name, σ folded in; or its rebuilt weights, under the name `weights`. */
+  readonly tensors: Readonly<Record<string, Uint8Array>>;
+}
+
+/** A fitted group. Its experts come one at a time, so that they are never all in memory. */
+export interface FittedGroup extends Held {
   readonly group: GroupPlan;
   readonly sigma: number;
-  /** B, (m, r, d), in the group's dtype. */
-  readonly bases: Uint8Array;
-  /** α, (n, m), in the group's dtype. */
-  readonly coefficients: Uint8Array;
+  /** The factors that the experts share, by name, in the group's dtype. */
+  readonly shared: Readonly<Record<string, Uint8Array>>;
   readonly steps: number;
-  /** Where the fit was watched. */
-  readonly losses?: readonly LossPoint[];
+  /** The loss at some of the steps; absent where it is not known. */
+  readonly losses?: readonly LossPoint[] | undefined;
   readonly seconds: number;
-  /** A·σ (p, r), or Ŵ (p, d), of one expert in the group's dtype, with the error of exactly these bytes. */
-  expert(expert: number): Promise<FoldedExpert>;
-  /** Gives back the worker and the memory. */
-  release(): void;
+  /** The relative error, where it is above `--max-error`: then the experts are the source's weights. */
+  readonly keptError?: number | undefined;
+  /** In expert order. To be iterated once. */
+  readonly experts: AsyncIterable<FoldedExpert>;
 }
 
 /** Part of an output tensor, `offset` bytes into it. */
@@ -48,3 +62,11 @@ export interface OutputChunk {
   /** Called once the data is written, or not needed: its memory is then used again. */
   readonly release?: () => void;
 }
+
+/** All chunks of a group have passed. */
+export interface FinishedGroup {
+  readonly finished: GroupReport | FittedGroupReport | KeptGroupReport;
+}
+
+/** What the sink takes. */
+export type OutputRecord = OutputChunk | FinishedGroup;

@@ -4,9 +4,11 @@ import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
 import type { FileSystem } from '../src/file-system.js';
 import type { FitStep } from '../src/methods/method.js';
+import type { OwnStage } from './flow/own-stage.js';
 import type { StageClocks } from './flow/stage-clock.js';
 import type { PeerOptions } from './machines/peer-options.js';
 import type { TimedPlan } from './operations/plan.js';
+import type { NormalisedGroup } from './records.js';
 
 export interface StepProgress extends FitStep, GroupKey {}
 
@@ -20,8 +22,6 @@ export type Progress =
   | { kind: 'plan'; plan: TimedPlan }
   /** A part of the run begins; `total` in bytes or groups. */
   | { kind: 'phase'; phase: 'resume' | 'check' | 'convert' | 'verify' | 'copy'; groups: number; bytes: number }
-  /** Groups read and found sound. */
-  | { kind: 'checked'; groups: number }
   /** Bytes written, or compared, so far. */
   | { kind: 'bytes'; bytes: number }
   | ({ kind: 'step' } & StepProgress)
@@ -48,6 +48,8 @@ export interface RunOptions extends RunHooks {
   readonly saveEvery?: number | undefined;
   /** What the source is read and the result written with. */
   readonly fileSystem?: FileSystem;
+  /** A stage of the caller's own between normalising and fitting. It may drop groups: their weights are then kept as they are. */
+  readonly ownStage?: OwnStage<NormalisedGroup> | undefined;
   /** URLs of the machines that fit (`mobe worker`); none: this one does. */
   readonly workers?: readonly string[];
 }

@@ -1,12 +1,13 @@
-"""The competitor in the race: the public reference's fit (train.py and train_group.py of the MoBE repository), written
-anew in as few lines of PyTorch as it takes.
+"""The competitor in the race: the fit of the public reference (train.py and train_group.py of the MoBE repository), rewritten
+in few lines of PyTorch.
 
     python train.py fixtures/tiny-qwen3-moe --layer 1 --projection gate_proj --bases 8 --steps 1000 > result.json
     python train.py experts.npy --bases 4 --batch 8          # any (n, p, d) array, .npy or a single-tensor .safetensors
 
-What costs time is the reference's: fp16 targets scaled anew each step, experts picked by index, gradients from autograd,
-torch.optim.Adam, two further error measures, three losses brought to the host. Printed as JSON: for each group of experts
-its curve [step, seconds since the start, loss before that step's update], and the error of the state that was kept.
+Everything that costs time is as in the reference: fp16 targets are scaled again in each step, experts are picked by index,
+gradients come from autograd, the optimiser is torch.optim.Adam, and two more error measures are computed and three losses
+copied to the host. Prints JSON: for each group of experts its curve [step, seconds since the start, loss before that step's
+update], and the error of the state that was kept.
 """
 
 import argparse
@@ -20,11 +21,11 @@ import numpy
 import torch
 from torch.nn import functional
 
-KEEP_EVERY = 200  # steps; only then does the reference look whether it has a new best
+KEEP_EVERY = 200  # steps; the reference looks for a new best state only then
 
 
 def read_experts(source, layer, projection):
-    """(n, p, d) fp16: the reference rounds weights to it, whatever they were."""
+    """Returns (n, p, d) fp16. The reference rounds all weights to fp16."""
     path = pathlib.Path(source)
     if path.suffix == ".npy":
         return torch.from_numpy(numpy.load(path)).to(torch.float16)
@@ -46,7 +47,7 @@ def read_experts(source, layer, projection):
 
 
 def start(experts, bases, rank):
-    """A, B and the logits from the truncated SVD of consecutive blocks of experts, stacked."""
+    """Returns A, B and the logits, from the truncated SVD of stacked blocks of consecutive experts."""
     n, p, d = experts.shape
     block = n // bases
     A, B = [], []
@@ -79,7 +80,7 @@ def fit(target, sigma, options, clock):
         for picked in batches:
             rebuilt = rebuild(*parameters, picked, activate)
             wanted = target[picked]
-            scaled = wanted / sigma  # fp16, as both are
+            scaled = wanted / sigma  # fp16, like both operands
             unscaled = rebuilt * sigma
             loss = functional.mse_loss(rebuilt, scaled.to(torch.float32))
             real = functional.mse_loss(unscaled, wanted)
@@ -92,7 +93,7 @@ def fit(target, sigma, options, clock):
         over = step == options.steps or (options.seconds and clock() > options.seconds)
         if step == 1 or step % options.every == 0 or over:
             curve.append([step, round(clock(), 4), loss_sum / n])
-        # The loss is of the state before this update, what is kept is the state after it.
+        # The loss belongs to the state before this update, but the state after it is kept: the reference does the same.
         if step % KEEP_EVERY == 0 and real_sum < best:
             best, kept = real_sum, [x.detach().clone() for x in parameters]
     fitted = clock()
@@ -137,8 +138,8 @@ def main():
     options.bases //= options.groups
     if len(experts) // options.groups % options.bases:
         sys.exit("experts must divide evenly among the bases: the reference drops the rest")
-    sigma = experts.std()  # over all groups; fp16, and so rounded
-    # The first optimizer loads modules for a second or more: before the clock, as all imports.
+    sigma = experts.std()  # over all groups; rounded to fp16
+    # The first optimizer loads modules for a second or more. Like all imports, that happens before the clock starts.
     torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
     groups = []
     for target in experts.chunk(options.groups):

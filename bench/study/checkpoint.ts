@@ -1,4 +1,4 @@
-/** The gate and up matrices of the trained fixture, and copies of it that have others in their place. */
+/** Reads the gate and up matrices of the trained fixture, and writes copies of it with changed ones. */
 import { cpSync } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { TINY_MODEL } from '../../fixtures/paths.js';
@@ -10,11 +10,12 @@ import { DEFAULT_PROJECTIONS } from '../../src/models/family.js';
 import { decodeExperts } from '../subjects.js';
 import type { Experts } from './rivals.js';
 
+/** The experts of one layer and projection, and their places in the checkpoint. */
 export interface Group extends Experts {
   readonly stored: readonly StoredMatrix[];
 }
 
-/** Of each layer the gate matrices, then the up matrices. */
+/** All groups: for each layer the gate matrices, then the up matrices. */
 export async function readGroups(folder = TINY_MODEL): Promise<Group[]> {
   const { layers } = detectModel(await openCheckpoint(folder));
   const matrices = layers.flatMap(({ experts }) => DEFAULT_PROJECTIONS.map((projection) => experts[projection]));
@@ -26,7 +27,10 @@ export async function readGroups(folder = TINY_MODEL): Promise<Group[]> {
   );
 }
 
-/** `change` returns the experts to be written, in the fixture's dtype. */
+/**
+ * Writes a copy of the fixture.
+ * @param change returns the experts to write; they are stored in the fixture's dtype
+ */
 export async function writeCopy(
   folder: string,
   change: (group: Group, index: number) => readonly Float32Array[],

@@ -1,6 +1,7 @@
-/** The studies' plots and tables as one page. */
+/** The studies' charts and tables as one HTML page. */
+import { bars } from '../../src/page/bars.js';
+import { type AxisStyle, lines, type Point, type Series } from '../../src/page/charts.js';
 import { htmlPage, type Section, table } from '../../src/page/page.js';
-import { bars, lines, type Point, type Series } from '../../src/page/svg.js';
 import type { Result, ResultRow } from './results.js';
 import { share, sizeOf } from './studies.js';
 import { cells, columns } from './table.js';
@@ -12,17 +13,17 @@ interface StudyRecord {
   readonly studies: readonly Result[];
 }
 
-const OF_DENSE = 'parameters, % of dense';
-const ERROR = 'relative squared error';
-const KL = 'KL, nats';
+const SIZE: AxisStyle = { title: 'parameters, % of dense', scale: 'logarithmic' };
+const ERROR: AxisStyle = { title: 'relative squared error', scale: 'logarithmic' };
+const KL: AxisStyle = { title: 'KL, nats', scale: 'logarithmic' };
 
 const PLOTS: { readonly [name in Result['name']]: (result: Result, all: readonly Result[]) => string[] } = {
   methods: (result) => {
     const against = (key: 'error' | 'divergence'): Series[] =>
       seriesBy('method', result, ({ what, score }) => ({ x: 100 * share(sizeOf(Number(what.m))), y: score[key] }));
     return [
-      lines('Error against size', OF_DENSE, ERROR, against('error'), { y: 'logarithmic' }),
-      lines('KL against size', OF_DENSE, KL, against('divergence'), { y: 'logarithmic' }),
+      lines({ title: 'Error against size', x: SIZE, y: ERROR, series: against('error') }),
+      lines({ title: 'KL against size', x: SIZE, y: KL, series: against('divergence') }),
     ];
   },
   activations: ({ rows }) => {
@@ -34,7 +35,7 @@ const PLOTS: { readonly [name in Result['name']]: (result: Result, all: readonly
   },
   ranks: (result) => {
     const at = ({ size, score }: ResultRow): Point => ({ x: 100 * share(size?.parameters ?? 0), y: score.error });
-    return [lines('Error against size', OF_DENSE, ERROR, seriesBy('m', result, at), { y: 'logarithmic' })];
+    return [lines({ title: 'Error against size', x: SIZE, y: ERROR, series: seriesBy('m', result, at) })];
   },
   noise: ({ rows }, all) => {
     const point = ({ score }: ResultRow): Point => ({ x: score.error, y: score.divergence });
@@ -44,11 +45,18 @@ const PLOTS: { readonly [name in Result['name']]: (result: Result, all: readonly
       { label: 'noise', points: noise.map(point) },
       ...(methods ? seriesBy('method', methods, point) : []),
     ];
-    return [lines('KL against error', ERROR, KL, series, { y: 'logarithmic' })];
+    return [lines({ title: 'KL against error', x: ERROR, y: KL, series })];
   },
   experts: (result) => {
     const at = ({ what, score }: ResultRow): Point => ({ x: Number(what.k), y: score.divergence });
-    return [lines('KL against experts a token', 'experts a token', KL, seriesBy('model', result, at))];
+    return [
+      lines({
+        title: 'KL against experts a token',
+        x: { title: 'experts a token', scale: 'logarithmic' },
+        y: { ...KL, scale: 'from zero' },
+        series: seriesBy('model', result, at),
+      }),
+    ];
   },
 };
 
@@ -60,6 +68,7 @@ function seriesBy(key: string, { rows }: Result, point: (row: ResultRow) => Poin
   }));
 }
 
+/** The page as HTML. */
 export function studyPage({ text, source, studies }: StudyRecord): string {
   const intro = `Scored on ${text.bytes} bytes of ${text.name}; the source's nll is ${source.nll.toFixed(4)} nats a byte.`;
   const sections = studies.map((result): Section => {

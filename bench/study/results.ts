@@ -1,24 +1,27 @@
-/** Runs studies: makes their variants one after the other, then scores them side by side. */
+/** Runs studies: makes all variants one after the other, then scores several at once. */
 import type { Rank } from '../../src/methods/svd/baselines.js';
 import { mean } from '../levels.js';
 import type { Row, Study } from './studies.js';
 import type { Score, Workshop } from './workshop.js';
 
-/** Models scored at once, on a thread each. */
+/** Models that are scored at once, each on one thread. */
 const LANES = 2;
 
+/** A row with its scores. */
 export interface ResultRow extends Row {
   readonly size?: Rank;
-  /** The mean of the seeds. */
+  /** Mean score of all seeds. */
   readonly score: Score;
-  /** Of each seed, where there are several. */
+  /** Scores of the seeds, if there are several. */
   readonly scores?: readonly Score[];
 }
 
+/** A study with its scores. */
 export interface Result extends Study {
   readonly rows: readonly ResultRow[];
 }
 
+/** Makes and scores every variant once. */
 export async function runStudies(
   studies: readonly Study[],
   workshop: Workshop,

@@ -24,7 +24,7 @@ const relative = ({ experts }: Experts, { experts: rebuilt }: Factorised): numbe
   return error / experts.reduce((sum, values) => sum + squaredNorm(values), 0);
 };
 
-/** What each takes for a unit of rank, and before the first one. */
+/** For each method, the parameters of one unit of rank, and those that do not depend on the rank. */
 const rivals: Array<[name: string, rival: Rival, perRank: number, fixed: number]> = [
   ['one right factor for all', sharedRight(1), COUNT * 6 + 20, 0],
   ['one right factor a block', sharedRight(4), COUNT * 6 + 4 * 20, 0],
@@ -82,7 +82,7 @@ function lowRank(left = normals(12), right = normals(40)): Float32Array {
 test('each finds the structure it is made for, at the rank it has', () => {
   const [left, right, mean] = [normals(12), normals(40), normals(SIZE)];
   const made = (make: () => Float32Array): Experts => ({ experts: Array.from({ length: COUNT }, make), ...SHAPE });
-  // Deltas that add up to nothing, so that the mean is the mean.
+  // The deltas sum to 0, so the experts' mean is `mean`.
   const deltas = Array.from({ length: COUNT / 2 }, () => lowRank()).flatMap((it) => [it, it.map((value) => -value)]);
   const cases: Array<[Rival, Experts, number]> = [
     [sharedRight(1), made(() => lowRank(undefined, right)), 2 * (COUNT * 6 + 20)],

@@ -1,28 +1,30 @@
 /**
- * What MoBE is compared with: factorisations of one group's experts within a number of parameters, multiplied out again. All
- * are best in the weights alone: no calibration data, no Fisher information, nothing pruned, as the methods they are named after have.
+ * Methods that MoBE is compared with. Each factorises one group's experts within a number of parameters and multiplies the factors
+ * again. All minimise the error of the weights only. The published methods with these names also use calibration data, Fisher
+ * information or pruning.
  */
 import { transpose } from '../../src/checkpoint/stored-matrix.js';
-import { addScaled } from '../../src/linalg/householder.js';
-import { truncatedSvd } from '../../src/linalg/svd.js';
+import { truncatedSvd } from '../../src/linalg/lapack/truncated-svd.js';
+import { addScaled } from '../../src/linalg/vectors.js';
 import { type Rank, rankWithin } from '../../src/methods/svd/baselines.js';
 
-/** The experts of one layer and projection: (rows, cols) each, row-major. */
+/** The experts of one layer and projection, each (rows, cols), row-major. */
 export interface Experts {
   readonly experts: readonly Float32Array[];
   readonly rows: number;
   readonly cols: number;
 }
 
-/** Takes no more parameters than were allowed. */
+/** A method's result. It has no more parameters than allowed. */
 export interface Factorised extends Rank {
-  /** Ŵ, like the experts. */
+  /** Ŵ, with the shapes of the experts. */
   readonly experts: readonly Float32Array[];
 }
 
+/** A method. */
 export type Rival = (group: Experts, parameters: number) => Factorised;
 
-/** W_i ≈ A_i·B_g for the experts i of block g, consecutive ones: k·(n·p + blocks·d) parameters. */
+/** W_i ≈ A_i·B_g for the experts i of block g. Blocks are consecutive experts. It has k·(n·p + blocks·d) parameters. */
 export const sharedRight =
   (blocks: number): Rival =>
   ({ experts, rows, cols }, parameters) => {
@@ -39,17 +41,17 @@ export const sharedRight =
     return { ...fits, experts: rebuilt };
   };
 
-/** W_i ≈ U_i·V_i: n·k·(p + d). */
+/** W_i ≈ U_i·V_i, with n·k·(p + d) parameters. */
 export const perExpert: Rival = (group, parameters) => sharedRight(group.experts.length)(group, parameters);
 
-/** W_i ≈ A·B_i: k·(p + n·d). */
+/** W_i ≈ A·B_i, with k·(p + n·d) parameters. */
 export const sharedLeft: Rival = ({ experts, rows, cols }, parameters) => {
   const transposed = experts.map((values) => turned(values, rows, cols));
   const result = sharedRight(1)({ experts: transposed, rows: cols, cols: rows }, parameters);
   return { ...result, experts: result.experts.map((values) => turned(values, cols, rows)) };
 };
 
-/** W_i ≈ W̄ + U_i·V_i, with W̄ the experts' mean: p·d + n·k·(p + d). */
+/** W_i ≈ W̄ + U_i·V_i, where W̄ is the experts' mean. It has p·d + n·k·(p + d) parameters. */
 export const meanAndDeltas: Rival = ({ experts, rows, cols }, parameters) => {
   const mean = new Float32Array(rows * cols);
   for (let x = 0; x < mean.length; x++)

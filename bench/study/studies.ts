@@ -1,22 +1,25 @@
-/** The studies: which variants of the fixture are compared, and under what names. */
-import { type Activation, denseParameters, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
+/** Defines the studies: the compared variants of the fixture and their names. */
+import { type Activation, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
+import { denseParameters } from '../../src/methods/sizes.js';
 import { meanAndDeltas, perExpert, sharedLeft, sharedRight } from './rivals.js';
 import { GROUP, mobe, noise, noiseLike, rival, source, type Variant } from './variants.js';
 
+/** Sizes and seeds of the studies. */
 export interface Scale {
-  /** Numbers of bases at full rank; the sizes at which all methods are compared. */
+  /** Numbers of bases at full rank. All methods are compared at these sizes. */
   readonly bases: readonly number[];
-  /** Numbers of bases and ranks below p. */
+  /** Pairs of a number of bases and a rank below p. */
   readonly ranks: ReadonlyArray<readonly [bases: number, rank: number]>;
   readonly activations: readonly Activation[];
-  /** Squared norms of the noise, as shares of each matrix's. */
+  /** Squared norms of the noise, relative to each matrix's. */
   readonly noise: readonly number[];
   readonly expertsPerToken: readonly number[];
-  /** Of what is random: fits where seeds are compared, and noise. */
+  /** Seeds of the noise, and of the fits that are repeated. */
   readonly seeds: readonly number[];
   readonly steps: Readonly<Record<SolverName, number>>;
 }
 
+/** The full studies. */
 export const FULL: Scale = {
   bases: [2, 4, 8, 16],
   ranks: [
@@ -30,11 +33,11 @@ export const FULL: Scale = {
   noise: [0.01, 0.02, 0.05, 0.1, 0.2, 0.4],
   expertsPerToken: [2, 3, 5, 6, 8],
   seeds: [0, 1],
-  // Varpro's default; of the reference's method as many as the time allows.
+  // varpro has its default number of steps, and the reference's method as many as the time allows.
   steps: { varpro: 600, adam: 1000 },
 };
 
-/** To see that it runs. */
+/** A short trial. */
 export const QUICK: Scale = {
   bases: [8],
   ranks: [[8, 32]],
@@ -45,30 +48,34 @@ export const QUICK: Scale = {
   steps: { varpro: 20, adam: 20 },
 };
 
-/** The number of bases at which everything but size is compared. */
+/** Number of bases in all studies that do not compare sizes. */
 const BASES = 8;
-/** The fixture's own. */
+/** The fixture's config. */
 const EXPERTS_PER_TOKEN = 4;
 
+/** A row of a study. */
 export interface Row {
-  /** What tells it from the others, by titles of columns. */
+  /** The row's first cells, by column titles. */
   readonly what: Readonly<Record<string, string | number>>;
-  /** Its seeds: figures are their mean. */
+  /** One variant for each seed. The figures are means. */
   readonly variants: readonly Variant[];
-  /** Undefined: as many as the model's config has. */
+  /** Default: the number in the model's config. */
   readonly expertsPerToken?: number;
 }
 
+/** A study: one table. */
 export interface Study {
   readonly name: 'methods' | 'activations' | 'ranks' | 'noise' | 'experts';
   readonly title: string;
   readonly rows: readonly Row[];
 }
 
-/** Parameters of a group's factors, r = p. */
+/** Number of parameters of a group's factors with r = p. */
 export const sizeOf = (bases: number): number => factorParameters({ ...GROUP, bases, rank: GROUP.rows });
+/** Parameters relative to the dense experts. */
 export const share = (parameters: number): number => parameters / denseParameters(GROUP);
 
+/** All studies at a scale. */
 export function studies({ steps: { varpro, adam }, seeds, ...scale }: Scale): Study[] {
   const fitted = (bases: number, rest: { rank?: number; activation?: Activation; seed?: number } = {}): Variant =>
     mobe({ bases, steps: varpro, ...rest });
@@ -151,7 +158,7 @@ export function studies({ steps: { varpro, adam }, seeds, ...scale }: Scale): St
   ];
 }
 
-/** Parameters of the experts that a token goes to, as a share of the source's; MoBE's as A·(f(ΣαB)·x). */
+/** Parameters of the experts that a token uses, relative to the source. MoBE is counted as A·(f(ΣαB)·x). */
 function active(k: number, compressed: boolean): { 'active parameters': string } {
   const { rows: p, cols: d } = GROUP;
   const own = compressed ? 2 * (p * p + p * d) + p * d : 3 * p * d;

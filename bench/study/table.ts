@@ -4,9 +4,13 @@ import { share } from './studies.js';
 
 const MEASURES = ['rank', 'parameters', 'of dense', 'error', 'nll', 'more', 'KL', 'same top-1'] as const;
 
+/** Column titles of a study's table. */
 export const columns = ({ rows }: Result): string[] => [...Object.keys(rows[0]?.what ?? {}), ...MEASURES];
 
-/** `sourceNll`: what the nll is more than. */
+/**
+ * Cells of a row.
+ * @param sourceNll the source's nll, which is subtracted in the column "more"
+ */
 export function cells({ what, size, score }: ResultRow, sourceNll: number): string[] {
   const { error, nll, divergence, agreement } = score;
   return [
@@ -22,6 +26,7 @@ export function cells({ what, size, score }: ResultRow, sourceNll: number): stri
   ];
 }
 
+/** A study's table as text. */
 export function studyTable(result: Result, sourceNll: number): string {
   const names = columns(result);
   const align = (title: string, i: number) => (i < names.length - MEASURES.length ? left(title) : right(title));

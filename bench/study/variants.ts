@@ -1,4 +1,4 @@
-/** What may stand in place of the fixture's gate and up matrices. */
+/** Variants of the fixture with other gate and up matrices. */
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { createRandom } from '../../src/linalg/random.js';
 import { type Activation, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
@@ -8,23 +8,26 @@ import { readGroups, writeCopy } from './checkpoint.js';
 import { addNoise, squaredDistance, squaredNorm } from './noise.js';
 import type { Rival } from './rivals.js';
 
-/** Of each group: n experts of p × d. */
+/** Sizes of each group: n experts of p × d. */
 export const GROUP = { experts: 32, rows: 64, cols: 192 };
-/** Fits run this many side by side; so many everywhere, since it is among what decides their bytes. */
+/** Threads of a fit. The number is fixed because it affects the result's bytes. */
 const THREADS = 2;
 
+/** A changed copy of the fixture. */
 export interface Variant {
-  /** Names it, and its folder. */
+  /** Name of the variant and of its folder. */
   readonly key: string;
-  /** Writes a dense checkpoint. `made` has the folder of another one. Returns the size of a group's factors, where there are any. */
+  /** Writes a dense checkpoint. `made` gives the folder of another variant. Returns the size of a group's factors, if there are any. */
   make(folder: string, made: (other: Variant) => Promise<string>): Promise<Rank | undefined>;
 }
 
+/** The fixture without changes. */
 export const source: Variant = {
   key: 'source',
   make: async (folder) => void (await writeCopy(folder, ({ experts }) => experts)),
 };
 
+/** Options of a MoBE fit. */
 export interface MobeOptions {
   readonly bases: number;
   readonly steps: number;
@@ -34,6 +37,7 @@ export interface MobeOptions {
   readonly seed?: number;
 }
 
+/** A MoBE fit, expanded again. */
 export function mobe({
   rank = GROUP.rows,
   activation = 'silu',
@@ -52,6 +56,7 @@ export function mobe({
   };
 }
 
+/** The result of another method. */
 export const rival = (name: string, factorise: Rival, parameters: number): Variant => ({
   key: `${name}-${parameters}`,
   async make(folder) {
@@ -65,7 +70,7 @@ export const rival = (name: string, factorise: Rival, parameters: number): Varia
   },
 });
 
-/** Noise on every matrix, its square this share of the matrix's. */
+/** Adds noise to every matrix. The noise's squared norm is `share` of the matrix's. */
 export const noise = (share: number, seed: number): Variant => ({
   key: `noise-${share}-${seed}`,
   make: async (folder) =>
@@ -74,7 +79,7 @@ export const noise = (share: number, seed: number): Variant => ({
     )),
 });
 
-/** Noise on every matrix, as large as another variant's error of that matrix. */
+/** Adds noise to every matrix. It is as large as the error of another variant in that matrix. */
 export const noiseLike = (other: Variant, seed: number): Variant => ({
   key: `noise-like-${other.key}-${seed}`,
   async make(folder, made) {

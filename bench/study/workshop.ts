@@ -1,4 +1,4 @@
-/** Makes variants of the fixture, each once, and scores them by the program's own `mobe eval`. */
+/** Makes each variant of the fixture once and scores it with `mobe eval`. */
 import { execFile } from 'node:child_process';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -10,14 +10,15 @@ import { readGroups } from './checkpoint.js';
 import { squaredDistance, squaredNorm } from './noise.js';
 import type { Variant } from './variants.js';
 
+/** Scores of a variant. */
 export interface Score {
-  /** ‖W − Ŵ‖²/‖W‖² of the weights as written, the mean of the groups. */
+  /** ‖W − Ŵ‖²/‖W‖² of the written weights, mean of the groups. */
   readonly error: number;
-  /** Nats a byte. */
+  /** Negative log-likelihood, nats a byte. */
   readonly nll: number;
-  /** KL divergence of its predictions from the source's, nats. */
+  /** KL divergence of the predictions from the source's, nats. */
   readonly divergence: number;
-  /** Share of the predictions with the same most likely token. */
+  /** Share of predictions with the same most likely token. */
   readonly agreement: number;
 }
 
@@ -26,6 +27,7 @@ interface Made {
   readonly size: Rank | undefined;
 }
 
+/** Makes and scores variants in a folder, and remembers the results. */
 export class Workshop {
   private readonly made = new Map<string, Promise<Made>>();
   private readonly scores = new Map<string, Promise<Score>>();
@@ -48,7 +50,7 @@ export class Workshop {
     return { folder, size: await variant.make(folder, async (other) => (await this.make(other)).folder) };
   }
 
-  /** In a process of its own, on one thread: the model is too small for more. */
+  /** Scores a variant in a process of its own, on one thread, because the model is too small for more. */
   private async evaluate(variant: Variant, expertsPerToken: number | undefined): Promise<Score> {
     const { folder } = await this.make(variant);
     const experts = expertsPerToken === undefined ? [] : ['--experts-per-token', String(expertsPerToken)];

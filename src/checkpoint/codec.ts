@@ -3,7 +3,7 @@ import { OverflowError } from '../errors.js';
 import { type FloatDtype, floatBytes } from './dtype.js';
 import { widenBfloat16, widenHalf } from './widen.js';
 
-/** f16 bit pattern → its f32 bit pattern; built at first use (256 KiB). */
+/** f16 bit pattern → f32 bit pattern. Built at first use; 256 KiB. */
 let halfTable: Uint32Array | undefined;
 
 function halfBits(): Uint32Array {
@@ -27,7 +27,7 @@ function halfBits(): Uint32Array {
   return halfTable;
 }
 
-/** The bytes as 16- or 32-bit words: in place where aligned, else from a copy. */
+/** The bytes as 16- or 32-bit words. Bytes that are not aligned are copied. */
 function words<T>(
   bytes: Uint8Array,
   type: { new (buffer: ArrayBufferLike, offset: number, length: number): T; BYTES_PER_ELEMENT: number },
@@ -37,7 +37,7 @@ function words<T>(
   return new type(aligned.buffer, aligned.byteOffset, bytes.byteLength / size);
 }
 
-/** Decodes `bytes` into `target` (as many elements as the bytes hold). Exact for all three dtypes. */
+/** Decodes all elements of `bytes` into `target`. Exact for all three dtypes. */
 export function decodeFloats(dtype: FloatDtype, bytes: Uint8Array, target: Float32Array): void {
   if (dtype === 'F32') {
     target.set(words(bytes, Float32Array));
@@ -54,14 +54,14 @@ export function decodeFloats(dtype: FloatDtype, bytes: Uint8Array, target: Float
   if (even < count) bits[even] = ((bytes[2 * even] as number) << 16) | ((bytes[2 * even + 1] as number) << 24);
 }
 
-/** The floats that the bytes hold, in memory of their own. */
+/** Decodes bytes into a new array. */
 export function floatsOf(dtype: FloatDtype, bytes: Uint8Array): Float32Array {
   const values = new Float32Array(bytes.byteLength / floatBytes(dtype));
   decodeFloats(dtype, bytes, values);
   return values;
 }
 
-/** As `encodeFloats`, but throws `OverflowError` naming the tensor where a value is too large for the dtype. */
+/** Like `encodeFloats`, but throws an `OverflowError` that names the tensor if a value is too large for the dtype. */
 export function encodeFinite(dtype: FloatDtype, values: Float32Array, tensor: string): Uint8Array<ArrayBuffer> {
   const bytes = encodeFloats(dtype, values);
   if (!allFinite(dtype, bytes)) throw new OverflowError(tensor, dtype);
@@ -69,8 +69,8 @@ export function encodeFinite(dtype: FloatDtype, values: Float32Array, tensor: st
 }
 
 /**
- * Rounds to the nearest value of `dtype`, ties to even; a value too large becomes infinite.
- * @param memory where the bytes go, if it is large enough and aligned; else they have their own
+ * Encodes values, rounded to the nearest value of `dtype`, ties to even. A value that is too large becomes infinite.
+ * @param memory gets the bytes if it is large enough and aligned; otherwise new memory is allocated
  */
 export function encodeFloats(dtype: FloatDtype, values: Float32Array): Uint8Array<ArrayBuffer>;
 export function encodeFloats(dtype: FloatDtype, values: Float32Array, memory: Uint8Array | undefined): Uint8Array;
@@ -90,7 +90,7 @@ export function encodeFloats(dtype: FloatDtype, values: Float32Array, memory?: U
 }
 
 function toBfloat16(bits: number): number {
-  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >>> 16) | 0x40; // keep a NaN a NaN
+  if ((bits & 0x7fffffff) > 0x7f800000) return (bits >>> 16) | 0x40; // NaN stays NaN
   return (bits + 0x7fff + ((bits >>> 16) & 1)) >>> 16;
 }
 
@@ -100,7 +100,7 @@ function toHalf(bits: number): number {
   if (magnitude > 0x7f800000) return sign | 0x7e00;
   if (magnitude >= 0x477ff000) return sign | 0x7c00; // ≥ 65520 rounds to infinity
   if (magnitude >= 0x38800000) {
-    // normal: drop 13 fraction bits, ties to even; a carry moves into the exponent as it should
+    // A normal number loses 13 fraction bits, ties to even. A carry into the exponent gives the right result.
     return sign | ((magnitude - 0x38000000 + 0xfff + ((magnitude >>> 13) & 1)) >>> 13);
   }
   if (magnitude < 0x33000000) return sign; // below half the smallest subnormal

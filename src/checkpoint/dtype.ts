@@ -22,20 +22,21 @@ const BITS: Readonly<Record<string, number>> = {
   U64: 64,
 };
 
-/** A dtype whose values this program computes with. Everything else passes through as bytes. */
+/** A dtype that this program computes with. Tensors of other dtypes are copied as bytes. */
 export type FloatDtype = 'F32' | 'F16' | 'BF16';
 
+/** Whether this program computes with a dtype. */
 export const isFloatDtype = (dtype: string): dtype is FloatDtype =>
   dtype === 'F32' || dtype === 'F16' || dtype === 'BF16';
 
-/** Bytes of one element of a dtype we compute with. */
+/** Bytes of one element. */
 export const floatBytes = (dtype: FloatDtype): number => (dtype === 'F32' ? 4 : 2);
 
-/** Elements of a tensor; 1 for a scalar, 0 if any size is. Rounded above 2^53, infinite above 2^1024: more than any file has. */
+/** Number of elements of a tensor; 1 for a scalar. It is rounded above 2^53 and infinite above 2^1024, which no file reaches. */
 export const elementCount = (shape: readonly number[]): number =>
   shape.includes(0) ? 0 : shape.reduce((count, size) => count * size, 1);
 
-/** Bytes of a tensor, not whole where its elements do not fill them; undefined where the dtype is unknown. */
+/** Bytes of a tensor; undefined for an unknown dtype. Not a whole number if elements of less than 8 bits do not fill the last byte. */
 export function byteLength(dtype: string, shape: readonly number[]): number | undefined {
   const bits = Object.hasOwn(BITS, dtype) ? BITS[dtype] : undefined;
   return bits === undefined ? undefined : (bits * elementCount(shape)) / 8;

@@ -1,9 +1,9 @@
 /**
- * Finds a key that one object of a JSON text has twice. `JSON.parse` keeps the last and says nothing; a header or an
- * index with two entries of a name is ambiguous and must be refused. The text must already have parsed.
+ * Finds a key that occurs twice in one object of a JSON text. `JSON.parse` silently keeps the last one, but a header or an index
+ * with two entries for one name is ambiguous and must be refused. The text must be valid JSON.
  */
 export function duplicateKey(json: string): string | undefined {
-  const open: Array<Set<string> | undefined> = []; // keys seen so far of each enclosing object; undefined for an array
+  const open: Array<Set<string> | undefined> = []; // keys of each enclosing object so far; undefined for an array
   let lastString = '';
   for (let i = 0; i < json.length; i++) {
     switch (json[i]) {
@@ -15,7 +15,7 @@ export function duplicateKey(json: string): string | undefined {
       }
       case ':': {
         const keys = open.at(-1);
-        // Escapes can spell a name in several ways; compare what they mean.
+        // Escapes can spell one name in several ways, so decoded names are compared.
         const key = lastString.includes('\\') ? (JSON.parse(lastString) as string) : lastString.slice(1, -1);
         if (keys?.has(key)) return key;
         keys?.add(key);

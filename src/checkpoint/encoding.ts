@@ -1,4 +1,4 @@
-/** Stored matrices to numbers: plain floats, and codes of 1 to 8 bits that share scales. */
+/** Decodes stored matrices: plain floats, and codes of 1 to 8 bits that share scales. */
 import { z } from 'zod';
 import type { FloatDtype } from './dtype.js';
 import { codesDecoder, codesSchema } from './encodings/codes.js';
@@ -70,13 +70,13 @@ export const rowSpan = (encoding: Encoding, cols: number, rows: Range): Span =>
   decoderOf(encoding).rowSpan(encoding, cols, rows);
 
 /**
- * Decodes `rows.count` rows of a matrix from row `rows.first` on; they may begin and end inside a block.
+ * Decodes `rows.count` rows of a matrix, from row `rows.first` on. They may begin and end inside a block.
  *
  * @param data the bytes of `rowSpan`, and no others; at any alignment
  * @param scales all that follows the data, empty for floats; at any alignment
  * @param target (rows.count, cols) f32: value · scale, rounded once to f32, as in PyTorch's `w.float() * scale.float()`.
  *   (compressed-tensors multiplies in the scales' dtype, and so rounds int4 weights to bf16 where those are bf16.)
- * @throws RangeError where a length does not fit. Shapes come from headers that were checked, so this is a caller's mistake.
+ * @throws RangeError if a length does not fit. Headers were checked before, so this is a mistake of the caller.
  */
 export function decodeRows(
   encoding: Encoding,

@@ -1,9 +1,9 @@
-/** What the 256 codes of an 8-bit float mean. Formats: OCP 8-bit Floating Point 1.0, OCP Microscaling Formats 1.0. */
+/** Values of the 256 codes of 8-bit floats. Formats: OCP 8-bit Floating Point 1.0, OCP Microscaling Formats 1.0. */
 export type Float8Dtype = 'F8_E4M3' | 'F8_E5M2' | 'F8_E8M0';
 
 const tables = new Map<Float8Dtype, Float32Array>();
 
-/** Code → value, exact in f32; built at first use. */
+/** A table from codes to values, exact in f32. Built at first use. */
 export function float8Values(dtype: Float8Dtype): Float32Array {
   let table = tables.get(dtype);
   if (!table) {
@@ -14,10 +14,10 @@ export function float8Values(dtype: Float8Dtype): Float32Array {
   return table;
 }
 
-/** The variant without infinities that checkpoints use (`float8_e4m3fn`): only the last code of each sign is NaN. */
+/** Checkpoints use the variant without infinities (`float8_e4m3fn`). Only the last code of each sign is NaN. */
 const e4m3 = (code: number): number => ((code & 0x7f) === 0x7f ? Number.NaN : signed(code, 3, 7));
 
-/** Infinities and NaNs as in IEEE 754. */
+/** Infinities and NaNs are encoded as in IEEE 754. */
 function e5m2(code: number): number {
   const magnitude = code & 0x7f;
   if (magnitude > 0x7c) return Number.NaN;
@@ -25,10 +25,10 @@ function e5m2(code: number): number {
   return signed(code, 2, 15);
 }
 
-/** A power of two, neither zero nor sign; the smallest, 2⁻¹²⁷, is subnormal in f32. */
+/** A power of two. There is no zero and no sign. The smallest value, 2⁻¹²⁷, is subnormal in f32. */
 const e8m0 = (code: number): number => (code === 255 ? Number.NaN : 2 ** (code - 127));
 
-/** Sign, exponent and fraction, subnormals below the smallest exponent. */
+/** A float with sign, exponent and fraction. Exponent 0 means subnormal. */
 function signed(code: number, fractionBits: number, bias: number): number {
   const exponent = (code & 0x7f) >>> fractionBits;
   const fraction = code & ((1 << fractionBits) - 1);

@@ -1,4 +1,4 @@
-/** The header of a safetensors file: parsed and written here, each the other's mirror. */
+/** Parses and writes the header of a safetensors file. */
 import {
   DuplicateKeyError,
   HeaderTooLongError,
@@ -17,7 +17,7 @@ export const MAX_HEADER_BYTES = 100_000_000;
 /** The length field before the header: one little-endian u64. */
 export const LENGTH_BYTES = 8;
 
-/** The one key that is no tensor. */
+/** The only key that is not a tensor. */
 const METADATA = '__metadata__';
 
 /** One tensor of a shard. `start` and `end` are absolute byte offsets in `file`. */
@@ -30,15 +30,15 @@ export interface TensorInfo {
   readonly end: number;
 }
 
-/** What a header says. */
+/** The content of a header. */
 export interface ShardHeader {
-  /** In the order of their data. */
+  /** Tensors in the order of their data. */
   readonly tensors: readonly TensorInfo[];
-  /** Its `__metadata__`; empty where it has none. */
+  /** `__metadata__`; empty if the header has none. */
   readonly metadata: Readonly<Record<string, string>>;
 }
 
-/** Reads the length field and checks it against the file before anything is allocated for it. */
+/** The header's length in bytes, from the file's first bytes. Throws an `InvalidHeaderError` or a `HeaderTooLongError`. */
 export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: string): number {
   if (prefix.byteLength < LENGTH_BYTES) throw new InvalidHeaderError(file, `it has only ${fileBytes} bytes`);
   const length = new DataView(prefix.buffer, prefix.byteOffset).getBigUint64(0, true);
@@ -49,9 +49,10 @@ export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: s
 }
 
 /**
- * Parses and validates the JSON part of a header: dtype, shape and offsets of every tensor, no duplicate key, and data
- * that fills the rest of the file without hole or overlap (safetensors format description, "Format").
- * @param names empty; filled with those of the tensors
+ * Parses and checks the JSON part of a header: dtype, shape and offsets of every tensor. No key may occur twice, and the data
+ * must fill the rest of the file without holes and overlaps (safetensors format description, "Format"). Throws one of the
+ * errors of src/errors/header.ts.
+ * @param names an empty set; it gets the tensors' names
  */
 export function parseHeader(json: Uint8Array, fileBytes: number, file: string, names = new Set<string>()): ShardHeader {
   const dataStart = LENGTH_BYTES + json.byteLength;
@@ -100,7 +101,7 @@ function forEachEntry(json: Uint8Array, file: string, visit: (name: string, entr
   }
 }
 
-/** An entry may have a key twice: it has more colons than keys. (A name can hold a colon too; that is looked at more closely.) */
+/** A quick check whether an entry may have a key twice: it has more colons than keys. A colon in a string only costs a closer look. */
 function hasTwins(entry: unknown, bytes: Buffer, { start, end }: Span): boolean {
   if (!isObject(entry)) return true;
   let colons = 0;
@@ -114,7 +115,7 @@ function checkMetadata(entry: unknown, file: string): Record<string, string> {
   throw new InvalidHeaderError(file, '"__metadata__" is not a map from string to string');
 }
 
-/** Hundreds of thousands of tensors have a handful of shapes: what this returns for equal ones is one array. */
+/** Returns a function that gives one shared array for equal shapes: 500 000 tensors have only a few different shapes. */
 function shapeSharer(): (shape: readonly number[]) => readonly number[] {
   const known = new Map<number, readonly number[]>();
   return (shape) => {
@@ -153,7 +154,7 @@ const isObject = (value: unknown): value is Record<string, unknown> =>
 const isIndexArray = (value: unknown): value is number[] =>
   Array.isArray(value) && value.every((item) => Number.isSafeInteger(item) && (item as number) >= 0);
 
-/** What a header is written from: tensors in the order of their data. */
+/** A tensor for `encodeHeader`. */
 export interface TensorSpec {
   readonly name: string;
   readonly dtype: string;
@@ -161,7 +162,7 @@ export interface TensorSpec {
   readonly bytes: number;
 }
 
-/** A tensor of a dtype we compute with. */
+/** A tensor of floats. */
 export const floatTensor = (name: string, dtype: FloatDtype, ...shape: number[]): TensorSpec => ({
   name,
   dtype,
@@ -170,15 +171,16 @@ export const floatTensor = (name: string, dtype: FloatDtype, ...shape: number[])
 });
 
 /**
- * The length field and the header, space-padded so that the data begins 8-byte aligned.
- * @param least pads to at least this many bytes in all, to leave room for a longer header later
+ * Encodes the length field and the header. Spaces at its end align the data to 8 bytes.
+ * @param tensors in the order of their data
+ * @param least least total bytes; the padding leaves room for a longer header later
  */
 export function encodeHeader(
   tensors: readonly TensorSpec[],
   metadata: Readonly<Record<string, string>> = {},
   least = 0,
 ): Uint8Array {
-  // "format": some loaders refuse a file without it.
+  // Some loaders refuse a file without "format".
   const header: Record<string, unknown> = Object.create(null);
   header.__metadata__ = { format: 'pt', ...metadata };
   let offset = 0;

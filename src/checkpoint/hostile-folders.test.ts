@@ -1,11 +1,11 @@
-/** Folders of strangers: nothing in them leads out of them, or takes more than they are. */
+/** Folders from strangers: no name may lead out of the folder, and no file may take more memory or time than its size allows. */
 import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, truncateSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { describe, expect, test } from 'vitest';
 import { shardOf } from '../../fixtures/fuzz/checkpoint-target.js';
-import { memoryFiles } from '../../fixtures/fuzz/memory-files.js';
 import { generateFamily } from '../../fixtures/generate-family.js';
+import { memoryFolder } from '../../fixtures/memory-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { compress } from '../../streams/operations/compress.js';
 import { fitFactors } from '../../streams/operations/fit.js';
@@ -69,7 +69,7 @@ describe('paths', () => {
   test.each(['../escaped', '/escaped', 'a\\..\\b'])(
     'a side file called %j is refused before anything is done',
     async (path) => {
-      const files = memoryFiles(new Map([[path, new Uint8Array(1)]]));
+      const { files } = memoryFolder(new Map([[path, new Uint8Array(1)]]));
       await expect(listSideFiles({ folder: '/memory', files })).rejects.toThrow(UnsafePathError);
     },
   );
@@ -174,7 +174,7 @@ describe('links', () => {
 
 describe('sizes are not taken on trust:', () => {
   const open = (files: Record<string, string | Uint8Array>) =>
-    openCheckpoint('/memory', memoryFiles(new Map(Object.entries(files).map(([name, it]) => [name, Buffer.from(it)]))));
+    openCheckpoint(memoryFolder(new Map(Object.entries(files).map(([name, it]) => [name, Buffer.from(it)]))));
   const tensor = (dtype: string, shape: readonly number[], start: number, end: number) => ({
     dtype,
     shape,
@@ -251,7 +251,7 @@ describe('sizes are not taken on trust:', () => {
     async (file) => {
       put(at(`huge ${file}`, 'config.json'), '{}');
       put(at(`huge ${file}`, file), '{');
-      truncateSync(at(`huge ${file}`, file), 2 ** 30); // a hole
+      truncateSync(at(`huge ${file}`, file), 2 ** 30); // a sparse file
       put(at(`huge ${file}`, 'model.safetensors'), shard({}));
       const before = process.memoryUsage.rss();
       await expect(openCheckpoint(at(`huge ${file}`))).rejects.toThrow('the limit is');
@@ -287,7 +287,7 @@ test('names that objects inherit are names like any other', async () => {
     ['model.safetensors.index.json', Buffer.from(index)],
     ['model-1.safetensors', Buffer.from(shardOf(header, Uint8Array.of(1, 2, 3)))],
   ]);
-  const { tensors, config } = await openCheckpoint('/memory', memoryFiles(files));
+  const { tensors, config } = await openCheckpoint(memoryFolder(files));
   expect([...tensors.keys()]).toEqual(names);
   expect(config.model_type).toBeUndefined();
 });

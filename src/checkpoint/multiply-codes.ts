@@ -1,10 +1,10 @@
 /**
- * The inner loops of decoding: a table, a product and a store for each element. JavaScript multiplies in f64, where the
- * product of two f32 is exact, so storing it rounds once, as an f32 product does. Eight elements a turn take about half
- * the time of one: V8 does not unroll loops of JavaScript.
+ * The inner loops of decoding: a table look-up, a product and a store for each element. JavaScript multiplies in f64, where the
+ * product of two f32 numbers is exact. So the store rounds once, like an f32 product. V8 does not unroll loops: eight elements
+ * in each turn take about half the time of one.
  */
 
-/** `count` 8-bit codes from `data[from]` on, times `scale`, into `target[to]` on. */
+/** Decodes `count` 8-bit codes from `data[from]` on, multiplies them by `scale`, and writes them from `target[to]` on. */
 export function multiplyCodes(
   values: Float32Array,
   scale: number,
@@ -43,8 +43,9 @@ export const nibbleTables = (value: (field: number) => number): NibbleTables => 
 });
 
 /**
- * Columns `start` … `end` of a row of 4-bit fields, times `scale`. The row's bytes begin at `data[from]`, its numbers at
- * `target[to]`. Words are little-endian, so column c is in byte c / 2, and in its lower half where c is even.
+ * Decodes columns `start` to `end` (exclusive) of a row of 4-bit fields and multiplies them by `scale`. The row's bytes begin at
+ * `data[from]`, its numbers at `target[to]`. Words are little-endian, so column c is in byte ⌊c / 2⌋, in the lower half if c is
+ * even.
  */
 export function multiplyNibbles(
   lower: Float32Array,

@@ -12,7 +12,7 @@ const model = join(root, 'model');
 const shard = (number: number) => `model-0000${number}-of-00003.safetensors`;
 const index = () => JSON.parse(readFileSync(join(model, INDEX_FILE), 'utf8'));
 const entries = () => Object.entries<string>(index().weight_map);
-/** Unlike `writeIndex` it can write a name twice. */
+/** Writes an index in which a name may occur twice. `writeIndex` cannot do that. */
 const writeEntries = (placed: string[][]) => {
   const members = placed.map((entry) => entry.map((text) => JSON.stringify(text)).join(':'));
   writeFileSync(join(model, INDEX_FILE), `{"weight_map":{${members}}}`);

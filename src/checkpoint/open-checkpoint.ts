@@ -1,6 +1,6 @@
 /** Opens a Hugging Face checkpoint folder: config, index and shard headers. No tensor data is read. */
 import { createHash } from 'node:crypto';
-import { basename } from 'node:path';
+import { basename, resolve } from 'node:path';
 import {
   DuplicateKeyError,
   ExtraShardError,
@@ -11,7 +11,8 @@ import {
   UnindexedTensorError,
   UnsafePathError,
 } from '../errors.js';
-import { type Files, fileIn, LocalFiles, normaliseLocation } from '../sources/files.js';
+import { fileIn } from '../location.js';
+import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
 import { duplicateKey } from './duplicate-key.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type ShardHeader, type TensorInfo } from './header.js';
 import { isDeeperThan } from './json-depth.js';
@@ -34,11 +35,7 @@ export interface Shard extends ShardHeader {
   readonly bytes: number;
 }
 
-export interface Checkpoint {
-  /** Absolute path, or a URL. */
-  readonly folder: string;
-  /** What reads it. */
-  readonly files: Files;
+export interface Checkpoint extends SourceFolder {
   readonly config: Readonly<Record<string, unknown>>;
   /** `config.json` as it is written. */
   readonly configText: string;
@@ -46,9 +43,13 @@ export interface Checkpoint {
   readonly tensors: ReadonlyMap<string, TensorInfo>;
 }
 
-/** Opens and validates a checkpoint. Throws an `InputError` that names what is wrong with which file. */
-export async function openCheckpoint(folder: string, files: Files = new LocalFiles()): Promise<Checkpoint> {
-  const root = normaliseLocation(folder);
+/**
+ * Opens and validates a checkpoint. Throws an `InputError` that names what is wrong with which file.
+ * @param source a path of this machine, or any folder with what reads it (`openSource` takes URLs too)
+ */
+export async function openCheckpoint(source: string | SourceFolder): Promise<Checkpoint> {
+  const { folder: root, files } =
+    typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
   try {
     const names = (await files.list(root)).map(({ path }) => path);
     if (!names.includes(CONFIG_FILE)) throw new NotACheckpointError(root, `it has no ${CONFIG_FILE}`);
@@ -242,22 +243,53 @@ const FINGERPRINT_SAMPLE_BYTES = 4096;
  * and 16 evenly spaced blocks of 4 KiB of each shard's data (fine-tunes of a model differ nowhere in their headers).
  * @returns 64 hexadecimal digits
  */
-export async function fingerprint({ config, shards, files }: Checkpoint): Promise<string> {
-  const hash = createHash('sha256').update(JSON.stringify(config));
+export const fingerprint = async (checkpoint: Checkpoint): Promise<string> => (await fingerprints(checkpoint)).whole;
+
+export interface Fingerprints {
+  /** `fingerprint`. */
+  readonly whole: string;
+  /** SHA-256 over the config and every shard's name, size and header, in hexadecimal. */
+  readonly headers: string;
+  /** Of each shard, by file name: the first 32 hexadecimal digits of the SHA-256 over its blocks. */
+  readonly contents: Readonly<Record<string, string>>;
+}
+
+/** Several parts of a run ask for them, and each would read the blocks again. */
+const known = new WeakMap<Checkpoint, Promise<Fingerprints>>();
+
+/** The fingerprint and its parts. */
+export function fingerprints(checkpoint: Checkpoint): Promise<Fingerprints> {
+  let found = known.get(checkpoint);
+  if (!found) {
+    found = readFingerprints(checkpoint);
+    known.set(checkpoint, found);
+    found.catch(() => known.delete(checkpoint)); // told by whoever waits for it; the next may have more luck
+  }
+  return found;
+}
+
+async function readFingerprints({ config, shards, files }: Checkpoint): Promise<Fingerprints> {
+  const whole = createHash('sha256').update(JSON.stringify(config));
+  const headers = whole.copy();
+  const contents: Record<string, string> = {};
   try {
     for (const { path, bytes, tensors } of shards) {
-      hash.update(`${basename(path)} ${bytes}`);
-      for (const { name, dtype, shape, start } of tensors) hash.update(`${name} ${dtype} ${shape} ${start}`);
+      const content = createHash('sha256');
+      for (const hash of [whole, headers]) {
+        hash.update(`${basename(path)} ${bytes}`);
+        for (const { name, dtype, shape, start } of tensors) hash.update(`${name} ${dtype} ${shape} ${start}`);
+      }
       const first = tensors[0]?.start ?? bytes;
       for (let i = 0; i < FINGERPRINT_SAMPLES; i++) {
         const start = first + Math.floor(((bytes - first) * i) / FINGERPRINT_SAMPLES);
-        hash.update(
-          await files.readRange({ file: path, start, end: Math.min(bytes, start + FINGERPRINT_SAMPLE_BYTES) }),
-        );
+        const end = Math.min(bytes, start + FINGERPRINT_SAMPLE_BYTES);
+        const block = await files.readRange({ file: path, start, end });
+        for (const hash of [whole, content]) hash.update(block);
       }
+      contents[basename(path)] = content.digest('hex').slice(0, 32);
     }
   } finally {
     await files.close();
   }
-  return hash.digest('hex');
+  return { whole: whole.digest('hex'), headers: headers.digest('hex'), contents };
 }

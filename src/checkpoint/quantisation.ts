@@ -21,9 +21,10 @@ const ATTACHMENT =
 /** What accompanies fused experts. */
 const FUSED_ATTACHMENT = /^(.+\.experts\.\w+?)_(?:scale_inv|scale|scales|weight_scale|input_scale)$/;
 
+/** Whether a dtype is 8-bit float codes of weights. */
 export const isFp8 = (dtype: string): dtype is 'F8_E4M3' | 'F8_E5M2' => dtype === 'F8_E4M3' || dtype === 'F8_E5M2';
 
-/** The tensor holds the data of a quantised matrix, or of several. */
+/** Whether a tensor holds the data of a quantised matrix, or of several. */
 export function isQuantised({ name, dtype, shape }: TensorInfo): boolean {
   if (ATTACHMENT.test(name) || FUSED_ATTACHMENT.test(name)) return false; // scales can be FP8 themselves
   if (isFp8(dtype) || dtype === 'F4') return true;
@@ -31,7 +32,7 @@ export function isQuantised({ name, dtype, shape }: TensorInfo): boolean {
   return /^(?:U8|I8|U32)$/.test(dtype) && name.endsWith('.weight');
 }
 
-/** The data tensor that a scale, a shape or the like belongs to; undefined for a tensor that stands for itself. */
+/** The data tensor that a scale, a shape or the like belongs to; undefined for any other tensor. */
 export function attachedTo({ name }: TensorInfo, { tensors }: Checkpoint): TensorInfo | undefined {
   const base = ATTACHMENT.exec(name)?.[1];
   const fused = FUSED_ATTACHMENT.exec(name)?.[1];

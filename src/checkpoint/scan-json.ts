@@ -1,10 +1,10 @@
 /**
- * The members of a JSON object, straight from its bytes. `JSON.parse` would make objects and strings of a whole header or index
- * first (some 60 MB for 500 000 tensors), and keep only the last of two members of a name without a word.
+ * Finds the members of a JSON object in its bytes. `JSON.parse` would first build objects and strings for a whole header or index
+ * (about 60 MB for 500 000 tensors). It would also silently keep only the last of two members with the same name.
  */
 import { isUtf8 } from 'node:buffer';
 
-/** Bytes from `start` up to `end`. */
+/** Bytes from `start` to `end` (exclusive). */
 export interface Span {
   readonly start: number;
   readonly end: number;
@@ -23,7 +23,7 @@ const SPACE = 0x20;
 const isSpace = (byte: number | undefined): boolean =>
   byte === SPACE || byte === 0x0a || byte === 0x0d || byte === 0x09;
 
-/** The bytes as a whole, after a byte order mark if there is one. */
+/** The span of all bytes, without a byte order mark. Throws a `SyntaxError` if they are not UTF-8. */
 export function wholeText(json: Uint8Array): Span {
   if (!isUtf8(json)) throw new SyntaxError('it is not UTF-8');
   const marked = json[0] === 0xef && json[1] === 0xbb && json[2] === 0xbf;
@@ -31,8 +31,8 @@ export function wholeText(json: Uint8Array): Span {
 }
 
 /**
- * Visits the members of the object that `within` holds, and nothing else but white space, in their order. What a key and a
- * value span is not checked further: `parseString`, `parseSpan` or another scan does that. Throws a `SyntaxError`.
+ * Visits the members of an object in order. `within` must hold the object and nothing else except white space. Keys and values
+ * are not checked here: `parseString`, `parseSpan` or another scan does that. Throws a `SyntaxError`.
  */
 export function scanObject(json: Buffer, within: Span, visit: (key: Span, value: Span) => void): void {
   const { end } = within;
@@ -61,23 +61,23 @@ export function scanObject(json: Buffer, within: Span, visit: (key: Span, value:
   if (at > end || skipSpace(json, at, end) !== end) throw unexpected(at);
 }
 
-/** The value of a span. Throws a `SyntaxError`. */
+/** The value in a span. Throws a `SyntaxError`. */
 export const parseSpan = (json: Buffer, { start, end }: Span): unknown => JSON.parse(json.toString('utf8', start, end));
 
-/** Where the string ends that begins at `start`. Throws a `SyntaxError` where none does. */
+/** The span of the string that begins at `start`. Throws a `SyntaxError` if there is no string. */
 export const stringAt = (json: Buffer, start: number): Span => ({
   start,
   end: endOfString(json, start, json.byteLength),
 });
 
-/** The string of a span that begins and ends with a quote. Escapes can spell a name in several ways; this is what they mean. */
+/** The string in a span that begins and ends with a quote, with its escapes decoded. Throws a `SyntaxError`. */
 export function parseString(json: Buffer, { start, end }: Span): string {
   for (let i = start + 1; i < end - 1; i++) {
     const byte = json[i] as number;
     if (byte < SPACE) throw unexpected(i);
     if (byte === BACKSLASH || byte > 0x7f) return parseSpan(json, { start, end }) as string;
   }
-  return json.toString('latin1', start + 1, end - 1); // a string of its own, where a slice of a text would keep all of it
+  return json.toString('latin1', start + 1, end - 1); // a new string: a slice of the text would keep all of it in memory
 }
 
 function skipSpace(json: Uint8Array, from: number, end: number): number {
@@ -96,7 +96,7 @@ function endOfString(json: Uint8Array, start: number, end: number): number {
   throw new SyntaxError('it ends inside a string');
 }
 
-/** Where a value ends if it is one. */
+/** The end of the value that begins at `start`. The value itself is not checked. */
 function endOfValue(json: Uint8Array, start: number, end: number): number {
   if (json[start] === QUOTE) return endOfString(json, start, end);
   let depth = 0;
@@ -105,7 +105,7 @@ function endOfValue(json: Uint8Array, start: number, end: number): number {
     if (byte === QUOTE) i = endOfString(json, i, end) - 1;
     else if (byte === OPEN || byte === OPEN_LIST) depth++;
     else if (byte === CLOSE || byte === CLOSE_LIST) {
-      if (depth === 0) return i; // that of the object around it
+      if (depth === 0) return i; // the bracket closes the enclosing object
       if (--depth === 0) return i + 1;
     } else if (depth === 0 && (byte === COMMA || isSpace(byte))) return i;
   }

@@ -1,4 +1,4 @@
-/** A matrix of a checkpoint: where its bytes lie, and how they become numbers. */
+/** A matrix of a checkpoint: the place of its bytes and their encoding. */
 import { QuantisedShapeError, UnsupportedDtypeError } from '../errors.js';
 import type { ByteRange, RangeReader } from '../sources/files.js';
 import { isFloatDtype } from './dtype.js';
@@ -6,15 +6,16 @@ import { decodeRows, type Encoding, rowSpan, scaleFault, storedBytes } from './e
 import type { Range } from './encodings/decoder.js';
 import type { TensorInfo } from './header.js';
 
+/** One matrix. It may be a part of a tensor, or data and scales in several tensors. */
 export interface StoredMatrix {
-  /** What it is called where it stands alone and unquantised, e.g. `model.layers.0.mlp.experts.3.up_proj.weight`. */
+  /** The matrix's name if it were a tensor of its own, not quantised, e.g. `model.layers.0.mlp.experts.3.up_proj.weight`. */
   readonly name: string;
-  /** As stored, row-major. */
+  /** Size as stored, row-major. */
   readonly rows: number;
   readonly cols: number;
   readonly encoding: Encoding;
   readonly data: ByteRange;
-  /** Of a quantised matrix; may lie in another shard. */
+  /** Scales of a quantised matrix. They may lie in another shard. */
   readonly scales?: ByteRange;
   /** What its encoding wants behind the scales: zero points, indices of groups, a scale of the whole matrix. */
   readonly besides?: readonly ByteRange[];
@@ -32,7 +33,7 @@ export interface MatrixPlace {
   readonly steps?: { readonly row: number; readonly column: number };
 }
 
-/** A tensor of floats as a matrix of its last axis. */
+/** A tensor of floats as a matrix whose rows are the last axis. Throws an `UnsupportedDtypeError`. */
 export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo): StoredMatrix {
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(name, file, dtype);
   const cols = shape.at(-1) ?? 1;
@@ -41,13 +42,13 @@ export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo
   return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
 }
 
-/** What `decodeMatrix` needs to know. */
+/** Input of `decodeMatrix`. */
 export interface MatrixFormat extends Pick<StoredMatrix, 'rows' | 'cols' | 'encoding'> {
-  /** The numbers that are wanted are those of the transpose, (cols, rows). */
+  /** Whether to return the transpose, (cols, rows). */
   readonly transposed: boolean;
 }
 
-/** Bytes of a matrix as `readMatrix` returns them. */
+/** Number of bytes that `readMatrix` returns. */
 export function matrixBytes({ encoding, rows, cols }: Pick<MatrixFormat, 'rows' | 'cols' | 'encoding'>): number {
   const { data, scales } = storedBytes(encoding, rows, cols);
   return data + scales;
@@ -152,7 +153,21 @@ export function decodeMatrix(format: MatrixFormat, bytes: Uint8Array, target: Fl
   if (transposed) transpose(values, rows, cols, target);
 }
 
-/** (rows, cols) → (cols, rows), in tiles that stay in the cache. */
+/** Stored weights, oriented as they are factorised: the same array unless they are transposed. */
+export const asFactorised = ({ rows, cols, transposed }: MatrixFormat, stored: Float32Array): Float32Array =>
+  transposed ? turned(stored, rows, cols) : stored;
+
+/** Factorised weights, oriented as they are stored: the same array unless they are transposed. */
+export const asStored = ({ rows, cols, transposed }: MatrixFormat, factorised: Float32Array): Float32Array =>
+  transposed ? turned(factorised, cols, rows) : factorised;
+
+function turned(source: Float32Array, rows: number, cols: number): Float32Array {
+  const target = new Float32Array(source.length);
+  transpose(source, rows, cols, target);
+  return target;
+}
+
+/** Transposes (rows, cols) to (cols, rows), in tiles that fit the CPU's cache. */
 export function transpose(source: Float32Array, rows: number, cols: number, target: Float32Array): void {
   const tile = 32;
   for (let i0 = 0; i0 < rows; i0 += tile) {

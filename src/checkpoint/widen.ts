@@ -1,9 +1,10 @@
 /**
- * The inner loops that make f32 of 16-bit floats. V8 does not unroll loops; eight elements a turn, and bf16 two at a load, take
- * about half the time of one by one (bench/README.md).
+ * The inner loops that widen 16-bit floats to f32. V8 does not unroll loops. Eight elements in each turn, and two bf16 in each
+ * load, take about half the time of one by one (bench/README.md).
  */
 
 /**
+ * Widens bf16 bit patterns.
  * @param pairs two bf16 bit patterns each, the first in the lower half
  * @param target f32 bit patterns, two for each pair
  */
@@ -35,7 +36,8 @@ export function widenBfloat16(pairs: Int32Array, target: Int32Array): void {
 const UPPER_HALF = -65536;
 
 /**
- * @param table f16 bit pattern → its f32 bit pattern
+ * Widens f16 bit patterns.
+ * @param table f32 bit pattern of each f16 bit pattern
  * @param source f16 bit patterns
  */
 export function widenHalf(table: Uint32Array, source: Uint16Array, target: Uint32Array): void {

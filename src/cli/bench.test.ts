@@ -5,12 +5,16 @@ import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import type { BenchReport } from '../../streams/bench/benchmark.js';
 
 const folder = temporaryFolder();
 const run = promisify(execFile);
 
-test('mobe bench measures every stage of a checkpoint, prints one object and writes a page', async () => {
+test('mobe bench measures every stage of a checkpoint, prints one object and writes a page', {
+  ...THOROUGH,
+  timeout: 120_000,
+}, async () => {
   const disk = join(folder, 'disk');
   mkdirSync(disk);
   const page = join(folder, 'page.html');
@@ -30,4 +34,4 @@ test('mobe bench measures every stage of a checkpoint, prints one object and wri
   expect(rows.find(({ stage }) => stage === 'pipeline')?.limit).toMatch(/-bound: /);
   expect(readFileSync(page, 'utf8')).toMatch(/^<!DOCTYPE html>/);
   expect(readdirSync(disk)).toEqual([]);
-}, 120_000);
+});

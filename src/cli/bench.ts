@@ -1,7 +1,8 @@
 import { writeFile } from 'node:fs/promises';
-import { Command, Option } from 'commander';
+import { type Command, Option } from 'commander';
 import { reportPage } from '../../streams/bench/bench-page.js';
-import { type BenchOptions, benchmark, DEFAULT_BYTES, DEFAULT_ROUNDS } from '../../streams/bench/benchmark.js';
+import type { BenchOptions } from '../../streams/bench/benchmark.js';
+import { DEFAULT_BYTES, DEFAULT_ROUNDS } from '../../streams/bench/task.js';
 import { formatBytes } from '../format.js';
 import { describeReport } from './bench-table.js';
 import { bytes, json, positiveInteger } from './options.js';
@@ -11,9 +12,8 @@ interface BenchFlags extends Pick<BenchOptions, 'rounds' | 'bytes'> {
   readonly html?: string;
 }
 
-export function benchCommand(): Command {
-  return new Command('bench')
-    .description('measure how fast this machine streams a checkpoint, and what limits it')
+export function define(command: Command): void {
+  command
     .argument('<model>', 'folder of a checkpoint (config.json and *.safetensors) on the disk to be read from')
     .argument('[folder]', 'on the disk to be written to (default: the temporary folder); nothing stays there')
     .addOption(
@@ -27,6 +27,7 @@ export function benchCommand(): Command {
     .addOption(new Option('--html <file>', 'write the report as a page too'))
     .addOption(json())
     .action(async (model: string, folder: string | undefined, { json, html, ...flags }: BenchFlags) => {
+      const { benchmark } = await import('../../streams/bench/benchmark.js');
       const stop = new AbortController();
       const interrupt = (): void => stop.abort();
       process.once('SIGINT', interrupt).once('SIGTERM', interrupt);

@@ -7,7 +7,9 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { PAGE_FILE } from '../checkpoint/side-files.js';
+import { COMMANDS } from './commands.js';
 
 const root = temporaryFolder();
 
@@ -28,31 +30,19 @@ describe('help', () => {
   test('of the program names every command and the exit codes', async () => {
     const { code, stdout } = await mobe('--help');
     expect(code).toBe(0);
-    for (const word of [
-      'inspect',
-      'plan',
-      'compress',
-      'fit',
-      'export',
-      'expand',
-      'verify',
-      'report',
-      'generate',
-      'eval',
-      'engines',
-      'Exit codes',
-    ])
-      expect(stdout).toContain(word);
+    for (const { name, args } of COMMANDS) expect(stdout).toContain(`  ${name} [options] ${args}`.trimEnd());
+    expect(stdout).toContain('Exit codes');
   });
-  test.each(['inspect', 'plan', 'compress', 'fit', 'export', 'expand', 'verify', 'report', 'eval', 'engines'])(
-    'of %s exists',
-    async (command) => {
-      const { code, stdout } = await mobe(command, '--help');
-      expect(code).toBe(0);
-      expect(stdout).toContain(`mobe ${command}`);
-      expect(stdout).toContain('--json');
-    },
-  );
+  test.each(COMMANDS)('of $name says what it does and offers --json', async ({ name, args, summary }) => {
+    const { code, stdout } = await mobe(name, '--help');
+    expect(code).toBe(0);
+    expect(stdout).toContain(`Usage: mobe ${name} [options] ${args}`.trimEnd());
+    expect(stdout.replace(/\s+/g, ' ')).toContain(summary);
+    expect(stdout).toContain('--json');
+  });
+  test('of a command is the same after "help" as before "--help"', async () => {
+    expect(await mobe('help', 'verify')).toEqual(await mobe('verify', '--help'));
+  });
   test('the version is the package version', async () => {
     const { version } = JSON.parse(readFileSync(join(CLI, '../../../../package.json'), 'utf8'));
     expect((await mobe('--version')).stdout.trim()).toBe(version);
@@ -77,6 +67,7 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['compress', 'nowhere', 'x'], 'no such folder'],
     [['compress', TINY_MODEL, 'x', '--engine', 'abacus'], 'auto, onnx-cpu'],
     [['inspect', 'nowhere'], 'no such folder'],
+    [['bench', 'nowhere'], 'no such folder'],
     [['verify', TINY_MODEL, TINY_MODEL], 'mobe.json'],
     [['report', TINY_MODEL], 'mobe.json'],
     [['compress', TINY_MODEL, '-', '--report'], 'must be a folder here'],
@@ -253,21 +244,24 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
   }
   const LONG = ['--steps', '100000'];
 
-  test.each(['SIGINT', 'SIGTERM'] as const)(
-    'by %s it stops within 2 s, exits with 130, leaves nothing that looks whole and says how to go on',
-    async (signal) => {
-      const { code, stderr, seconds } = await interrupt([TINY_MODEL, signal, ...LONG], [signal]);
-      expect(code).toBe(130);
-      expect(seconds).toBeLessThan(2);
-      expect(stderr).toContain(`kept in ${signal}`);
-      expect(stderr).toContain('run the same command again');
-      expect(readdirSync(join(root, signal))).toEqual(['.mobe-partial']);
-      expect((await mobe('inspect', signal)).code).toBe(2);
-      const other = await mobe('compress', TINY_MODEL, signal, '--steps', '2');
-      expect(other).toMatchObject({ code: 2, stderr: expect.stringContaining('steps 100000, now 2') });
-      expect((await mobe('compress', TINY_MODEL, signal, '--steps', '2', '--force')).code).toBe(0);
-    },
-  );
+  const bySignal = thoroughBut('SIGINT');
+  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+    test(
+      `by ${signal} it stops within 2 s, exits with 130, leaves nothing that looks whole and says how to go on`,
+      bySignal(signal),
+      async () => {
+        const { code, stderr, seconds } = await interrupt([TINY_MODEL, signal, ...LONG], [signal]);
+        expect(code).toBe(130);
+        expect(seconds).toBeLessThan(2);
+        expect(stderr).toContain(`kept in ${signal}`);
+        expect(stderr).toContain('run the same command again');
+        expect(readdirSync(join(root, signal))).toEqual(['.mobe-partial']);
+        expect((await mobe('inspect', signal)).code).toBe(2);
+        const other = await mobe('compress', TINY_MODEL, signal, '--steps', '2');
+        expect(other).toMatchObject({ code: 2, stderr: expect.stringContaining('steps 100000, now 2') });
+        expect((await mobe('compress', TINY_MODEL, signal, '--steps', '2', '--force')).code).toBe(0);
+      },
+    );
 
   describe('in a step that takes longer than that', () => {
     beforeAll(() => generateCheckpoint(join(root, 'large'), { layers: 1, experts: 8, rows: 1024, cols: 2048 }));
@@ -284,9 +278,8 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
       'gate_proj',
     ];
 
-    test.each(['SIGINT', 'SIGTERM'] as const)(
-      'by %s it ends within 2 s all the same, and can go on',
-      async (signal) => {
+    for (const signal of ['SIGINT', 'SIGTERM'] as const)
+      test(`by ${signal} it ends within 2 s all the same, and can go on`, bySignal(signal), async () => {
         const out = `large-${signal}`;
         const ended = await interrupt(args(out), [signal]);
         expect(ended.seconds).toBeLessThan(2);
@@ -295,8 +288,7 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
         const { seconds, stderr } = await interrupt(args(out), [signal]);
         expect(stderr).toContain('checking what is finished');
         expect(seconds).toBeLessThan(2);
-      },
-    );
+      });
 
     test('asked twice, it ends at once', async () => {
       const { code, signal, seconds } = await interrupt(args('large-twice'), ['SIGINT', 'SIGINT']);
@@ -305,14 +297,18 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
     });
   });
 
-  test('killed outright it leaves nothing that looks whole; another run says so, and starts over by force', async () => {
-    const { signal } = await interrupt([TINY_MODEL, 'killed', ...LONG], ['SIGKILL']);
-    expect(signal).toBe('SIGKILL');
-    expect((await mobe('inspect', 'killed')).code).toBe(2);
-    expect((await mobe('compress', TINY_MODEL, 'killed', '--steps', '2')).code).toBe(2);
-    expect((await mobe('compress', TINY_MODEL, 'killed', '--steps', '2', '--force')).code).toBe(0);
-    expect((await mobe('verify', TINY_MODEL, 'killed')).code).toBe(0);
-  });
+  test(
+    'killed outright it leaves nothing that looks whole; another run says so, and starts over by force',
+    THOROUGH,
+    async () => {
+      const { signal } = await interrupt([TINY_MODEL, 'killed', ...LONG], ['SIGKILL']);
+      expect(signal).toBe('SIGKILL');
+      expect((await mobe('inspect', 'killed')).code).toBe(2);
+      expect((await mobe('compress', TINY_MODEL, 'killed', '--steps', '2')).code).toBe(2);
+      expect((await mobe('compress', TINY_MODEL, 'killed', '--steps', '2', '--force')).code).toBe(0);
+      expect((await mobe('verify', TINY_MODEL, 'killed')).code).toBe(0);
+    },
+  );
 
   test('two at once: the second says who has the folder, and the first goes on', async () => {
     const { code: first } = await interrupt([TINY_MODEL, 'shared', ...LONG], ['SIGINT'], async () => {

@@ -1,10 +1,8 @@
-import { Command } from 'commander';
-import { compress } from '../../streams/operations/compress.js';
+import type { Command } from 'commander';
+import { addFactorisationOptions, format } from './factorisation-options.js';
 import {
-  addFactorisationOptions,
   compressOptions,
   force,
-  format,
   json,
   keepQuantized,
   MODEL,
@@ -14,15 +12,13 @@ import {
   shardSize,
 } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
-import { runAndPrint } from './run.js';
 
-export function compressCommand(): Command {
-  const command = new Command('compress')
-    .description('compress a checkpoint into another folder, in one streaming pass')
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
     .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
     .addOption(format());
-  return addFactorisationOptions(command)
+  addFactorisationOptions(command)
     .addOption(shardSize())
     .addOption(keepQuantized())
     .addOption(maxError())
@@ -41,7 +37,9 @@ Examples
   mobe compress Qwen3-30B-A3B Qwen3-30B-A3B-MoBE-hf --format hf       standard weights, for vLLM or transformers as they are
   mobe compress Ling-Lite Ling-MoBE --bases 4 --layers 0-9 --max-memory 12GiB`,
     )
-    .action((model: string, out: string, flags) =>
-      runAndPrint(out, flags, (run) => compress(model, out, compressOptions(flags), run)),
-    );
+    .action(async (model: string, out: string, flags) => {
+      const { compress } = await import('../../streams/operations/compress.js');
+      const { runAndPrint } = await import('./run.js');
+      await runAndPrint(out, flags, (run) => compress(model, out, compressOptions(flags), run));
+    });
 }

@@ -19,13 +19,11 @@ export function describePlan(planned: TimedPlan): string {
     ],
   ];
   if (first) {
-    const { experts: n, rows: p, cols: d, bases: m, rank: r, activation } = first.problem;
+    const { method, problem } = first;
+    const { experts: n, rows: p, cols: d } = problem;
     rows.push(
       ['engine', `${engine.name} on ${engine.device}`],
-      [
-        'each group',
-        `${n} experts of ${p} × ${d} → ${n} A of ${p} × ${r} and ${m} bases of ${r} × ${d}, ${activation}`,
-      ],
+      ['each group', `${n} experts of ${p} × ${d} → ${method.describe(problem)}`],
       [
         'solver',
         `${settings.solver}, ${settings.steps} steps, ${memory.workers} group(s) at a time on ${memory.workers * memory.threadsPerWorker} thread(s), ${memory.batchExperts} experts a batch`,

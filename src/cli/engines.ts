@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os';
-import { Command } from 'commander';
+import type { Command } from 'commander';
 import { fastest } from '../engine/choose-engine.js';
 import { ENGINE_NAMES } from '../engine/create-engine.js';
 import { type BrokenEngine, probeEngine, type WorkingEngine, works } from '../engine/probe.js';
@@ -14,9 +14,8 @@ interface Flags {
   linkTensorflow?: string;
 }
 
-export function enginesCommand(): Command {
-  return new Command('engines')
-    .description('list what can run the arithmetic on this machine, and how fast; tries each for a few seconds')
+export function define(command: Command): void {
+  command
     .option(
       '--link-tensorflow <folder>',
       "instead, build the TensorFlow engine's native part against a Python wheel's TensorFlow: <site-packages>/tensorflow",

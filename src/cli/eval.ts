@@ -1,5 +1,5 @@
-import { Command } from 'commander';
-import { type Evaluation, evaluate, type ModelScore } from '../../streams/operations/evaluate.js';
+import type { Command } from 'commander';
+import type { Evaluation, ModelScore } from '../../streams/operations/evaluate.js';
 import { scoreCells } from '../conversion/report-page.js';
 import { formatBytes } from '../format.js';
 import { json, MODEL } from './options.js';
@@ -11,14 +11,12 @@ interface Flags extends ScoringFlags {
   readonly json?: boolean;
 }
 
-export function evalCommand(): Command {
-  const command = new Command('eval')
-    .description('score models on a text: negative log-likelihood and perplexity, and what a conversion lost')
-    .argument('<model...>', MODEL[1])
-    .requiredOption('--text <file>', 'UTF-8 text to score');
-  return addScoringOptions(command)
+export function define(command: Command): void {
+  command.argument('<model...>', MODEL[1]).requiredOption('--text <file>', 'UTF-8 text to score');
+  addScoringOptions(command)
     .addOption(json())
     .action(async (models: string[], { text: file, json: asJson, ...flags }: Flags) => {
+      const { evaluate } = await import('../../streams/operations/evaluate.js');
       const text = await readText(file);
       const result = await scoring(flags, (options, hooks) => evaluate(models, text, options, hooks));
       process.stdout.write(`${asJson ? JSON.stringify(result, null, 2) : describe(result)}\n`);

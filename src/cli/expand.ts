@@ -1,12 +1,9 @@
-import { Command } from 'commander';
-import { expand } from '../../streams/operations/expand.js';
+import type { Command } from 'commander';
 import { compressOptions, engine, force, json, shardSize, threads } from './options.js';
 import { ca, tokenFile } from './peers.js';
-import { runAndPrint } from './run.js';
 
-export function expandCommand(): Command {
-  return new Command('expand')
-    .description('turn a native MoBE checkpoint back into standard weights')
+export function define(command: Command): void {
+  command
     .argument('<native>', 'folder of a native MoBE checkpoint')
     .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
     .addOption(shardSize())
@@ -16,7 +13,9 @@ export function expandCommand(): Command {
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(json())
-    .action((native: string, out: string, flags) =>
-      runAndPrint(out, flags, (run) => expand(native, out, compressOptions(flags), run)),
-    );
+    .action(async (native: string, out: string, flags) => {
+      const { expand } = await import('../../streams/operations/expand.js');
+      const { runAndPrint } = await import('./run.js');
+      await runAndPrint(out, flags, (run) => expand(native, out, compressOptions(flags), run));
+    });
 }

@@ -1,10 +1,9 @@
-import { Command } from 'commander';
-import { exportFactors } from '../../streams/operations/export.js';
+import type { Command } from 'commander';
+import { format } from './factorisation-options.js';
 import {
   compressOptions,
   engine,
   force,
-  format,
   json,
   keepQuantized,
   MODEL,
@@ -14,11 +13,9 @@ import {
   threads,
 } from './options.js';
 import { ca, tokenFile } from './peers.js';
-import { runAndPrint } from './run.js';
 
-export function exportCommand(): Command {
-  return new Command('export')
-    .description('write a checkpoint from a model and the factor files of "mobe fit"')
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
     .argument('<factors>', 'folder of the factor files')
     .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
@@ -33,7 +30,9 @@ export function exportCommand(): Command {
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(json())
-    .action((model: string, factors: string, out: string, flags) =>
-      runAndPrint(out, flags, (run) => exportFactors(model, factors, out, compressOptions(flags), run)),
-    );
+    .action(async (model: string, factors: string, out: string, flags) => {
+      const { exportFactors } = await import('../../streams/operations/export.js');
+      const { runAndPrint } = await import('./run.js');
+      await runAndPrint(out, flags, (run) => exportFactors(model, factors, out, compressOptions(flags), run));
+    });
 }

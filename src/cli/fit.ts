@@ -1,15 +1,11 @@
-import { Command } from 'commander';
-import { fitFactors } from '../../streams/operations/fit.js';
-import { addFactorisationOptions, compressOptions, force, json, MODEL, report, saveEvery } from './options.js';
+import type { Command } from 'commander';
+import { addFactorisationOptions } from './factorisation-options.js';
+import { compressOptions, force, json, MODEL, report, saveEvery } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
-import { runAndPrint } from './run.js';
 
-export function fitCommand(): Command {
-  const command = new Command('fit')
-    .description('fit the experts and write factor files, for "mobe export"; finished files are kept when run again')
-    .argument(...MODEL)
-    .argument('<factors>', 'folder for the factor files');
-  return addFactorisationOptions(command)
+export function define(command: Command): void {
+  command.argument(...MODEL).argument('<factors>', 'folder for the factor files');
+  addFactorisationOptions(command)
     .addOption(saveEvery())
     .addOption(report())
     .addOption(force())
@@ -17,7 +13,9 @@ export function fitCommand(): Command {
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(json())
-    .action((model: string, factors: string, flags) =>
-      runAndPrint(factors, flags, (run) => fitFactors(model, factors, compressOptions(flags), run)),
-    );
+    .action(async (model: string, factors: string, flags) => {
+      const { fitFactors } = await import('../../streams/operations/fit.js');
+      const { runAndPrint } = await import('./run.js');
+      await runAndPrint(factors, flags, (run) => fitFactors(model, factors, compressOptions(flags), run));
+    });
 }

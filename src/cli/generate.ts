@@ -1,11 +1,12 @@
-import { Command, Option } from 'commander';
-import { type Generation, generate } from '../../streams/operations/generate.js';
+import { type Command, Option } from 'commander';
+import type { Generation } from '../../streams/operations/generate.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import type { GenerateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
 import {
   engine,
   expertsPerToken,
+  json,
   MODEL,
   maxMemory,
   positiveInteger,
@@ -17,11 +18,11 @@ import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 
 interface Flags extends GenerateOptions, PeerFlags {
   readonly prompt: string;
+  readonly json?: boolean;
 }
 
-export function generateCommand(): Command {
-  return new Command('generate')
-    .description('continue a text with a model: a source, a converted or a native checkpoint')
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
     .requiredOption('--prompt <text>', 'what to continue')
     .addOption(new Option('--max-new-tokens <n>', 'most tokens to add').argParser(positiveInteger).default(256))
@@ -42,21 +43,30 @@ export function generateCommand(): Command {
     .addOption(threads())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(json())
     .addHelpText(
       'after',
       `
-The text goes to stdout as it comes, figures to stderr. Weights are read when they are needed and kept within --max-memory:
+The text goes to stdout as it comes, figures to stderr; with --json both go to stdout in one object, once the text is complete. Weights are read when they are needed and kept within --max-memory:
 of the experts only those that the router picks.`,
     )
-    .action(async (model: string, { prompt, tokenFile: file, ca: authority, ...options }: Flags) => {
+    .action(async (model: string, { prompt, tokenFile: file, ca: authority, json: asJson, ...options }: Flags) => {
+      const { generate } = await import('../../streams/operations/generate.js');
       const interruption = interruptible(() => process.stderr.write('\nstopping (once more to stop at once) …\n'));
       try {
         const peers = await peerOptions({ tokenFile: file, ca: authority });
         const run = generate(model, prompt, options, { signal: interruption.signal, peers });
         let step = await run.next();
-        for (; !step.done; step = await run.next()) process.stdout.write(step.value);
-        process.stdout.write('\n');
-        process.stderr.write(`${describe(step.value)}\n`);
+        let text = '';
+        for (; !step.done; step = await run.next()) {
+          if (asJson) text += step.value;
+          else process.stdout.write(step.value);
+        }
+        if (asJson) process.stdout.write(`${JSON.stringify({ prompt, text, ...step.value }, null, 2)}\n`);
+        else {
+          process.stdout.write('\n');
+          process.stderr.write(`${describe(step.value)}\n`);
+        }
       } finally {
         interruption.stop();
       }

@@ -1,16 +1,11 @@
-import { Command, Option } from 'commander';
-import { importFactors } from '../../streams/operations/import.js';
+import { type Command, Option } from 'commander';
 import { DTYPE_NAMES } from '../conversion/settings.js';
 import { REFERENCE_ACTIVATIONS } from '../methods/mobe/problem.js';
 import { compressOptions, engine, force, json, MODEL, threads } from './options.js';
 import { ca, tokenFile } from './peers.js';
-import { runAndPrint } from './run.js';
 
-export function importCommand(): Command {
-  return new Command('import')
-    .description(
-      'turn the reference implementation\'s factor files into ours, for "mobe export"; nothing in them is executed',
-    )
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
     .argument('<wab>', 'folder of the model_layers_…_WAB.pth files that train.py or train_group.py wrote')
     .argument('<factors>', 'folder for the factor files')
@@ -28,7 +23,9 @@ export function importCommand(): Command {
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(json())
-    .action((model: string, wab: string, factors: string, flags) =>
-      runAndPrint(factors, flags, (run) => importFactors(model, wab, factors, compressOptions(flags), run)),
-    );
+    .action(async (model: string, wab: string, factors: string, flags) => {
+      const { importFactors } = await import('../../streams/operations/import.js');
+      const { runAndPrint } = await import('./run.js');
+      await runAndPrint(factors, flags, (run) => importFactors(model, wab, factors, compressOptions(flags), run));
+    });
 }

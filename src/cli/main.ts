@@ -1,26 +1,7 @@
 #!/usr/bin/env node
 import { Command, CommanderError } from 'commander';
-import { InterruptedError, MobeError } from '../errors.js';
-import { printable } from '../format.js';
-import { isRemote } from '../sources/files.js';
 import { VERSION } from '../version.js';
-import { benchCommand } from './bench.js';
-import { compressCommand } from './compress.js';
-import { enginesCommand } from './engines.js';
-import { evalCommand } from './eval.js';
-import { expandCommand } from './expand.js';
-import { exportCommand } from './export.js';
-import { fitCommand } from './fit.js';
-import { generateCommand } from './generate.js';
-import { importCommand } from './import.js';
-import { inspectCommand } from './inspect.js';
-import { planCommand } from './plan.js';
-import { receiveCommand } from './receive.js';
-import { reportCommand } from './report.js';
-import { serveCommand } from './serve.js';
-import { streamCommand } from './stream.js';
-import { verifyCommand } from './verify.js';
-import { workerCommand } from './worker.js';
+import { COMMANDS } from './commands.js';
 
 const program = new Command('mobe')
   .description(
@@ -43,51 +24,28 @@ Exit codes: 0 done, 1 failed while running, 2 wrong use or wrong input, 130 inte
   .showHelpAfterError('(mobe --help, or mobe <command> --help, tells more)')
   .exitOverride();
 
-for (const command of [
-  inspectCommand,
-  planCommand,
-  compressCommand,
-  fitCommand,
-  exportCommand,
-  importCommand,
-  expandCommand,
-  verifyCommand,
-  reportCommand,
-  generateCommand,
-  evalCommand,
-  enginesCommand,
-  benchCommand,
-  serveCommand,
-  workerCommand,
-  receiveCommand,
-  streamCommand,
-]) {
-  program.addCommand(command().exitOverride().showHelpAfterError('(--help tells more)'));
+for (const { name, args, summary } of COMMANDS)
+  program
+    .command(name)
+    .usage(`[options] ${args}`.trimEnd())
+    .description(summary)
+    .showHelpAfterError('(--help tells more)');
+program.configureHelp({ subcommandTerm: (command) => `${command.name()} ${command.usage()}` });
+program.hook('preSubcommand', (_, command) => load(command));
+
+async function load(command: Command): Promise<void> {
+  const entry = COMMANDS.find(({ name }) => name === command.name());
+  (await entry?.load())?.define(command);
 }
 
 try {
+  // "mobe help <command>" is the one way to a command that passes by the hook.
+  const [, , word, helped] = process.argv;
+  const command = word === 'help' && program.commands.find((it) => it.name() === helped);
+  if (command) await load(command);
+
   await program.parseAsync();
 } catch (error) {
-  process.exitCode = reportFailure(error);
-}
-
-function howToGoOn(out: string): string {
-  const place = isRemote(out) ? `at ${out}: once "mobe receive" listens there for the same folder,` : `in ${out}:`;
-  return `What was finished is kept ${place} run the same command again to go on from there.\n`;
-}
-
-function reportFailure(error: unknown): number {
-  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
-  const kept = error instanceof MobeError && error.kept !== undefined ? howToGoOn(error.kept) : '';
-  if (error instanceof InterruptedError) {
-    process.stderr.write(`${error.message}\n${kept}`);
-    return 130;
-  }
-  if (error instanceof MobeError) {
-    process.stderr.write(`error: ${printable(error.message)}\n${kept}`);
-    return error.exitCode;
-  }
-  // A failure nobody foresaw: the stack is what a bug report needs.
-  process.stderr.write(`${printable((error as Error).stack ?? String(error))}\n`);
-  return 1;
+  if (error instanceof CommanderError) process.exitCode = error.exitCode === 0 ? 0 : 2;
+  else process.exitCode = (await import('./failure.js')).tellFailure(error);
 }

@@ -1,18 +1,11 @@
 /** Flags that several commands share, and how their text becomes values. */
 import { readFile } from 'node:fs/promises';
-import { type Command, InvalidArgumentError, Option } from 'commander';
-import { type CompressOptions, DTYPE_NAMES, FORMATS, QUALITIES, QUALITY_NAMES } from '../conversion/settings.js';
+import { InvalidArgumentError, Option } from 'commander';
+import type { CompressOptions } from '../conversion/settings.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { parseBytes } from '../format.js';
-import { ACTIVATIONS, SOLVERS } from '../methods/mobe/problem.js';
-import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
-
-/** 150, 600 or 3000 */
-const QUALITY_STEPS = Object.values(QUALITIES)
-  .map(({ varpro }) => varpro)
-  .join(', ');
 
 export const MODEL = [
   '<model>',
@@ -30,11 +23,6 @@ export const saveEvery = (): Option =>
     '--save-every <seconds>',
     'how often a running fit is saved, to go on from after an interruption (default: 120)',
   ).argParser(positiveNumber);
-
-export const format = (): Option =>
-  new Option('--format <format>', 'mobe: native factors; hf: standard weights rebuilt from them')
-    .choices(FORMATS)
-    .default('mobe');
 
 export const keepQuantized = (): Option =>
   new Option(
@@ -71,68 +59,6 @@ export const expertsPerToken = (): Option =>
     positiveInteger,
   );
 
-/** The flags that say what to factorise and how; `plan`, `compress` and `fit` have them all. */
-export function addFactorisationOptions(command: Command): Command {
-  return command
-    .addOption(
-      new Option('--bases <m>', 'bases a layer and projection share').argParser(positiveInteger).conflicts('keep'),
-    )
-    .addOption(
-      new Option(
-        '--keep <share>',
-        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks the bases (default: 0.76)",
-      ).argParser(share),
-    )
-    .addOption(new Option('--rank <r>', "rows of a basis (default: the expert's own rows)").argParser(positiveInteger))
-    .addOption(new Option('--activation <f>', 'applied to the mixed bases').choices(ACTIVATIONS).default('silu'))
-    .addOption(
-      new Option('--projections <list>', 'which to factorise, comma-separated; down_proj is a third')
-        .argParser(projections)
-        .default([...DEFAULT_PROJECTIONS], DEFAULT_PROJECTIONS.join(',')),
-    )
-    .addOption(
-      new Option('--groups <g>', "cut a layer's experts into parts, in order, each with its share of the bases")
-        .argParser(positiveInteger)
-        .default(1),
-    )
-    .addOption(
-      new Option('--layers <list>', 'which to convert, e.g. 0-3,7 (default: all with routed experts)').argParser(
-        layers,
-      ),
-    )
-    .addOption(
-      new Option('--dtype <dtype>', "of the factors or rebuilt weights (default: the experts' own)").choices(
-        Object.keys(DTYPE_NAMES),
-      ),
-    )
-    .addOption(
-      new Option('--solver <solver>', "varpro: this project's; adam: the reference's")
-        .choices(SOLVERS)
-        .default('varpro'),
-    )
-    .addOption(
-      new Option('--quality <quality>', 'the time a fit may take: fast, balanced or best')
-        .choices(QUALITY_NAMES)
-        .default('balanced'),
-    )
-    .addOption(
-      new Option('--steps <n>', `most solver steps a group (default: by quality, ${QUALITY_STEPS})`).argParser(
-        positiveInteger,
-      ),
-    )
-    .addOption(new Option('--learning-rate <rate>', "(default: the solver's own)").argParser(positiveNumber))
-    .addOption(
-      new Option(
-        '--batch-experts <n>',
-        'experts a batch; bounds the working set of a step (default: by size)',
-      ).argParser(positiveInteger),
-    )
-    .addOption(engine())
-    .addOption(threads())
-    .addOption(new Option('--seed <n>', 'of the random start').argParser(wholeNumber).default(0))
-    .addOption(maxMemory());
-}
-
 /** The parsed flags of `addFactorisationOptions` (and more) as the library takes them. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
   const { json, force, report, tokenFile, ca, workers, saveEvery, ...options } = flags;
@@ -157,15 +83,9 @@ export function realNumber(text: string): number {
   return value;
 }
 
-function positiveNumber(text: string): number {
+export function positiveNumber(text: string): number {
   const value = realNumber(text);
   if (value <= 0) throw new InvalidArgumentError('Expected a number above 0.');
-  return value;
-}
-
-function share(text: string): number {
-  const value = positiveNumber(text);
-  if (value >= 1) throw new InvalidArgumentError('Expected a share between 0 and 1, e.g. 0.76.');
   return value;
 }
 
@@ -175,13 +95,6 @@ export function bytes(text: string): number {
   return value;
 }
 
-function projections(text: string): string[] {
-  const names = text.split(',').map((name) => name.trim());
-  const unknown = names.find((name) => !PROJECTIONS.some((known) => known === name));
-  if (unknown !== undefined) throw new InvalidArgumentError(`"${unknown}" is not one of ${PROJECTIONS.join(', ')}.`);
-  return names;
-}
-
 /** The file that an option names. */
 export async function readOptionFile(option: string, file: string): Promise<Buffer> {
   try {
@@ -189,18 +102,4 @@ export async function readOptionFile(option: string, file: string): Promise<Buff
   } catch (error) {
     throw new OptionError(option, `${file} cannot be read: ${(error as Error).message}`);
   }
-}
-
-/** "0-3,7" → [0, 1, 2, 3, 7]; "none" → [] */
-export function layers(text: string): number[] {
-  if (text === 'none') return [];
-  const numbers = new Set<number>();
-  for (const part of text.split(',')) {
-    const match = /^\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?$/.exec(part);
-    const first = Number(match?.[1]);
-    const last = Number(match?.[2] ?? match?.[1]);
-    if (!match || last < first) throw new InvalidArgumentError(`"${part}" is neither a layer nor a range like 0-3.`);
-    for (let layer = first; layer <= last; layer++) numbers.add(layer);
-  }
-  return [...numbers].sort((a, b) => a - b);
 }

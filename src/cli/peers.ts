@@ -1,10 +1,11 @@
 /** Flags and environment for other machines: the token, certificates, where to listen. */
 import { InvalidArgumentError, Option } from 'commander';
-import type { ListenAt, PeerOptions, ServiceHooks } from '../../streams/machines/peer-options.js';
+import type { ListenAt, PeerOptions } from '../../streams/machines/peer-options.js';
 import { OptionError } from '../errors.js';
 import type { Listener } from '../transport/listen.js';
 import { readToken, TOKEN_VARIABLE } from '../transport/token.js';
 import { readOptionFile } from './options.js';
+import type { Tell } from './tell.js';
 
 export interface PeerFlags {
   readonly tokenFile?: string | undefined;
@@ -55,15 +56,10 @@ export async function listenOptions({ listen, ...flags }: ListenFlags): Promise<
   return { ...listen, token: await readToken(flags.tokenFile), tls: cert && key && { cert, key } };
 }
 
-/** Logs go to stderr, one plain line each. */
-export const logHooks: ServiceHooks = {
-  onLog: (line) => void process.stderr.write(`${line}\n`),
-  onProblem: (error) => void process.stderr.write(`problem: ${error.message}\n`),
-};
-
-/** Runs a service until it is interrupted, or until `done` settles. */
-export async function runService(listener: Listener, what: string, done?: Promise<unknown>): Promise<void> {
-  process.stderr.write(`${what} at ${listener.url} (Ctrl-C ends it)\n`);
+/** Tells where a service listens, and runs it until it is interrupted, or until `done` settles. */
+export async function runService(listener: Listener, what: string, tell: Tell, done?: Promise<unknown>): Promise<void> {
+  const { url } = listener;
+  tell({ event: 'listening', url }, `${what} at ${url} (Ctrl-C ends it)`);
   let interrupt: () => void = () => {};
   const interrupted = new Promise<void>((resolve) => {
     interrupt = resolve;

@@ -1,25 +1,14 @@
-import { Command } from 'commander';
-import { plan, type TimedPlan } from '../../streams/operations/plan.js';
+import type { Command } from 'commander';
+import type { TimedPlan } from '../../streams/operations/plan.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
 import { describePlan } from './describe-plan.js';
-import {
-  addFactorisationOptions,
-  compressOptions,
-  format,
-  json,
-  keepQuantized,
-  MODEL,
-  maxError,
-  shardSize,
-} from './options.js';
+import { addFactorisationOptions, format } from './factorisation-options.js';
+import { compressOptions, json, keepQuantized, MODEL, maxError, shardSize } from './options.js';
 import { ca, peerOptions, tokenFile, workers } from './peers.js';
 
-export function planCommand(): Command {
-  const command = new Command('plan')
-    .description('show what a compression with the same flags would do: sizes, memory, disk, time; reads headers only')
-    .argument(...MODEL)
-    .addOption(format());
-  return addFactorisationOptions(command)
+export function define(command: Command): void {
+  command.argument(...MODEL).addOption(format());
+  addFactorisationOptions(command)
     .addOption(shardSize())
     .addOption(keepQuantized())
     .addOption(maxError())
@@ -28,6 +17,7 @@ export function planCommand(): Command {
     .addOption(ca())
     .addOption(json())
     .action(async (model: string, flags) => {
+      const { plan } = await import('../../streams/operations/plan.js');
       const peers = await peerOptions(flags);
       const planned = await plan(model, compressOptions(flags), { peers, workers: flags.workers });
       process.stdout.write(`${flags.json ? JSON.stringify(summary(planned), null, 2) : describePlan(planned)}\n`);

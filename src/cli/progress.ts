@@ -6,9 +6,7 @@ import { isFitted } from '../conversion/run-report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
 import { interruptible } from './interrupt.js';
-
-/** Elsewhere than on a terminal: a line as often as this. */
-export const LINE_INTERVAL_MS = 10_000;
+import { LINE_INTERVAL_MS } from './tell.js';
 
 type Phase = Extract<Progress, { kind: 'phase' }>;
 
@@ -108,9 +106,6 @@ class Tracker {
       case 'bytes':
         this.bytes = progress.bytes;
         break;
-      case 'checked':
-        this.groups = progress.groups;
-        break;
       case 'fold':
       case 'step':
         this.stepped = true;
@@ -127,8 +122,7 @@ class Tracker {
   }
 
   get share(): number {
-    const { phase, groups, bytes } = this.phase;
-    if (phase === 'check') return groups ? this.groups / groups : 1;
+    const { groups, bytes } = this.phase;
     if (!this.stepped) return bytes ? this.bytes / bytes : 1;
     const partial = [...this.running.values()].reduce((sum, it) => sum + ('step' in it ? it.step / it.steps : 1), 0);
     return groups ? Math.min(1, (this.groups + partial) / groups) : 1;
@@ -138,7 +132,6 @@ class Tracker {
     const elapsed = (performance.now() - this.began) / 1000;
     const { share } = this;
     const left = share > 0.01 ? `about ${formatSeconds((elapsed * (1 - share)) / share)} left` : '';
-    if (this.phase.phase === 'check') return `group ${this.groups} of ${this.phase.groups}`;
     if (!this.stepped)
       return [`${formatBytes(this.bytes)} of ${formatBytes(this.phase.bytes)}`, left].filter(Boolean).join(', ');
     const fits = [...this.running.values()].map((it) =>

@@ -1,20 +1,19 @@
-import { Command } from 'commander';
-import { type ReceiveHooks, receive, receivePipe } from '../../streams/machines/receive.js';
-import { PIPE } from '../../streams/machines/remote-output.js';
+import type { Command } from 'commander';
+import type { ReceiveHooks } from '../../streams/machines/receive.js';
 import { OptionError } from '../errors.js';
-import { formatBytes } from '../format.js';
-import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
-import { LINE_INTERVAL_MS } from './progress.js';
+import { PIPE } from '../location.js';
+import { listenAt, listenOptions, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { byteTeller, jsonLines, SERVICE_EVENTS, serviceHooks, teller } from './tell.js';
 
-export function receiveCommand(): Command {
-  return new Command('receive')
-    .description('keep the result of one conversion that runs on another machine, or comes through a pipe')
+export function define(command: Command): void {
+  command
     .argument('<out>', 'folder to write: new, empty, or with what an earlier conversation left unfinished')
-    .argument('[pipe]', `"${PIPE}": read from standard input, what "mobe stream" or a conversion to "${PIPE}" writes`)
+    .argument('[pipe]', '"-": read from standard input, what "mobe stream" or a conversion to "-" writes')
     .addOption(listenAt().makeOptionMandatory(false))
     .addOption(tokenFile())
     .addOption(tlsCert())
     .addOption(tlsKey())
+    .addOption(jsonLines())
     .addHelpText(
       'after',
       `
@@ -22,24 +21,21 @@ Examples
   mobe receive out --listen 0.0.0.0:7002 --token-file token         then, elsewhere: mobe compress model ws://here:7002/
   ssh there mobe stream model | mobe receive copy -
 
-When either side ends early, start it again: the same conversion goes on from what <out> has. Through a pipe it begins anew.`,
+When either side ends early, start it again: the same conversion goes on from what <out> has. Through a pipe it begins anew.
+${SERVICE_EVENTS}
+  {"event":"progress","bytes":…}               bytes written so far, every ten seconds
+  {"event":"done","folder":…}                  the result is whole`,
     )
-    .action(async (out: string, pipe: string | undefined, flags) => {
-      const hooks: ReceiveHooks = { ...logHooks, onBytes: bytesLogger() };
-      if (pipe === PIPE) return receivePipe(out, process.stdin, hooks);
+    .action(async (out: string, pipe: string | undefined, { json, ...flags }) => {
+      const { receive, receivePipe } = await import('../../streams/machines/receive.js');
+      const tell = teller(json);
+      const hooks: ReceiveHooks = { ...serviceHooks(tell), onBytes: byteTeller(tell, 'written') };
+      const done = (): void => tell({ event: 'done', folder: out });
+      if (pipe === PIPE) return receivePipe(out, process.stdin, hooks).then(done);
       if (pipe !== undefined) throw new OptionError(pipe, `expected "${PIPE}" for standard input`);
       if (!flags.listen)
         throw new OptionError('--listen', `give an address to listen on, or "${PIPE}" to read standard input`);
       const receiver = await receive(out, await listenOptions(flags), hooks);
-      await runService(receiver, `${out} is ready to be written`, receiver.done);
+      await runService(receiver, `${out} is ready to be written`, tell, receiver.done.then(done));
     });
-}
-
-function bytesLogger(): (bytes: number) => void {
-  let last = performance.now();
-  return (bytes) => {
-    if (performance.now() - last < LINE_INTERVAL_MS) return;
-    last = performance.now();
-    process.stderr.write(`  ${formatBytes(bytes)} written\n`);
-  };
 }

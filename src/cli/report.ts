@@ -1,5 +1,4 @@
-import { Command } from 'commander';
-import { writeReport } from '../../streams/operations/report.js';
+import type { Command } from 'commander';
 import { json } from './options.js';
 import { addScoringOptions, readText, type ScoringFlags, scoring } from './scoring.js';
 
@@ -9,17 +8,15 @@ interface Flags extends ScoringFlags {
   readonly json?: boolean;
 }
 
-export function reportCommand(): Command {
-  const command = new Command('report')
-    .description(
-      'write a page about a result: sizes, errors, how the loss fell, time and memory; and its score on a text, if one is given',
-    )
+export function define(command: Command): void {
+  command
     .argument('<out>', 'folder that compress, fit, export or expand wrote')
     .option('--html <file>', 'page to write (default: mobe.report.html in the folder)')
     .option('--text <file>', 'UTF-8 text to score the result on; what follows is for that');
-  return addScoringOptions(command)
+  addScoringOptions(command)
     .addOption(json())
     .action(async (out: string, { html, text: file, json: asJson, ...flags }: Flags) => {
+      const { writeReport } = await import('../../streams/operations/report.js');
       const text = file === undefined ? undefined : await readText(file);
       const { page, record, evaluation } = await scoring(flags, (options, hooks) =>
         writeReport(out, { html, text, scoring: options }, hooks),

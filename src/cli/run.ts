@@ -1,12 +1,11 @@
 /** What the commands that change something share: progress, interruption, and the table at the end. */
 
-import { PIPE } from '../../streams/machines/remote-output.js';
 import { writeReport } from '../../streams/operations/report.js';
 import type { RunOptions, RunResult } from '../../streams/run-options.js';
 import { isFitted } from '../conversion/run-report.js';
 import { OptionError } from '../errors.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
-import { isRemote } from '../sources/files.js';
+import { isPath, PIPE } from '../location.js';
 import { type PeerFlags, peerOptions } from './peers.js';
 import { showProgress } from './progress.js';
 import { formatTable, left, right } from './table.js';
@@ -25,7 +24,7 @@ export async function runAndPrint(
   flags: RunFlags,
   run: (options: RunOptions) => Promise<RunResult>,
 ): Promise<void> {
-  if (flags.report && (out === PIPE || isRemote(out)))
+  if (flags.report && !isPath(out))
     throw new OptionError('--report', 'the page is written into the result, which must be a folder here for that');
   const display = showProgress();
   let result: RunResult;

@@ -6,7 +6,7 @@ import type { EvaluateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
 import { engine, expertsPerToken, maxMemory, positiveInteger, readOptionFile, threads } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
-import { LINE_INTERVAL_MS } from './progress.js';
+import { LINE_INTERVAL_MS } from './tell.js';
 
 export interface ScoringFlags extends EvaluateOptions, PeerFlags {}
 

@@ -1,18 +1,20 @@
-import { Command } from 'commander';
-import { serve } from '../../streams/machines/serve.js';
-import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import type { Command } from 'commander';
+import { listenAt, listenOptions, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { jsonLines, SERVICE_EVENTS, serviceHooks, teller } from './tell.js';
 
-export function serveCommand(): Command {
-  return new Command('serve')
-    .description(
-      'offer a checkpoint to other machines: inspect, plan, compress and verify take its ws:// URL as <model>',
-    )
+export function define(command: Command): void {
+  command
     .argument('<model>', 'folder of a Hugging Face checkpoint')
     .addOption(listenAt())
     .addOption(tokenFile())
     .addOption(tlsCert())
     .addOption(tlsKey())
-    .action(async (model: string, flags) => {
-      await runService(await serve(model, await listenOptions(flags), logHooks), `${model} is served`);
+    .addOption(jsonLines())
+    .addHelpText('after', SERVICE_EVENTS)
+    .action(async (model: string, { json, ...flags }) => {
+      const { serve } = await import('../../streams/machines/serve.js');
+      const tell = teller(json);
+      const listener = await serve(model, await listenOptions(flags), serviceHooks(tell));
+      await runService(listener, `${model} is served`, tell);
     });
 }

@@ -1,31 +1,43 @@
-import { Command } from 'commander';
-import { PIPE } from '../../streams/machines/remote-output.js';
-import { streamCheckpoint } from '../../streams/operations/stream.js';
+import type { Command } from 'commander';
 import { formatBytes } from '../format.js';
+import { PIPE } from '../location.js';
+import { interruptible } from './interrupt.js';
 import { MODEL } from './options.js';
 import { ca, peerOptions, tokenFile } from './peers.js';
-import { showProgress } from './progress.js';
+import type { ProgressDisplay } from './progress.js';
+import { byteTeller, jsonLines, type Tell, teller } from './tell.js';
 
-export function streamCommand(): Command {
-  return new Command('stream')
-    .description(
-      'write a checkpoint as it is to standard output, for "mobe receive <out> -" at the other end of a pipe',
-    )
+export function define(command: Command): void {
+  command
     .argument(...MODEL)
-    .argument('[to]', `"${PIPE}", standard output, or ws://host:port/ of "mobe receive"`, PIPE)
+    .argument('[to]', '"-", standard output, or ws://host:port/ of "mobe receive"', '-')
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(jsonLines())
     .addHelpText(
       'after',
       `
 Examples
   mobe stream model | ssh there mobe receive copy -
-  mobe stream model > pipe`,
+  mobe stream model > pipe
+
+With --json, stdout gets one object a line; stderr gets them where stdout is the pipe:
+  {"event":"progress","bytes":…}               bytes sent so far, every ten seconds
+  {"event":"done","to":…,"bytes":…}            everything is sent`,
     )
     .action(async (model: string, to: string, flags) => {
-      const display = showProgress();
+      const { streamCheckpoint } = await import('../../streams/operations/stream.js');
+      const { showProgress } = await import('./progress.js');
+      const tell = teller(flags.json, to === PIPE ? process.stderr : process.stdout);
+      const display = flags.json ? tellProgress(tell) : showProgress();
       const peers = await peerOptions(flags);
       const bytes = await streamCheckpoint(model, to, { ...display.hooks, peers }).finally(() => display.stop());
-      process.stderr.write(`${formatBytes(bytes)} sent\n`);
+      tell({ event: 'done', to, bytes }, `${formatBytes(bytes)} sent`);
     });
+}
+
+function tellProgress(tell: Tell): ProgressDisplay {
+  const sent = byteTeller(tell, 'sent');
+  const { signal, stop } = interruptible(() => tell({ event: 'stopping' }));
+  return { hooks: { signal, onProgress: (it) => it.kind === 'bytes' && sent(it.bytes) }, stop };
 }

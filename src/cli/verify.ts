@@ -1,19 +1,15 @@
-import { Command } from 'commander';
-import { type Verification, verify } from '../../streams/operations/verify.js';
-import { type Integrity, verifyIntegrity } from '../../streams/operations/verify-manifest.js';
+import type { Command } from 'commander';
+import type { Verification } from '../../streams/operations/verify.js';
+import type { Integrity } from '../../streams/operations/verify-manifest.js';
 import { groupLabel } from '../conversion/group-plan.js';
 import { VerificationError } from '../errors.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { compressOptions, engine, json, threads } from './options.js';
 import { ca, peerOptions, tokenFile } from './peers.js';
-import { showProgress } from './progress.js';
 import { formatTable, left, right } from './table.js';
 
-export function verifyCommand(): Command {
-  return new Command('verify')
-    .description(
-      'check a result: with its source, compare the two; alone, whether every byte is as it was written (by its manifest)',
-    )
+export function define(command: Command): void {
+  command
     .argument(
       '<model>',
       'the source, a folder or ws://host:port/ of "mobe serve"; left out: only the manifest is checked',
@@ -25,6 +21,9 @@ export function verifyCommand(): Command {
     .addOption(ca())
     .addOption(json())
     .action(async (first: string, second: string | undefined, flags) => {
+      const { verify } = await import('../../streams/operations/verify.js');
+      const { verifyIntegrity } = await import('../../streams/operations/verify-manifest.js');
+      const { showProgress } = await import('./progress.js');
       const display = showProgress();
       const peers = await peerOptions(flags);
       const hooks = { ...display.hooks, peers };

@@ -1,11 +1,10 @@
-import { Command } from 'commander';
-import { work } from '../../streams/compute/worker.js';
+import type { Command } from 'commander';
 import { engine, maxMemory, threads } from './options.js';
-import { listenAt, listenOptions, logHooks, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { listenAt, listenOptions, runService, tlsCert, tlsKey, tokenFile } from './peers.js';
+import { jsonLines, SERVICE_EVENTS, serviceHooks, teller } from './tell.js';
 
-export function workerCommand(): Command {
-  return new Command('worker')
-    .description('fit groups for conversions that run on other machines with --workers')
+export function define(command: Command): void {
+  command
     .addOption(listenAt())
     .addOption(engine())
     .addOption(threads())
@@ -13,8 +12,13 @@ export function workerCommand(): Command {
     .addOption(tokenFile())
     .addOption(tlsCert())
     .addOption(tlsKey())
-    .action(async ({ engine, threads, maxMemory, ...flags }) => {
+    .addOption(jsonLines())
+    .addHelpText('after', SERVICE_EVENTS)
+    .action(async ({ engine, threads, maxMemory, json, ...flags }) => {
+      const { work } = await import('../../streams/compute/worker.js');
       const options = { engine, ...(threads && { threads }), ...(maxMemory && { maxMemory }) };
-      await runService(await work(options, await listenOptions(flags), logHooks), 'a worker is ready');
+      const tell = teller(json);
+      const listener = await work(options, await listenOptions(flags), serviceHooks(tell));
+      await runService(listener, 'a worker is ready', tell);
     });
 }

@@ -4,7 +4,7 @@ import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
 import { type ConversionPlan, outputBytes, planConversion } from './conversion-plan.js';
-import { planGroups } from './group-plan.js';
+import { planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
 import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
 
@@ -30,7 +30,7 @@ export async function planCompression(
   const given = resolveSettings(options);
   const model = detectModel(source);
   const groups = planGroups(model, given);
-  const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, groups[0]?.problem));
+  const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, productOf(groups[0])));
   const settings = { ...given, engine: engine.name };
   const memory = planMemory(groups, settings, source.tensors.size, engine, fitters);
   const { format, shardSize: shardBytes, keepQuantized: keepQuantised } = settings;

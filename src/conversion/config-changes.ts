@@ -3,9 +3,10 @@ import { QUANTISATION_KEYS, quantisationConfig } from '../checkpoint/quantisatio
 import { UnevenFactorsError } from '../errors.js';
 import type { MoeModel, Projection } from '../models/family.js';
 import { type ModellingFile, modellingFiles } from '../models/modelling-files.js';
-import { type ConfigChanges, nativeConfig } from '../models/native.js';
+import type { ConfigChanges } from '../models/native.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from './group-plan.js';
+import { isNative } from './settings.js';
 
 /** Of a dense model's conversion. */
 export function configChanges(
@@ -15,16 +16,16 @@ export function configChanges(
 ): ConfigChanges {
   return {
     ...quantisationChanges(plan, model),
-    ...(isNative(plan) && nativeChanges(plan, model, solver, sourceFingerprint)),
+    ...(holdsFactors(plan) && nativeChanges(plan, model, solver, sourceFingerprint)),
   };
 }
 
 /** The modelling files that a native output carries; none for standard weights. */
 export const nativeModelling = (plan: ConversionPlan, { family }: MoeModel): { add: ModellingFile[] } => ({
-  add: isNative(plan) && family.native ? modellingFiles(family.native) : [],
+  add: holdsFactors(plan) && family.native ? modellingFiles(family.native) : [],
 });
 
-const isNative = ({ format, groups }: ConversionPlan): boolean => format === 'mobe' && groups.length > 0;
+const holdsFactors = (plan: ConversionPlan): boolean => isNative(plan) && plan.groups.length > 0;
 
 function nativeChanges(
   { source, groups }: ConversionPlan,
@@ -34,24 +35,16 @@ function nativeChanges(
 ): ConfigChanges {
   const sorted = [...groups].sort(compareGroups);
   const [first] = sorted as [GroupPlan];
+  const { method, problem, groups: parts } = first;
   const layers = [...new Set(sorted.map(({ layer }) => layer))];
   const projections = [...new Set(sorted.map(({ projection }) => projection))];
   checkUniform(sorted, layers, projections);
-  if (!family.native) return {}; // refused before (planGroups)
-  const { bases, rank, activation } = first.problem;
-  return nativeConfig(source.config, family.native, {
-    bases: bases * first.groups,
-    groups: first.groups,
-    rank,
-    activation,
-    layers,
-    projections,
-    solver,
-    sourceFingerprint,
-  });
+  if (!family.native || !method.native) return {}; // refused before (planGroups)
+  const alike = { problem, groups: parts, layers, projections, solver, sourceFingerprint };
+  return method.native.config(source.config, family.native, alike);
 }
 
-/** A native config has one m, r, f and number of groups for all, and one list of projections for all its layers. */
+/** A native config has one list of projections for all layers, and one size of factors and number of groups for all of these. */
 function checkUniform(
   groups: readonly GroupPlan[],
   layers: readonly number[],
@@ -59,17 +52,13 @@ function checkUniform(
 ): void {
   const [first] = groups as [GroupPlan];
   const held = new Set(groups.map(groupLabel));
+  const sizes = ({ problem: { experts, rows, cols, ...own }, groups: parts }: GroupPlan): string =>
+    JSON.stringify([own, parts]);
   for (const group of groups) {
-    const { bases, rank, activation } = group.problem;
-    const same =
-      bases === first.problem.bases &&
-      rank === first.problem.rank &&
-      activation === first.problem.activation &&
-      group.groups === first.groups;
-    if (!same)
-      throw new UnevenFactorsError(
-        `${groupLabel(group)} has ${bases} bases of rank ${rank} in ${group.groups} group(s) with ${activation}, ${groupLabel(first)} ${first.problem.bases} of ${first.problem.rank} in ${first.groups} with ${first.problem.activation}`,
-      );
+    if (sizes(group) === sizes(first)) continue;
+    const holds = ({ method, problem, groups: parts }: GroupPlan): string =>
+      `${method.describe(problem)} in ${parts} group(s)`;
+    throw new UnevenFactorsError(`${groupLabel(group)} has ${holds(group)}, ${groupLabel(first)} ${holds(first)}`);
   }
   for (const layer of layers) {
     for (const projection of projections) {

@@ -5,10 +5,11 @@ import { TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import * as errors from '../errors.js';
-import { factorParameters } from '../methods/mobe/problem.js';
+import { factorParameters, type Problem } from '../methods/mobe/problem.js';
+import { groupParameters } from '../methods/sizes.js';
 import { planCompression } from './compression-plan.js';
 import { estimateSeconds } from './estimate.js';
-import { formatRanges } from './group-plan.js';
+import { formatRanges, type GroupPlan } from './group-plan.js';
 import { inspectCheckpoint } from './inspection.js';
 import { planMemory } from './memory-plan.js';
 import { type CompressOptions, resolveSettings } from './settings.js';
@@ -61,26 +62,25 @@ test('hf output has the very names, shapes and bytes of the source', async () =>
 describe('--keep', () => {
   const share = async (keep: number) => {
     const { groups } = await plan({ keep });
-    const factors = groups.reduce((sum, { problem }) => sum + factorParameters(problem), 0);
+    const factors = groups.reduce((sum, group) => sum + groupParameters(group), 0);
     const down = 4 * 32 * 64 * 192;
-    return { share: (factors + down) / (3 * down), bases: groups[0]?.problem.bases ?? 0 };
+    const { bases } = (groups as [GroupPlan])[0].problem as Problem;
+    return { share: (factors + down) / (3 * down), bases };
   };
   test.each([0.6, 0.7, 0.76, 0.9])(
     '%f keeps at most that share of the experts, and one more basis would exceed it',
     async (keep) => {
       const { share: kept, bases } = await share(keep);
       expect(kept).toBeLessThanOrEqual(keep);
-      const { problem } = (await plan({ bases: bases + 1 })).groups[0] as {
-        problem: Parameters<typeof factorParameters>[0];
-      };
+      const [larger] = (await plan({ bases: bases + 1 })).groups as [GroupPlan];
       const down = 32 * 64 * 192;
-      expect((2 * factorParameters(problem) + down) / (3 * down)).toBeGreaterThan(keep);
+      expect((2 * groupParameters(larger) + down) / (3 * down)).toBeGreaterThan(keep);
     },
   );
   test('a share that cannot be reached is refused with the least that can', async () => {
     await expect(plan({ keep: 0.4 })).rejects.toThrow(errors.OptionError);
     await expect(plan({ keep: 0.4 })).rejects.toThrow('0.577');
-    expect((await plan({ keep: 0.577 })).groups[0]?.problem.bases).toBe(1);
+    expect((await plan({ keep: 0.577 })).groups[0]?.problem).toMatchObject({ bases: 1 });
   });
 });
 

@@ -4,12 +4,14 @@ import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/hea
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { denseParameters, groupParameters } from '../methods/sizes.js';
 import { expertsOf } from '../models/expert-names.js';
 import type { ExpertLayer } from '../models/family.js';
 import { type Layout, layoutShards } from '../output/layout.js';
 import type { ByteRange } from '../sources/files.js';
-import { type GroupPlan, nativeTensors } from './group-plan.js';
-import { decodedDtype, type Format } from './settings.js';
+import { factorLayout, factorTensors } from './factor-files.js';
+import { type GroupPlan, nativeTensors, sourceBytes } from './group-plan.js';
+import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 
 /** What an output tensor, or a part of one, is copied from. */
 export interface Copy {
@@ -25,7 +27,7 @@ export interface Copy {
 export interface ConversionPlan {
   readonly source: Checkpoint;
   readonly groups: readonly GroupPlan[];
-  readonly format: Format;
+  readonly format: OutputFormat;
   readonly layout: Layout;
   /** What is not factorised, in the order of the source. */
   readonly copies: readonly Copy[];
@@ -50,7 +52,7 @@ export interface PlanInput {
   shardBytes: number;
   /** The layers of a dense source. */
   layers?: readonly ExpertLayer[];
-  /** Source tensors that belong to no output tensor (an expansion's B and α). */
+  /** Source tensors that belong to no output tensor (the shared factors that an expansion starts from). */
   dropped?: ReadonlySet<string>;
   /** Quantised tensors pass through as they are, but for the experts of converted layers. */
   keepQuantised?: boolean;
@@ -61,7 +63,7 @@ export interface PlanInput {
 }
 
 /**
- * Lays out the output in the order of the source; a group's bases and coefficients come where its first expert was, so
+ * Lays out the output in the order of the source; a group's shared factors come where its first expert was, so
  * that copying and factorising both move through the files in one direction.
  */
 export function planConversion(input: PlanInput): ConversionPlan {
@@ -74,9 +76,10 @@ export function planConversion(input: PlanInput): ConversionPlan {
     keepQuantised = false,
     decodedDtype: wanted = decodedDtype({}),
   } = input;
-  const separate = input.separate ?? format === 'mobe';
+  const native = isNative(input);
+  const separate = input.separate ?? native;
   const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
-  const factors = factorsByExpert(source, groups);
+  const factors = factorsByExpert(source, native ? groups : []);
   const converted = new Set(groups.map(({ layer }) => layer));
   const prefixes = new Map(layers.map(({ prefix, layer }) => [prefix, converted.has(layer)] as const));
   const outputs: TensorSpec[] = [];
@@ -101,7 +104,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
   const putAlone = (matrix: StoredMatrix): void => {
     const { name, encoding } = matrix;
     const group = owners.get(name);
-    if (group && format === 'mobe') {
+    if (group && native) {
       for (const factor of factors.get(name) ?? []) put(factor);
       return;
     }
@@ -118,7 +121,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     }
     put(floatTensor(tensor.name, group.dtype, ...tensor.shape));
     for (const matrix of matrices) {
-      const { offset } = fusedPlace(matrix, group.dtype);
+      const offset = matrix.place.element * floatBytes(group.dtype);
       if (!owners.has(matrix.name)) copy(matrix, tensor.name, offset, group.dtype);
     }
   };
@@ -155,18 +158,18 @@ export function planConversion(input: PlanInput): ConversionPlan {
   };
 }
 
-/** The tensors of a native output that stand in an expert's place: its A, and before the first of a group B and α. */
+/** The tensors of a native output that stand in an expert's place: its factors, and before the first of a group those shared. */
 function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<string, readonly TensorSpec[]> {
   const shards = new Map(source.shards.map(({ path }, i) => [path, i] as const));
   const before = ({ data: a }: StoredMatrix, { data: b }: StoredMatrix): number =>
     (shards.get(a.file) as number) - (shards.get(b.file) as number) || a.start - b.start;
   const factors = new Map<string, readonly TensorSpec[]>();
   for (const group of groups) {
-    const [bases, coefficients, ...own] = nativeTensors(group) as [TensorSpec, TensorSpec, ...TensorSpec[]];
+    const { shared, experts: own } = nativeTensors(group);
     const first = group.experts.reduce((a, b) => (before(a, b) <= 0 ? a : b));
     group.experts.forEach((expert, i) => {
-      const A = own[i] as TensorSpec;
-      factors.set(expert.name, expert === first ? [bases, coefficients, A] : [A]);
+      const factorsOf = own[i] as readonly TensorSpec[];
+      factors.set(expert.name, expert === first ? [...shared, ...factorsOf] : factorsOf);
     });
   }
   return factors;
@@ -176,33 +179,8 @@ function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<
 export const copyBytes = ({ source, decode }: Copy): number =>
   decode ? decode.matrix.rows * decode.matrix.cols * floatBytes(decode.dtype) : source.end - source.start;
 
-/** Where an expert goes: a tensor of the output, and the byte of it at which it begins. */
-export interface ExpertPlace {
-  readonly tensor: string;
-  readonly offset: number;
-}
-
-const fusedPlace = ({ place }: StoredMatrix, dtype: FloatDtype): ExpertPlace => ({
-  tensor: place.tensor,
-  offset: place.element * floatBytes(dtype),
-});
-
-/** The places of a group's experts, A or weights, in expert order. */
-export const expertPlaces = (
-  { experts, names, dtype }: GroupPlan,
-  { format, separate }: Pick<ConversionPlan, 'format' | 'separate'>,
-): ExpertPlace[] =>
-  format === 'mobe'
-    ? names.experts.map((tensor) => ({ tensor, offset: 0 }))
-    : experts.map((matrix) => (separate ? { tensor: matrix.name, offset: 0 } : fusedPlace(matrix, dtype)));
-
-/** What writes a group's dense weights in the places of its rebuilt ones, in the same dtype. */
-export const expertCopies = (group: GroupPlan, plan: Pick<ConversionPlan, 'format' | 'separate'>): Copy[] =>
-  expertPlaces(group, plan).map(({ tensor, offset }, expert) =>
-    copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),
-  );
-
-function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
+/** Copies a matrix into a place of the output, decoded where its dtype there is another. */
+export function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
   const same = matrix.encoding.kind === 'float' && matrix.encoding.dtype === dtype;
   return { target, offset, source: matrix.data, ...(!same && { decode: { matrix, dtype } }) };
 }
@@ -218,3 +196,30 @@ export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {
 /** Bytes of the files a conversion writes, side files aside. */
 export const outputBytes = ({ layout }: ConversionPlan): number =>
   layout.shards.reduce((sum, { bytes }) => sum + bytes, 0);
+
+/**
+ * Lays out factor files. The sizes are those of a native checkpoint with these factors.
+ * @param groups of the source
+ */
+export function planFactors(source: Checkpoint, groups: readonly GroupPlan[]): ConversionPlan {
+  const shards = groups.map(factorLayout);
+  const sum = (numbers: number[]): number => numbers.reduce((total, it) => total + it, 0);
+  const tensors = [...source.tensors.values()];
+  const parametersBefore = sum(tensors.map((tensor) => parametersOf(tensor, source)));
+  const bytesBefore = sum(tensors.map(({ start, end }) => end - start));
+  const factorBytes = (group: GroupPlan): number => sum(factorTensors(group).map(({ bytes }) => bytes));
+  return {
+    source,
+    groups,
+    format: 'factors',
+    layout: { shards, tensorBytes: sum(groups.map(factorBytes)) },
+    copies: [],
+    separate: true,
+    quantised: { before: 0, after: 0 },
+    parametersBefore,
+    parametersAfter:
+      parametersBefore + sum(groups.map((group) => groupParameters(group) - denseParameters(group.problem))),
+    bytesBefore,
+    bytesAfter: bytesBefore + sum(groups.map((group) => factorBytes(group) - sourceBytes(group))),
+  };
+}

@@ -1,5 +1,4 @@
 /** How long a run will take, from its arithmetic and the machine's measured rate. */
-import { stepOperations } from '../methods/mobe/costs.js';
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
@@ -7,8 +6,6 @@ import { sourceBytes } from './group-plan.js';
 const STEP_EFFICIENCY = 0.75;
 /** A cautious disk, bytes a second; conversions that are not compute-bound are bound by it. */
 const DISK_RATE = 300e6;
-/** Solver steps' worth of arithmetic in the final refit and its check, per expert. */
-const REFIT_STEPS = 8;
 
 /**
  * Seconds a compression will take, within a factor of two or so.
@@ -18,10 +15,7 @@ export function estimateSeconds(
   { groups, settings, memory, bytesBefore, bytesAfter }: CompressionPlan,
   rate: number,
 ): number {
-  const operations = groups.reduce(
-    (sum, { problem }) => sum + (settings.steps + REFIT_STEPS) * stepOperations(problem, settings.solver),
-    0,
-  );
+  const operations = groups.reduce((sum, { method, problem }) => sum + method.operations(problem, settings), 0);
   const experts = groups.reduce((sum, group) => sum + sourceBytes(group), 0);
   const compute = operations / (rate * STEP_EFFICIENCY * memory.workers);
   return compute + (bytesBefore + experts + bytesAfter) / DISK_RATE;

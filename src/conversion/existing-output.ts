@@ -5,9 +5,10 @@ import { z } from 'zod';
 import { CONFIG_FILE, INDEX_FILE, readJsonObject } from '../checkpoint/open-checkpoint.js';
 import { CARD_FILE, PAGE_FILES } from '../checkpoint/side-files.js';
 import { OutputNotEmptyError } from '../errors.js';
+import { fileIn } from '../location.js';
 import { MANIFEST_FILE } from '../output/manifest.js';
 import { listOutput } from '../output/output-folder.js';
-import { type Files, fileIn, LocalFiles } from '../sources/files.js';
+import { type Files, LocalFiles } from '../sources/files.js';
 import { REPORT_FILE, type StoredReport } from './run-report.js';
 import { parseReport } from './stored-report.js';
 

@@ -1,30 +1,35 @@
-/** Factor files, between `fit` and `export`: one safetensors file a group with A·σ, B and α. */
-import { readdir } from 'node:fs/promises';
-import { join, resolve } from 'node:path';
+/** Factor files, between `fit` and `export`: one safetensors file a group, σ folded into its factors. */
+import { resolve } from 'node:path';
 import { z } from 'zod';
-import { isFloatDtype } from '../checkpoint/dtype.js';
+import { type FloatDtype, isFloatDtype } from '../checkpoint/dtype.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { openShard } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
-import { ACTIVATIONS, type Problem } from '../methods/mobe/problem.js';
+import { fileIn } from '../location.js';
+import type { GroupShape, Method, MethodProblem } from '../methods/method.js';
+import { methodRecord, namedMethod } from '../methods/registry.js';
 import { PROJECTIONS } from '../models/family.js';
-import { type Files, LocalFiles } from '../sources/files.js';
+import { layoutFile, type ShardLayout } from '../output/layout.js';
+import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
 import { compareGroups, type GroupKey, type GroupPlan } from './group-plan.js';
 import { lossCurve } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
 
+export const isFactorFile = (name: string): boolean => FILE_NAME.test(name);
+
 export const factorFileName = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer-${String(layer).padStart(3, '0')}.${projection}${groups === 1 ? '' : `.group-${group}`}.safetensors`;
 
 /** Kept as the JSON text of one metadata entry: safetensors metadata holds strings only. */
-const metadataSchema = z.object({
+const metadataSchema = z.looseObject({
   version: z.literal(1),
-  activation: z.enum(ACTIVATIONS),
+  /** Absent: the default method. The problem's details (`Method.details`) stand beside it. */
+  method: z.string().optional(),
   sourceFingerprint: z.string(),
   /** What decided these bytes. */
   settings: z.record(z.string(), z.unknown()),
-  /** σ is already folded into A. No timings: the same fit writes the same bytes. */
+  /** No timings: the same fit writes the same bytes. */
   report: z.object({
     layer: z.number().int(),
     projection: z.enum(PROJECTIONS),
@@ -40,38 +45,70 @@ const metadataSchema = z.object({
 
 export type FactorMetadata = z.infer<typeof metadataSchema>;
 
+/** The source that factors were fitted to, and the settings that decided their bytes. */
+export type FactorContext = Pick<FactorMetadata, 'sourceFingerprint' | 'settings'>;
+
 const METADATA_KEY = 'mobe';
 
-export const encodeFactorMetadata = (metadata: FactorMetadata): Record<string, string> => ({
-  [METADATA_KEY]: JSON.stringify(metadata),
-});
+export function encodeFactorMetadata(
+  { method, problem }: MethodProblem,
+  { sourceFingerprint, settings, report }: Pick<FactorMetadata, 'sourceFingerprint' | 'settings' | 'report'>,
+): Record<string, string> {
+  const kind = { version: 1, ...methodRecord(method), ...method.details(problem) };
+  return { [METADATA_KEY]: JSON.stringify({ ...kind, sourceFingerprint, settings, report }) };
+}
 
 /** Room for the metadata in a header that is written before the errors are known. */
-export const FACTOR_HEADER_BYTES = 4096;
+const FACTOR_HEADER_BYTES = 4096;
 
-/** A (n, p, r), B (m, r, d) and α (n, m), for p × d the matrices that are factorised: the transposes of down_proj. */
-export function factorTensors({ problem, dtype }: Pick<GroupPlan, 'problem' | 'dtype'>): TensorSpec[] {
-  const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
-  return [floatTensor('A', dtype, n, p, r), floatTensor('B', dtype, m, r, d), floatTensor('alpha', dtype, n, m)];
+/**
+ * The tensors of a factor file: the factors of each expert stacked, (n, …), then those that they share. They are factors of the
+ * matrices that are factorised: the transposes of down_proj.
+ */
+export function factorTensors({
+  method,
+  problem,
+  dtype,
+}: Pick<GroupPlan, 'method' | 'problem' | 'dtype'>): TensorSpec[] {
+  const { shared, byExpert } = method.stores(problem);
+  return [
+    ...byExpert.map(({ name, shape }) => floatTensor(name, dtype, problem.experts, ...shape)),
+    ...shared.map(({ name, shape }) => floatTensor(name, dtype, ...shape)),
+  ];
 }
 
-export interface FactorFile {
+/** The name by which an `Output` is told a tensor of a factor file: every file has the same names inside. */
+export const factorTensorName = (group: GroupKey, factor: string): string => `${factorFileName(group)}:${factor}`;
+
+/** A group's file as an `Output` reserves it. The metadata, with the errors, replaces the spaces at the end of its header later. */
+export function factorLayout(group: GroupPlan): ShardLayout {
+  const layout = layoutFile(factorFileName(group), factorTensors(group), {}, FACTOR_HEADER_BYTES);
+  return { ...layout, tensors: layout.tensors.map((it) => ({ ...it, name: factorTensorName(group, it.name) })) };
+}
+
+export interface FactorFile extends MethodProblem {
   readonly path: string;
   readonly metadata: FactorMetadata;
-  readonly problem: Problem;
-  readonly tensors: { readonly A: TensorInfo; readonly B: TensorInfo; readonly alpha: TensorInfo };
+  readonly dtype: FloatDtype;
+  /** As `factorTensors` has them, by name. */
+  readonly tensors: Readonly<Record<string, TensorInfo>>;
 }
 
-/** All factor files of a folder, by layer, projection and group. */
-export async function openFactorFolder(folder: string): Promise<FactorFile[]> {
-  const root = resolve(folder);
-  const names = await readdir(root).catch(() => {
-    throw new NotACheckpointError(root, 'there is no such folder');
-  });
-  const files = names.filter((name) => FILE_NAME.test(name)).sort();
-  if (files.length === 0)
-    throw new NotACheckpointError(root, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
-  const opened = await Promise.all(files.map((file) => openFactorFile(join(root, file))));
+/**
+ * All factor files of a folder, by layer, projection and group.
+ * @param source a path of this machine, or any folder with what reads it
+ */
+export async function openFactorFolder(source: string | SourceFolder): Promise<FactorFile[]> {
+  const { folder, files } = typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
+  const names = (await files.list(folder)).map(({ path }) => path).filter(isFactorFile);
+  if (names.length === 0)
+    throw new NotACheckpointError(folder, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
+  const opened: FactorFile[] = [];
+  try {
+    for (const name of names) opened.push(await readFactorFile(fileIn(folder, name), files));
+  } finally {
+    await files.close();
+  }
   return opened.sort((a, b) => compareGroups(a.metadata.report, b.metadata.report));
 }
 
@@ -84,34 +121,38 @@ export async function openFactorFile(path: string, files: Files = new LocalFiles
 }
 
 async function readFactorFile(path: string, files: Files): Promise<FactorFile> {
-  const { tensors, metadata: texts } = await openShard(path, files);
+  const { tensors: held, metadata: texts } = await openShard(path, files);
   const metadata = parseMetadata(path, texts[METADATA_KEY]);
-  const named = (name: string, dimensions: number): TensorInfo => {
-    const tensor = tensors.find((it) => it.name === name);
-    if (!tensor || tensor.shape.length !== dimensions)
-      throw new FactorMismatchError(path, `it has no ${dimensions}-dimensional tensor "${name}"`);
-    return tensor;
-  };
-  const A = named('A', 3);
-  const B = named('B', 3);
-  const alpha = named('alpha', 2);
-  const [n, p, r] = A.shape as [number, number, number];
-  const [m, rank, d] = B.shape as [number, number, number];
-  if (rank !== r || String(alpha.shape) !== String([n, m])) {
-    throw new FactorMismatchError(
-      path,
-      `A [${A.shape}], B [${B.shape}] and alpha [${alpha.shape}] do not fit together`,
-    );
-  }
-  if (!isFloatDtype(A.dtype)) throw new UnsupportedDtypeError('A', path, A.dtype);
-  if (B.dtype !== A.dtype || alpha.dtype !== A.dtype)
-    throw new FactorMismatchError(path, 'A, B and alpha are of different dtypes');
-  return {
-    path,
-    metadata,
-    problem: { experts: n, rows: p, cols: d, bases: m, rank: r, activation: metadata.activation },
-    tensors: { A, B, alpha },
-  };
+  const method = namedMethod(metadata.method);
+  if (!method)
+    throw new FactorMismatchError(path, `its method is "${metadata.method}", which this version of mobe does not know`);
+  const problem = findProblem(path, method, held, metadata);
+  const dtype = held[0]?.dtype ?? '';
+  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(held[0]?.name ?? '', path, dtype);
+  const named = factorTensors({ method, problem, dtype }).map((spec) => {
+    const tensor = held.find(({ name }) => name === spec.name);
+    if (!tensor || String(tensor.shape) !== String(spec.shape)) throw unlikeFactors(path, method, held);
+    if (tensor.dtype !== dtype) throw new FactorMismatchError(path, 'its tensors are of different dtypes');
+    return [spec.name, tensor] as const;
+  });
+  return { path, metadata, method, problem, dtype, tensors: Object.fromEntries(named) };
+}
+
+function findProblem(
+  path: string,
+  method: Method,
+  tensors: readonly TensorInfo[],
+  metadata: FactorMetadata,
+): GroupShape {
+  const shapes = Object.fromEntries(tensors.map(({ name, shape }) => [name, shape]));
+  const { success, data } = method.problemSchema.safeParse(method.problemOf(shapes, metadata));
+  if (!success) throw unlikeFactors(path, method, tensors);
+  return data;
+}
+
+function unlikeFactors(path: string, { title }: Method, tensors: readonly TensorInfo[]): FactorMismatchError {
+  const held = tensors.map(({ name, shape }) => `${name} [${shape}]`).join(', ');
+  return new FactorMismatchError(path, `what it holds, ${held || 'nothing'}, is not a group's factors of ${title}`);
 }
 
 function parseMetadata(path: string, text: string | undefined): FactorMetadata {

@@ -2,37 +2,41 @@
 import type { FloatDtype } from '../checkpoint/dtype.js';
 import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
 import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { NotSmallerError, OptionError } from '../errors.js';
-import { denseParameters, factorParameters, type Problem } from '../methods/mobe/problem.js';
+import type { ProductShape } from '../engine/gemm-rate.js';
+import { OptionError } from '../errors.js';
+import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
+import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
-import { basesName, coefficientsName, expertName, type GroupNumber } from '../models/native.js';
-import { decodedDtype, type Settings } from './settings.js';
+import type { GroupNumber } from '../models/native.js';
+import { factorisedFormat, turnedSize } from './orientation.js';
+import { decodedDtype, isNative, type Settings } from './settings.js';
 
 /** The experts of one layer and projection, or one of the parts they are cut into. */
 export interface GroupPlan extends GroupNumber {
   readonly layer: number;
   readonly projection: Projection;
-  /** rows × cols are those of the matrices that are factorised: of the transpose, where `format` says so. */
-  readonly problem: Problem;
+  readonly method: Method;
+  /** One of `method`. rows × cols are those of the matrices that are factorised: of the transpose, where `format` says so. */
+  readonly problem: GroupShape;
   /** The dense weights, in expert order. */
   readonly experts: readonly StoredMatrix[];
   /** Of every one of them. */
   readonly format: MatrixFormat;
   /** Of what is written. */
   readonly dtype: FloatDtype;
-  /** Under which a native checkpoint has it. */
+  /** The tensors of a native checkpoint that hold its factors; none where the method has no native form. */
   readonly names: GroupNames;
-}
-
-/** The tensors a group is written as; an expert's A has the name its dense weights had. */
-export interface GroupNames {
-  readonly bases: string;
-  readonly coefficients: string;
-  readonly experts: readonly string[];
 }
 
 /** What identifies a group within a model. */
 export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>;
+
+export const groupKey = ({ layer, projection, group, groups }: GroupKey): GroupKey => ({
+  layer,
+  projection,
+  group,
+  groups,
+});
 
 export const groupLabel = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer ${layer} ${projection}${groups === 1 ? '' : ` group ${group}`}`;
@@ -62,127 +66,118 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
 /** Groups in the order in which their experts lie in the shards, so that each is complete early. */
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
-  if (settings.format === 'mobe' && !model.family.native) {
-    throw new OptionError('--format', `no native form is defined for ${model.family.name}. Use --format hf.`);
-  }
-  if (settings.format === 'mobe' && settings.keepQuantized) {
-    throw new OptionError(
-      '--keep-quantized',
-      'the modelling files of native checkpoints hold plain weights. Use --format hf, or leave it out.',
-    );
-  }
-  if (settings.format === 'mobe' && settings.maxError !== undefined) {
-    throw new OptionError(
-      '--max-error',
-      'the header of a native checkpoint says which layers are compressed, and is written before the errors are known. Use --format hf; or "mobe fit" and then "mobe export --max-error", which leaves out the layers that fit worse.',
-    );
-  }
-  const bases = settings.bases ?? basesToKeep(layers, settings);
-  const groups = layers.flatMap((layer) =>
-    settings.projections.flatMap((projection) => planProjection(layer, projection, bases, settings)),
+  const method = METHODS[settings.method] as Method;
+  if (isNative(settings)) checkNative(model, method, settings);
+  const projections = layers.flatMap((layer) =>
+    PROJECTIONS.map((projection) => ({
+      layer,
+      projection,
+      ...shapeOf(layer, projection),
+      factorised: settings.projections.includes(projection),
+      example: layer.experts[projection][0] as StoredMatrix,
+    })),
   );
-  groups.forEach(checkSmaller);
+  const problems = method.plan(projections, settings);
+  const groups = projections
+    .filter(({ factorised }) => factorised)
+    .flatMap(({ layer, projection }, i) => cut(layer, projection, method, problems[i] as GroupShape, settings));
   const firstByte = ({ experts: [first] }: GroupPlan): string =>
     `${first?.data.file}:${String(first?.data.start).padStart(16, '0')}`;
   const order = new Map(groups.map((group) => [group, firstByte(group)] as const));
   return groups.sort((a, b) => ((order.get(a) as string) < (order.get(b) as string) ? -1 : 1));
 }
 
+/** Throws `OptionError` where the output cannot be a native checkpoint. */
+export function checkNative(
+  { family }: MoeModel,
+  method: Method,
+  { keepQuantized, maxError }: Partial<Pick<Settings, 'keepQuantized' | 'maxError'>> = {},
+): void {
+  if (!method.native)
+    throw new OptionError('--format', `no native form is defined for --method ${method.name} yet. Use --format hf.`);
+  if (!family.native)
+    throw new OptionError('--format', `no native form is defined for ${family.name}. Use --format hf.`);
+  if (keepQuantized)
+    throw new OptionError(
+      '--keep-quantized',
+      'the modelling files of native checkpoints hold plain weights. Use --format hf, or leave it out.',
+    );
+  if (maxError !== undefined)
+    throw new OptionError(
+      '--max-error',
+      'the header of a native checkpoint says which layers are compressed, and is written before the errors are known. Use --format hf; or "mobe fit" and then "mobe export --max-error", which leaves out the layers that fit worse.',
+    );
+}
+
+/** All experts of a projection, as they are factorised. */
+function shapeOf({ experts }: ExpertLayer, projection: Projection): GroupShape {
+  const matrices = experts[projection];
+  return { experts: matrices.length, ...turnedSize(projection, matrices[0] as StoredMatrix) };
+}
+
 /**
- * The groups of one layer and projection: its experts cut in order, each part with its share of the bases (the reference's
- * `train_group.py`). `down_proj` is (d, p), taller than wide, so its transpose is factorised: its A is then as small as the others'.
+ * The group of a model that was factorised so, whatever options would choose it; undefined where the model has none of its shape.
+ * @param known the method and the problem; where it does not matter what they are, the default method and a dense shape
  */
-function planProjection(layer: ExpertLayer, projection: Projection, bases: number, settings: Settings): GroupPlan[] {
-  const all = layer.experts[projection];
-  const { name, rows: storedRows, cols: storedCols, encoding } = all[0] as StoredMatrix;
-  const { groups, activation } = settings;
-  const transposed = projection === 'down_proj';
-  const [rows, cols] = transposed ? [storedCols, storedRows] : [storedRows, storedCols];
-  const rank = settings.rank ?? Math.min(rows, cols);
-  if (rank > Math.min(rows, cols)) {
-    throw new OptionError(
-      '--rank',
-      `${rank} is more than an expert has: ${name} is ${storedRows}×${storedCols}, so at most ${Math.min(rows, cols)}`,
-    );
-  }
-  checkDivisible('experts of a layer', all.length, groups);
-  checkDivisible('bases', bases, groups);
-  const size = all.length / groups;
-  return Array.from({ length: groups }, (_, group) => {
-    const first = group * size;
-    const number = { group, groups };
-    return {
-      layer: layer.layer,
-      projection,
-      ...number,
-      problem: { experts: size, rows, cols, bases: bases / groups, rank, activation },
-      experts: all.slice(first, first + size),
-      format: { rows: storedRows, cols: storedCols, encoding, transposed },
-      dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
-      names: {
-        bases: basesName(layer.prefix, projection, number),
-        coefficients: coefficientsName(layer.prefix, projection, number),
-        experts: Array.from({ length: size }, (_, i) => expertName(layer, first + i, projection)),
-      },
-    };
-  });
+export function groupOf(
+  model: MoeModel,
+  { layer: number, projection, group, groups }: GroupKey,
+  settings: Pick<Settings, 'dtype'>,
+  known?: MethodProblem,
+): GroupPlan | undefined {
+  const layer = model.layers.find((it) => it.layer === number);
+  if (!layer) return undefined;
+  const { experts, rows, cols } = shapeOf(layer, projection);
+  const shape = { experts: experts / groups, rows, cols };
+  const { method, problem } = known ?? { method: DEFAULT_METHOD, problem: shape };
+  const fits = problem.experts * groups === experts && problem.rows === rows && problem.cols === cols;
+  if (!fits || !Number.isInteger(shape.experts)) return undefined;
+  return cut(layer, projection, method, problem, settings)[group];
 }
 
-function checkDivisible(what: string, count: number, groups: number): void {
-  if (count % groups !== 0)
-    throw new OptionError('--groups', `the ${count} ${what} cannot be cut into ${groups} equal parts`);
+/** The groups of one layer and projection: its experts cut in order into parts of the problem's size. */
+function cut(
+  { layer, prefix, experts }: ExpertLayer,
+  projection: Projection,
+  method: Method,
+  problem: GroupShape,
+  settings: Pick<Settings, 'dtype'>,
+): GroupPlan[] {
+  const all = experts[projection];
+  const stored = all[0] as StoredMatrix;
+  const { encoding } = stored;
+  const size = problem.experts;
+  const groups = all.length / size;
+  return Array.from({ length: groups }, (_, group) => ({
+    layer,
+    projection,
+    group,
+    groups,
+    method,
+    problem,
+    experts: all.slice(group * size, (group + 1) * size),
+    format: factorisedFormat(projection, stored),
+    dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
+    names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
+  }));
 }
 
-/** The largest m with which at most `keep` of the layers' routed-expert parameters remain. */
-function basesToKeep(
-  layers: readonly ExpertLayer[],
-  { keep = 1, projections, rank: wanted, groups }: Settings,
-): number {
-  let total = 0;
-  let fixed = 0; // what remains whatever m is
-  let perBasis = 0;
-  for (const { experts } of layers) {
-    for (const projection of PROJECTIONS) {
-      const { length: n } = experts[projection];
-      const { rows, cols } = experts[projection][0] as StoredMatrix;
-      const [p, d] = projection === 'down_proj' ? [cols, rows] : [rows, cols];
-      const r = wanted ?? Math.min(p, d);
-      total += n * p * d;
-      const factorised = projections.some((it) => it === projection);
-      fixed += factorised ? n * p * r : n * p * d;
-      if (factorised) perBasis += r * d + n / groups;
-    }
-  }
-  const bases = groups * Math.floor((keep * total - fixed) / perBasis / groups);
-  if (layers.length && bases < 1) {
-    const least = Math.ceil((1000 * (fixed + groups * perBasis)) / total) / 1000;
-    throw new OptionError(
-      '--keep',
-      `even ${groups === 1 ? 'one basis' : 'one basis a group'} keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Lower --rank to go below.`,
-    );
-  }
-  return bases;
+const NO_NAMES: GroupNames = { shared: {}, experts: [] };
+
+/** The tensors a group is stored as in a native checkpoint: the factors that its experts share, and those of each. */
+export function nativeTensors({ method, problem, dtype, names }: GroupPlan): {
+  readonly shared: readonly TensorSpec[];
+  readonly experts: ReadonlyArray<readonly TensorSpec[]>;
+} {
+  const { shared, byExpert } = method.stores(problem);
+  const specs = (factors: readonly FactorShape[], own: Readonly<Record<string, string>>): TensorSpec[] =>
+    factors.map(({ name, shape }) => floatTensor(own[name] as string, dtype, ...shape));
+  return { shared: specs(shared, names.shared), experts: names.experts.map((own) => specs(byExpert, own)) };
 }
 
-function checkSmaller({ problem, groups }: GroupPlan): void {
-  const before = denseParameters(problem);
-  const after = factorParameters(problem);
-  if (after < before) return;
-  const { experts: n, rows: p, cols: d, rank: r } = problem;
-  const most = Math.ceil((n * p * (d - r)) / (r * d + n)) - 1;
-  const remedy = most >= 1 ? `Use at most --bases ${most * groups} at rank ${r}.` : `Lower --rank (${r}).`;
-  throw new NotSmallerError(before, after, remedy);
-}
-
-/** The tensors a group is stored as in a native checkpoint: B, α, and each expert's A. */
-export function nativeTensors({ problem, dtype, names }: GroupPlan): TensorSpec[] {
-  const { rows: p, cols: d, bases: m, rank: r, experts: n } = problem;
-  return [
-    floatTensor(names.bases, dtype, m, r, d),
-    floatTensor(names.coefficients, dtype, n, m),
-    ...names.experts.map((name) => floatTensor(name, dtype, p, r)),
-  ];
-}
+/** The matrix product that engines are measured by for a group. */
+export const productOf = (group: MethodProblem | undefined): ProductShape | undefined =>
+  group?.method.product(group.problem);
 
 /** [0,1,2,5] → "0-2, 5" */
 export function formatRanges(numbers: readonly number[]): string {

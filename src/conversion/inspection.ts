@@ -7,9 +7,8 @@ import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { MobeError } from '../errors.js';
 import { detectModel, languageConfig } from '../models/detect.js';
 import { numberOf } from '../models/family.js';
-import { BASES_NAME } from '../models/native.js';
 import { parametersOf } from './conversion-plan.js';
-import { findNativeGroups } from './native-groups.js';
+import { findNativeGroups, nativeMethod } from './native-groups.js';
 
 export interface Tally {
   readonly tensors: number;
@@ -60,13 +59,13 @@ const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
 export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
   const { config, shards } = checkpoint;
   const tensors = [...checkpoint.tensors.values()];
-  const native = tensors.some(({ name }) => BASES_NAME.test(name));
+  const native = nativeMethod(checkpoint);
   const experts = describeExperts(() => {
     if (native) {
       const groups = findNativeGroups(checkpoint);
       const [{ problem, groups: parts }] = groups as [(typeof groups)[number]];
       return {
-        family: 'native MoBE',
+        family: `native ${native.title}`,
         layers: [...new Set(groups.map(({ layer }) => layer))].sort((a, b) => a - b),
         count: problem.experts * parts,
         shape: [problem.rows, problem.cols],
@@ -83,7 +82,7 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
     modelType: String(config.model_type ?? 'unknown'),
     family: experts.family,
     architecture: Array.isArray(config.architectures) ? String(config.architectures[0]) : undefined,
-    native,
+    native: native !== undefined,
     hiddenLayers: numberOf(languageConfig(config), 'num_hidden_layers'),
     expertLayers: experts.layers,
     expertsPerLayer: experts.count,

@@ -5,9 +5,7 @@ import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
-import { largestBatch } from '../methods/mobe/batches.js';
-import { batchBytes, stateBytes } from '../methods/mobe/costs.js';
-import { denseParameters, type Problem, type SolverName } from '../methods/mobe/problem.js';
+import type { MethodProblem } from '../methods/method.js';
 import { READ_BYTES } from '../sources/files.js';
 import { DEFAULT_CREDIT_BYTES } from '../transport/limits.js';
 import { type GroupPlan, sourceBytes } from './group-plan.js';
@@ -62,6 +60,8 @@ export interface MemoryPlan {
   readonly batchExperts: number;
   /** The decoded targets are kept for the whole fit. */
   readonly holdTargets: boolean;
+  /** The parts of a layer and projection are all in memory at once, for their σ; otherwise they are read twice. */
+  readonly holdParts: boolean;
   /** Source bytes of groups that may be read and not yet written. */
   readonly groupBytes: number;
   /** Expected peak, bytes. */
@@ -90,14 +90,15 @@ export function planMemory(
   engine: ChosenEngine,
   remote?: RemoteFitters,
 ): MemoryPlan {
-  const small = groups.every(({ problem }) => denseParameters(problem) * problem.rank < SMALL_GROUP);
+  const small = groups.every((group) => groupProduct(group) < SMALL_GROUP);
   // Threads of the CPU can be shared out; other engines are there once.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
   if (remote) return planRemote(groups, settings, BASE_BYTES + tensors * TENSOR_BYTES, remote, small);
   const fixedBytes = BASE_BYTES + tensors * TENSOR_BYTES + ENGINE_BYTES[engine.name];
-  const mostExperts = Math.min(...groups.map(({ problem }) => largestBatch(problem, engine)));
+  const mostExperts = Math.min(...groups.map(({ method, problem }) => method.largestBatch(problem, engine)));
   // From the fastest to the most frugal; each gives up one thing.
   const arrangements: Arrangement[] = [
+    { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH, holdParts: true },
     { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH },
     { workers, holdTargets: false, prefetch: 1, leastBatch: LEAST_BATCH },
     { workers: 1, holdTargets: false, prefetch: 1, leastBatch: LEAST_BATCH },
@@ -133,8 +134,12 @@ function planRemote(
   const threadsPerWorker = small && engine.name === DEFAULT_ENGINE ? 1 : settings.threads;
   const sessions = threads.reduce((sum, count) => sum + Math.max(1, Math.floor(count / threadsPerWorker)), 0);
   const largest = groups.reduce((top, group) => Math.max(top, sourceBytes(group)), 0);
-  const batches = groups.map(({ problem }) =>
-    Math.min(problem.experts, largestBatch(problem, engine), settings.batchExperts ?? usualBatch(problem, engine.kind)),
+  const batches = groups.map((group) =>
+    Math.min(
+      group.problem.experts,
+      group.method.largestBatch(group.problem, engine),
+      settings.batchExperts ?? usualBatch(group, engine.kind),
+    ),
   );
   const plan = (workers: number, prefetch: number): MemoryPlan => {
     const groupBytes = largest * (workers + prefetch);
@@ -144,6 +149,7 @@ function planRemote(
       threadsPerWorker,
       batchExperts: Math.max(1, Math.min(...batches)),
       holdTargets: true,
+      holdParts: false,
       groupBytes,
       expectedBytes: Math.ceil(fixedBytes + OVERHEAD * counted),
     };
@@ -155,11 +161,12 @@ function planRemote(
 
 /** Bytes that fitting one group takes, beside the process itself: what a worker compares with its own budget. */
 export function fitBytes(
-  problem: Problem,
+  { method, problem }: MethodProblem,
   stored: number,
-  { batchExperts, holdTargets, solver }: { batchExperts: number; holdTargets: boolean; solver: SolverName },
+  { batchExperts, holdTargets, solver }: { batchExperts: number; holdTargets: boolean; solver: string },
 ): number {
-  const counted = stored + stateBytes(problem, { holdTargets, solver }) + batchExperts * batchBytes(problem);
+  const counted =
+    stored + method.stateBytes(problem, { holdTargets, solver }) + batchExperts * method.batchBytes(problem);
   return Math.ceil(
     BASE_BYTES + WORKER_BYTES + OVERHEAD * counted + Math.min(FRAGMENTED_SHARE * counted, FRAGMENTED_BYTES),
   );
@@ -168,6 +175,8 @@ export function fitBytes(
 interface Arrangement {
   workers: number;
   holdTargets: boolean;
+  /** See `MemoryPlan`. */
+  holdParts?: boolean;
   /** Groups read ahead. */
   prefetch: number;
   /** Experts a batch must at least have. */
@@ -183,13 +192,14 @@ function arrange(
   fixedBytes: number,
   mostExperts: number,
 ): MemoryPlan {
-  const { workers, holdTargets, prefetch, leastBatch } = arrangement;
+  const { workers, holdTargets, prefetch, leastBatch, holdParts = false } = arrangement;
+  const parts = holdParts ? Math.max(...groups.map((group) => group.groups)) : 1;
   const most = (measure: (group: GroupPlan) => number): number =>
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
   const experts = most(({ problem }) => problem.experts);
-  const perExpert = most(({ problem }) => batchBytes(problem));
-  const groupBytes = most(sourceBytes) * (workers + prefetch);
-  const state = most(({ problem }) => stateBytes(problem, { holdTargets, solver: settings.solver }));
+  const perExpert = most(({ method, problem }) => method.batchBytes(problem));
+  const groupBytes = most(sourceBytes) * Math.max(workers + prefetch, parts);
+  const state = most(({ method, problem }) => method.stateBytes(problem, { holdTargets, solver: settings.solver }));
   const expected = (batch: number): number => {
     const solver = state + batch * perExpert;
     const counted = workers * solver + groupBytes + PASS_THROUGH_BYTES;
@@ -199,7 +209,7 @@ function arrange(
   const wanted = Math.min(
     experts,
     mostExperts,
-    settings.batchExperts ?? Math.min(...groups.map(({ problem }) => usualBatch(problem, engine.kind))),
+    settings.batchExperts ?? Math.min(...groups.map((group) => usualBatch(group, engine.kind))),
   );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
@@ -209,11 +219,18 @@ function arrange(
     threadsPerWorker: Math.max(1, Math.floor(settings.threads / workers)),
     batchExperts,
     holdTargets,
+    holdParts,
     groupBytes,
     expectedBytes: expected(batchExperts),
   };
 }
 
 /** Experts a batch, where memory is plentiful. */
-export const usualBatch = (problem: Problem, kind: Engine['kind']): number =>
-  Math.max(1, Math.floor(BATCH_BYTES[kind] / batchBytes(problem)));
+export const usualBatch = ({ method, problem }: MethodProblem, kind: Engine['kind']): number =>
+  Math.max(1, Math.floor(BATCH_BYTES[kind] / method.batchBytes(problem)));
+
+/** Multiply-adds of one matrix product with all the experts of a group. */
+function groupProduct({ method, problem }: MethodProblem): number {
+  const { rows, cols, rank } = method.product(problem);
+  return problem.experts * rows * cols * rank;
+}

@@ -1,12 +1,13 @@
 import { formatBytes, formatCount, formatPercent } from '../format.js';
+import { DEFAULT_METHOD, namedMethod } from '../methods/registry.js';
 import { groupLabel } from './group-plan.js';
 import { fitWarnings, type GroupReport, isFitted } from './run-report.js';
-import type { Format } from './settings.js';
+import { isNative, type OutputFormat } from './settings.js';
 
 export interface ModelCard {
   /** The source's folder name. */
   source: string;
-  format: Format;
+  format: OutputFormat;
   parametersBefore: number;
   parametersAfter: number;
   bytesBefore: number;
@@ -17,12 +18,12 @@ export interface ModelCard {
 
 /** README.md of a converted checkpoint. */
 export function modelCard(card: ModelCard): string {
-  const { source, format, settings, groups } = card;
+  const { source, settings, groups } = card;
   const projections = [...new Set(groups.map(({ projection }) => projection))].join(', ') || 'no projection';
-  const what =
-    format === 'mobe'
-      ? `a native MoBE checkpoint: of the routed experts, ${projections} are stored as A·f(Σ αB). Load it with \`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\``
-      : `standard weights, in which ${projections} of the routed experts were replaced by A·f(Σ αB)`;
+  const { title, formula, reference } = namedMethod(settings.method) ?? DEFAULT_METHOD;
+  const what = isNative(card)
+    ? `a native ${title} checkpoint: of the routed experts, ${projections} are stored as ${formula}. Load it with \`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\``
+    : `standard weights, in which ${projections} of the routed experts were replaced by ${formula}`;
   const rows = groups
     .filter(isFitted)
     .map((report) => `| ${groupLabel(report)} | ${report.relativeError.toFixed(4)} | ${report.steps || 'not known'} |`);
@@ -38,9 +39,9 @@ tags:
 - mixture-of-experts
 ---
 
-# ${source}, compressed with MoBE
+# ${source}, compressed with ${title}
 
-This is ${what} (arXiv 2508.05257). Made by mobe-stream; \`mobe.json\` has the full record.
+This is ${what}${reference ? ` (${reference})` : ''}. Made by mobe-stream; \`mobe.json\` has the full record.
 
 | | before | after | |
 |---|---|---|---|

@@ -1,7 +1,8 @@
 /** A conversion's record, and its scores where there are some, as one page. */
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { type AxisStyle, lines, type Point, type Series } from '../page/charts.js';
 import { htmlPage, paragraphs, type Section, table } from '../page/page.js';
-import { type Axes, lines, markup, type Point, type Series } from '../page/svg.js';
+import { markup } from '../page/svg.js';
 import { groupLabel } from './group-plan.js';
 import { type FittedGroupReport, fitWarnings, isFitted, type StoredReport } from './run-report.js';
 
@@ -118,26 +119,30 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
         points: layers.map((x) => ({ x, y: mean(own.filter(({ layer }) => layer === x).map(value)) })),
       };
     });
-  const axes: Axes = { x: 'linear' };
+  const x: AxisStyle = { title: 'layer', scale: 'linear' };
   const courses = lossCourses(fitted);
   // Of factors that were there already it is not known.
   const timed = fitted.filter(({ seconds }) => seconds > 0);
   return [
     {
       title: 'Relative error ‖W − Ŵ‖/‖W‖ by layer',
-      body: lines(
-        'Relative error by layer',
-        'layer',
-        'relative error',
-        byLayer(fitted, ({ relativeError }) => relativeError),
-        axes,
-      ),
+      body: lines({
+        title: 'Relative error by layer',
+        x,
+        y: { title: 'relative error', scale: 'from zero' },
+        series: byLayer(fitted, ({ relativeError }) => relativeError),
+      }),
     },
     ...(courses.length
       ? [
           {
             title: 'How the loss fell',
-            body: lines('Loss against steps', 'steps', 'loss, in units of σ²', courses, { y: 'logarithmic' }),
+            body: lines({
+              title: 'Loss against steps',
+              x: { title: 'steps', scale: 'logarithmic' },
+              y: { title: 'loss, in units of σ²', scale: 'logarithmic' },
+              series: courses,
+            }),
           },
         ]
       : []),
@@ -145,13 +150,12 @@ function fitSections(fitted: readonly FittedGroupReport[]): Section[] {
       ? [
           {
             title: 'Time by layer',
-            body: lines(
-              'Time by layer',
-              'layer',
-              'seconds',
-              byLayer(timed, ({ seconds }) => seconds),
-              axes,
-            ),
+            body: lines({
+              title: 'Time by layer',
+              x,
+              y: { title: 'seconds', scale: 'from zero' },
+              series: byLayer(timed, ({ seconds }) => seconds),
+            }),
           },
         ]
       : []),

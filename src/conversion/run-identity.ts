@@ -1,9 +1,10 @@
-/** By which an interrupted run knows its own work again. */
+/** Identity that decides whether an interrupted run can be resumed, and which of its work is still valid then. */
 import { createHash } from 'node:crypto';
 import { basename } from 'node:path';
 import { z } from 'zod';
+import { fingerprints } from '../checkpoint/open-checkpoint.js';
+import { fileIn } from '../location.js';
 import type { RunIdentity } from '../output/unfinished-run.js';
-import { fileIn } from '../sources/files.js';
 import { VERSION } from '../version.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { describeDifference, type WantedOutput, wantedOutput } from './existing-output.js';
@@ -18,8 +19,15 @@ const identitySchema = z.strictObject({
   /** SHA-256 of the output's shards: their names and headers. */
   layout: z.string().max(64),
   circumstances: z.record(z.string(), z.union([z.string(), z.number()])),
-  /** When the source's shards were last written to: the fingerprint reads samples, and a run that goes on must not mix two contents. */
+  /** `Fingerprints.headers` of the source. */
+  headers: z.string().max(64),
+  /**
+   * When each of the source's shards was last written to. The fingerprints read samples only, and a run that goes on must not mix two
+   * contents of a shard.
+   */
   modified: z.record(z.string(), z.number()),
+  /** `Fingerprints.contents` of the source. */
+  contents: z.record(z.string(), z.string().max(64)),
 });
 
 type Identity = z.infer<typeof identitySchema>;
@@ -34,6 +42,7 @@ export async function runIdentity(
   const held = await source.files.list(source.folder);
   const times = new Map(held.map((it) => [fileIn(source.folder, it.path), it.modified]));
   const modified = Object.fromEntries(source.shards.map(({ path }) => [basename(path), times.get(path)]));
+  const { headers, contents } = await fingerprints(source);
   return parseIdentity(
     JSON.parse(
       JSON.stringify({
@@ -41,7 +50,9 @@ export async function runIdentity(
         version: VERSION,
         layout: hash.digest('hex'),
         circumstances,
+        headers,
         modified,
+        contents,
       }),
     ),
   );
@@ -50,19 +61,38 @@ export async function runIdentity(
 /** The identity of a run elsewhere, as JSON. Throws a `ZodError` where it is none. */
 export function parseIdentity(value: unknown): RunIdentity {
   const identity = identitySchema.parse(value);
-  return { identity, difference: (other) => differenceBetween(other, identity) };
+  return {
+    identity,
+    difference: (other) => differenceBetween(other, identity),
+    changedSources: (other) => changedShards((other ?? {}) as Partial<Identity>, identity),
+  };
 }
 
 function differenceBetween(before: unknown, now: Identity): string | undefined {
   if (JSON.stringify(before) === JSON.stringify(now)) return undefined;
-  const { wanted, version, circumstances, modified } = (before ?? {}) as Partial<Identity>;
-  if (!wanted || !circumstances || !modified) return 'its journal is of another kind';
+  const identity = (before ?? {}) as Partial<Identity>;
+  const { wanted, version, circumstances, modified, contents } = identity;
+  if (!wanted || !circumstances || !modified || !contents) return 'its journal is of another kind';
   if (version !== now.version) return `made by version ${version} of mobe, this is ${now.version}`;
-  const difference = describeDifference(wanted, now.wanted);
+  const changed = changedShards(identity, now);
+  // Where some shards are other ones now, the fingerprint is too. What was made from the others is still good.
+  const { sourceFingerprint } = changed.length ? now.wanted : wanted;
+  const difference = describeDifference({ ...wanted, sourceFingerprint }, now.wanted);
   if (difference) return difference;
+  if (identity.headers !== now.headers) return 'made from another source';
   for (const [name, value] of Object.entries(now.circumstances))
     if (circumstances[name] !== value) return `${name} ${circumstances[name]}, now ${value}`;
-  for (const [file, time] of Object.entries(now.modified))
-    if (modified[file] !== time) return `its source's ${file} was written to or copied since`;
-  return 'its shards are laid out otherwise';
+  if (identity.layout !== now.layout) return 'its shards are laid out otherwise';
+  if (changed.length === Object.keys(now.modified).length)
+    return changed.length === 1
+      ? `its source's ${changed[0]} was written to or copied since`
+      : `all ${changed.length} shards of its source were written to or copied since`;
+  return undefined;
+}
+
+/** Shards of the source that are not, or may not be, what they were for another run. */
+function changedShards({ modified = {}, contents = {} }: Partial<Identity>, now: Identity): string[] {
+  return Object.keys(now.modified).filter(
+    (file) => modified[file] !== now.modified[file] || contents[file] !== now.contents[file],
+  );
 }

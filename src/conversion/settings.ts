@@ -5,55 +5,63 @@ import type { FloatDtype } from '../checkpoint/dtype.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
-import { ACTIVATIONS, SOLVERS, type SolverName } from '../methods/mobe/problem.js';
+import { type Method, type MethodOptions, QUALITY_NAMES } from '../methods/method.js';
+import { ACTIVATIONS } from '../methods/mobe/problem.js';
+import { DEFAULT_METHOD, METHODS, methodRecord } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 
 export const FORMATS = ['mobe', 'hf'] as const;
 export type Format = (typeof FORMATS)[number];
+/** `factors`: a file of factors for each group, between `mobe fit` and `mobe export`. */
+export type OutputFormat = Format | 'factors';
+
+/** The output holds factors, not weights. */
+export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
+
+export const METHOD_NAMES = Object.keys(METHODS) as [string, ...string[]];
+/** Of the methods that leave a choice. */
+export const SOLVER_NAMES = Object.values(METHODS).flatMap(({ solvers }) => (solvers.length > 1 ? solvers : [])) as [
+  string,
+  ...string[],
+];
 
 export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
 
 /** transformers' default, decimal as there. */
 const DEFAULT_SHARD_BYTES = 5e9;
-/** What the paper keeps of Qwen3's experts. */
-const DEFAULT_KEEP = 0.76;
-
-/** How much time a fit may take for its result, in most steps a group. adam's are the paper's range. */
-export const QUALITIES = {
-  fast: { varpro: 150, adam: 2000 },
-  balanced: { varpro: 600, adam: 10_000 },
-  best: { varpro: 3000, adam: 50_000 },
-} as const satisfies Record<string, Record<SolverName, number>>;
-export type Quality = keyof typeof QUALITIES;
-export const QUALITY_NAMES = Object.keys(QUALITIES) as [Quality, ...Quality[]];
+/** The options that not every method takes. */
+const METHOD_OPTIONS = [...new Set(Object.values(METHODS).flatMap(({ options }) => options))];
 
 const positive = z.number().int().positive();
 
 const settingsSchema = z
   .strictObject({
-    /** `mobe`: A, B and α under the native names. `hf`: standard weights, rebuilt from the factors. */
+    /** `mobe`: factors under the native names. `hf`: standard weights, rebuilt from the factors. */
     format: z.enum(FORMATS).default('mobe'),
+    /** How experts are factorised. */
+    method: z.enum(METHOD_NAMES).default(DEFAULT_METHOD.name),
     /** m. Give it or `keep`. */
     bases: positive.optional(),
     /** The share of the converted layers' routed-expert parameters (gate, up and down) to keep; picks m. */
     keep: z.number().gt(0).lt(1).optional(),
-    /** r; undefined: p, the expert's rows. */
+    /** r; undefined: the method's choice. */
     rank: positive.optional(),
-    activation: z.enum(ACTIVATIONS).default('silu'),
+    activation: z.enum(ACTIVATIONS).optional(),
     projections: z
       .array(z.enum(PROJECTIONS))
       .min(1)
       .default([...DEFAULT_PROJECTIONS]),
     /** Parts into which a layer's experts are cut, in order, each with its share of the bases. */
-    groups: positive.default(1),
+    groups: positive.optional(),
     /** Layers to convert; undefined: all that have routed experts. */
     layers: z.array(z.number().int().nonnegative()).optional(),
     /** Of the factors (and of rebuilt weights); undefined: the experts' own. */
     dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
     /** Quantised tensors pass through as they are, but for the experts of converted layers; else all are decoded. */
     keepQuantized: z.boolean().default(false),
-    solver: z.enum(SOLVERS).default('varpro'),
-    quality: z.enum(QUALITY_NAMES).default('balanced'),
+    solver: z.enum(SOLVER_NAMES).optional(),
+    /** The time a fit may take. */
+    quality: z.enum(QUALITY_NAMES).optional(),
     /** Most steps a group; undefined: what the quality stands for. varpro ends earlier where nothing is left to gain. */
     steps: positive.optional(),
     learningRate: z.number().positive().optional(),
@@ -76,10 +84,29 @@ const settingsSchema = z
   })
   .transform((settings) => ({
     ...settings,
-    keep: settings.bases === undefined ? (settings.keep ?? DEFAULT_KEEP) : undefined,
-    steps: settings.steps ?? QUALITIES[settings.quality][settings.solver],
+    ...chosenMethod(settings).complete(settings),
     projections: PROJECTIONS.filter((projection) => settings.projections.includes(projection)),
   }));
+
+/** Throws `OptionError` for options that the method does not take. */
+function chosenMethod({
+  method: name,
+  solver,
+  ...given
+}: MethodOptions & { method: string; solver?: string | undefined }): Method {
+  const method = METHODS[name] as Method;
+  for (const option of METHOD_OPTIONS) {
+    if (given[option] === undefined || method.options.includes(option)) continue;
+    const taken = method.options.map(flagName).join(', ');
+    throw new OptionError(flagName(option), `--method ${name} has no use for it; what it takes is ${taken}`);
+  }
+  if (solver !== undefined && !method.solvers.includes(solver))
+    throw new OptionError(
+      '--solver',
+      `--method ${name} is not solved by ${solver}, but by ${method.solvers.join(', ')}`,
+    );
+  return method;
+}
 
 /** Of weights that are decoded without being factorised: quantised checkpoints were made from bf16. */
 export const decodedDtype = ({ dtype }: { dtype?: unknown }): FloatDtype =>
@@ -113,9 +140,21 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
  * Where the memory goes and how the shards are cut is left out only where it cannot show.
  */
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
-  const { format, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
+  const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
-  const what = { format, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized };
+  const what = {
+    format,
+    ...methodRecord(METHODS[method] as Method),
+    bases,
+    keep,
+    groups,
+    rank,
+    activation,
+    projections,
+    layers,
+    dtype,
+    keepQuantized,
+  };
   return JSON.parse(
     JSON.stringify({ ...what, solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize }),
   );

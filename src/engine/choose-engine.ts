@@ -5,22 +5,25 @@ import type { EngineFacts } from './engine.js';
 import type { ProductShape } from './gemm-rate.js';
 import { type BrokenEngine, probeEngine, type WorkingEngine, works } from './probe.js';
 
+/** Values of `--engine`. */
 export const ENGINE_CHOICES = ['auto', ...ENGINE_NAMES] as const;
+/** A value of `--engine`. */
 export type EngineChoice = (typeof ENGINE_CHOICES)[number];
 
+/** The engine to use, and its device. */
 export interface ChosenEngine extends EngineFacts {
   readonly name: EngineName;
 }
 
 /**
- * Settles on an engine before work begins. `auto` measures all of them for products of the given shape. Throws
- * `EngineUnavailableError` where the one that is named does not work.
+ * Chooses an engine before work begins. `auto` measures every engine on products of the given shape. Throws an
+ * `EngineUnavailableError` if the named engine does not work.
  */
 export async function chooseEngine(choice: EngineChoice, threads: number, shape?: ProductShape): Promise<ChosenEngine> {
   if (choice === DEFAULT_ENGINE) return { name: choice, device: cpuName(), kind: 'cpu' };
   if (choice === 'auto') {
     const probes: Array<WorkingEngine | BrokenEngine> = [];
-    // One after the other: side by side they would slow each other down.
+    // Engines that are measured at the same time slow each other down.
     for (const name of ENGINE_NAMES) probes.push(await probeEngine(name, { threads, rate: shape ?? 'any' }));
     return fastest(probes.filter(works));
   }
@@ -29,7 +32,7 @@ export async function chooseEngine(choice: EngineChoice, threads: number, shape?
   return probe;
 }
 
-/** The fastest GPU, where it is faster than the default engine; a GPU in software is none. */
+/** The fastest GPU if it is faster than the default engine, else the default engine. A GPU emulated in software counts as a CPU. */
 export function fastest(engines: readonly WorkingEngine[]): ChosenEngine {
   const rate = ({ gemmRate = 0 }: WorkingEngine): number => gemmRate;
   const standard = engines.find(({ name }) => name === DEFAULT_ENGINE);

@@ -1,7 +1,7 @@
 import { EngineUnavailableError, MobeError } from '../errors.js';
 import type { Engine, EngineOptions } from './engine.js';
 
-/** Every engine, one line each. Runtimes are loaded only when asked for: reading headers needs none of them. */
+/** Every engine, one line each. A runtime is loaded only when its engine is created: most commands need none. */
 const ENGINES = {
   'onnx-cpu': async (options: EngineOptions) => (await import('./onnx/cpu-engine.js')).createOnnxCpuEngine(options),
   'onnx-webgpu': async () => (await import('./onnx/webgpu-engine.js')).createOnnxWebgpuEngine(),
@@ -10,13 +10,15 @@ const ENGINES = {
     (await import('./tensorflow/tensorflow-engine.js')).createTensorflowEngine(options),
 };
 
+/** Name of an engine. */
 export type EngineName = keyof typeof ENGINES;
+/** All engines. */
 export const ENGINE_NAMES = Object.keys(ENGINES) as [EngineName, ...EngineName[]];
 
-/** The one that is always there. */
+/** The engine that works on every machine. */
 export const DEFAULT_ENGINE: EngineName = 'onnx-cpu';
 
-/** Starts an engine. Throws `EngineUnavailableError` where it cannot run, rather than run on something else. */
+/** Starts an engine. Throws an `EngineUnavailableError` if it cannot run here; it never falls back to another device. */
 export async function createEngine(name: EngineName, options: EngineOptions): Promise<Engine> {
   try {
     return await ENGINES[name](options);

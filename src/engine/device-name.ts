@@ -1,4 +1,4 @@
-/** What systems and drivers call the devices there are. */
+/** Names of devices, from the operating system and from drivers. */
 import { execFile } from 'node:child_process';
 import { cpus } from 'node:os';
 import { promisify } from 'node:util';
@@ -6,7 +6,7 @@ import { promisify } from 'node:util';
 /** The processor's model, as the system names it. */
 export const cpuName = (): string => cpus()[0]?.model.trim() || `${process.arch} processor`;
 
-/** Of the NVIDIA GPUs that CUDA may use the first (0) or the last (-1), as the driver's own tool names it. */
+/** Name of the first (0) or the last (-1) NVIDIA GPU that CUDA may use, from `nvidia-smi`. */
 export async function nvidiaName(position: 0 | -1): Promise<string> {
   const chosen = process.env.CUDA_VISIBLE_DEVICES?.split(',').at(position);
   const query = ['--query-gpu=name', '--format=csv,noheader', ...(chosen ? [`--id=${chosen}`] : [])];

@@ -1,41 +1,44 @@
 /**
- * An engine runs traced graphs. Tensors that live on it are opaque, so that state can stay on a device between runs;
- * only what is asked for comes back.
+ * An engine runs traced graphs. Its tensors are opaque, so that state can stay on a device between runs. `read` copies a
+ * tensor back.
  */
 import type { Graph } from './graph.js';
 
 /** A tensor held by the engine that made it. */
 export interface EngineTensor {
   readonly shape: readonly number[];
-  /** Frees it. Using it afterwards is a bug. */
+  /** Frees the tensor. It must not be used afterwards. */
   dispose(): void;
 }
 
+/** A compiled graph. */
 export interface Program {
-  /** Runs the graph. The results are new tensors, owned by the caller; the inputs are left as they were. */
+  /** Runs the graph. The results are new tensors, which the caller must dispose of. The inputs do not change. */
   run(inputs: Readonly<Record<string, EngineTensor>>): Promise<Record<string, EngineTensor>>;
   dispose(): Promise<void>;
 }
 
-/** What an engine runs on: what is really there, not what was asked for. */
+/** The device that an engine really runs on, even if another was requested. */
 export interface EngineFacts {
   readonly name: string;
   /** The processor's or graphics adapter's own name. */
   readonly device: string;
   /** `gpu` is hardware; a graphics device emulated in software is a `cpu`. */
   readonly kind: 'cpu' | 'gpu';
-  /** Most bytes one tensor can have; undefined where only memory limits it. */
+  /** Most bytes one tensor can have; undefined if only memory limits it. */
   readonly maxTensorBytes?: number | undefined;
 }
 
+/** Compiles graphs and holds their tensors, f32 and row-major. */
 export interface Engine extends EngineFacts {
   compile(graph: Graph): Promise<Program>;
-  /** A tensor with this content, row-major. The array may be used in place: do not write to it while the tensor lives. */
+  /** Makes a tensor, row-major. The engine may use the array in place: do not write to it while the tensor lives. */
   tensor(data: Float32Array, shape: readonly number[]): EngineTensor;
-  /** The content of a tensor, row-major. The array may be the tensor's own memory: read it before disposing of it. */
+  /** A tensor's content, row-major. The array may be the tensor's own memory: use it before you dispose of the tensor. */
   read(tensor: EngineTensor): Promise<Float32Array>;
 }
 
+/** Resources of an engine. */
 export interface EngineOptions {
   /** CPU threads of one engine. */
   threads: number;

@@ -9,13 +9,13 @@ import * as ops from './ops.js';
 
 const engines = await testedEngines();
 
-/** Rounding of f32, times the few operations that an element may take; as a share of the terms it is made of. */
+/** Error that f32 rounding may leave after the few operations of an element, relative to the sum of its terms' magnitudes. */
 const TOLERANCE = 16 * 2 ** -24;
 
 type Shapes = Record<string, number[]>;
 type Values = Record<string, Float32Array>;
 
-/** A table of programs: a name, the shapes of the inputs, what is computed, and the inputs where they matter. */
+/** A table of programs: name, shapes of the inputs, computation, and the inputs if they matter. */
 type Case = [
   name: string,
   shapes: Shapes,
@@ -23,7 +23,7 @@ type Case = [
   values?: Record<string, number[]>,
 ];
 
-/** Values in (−2, 2) that repeat on no axis. */
+/** Values in (−2, 2) without a period along any axis. */
 const someValues = (shape: readonly number[], seed: number): Float32Array =>
   Float32Array.from({ length: ops.elements(shape) }, (_, i) => 2 * Math.sin(1 + i * 1.7 + seed * 0.9));
 
@@ -52,7 +52,7 @@ function expectClose(actual: Float32Array | undefined, { values, magnitudes }: E
   expect(actual).toHaveLength(values.length);
   for (const [i, value] of values.entries()) {
     const error = Math.abs((actual?.[i] as number) - value);
-    // Written so that a NaN fails.
+    // The comparison is written so that NaN fails.
     if (!(error <= TOLERANCE * (magnitudes[i] as number) + 1e-37))
       expect.fail(`element ${i} is ${actual?.[i]}, expected ${value} ± ${TOLERANCE * (magnitudes[i] as number)}`);
   }
@@ -70,7 +70,7 @@ const binary = (name: string, a: number[], b: number[]): Case[] =>
     `${op}: ${name}`,
     { a, b },
     (it) => f(it.a as ops.Value, it.b as ops.Value),
-    // Divisors keep away from 0.
+    // Divisors are not near 0.
     { b: Array.from({ length: ops.elements(b) }, (_, i) => (i % 2 ? -1 : 1) * (0.5 + (i % 7))) },
   ]);
 const product = (name: string, a: number[], b: number[], options: Parameters<typeof matmul>[2] = {}): Case => [

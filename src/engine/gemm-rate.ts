@@ -2,7 +2,7 @@ import type { Engine, EngineTensor } from './engine.js';
 import { trace } from './graph.js';
 import { matmul } from './ops.js';
 
-/** Of the round that counts; those before it are shorter. */
+/** The measured round takes at least this long. Shorter rounds before it find out how many products that needs. */
 const LEAST_SECONDS = 0.1;
 /** Elements of the largest operand; beyond this the rate no longer depends on size. */
 const MAX_ELEMENTS = 2 ** 22;
@@ -14,12 +14,12 @@ export interface ProductShape {
   readonly rank: number;
 }
 
-/** Sizes of square products, of which larger ones suit faster devices. */
+/** Sizes of square products. Fast devices reach their full rate only on large ones. */
 const SIZES = [128, 512, 2048];
-/** A larger product is not tried where a batch of it would take longer. */
+/** A larger product is not tried if one batch of it would take longer than this. */
 const PATIENCE_SECONDS = 1;
 
-/** The best rate of square products, as far as there is time for them. */
+/** The best rate of square products, in floating-point operations a second. Sizes that would take too long are left out. */
 export async function measureAnyRate(engine: Engine): Promise<number> {
   let best = 0;
   for (const size of SIZES) {
@@ -29,7 +29,7 @@ export async function measureAnyRate(engine: Engine): Promise<number> {
   return best;
 }
 
-/** The rate of products of this shape, or that of small ones where these would take too long. */
+/** The rate of products of this shape, in floating-point operations a second; of smaller ones if these would take too long. */
 export async function measureRateAt(engine: Engine, { rows, cols, rank }: ProductShape): Promise<number> {
   const small = await measureGemmRate(engine, Math.min(rows, 128), Math.min(cols, 128), Math.min(rank, 128));
   const patient = productOperations(rows, cols, rank) / small <= 4 * PATIENCE_SECONDS;
@@ -43,7 +43,7 @@ const productOperations = (p: number, d: number, r: number): number => 2 * batch
 
 /**
  * Measured rate of (p × d)·(d × r) products, batched, in floating-point operations a second.
- * A product that size keeps the engine as busy as a solver step of the same shapes would.
+ * These products keep the engine as busy as a solver step of the same shapes.
  */
 export async function measureGemmRate(engine: Engine, p: number, d: number, r: number): Promise<number> {
   const batch = batchSize(p, d, r);

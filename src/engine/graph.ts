@@ -1,26 +1,32 @@
 import { GraphError } from '../errors.js';
 import { input, type Value } from './ops.js';
 
-/** A traced tensor program: its nodes in an order in which each comes after what it reads. */
+/** A traced tensor program. Each node comes after the nodes that it reads. */
 export interface Graph {
   readonly inputs: ReadonlyMap<string, Value>;
   readonly outputs: ReadonlyMap<string, Value>;
   readonly nodes: readonly Value[];
 }
 
+/** Shapes of a program's inputs, by name. */
 export type Shapes<Name extends string> = Record<Name, readonly number[]>;
+
+/** An input that has no shape is left out of the graph, and the program gets undefined for it. */
+type Inputs<S> = { [Name in keyof S]: undefined extends S[Name] ? Value | undefined : Value };
 
 /**
  * Calls `program` once on symbolic inputs of the given shapes and records what it computes.
  * Inputs that no output depends on stay inputs: a caller may feed the same state to several graphs.
  */
-export function trace<In extends string, Out extends string>(
-  shapes: Shapes<In>,
-  program: (inputs: Record<In, Value>) => Record<Out, Value>,
-): Graph {
+export function trace<
+  In extends string,
+  Out extends string,
+  S extends Record<In, readonly number[] | undefined> = Shapes<In>,
+>(shapes: S, program: (inputs: Inputs<S>) => Record<Out, Value>): Graph {
   const inputs = new Map<string, Value>();
-  for (const [name, shape] of Object.entries<readonly number[]>(shapes)) inputs.set(name, input(name, shape));
-  const outputs = new Map(Object.entries<Value>(program(Object.fromEntries(inputs) as Record<In, Value>)));
+  for (const [name, shape] of Object.entries<readonly number[] | undefined>(shapes))
+    if (shape) inputs.set(name, input(name, shape));
+  const outputs = new Map(Object.entries<Value>(program(Object.fromEntries(inputs) as Inputs<S>)));
   const ordered = new Set<Value>();
   const visit = (node: Value): void => {
     if (ordered.has(node)) return;

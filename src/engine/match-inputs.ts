@@ -2,7 +2,7 @@ import { EngineError } from '../errors.js';
 import type { EngineTensor } from './engine.js';
 import type { Graph } from './graph.js';
 
-/** The tensors a graph asks for, by name; throws where one is missing or of another shape. */
+/** The inputs of a graph with their tensors. Throws an `EngineError` if one is missing or has another shape. */
 export function* matchInputs(
   graph: Graph,
   inputs: Readonly<Record<string, EngineTensor>>,

@@ -1,14 +1,18 @@
 /**
  * Symbolic f32 tensors and the operations on them. Calling an operation computes nothing: it returns a {@link Value}
- * that remembers what to compute. A plain function over `Value`s is thereby a tensor program; `trace` (graph.ts) turns
- * it into a {@link Graph} that any engine can run.
+ * that describes the computation. So a plain function over `Value`s is a tensor program. `trace` (graph.ts) turns it into a
+ * {@link Graph} that any engine can run.
  */
 import { GraphError } from '../errors.js';
 
+/** Elementwise operations on one tensor. */
 export type UnaryOp = 'neg' | 'sqrt' | 'sigmoid' | 'tanh' | 'abs';
+/** Elementwise operations on two tensors. */
 export type BinaryOp = 'add' | 'sub' | 'mul' | 'div';
+/** Reductions. */
 export type ReduceOp = 'sum' | 'max';
 
+/** The operation that makes a value, with its parameters. */
 export type Operation =
   | { kind: 'input'; name: string }
   | { kind: 'constant'; data: Float32Array }
@@ -38,9 +42,10 @@ const value = (shape: readonly number[], operation: Operation, operands: readonl
 /** Number of elements of a shape. */
 export const elements = (shape: readonly number[]): number => shape.reduce((product, size) => product * size, 1);
 
+/** An input of the graph. */
 export const input = (name: string, shape: readonly number[]): Value => value(shape, { kind: 'input', name });
 
-/** A scalar, or an array with its shape, baked into the graph. */
+/** A constant of the graph: a scalar, or an array with its shape. Throws a `GraphError` if they do not fit. */
 export function constant(data: number | Float32Array, shape: readonly number[] = []): Value {
   const array = typeof data === 'number' ? Float32Array.of(data) : data;
   if (array.length !== elements(shape))
@@ -60,6 +65,7 @@ const unary =
   (a: Value): Value =>
     value(a.shape, { kind: 'unary', op }, [a]);
 
+/** Elementwise −x. `sqrt`, `abs`, `sigmoid` and `tanh` are elementwise too. */
 export const neg = unary('neg');
 export const sqrt = unary('sqrt');
 export const abs = unary('abs');
@@ -81,8 +87,9 @@ export const mul = binary('mul');
 export const div = binary('div');
 
 /**
- * Matrix product over the last two axes, either operand transposed on them first. Leading (batch) axes broadcast.
- * a: (…, i, k) or transposed (…, k, i); b: (…, k, j) or transposed (…, j, k); result (…, i, j).
+ * Matrix product over the last two axes. Either operand may be transposed first. Leading (batch) axes broadcast.
+ * a: (…, i, k), or (…, k, i) if transposed; b: (…, k, j), or (…, j, k) if transposed; result: (…, i, j).
+ * Throws a `GraphError` if the shapes do not fit.
  */
 export function matmul(a: Value, b: Value, options: { transposeA?: boolean; transposeB?: boolean } = {}): Value {
   const { transposeA = false, transposeB = false } = options;
@@ -101,19 +108,20 @@ const reduce =
     return value(shape, { kind: 'reduce', op, axes }, [a]);
   };
 
-/** Reduction over `axes`; each stays as an axis of size 1. */
+/** Reduces over `axes`, which remain as axes of size 1. */
 export const sum = reduce('sum');
 export const max = reduce('max');
 
 /** Softmax over the last axis. */
 export const softmax = (a: Value): Value => value(a.shape, { kind: 'softmax' }, [a]);
 
+/** The same elements in another shape. Throws a `GraphError` if their number differs. */
 export function reshape(a: Value, shape: readonly number[]): Value {
   if (elements(shape) !== elements(a.shape)) throw new GraphError(`reshape of [${a.shape}] to [${shape}]`);
   return value(shape, { kind: 'reshape' }, [a]);
 }
 
-/** Axis i of the result is axis `axes[i]` of a. */
+/** Axis i of the result is axis `axes[i]` of a. Throws a `GraphError` if `axes` is not a permutation. */
 export function transpose(a: Value, axes: readonly number[]): Value {
   if ([...axes].sort((x, y) => x - y).join() !== [...a.shape.keys()].join())
     throw new GraphError(`transpose of [${a.shape}] to axes [${axes}]`);
@@ -124,7 +132,7 @@ export function transpose(a: Value, axes: readonly number[]): Value {
   );
 }
 
-/** What lies from `start` to before `end` on one axis; a negative axis counts from the last. */
+/** Elements `start` to `end` (exclusive) of one axis. A negative axis counts from the last. Throws a `GraphError`. */
 export function slice(a: Value, axis: number, start: number, end: number): Value {
   const at = axis < 0 ? axis + a.shape.length : axis;
   const size = a.shape[at];
@@ -133,7 +141,7 @@ export function slice(a: Value, axis: number, start: number, end: number): Value
   return value(a.shape.with(at, end - start), { kind: 'slice', axis: at, start, end }, [a]);
 }
 
-/** One after the other on an axis; a negative axis counts from the last. */
+/** Joins tensors along an axis. A negative axis counts from the last. Throws a `GraphError` if their other axes differ. */
 export function concat(parts: readonly Value[], axis: number): Value {
   const [first] = parts;
   const at = first && axis < 0 ? axis + first.shape.length : axis;
@@ -144,11 +152,12 @@ export function concat(parts: readonly Value[], axis: number): Value {
   return value(first.shape.with(at, size), { kind: 'concat', axis: at }, parts);
 }
 
+/** Elementwise x². */
 export const square = (a: Value): Value => mul(a, a);
 
 /**
- * Sum of all elements, as a scalar. Axis by axis: ONNX Runtime adds up in f32 one after the other, and over a million
- * squares at once that alone made the sum too small by 2e-5.
+ * Sum of all elements, as a scalar. It sums axis by axis: ONNX Runtime adds numbers one after the other in f32, and over a
+ * million squares at once the rounding made the sum too small by 2e-5.
  */
 export const total = (a: Value): Value =>
   reshape(

@@ -1,4 +1,4 @@
-/** Runs alone, for probe.ts: starts one engine and tells its parent what it runs on, or why it does not work. */
+/** A process that probe.ts starts. It starts one engine and tells its parent which device it runs on, or why it does not work. */
 import { EngineError, EngineUnavailableError } from '../errors.js';
 import { createEngine } from './create-engine.js';
 import type { Engine, EngineTensor } from './engine.js';

@@ -18,7 +18,7 @@ afterEach(() => {
   else process.env.NODE_OPTIONS = NODE_OPTIONS;
 });
 
-/** Every process that is started from now on ends itself as native code does. */
+/** Makes every process that is started from now on crash like native code. */
 function sabotage(): void {
   writeFileSync(join(root, 'abort.cjs'), 'process.abort();');
   process.env.NODE_OPTIONS = `--require ${join(root, 'abort.cjs')}`;

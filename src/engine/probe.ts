@@ -1,4 +1,4 @@
-/** Tries an engine in a process of its own: a graphics runtime that fails may end the process it runs in. */
+/** Tries an engine in a process of its own, because a graphics runtime that fails may crash its process. */
 import { fork } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -8,33 +8,38 @@ import type { ProductShape } from './gemm-rate.js';
 
 const TIMEOUT_MS = 120_000;
 
+/** The probe's result for an engine that works. */
 export interface WorkingEngine extends EngineFacts {
   readonly name: EngineName;
-  /** Floating-point operations a second of plain matrix products; undefined where it was not asked for. */
+  /** Floating-point operations a second of plain matrix products; undefined if it was not measured. */
   readonly gemmRate?: number | undefined;
 }
 
+/** The probe's result for an engine that does not work. */
 export interface BrokenEngine {
   readonly name: EngineName;
   /** Why it does not work, and what to do. */
   readonly reason: string;
 }
 
+/** Settings of a probe. */
 export interface ProbeOptions {
   readonly threads: number;
-  /** Measure the rate: for products of this shape, or at whatever size suits the device. */
+  /** Measure the rate of products of this shape, or of any size that suits the device. Default: do not measure. */
   readonly rate?: ProductShape | 'any';
-  /** Gets what the engine's runtime says on stderr, by lines. */
+  /** Gets each line that the engine's runtime prints on stderr. */
   readonly onLine?: (line: string) => void;
 }
 
-/** What the child is asked, as JSON in its argument. */
+/** The request to the child process, as JSON in its argument. */
 export interface ProbeRequest extends Omit<ProbeOptions, 'onLine'> {
   readonly name: EngineName;
 }
 
+/** Whether a probed engine works. */
 export const works = (probe: WorkingEngine | BrokenEngine): probe is WorkingEngine => 'device' in probe;
 
+/** Starts an engine in a child process, runs a small product and ends the process. Never throws: the result says what failed. */
 export function probeEngine(
   name: EngineName,
   { onLine, ...options }: ProbeOptions,
@@ -47,7 +52,7 @@ export function probeEngine(
   return new Promise((resolve) => {
     const settle = (probe: WorkingEngine | BrokenEngine): void => {
       clearTimeout(timer);
-      child.kill('SIGKILL'); // runtimes have been seen to fail while they shut down
+      child.kill('SIGKILL'); // some runtimes crash while they shut down
       resolve(probe);
     };
     const broken = (what: string): void =>

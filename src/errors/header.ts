@@ -1,6 +1,7 @@
-/** A safetensors file is not one. */
+/** Errors in a safetensors file. */
 import { InputError } from './base.js';
 
+/** The header is not JSON, or its entries do not have the right form. */
 export class InvalidHeaderError extends InputError {
   constructor(
     readonly file: string,
@@ -10,6 +11,7 @@ export class InvalidHeaderError extends InputError {
   }
 }
 
+/** The length field is larger than the file or the limit. */
 export class HeaderTooLongError extends InputError {
   constructor(
     readonly file: string,
@@ -23,6 +25,7 @@ export class HeaderTooLongError extends InputError {
   }
 }
 
+/** A key occurs twice, in a header or in an index. */
 export class DuplicateKeyError extends InputError {
   constructor(
     readonly file: string,
@@ -34,6 +37,7 @@ export class DuplicateKeyError extends InputError {
   }
 }
 
+/** The file ends before the data of a tensor. */
 export class TruncatedShardError extends InputError {
   constructor(
     readonly file: string,
@@ -47,6 +51,7 @@ export class TruncatedShardError extends InputError {
   }
 }
 
+/** The data of a tensor overlaps another, leaves a hole, or ends before it begins. */
 export class OffsetError extends InputError {
   constructor(
     readonly file: string,
@@ -57,6 +62,7 @@ export class OffsetError extends InputError {
   }
 }
 
+/** A tensor's bytes do not fit its dtype and shape. */
 export class SizeMismatchError extends InputError {
   constructor(
     readonly file: string,
@@ -70,6 +76,7 @@ export class SizeMismatchError extends InputError {
   }
 }
 
+/** An expert's weight has a dtype that cannot be decoded. */
 export class UnsupportedDtypeError extends InputError {
   constructor(
     readonly tensor: string,
@@ -82,6 +89,7 @@ export class UnsupportedDtypeError extends InputError {
   }
 }
 
+/** A weight is quantised in a way that cannot be decoded. */
 export class UnsupportedQuantisationError extends InputError {
   constructor(
     readonly tensor: string,
@@ -94,6 +102,7 @@ export class UnsupportedQuantisationError extends InputError {
   }
 }
 
+/** No shard has the scales of a quantised tensor. */
 export class MissingScaleError extends InputError {
   constructor(
     readonly tensor: string,
@@ -106,6 +115,7 @@ export class MissingScaleError extends InputError {
   }
 }
 
+/** The parts of a quantised tensor do not fit each other. */
 export class QuantisedShapeError extends InputError {
   constructor(
     readonly tensor: string,

@@ -1,6 +1,7 @@
-/** A model is not understood, or not what its config says. */
+/** Errors for models that are unknown or do not match their config. */
 import { InputError } from './base.js';
 
+/** No experts were found in a known layout. */
 export class UnknownModelError extends InputError {
   constructor(
     readonly folder: string,
@@ -10,6 +11,7 @@ export class UnknownModelError extends InputError {
   }
 }
 
+/** Fused experts have a layout that is not supported. */
 export class UnsupportedLayoutError extends InputError {
   constructor(
     readonly tensor: string,
@@ -22,6 +24,7 @@ export class UnsupportedLayoutError extends InputError {
   }
 }
 
+/** A layer lacks one of its experts. */
 export class MissingExpertError extends InputError {
   constructor(
     readonly tensor: string,
@@ -33,6 +36,7 @@ export class MissingExpertError extends InputError {
   }
 }
 
+/** Config and shards disagree about whether a layer has routed experts. */
 export class MissingLayerError extends InputError {
   constructor(
     readonly file: string,
@@ -47,6 +51,7 @@ export class MissingLayerError extends InputError {
   }
 }
 
+/** An expert's shape or encoding is wrong, or differs from the others of its layer. */
 export class UnequalExpertError extends InputError {
   constructor(
     readonly tensor: string,
@@ -59,6 +64,7 @@ export class UnequalExpertError extends InputError {
   }
 }
 
+/** A number in the config contradicts the tensors. */
 export class ConfigMismatchError extends InputError {
   constructor(
     readonly file: string,
@@ -72,6 +78,7 @@ export class ConfigMismatchError extends InputError {
   }
 }
 
+/** The model can be compressed but not run: its architecture or a setting is not supported. */
 export class UnsupportedModelError extends InputError {
   constructor(
     readonly file: string,
@@ -83,6 +90,7 @@ export class UnsupportedModelError extends InputError {
   }
 }
 
+/** An entry of the config is missing or has the wrong type. */
 export class ConfigValueError extends InputError {
   constructor(
     readonly file: string,
@@ -96,6 +104,7 @@ export class ConfigValueError extends InputError {
   }
 }
 
+/** The checkpoint lacks a tensor that the model needs. */
 export class MissingTensorError extends InputError {
   constructor(
     readonly tensor: string,
@@ -105,6 +114,7 @@ export class MissingTensorError extends InputError {
   }
 }
 
+/** A tensor's shape differs from the config's. */
 export class WeightShapeError extends InputError {
   constructor(
     readonly tensor: string,
@@ -118,6 +128,7 @@ export class WeightShapeError extends InputError {
   }
 }
 
+/** The tokenizer gives a token outside of the model's vocabulary. */
 export class TokenRangeError extends InputError {
   constructor(
     readonly token: number,
@@ -129,6 +140,7 @@ export class TokenRangeError extends InputError {
   }
 }
 
+/** Two models cannot be compared, for example because their vocabularies differ. */
 export class UnlikeModelsError extends InputError {
   constructor(
     readonly model: string,
@@ -139,6 +151,7 @@ export class UnlikeModelsError extends InputError {
   }
 }
 
+/** tokenizer.json is missing or cannot be read. */
 export class TokenizerError extends InputError {
   constructor(
     readonly file: string,
@@ -148,6 +161,7 @@ export class TokenizerError extends InputError {
   }
 }
 
+/** A weight to be factorised holds NaN or infinite values. */
 export class NonFiniteWeightError extends InputError {
   constructor(
     readonly tensor: string,
@@ -155,11 +169,12 @@ export class NonFiniteWeightError extends InputError {
     readonly count: number,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Repair it, or leave its layer out with --layers.`,
+      `Tensor "${tensor}" in ${file} holds ${count} NaN or infinite value(s). Restore the file if it is damaged, or leave the layer out with --layers. "mobe inspect --check" finds all such tensors.`,
     );
   }
 }
 
+/** All weights of a group are equal. */
 export class DegenerateGroupError extends InputError {
   constructor(
     readonly group: string,

@@ -1,6 +1,7 @@
-/** Options, plans and outputs that cannot be. */
+/** Errors in options, plans and outputs. */
 import { InputError, RunError } from './base.js';
 
+/** An option has a value that is not allowed. `option` is its flag. */
 export class OptionError extends InputError {
   constructor(
     readonly option: string,
@@ -10,6 +11,7 @@ export class OptionError extends InputError {
   }
 }
 
+/** The factors would have at least as many parameters as the experts. */
 export class NotSmallerError extends InputError {
   constructor(
     readonly before: number,
@@ -22,6 +24,7 @@ export class NotSmallerError extends InputError {
   }
 }
 
+/** `--max-memory` is below the smallest budget that works. */
 export class BudgetTooSmallError extends InputError {
   constructor(
     readonly budget: string,
@@ -31,6 +34,7 @@ export class BudgetTooSmallError extends InputError {
   }
 }
 
+/** The output folder is the input, or lies in it. */
 export class OutputInsideInputError extends InputError {
   constructor(
     readonly output: string,
@@ -40,6 +44,7 @@ export class OutputInsideInputError extends InputError {
   }
 }
 
+/** The output folder already holds something. */
 export class OutputNotEmptyError extends InputError {
   constructor(
     readonly folder: string,
@@ -49,18 +54,19 @@ export class OutputNotEmptyError extends InputError {
   }
 }
 
-/** An earlier run was interrupted there, and it was not this one. */
+/** The folder holds an interrupted run with other settings. */
 export class UnfinishedRunError extends InputError {
   constructor(
     readonly folder: string,
     readonly difference: string,
   ) {
     super(
-      `${folder} holds an unfinished run that is another than this (${difference}). Run that command again to finish it, or start over with --force.`,
+      `${folder} holds an unfinished run that differs from this one (${difference}). Run that command again to finish it, or start over with --force.`,
     );
   }
 }
 
+/** Another process writes into the output folder. */
 export class FolderLockedError extends InputError {
   constructor(
     readonly folder: string,
@@ -71,6 +77,7 @@ export class FolderLockedError extends InputError {
   }
 }
 
+/** The output folder cannot be written. */
 export class OutputNotWritableError extends InputError {
   constructor(
     readonly folder: string,
@@ -80,6 +87,7 @@ export class OutputNotWritableError extends InputError {
   }
 }
 
+/** The disk has too little free space. */
 export class DiskTooSmallError extends InputError {
   constructor(
     readonly folder: string,
@@ -90,6 +98,7 @@ export class DiskTooSmallError extends InputError {
   }
 }
 
+/** Factors differ between layers in a way that a native checkpoint cannot hold. */
 export class UnevenFactorsError extends InputError {
   constructor(what: string) {
     super(
@@ -98,6 +107,7 @@ export class UnevenFactorsError extends InputError {
   }
 }
 
+/** A factor file of the reference implementation does not fit the model. */
 export class ForeignFactorsError extends InputError {
   constructor(
     readonly file: string,
@@ -109,6 +119,7 @@ export class ForeignFactorsError extends InputError {
   }
 }
 
+/** A factor file does not fit the model or the other files. */
 export class FactorMismatchError extends InputError {
   constructor(
     readonly file: string,
@@ -118,6 +129,7 @@ export class FactorMismatchError extends InputError {
   }
 }
 
+/** An engine does not start on this machine. */
 export class EngineUnavailableError extends InputError {
   constructor(
     readonly engine: string,
@@ -127,6 +139,7 @@ export class EngineUnavailableError extends InputError {
   }
 }
 
+/** A tensor is larger than the device allows. */
 export class TensorTooLargeError extends InputError {
   constructor(
     what: string,
@@ -139,6 +152,7 @@ export class TensorTooLargeError extends InputError {
   }
 }
 
+/** The folder given to `--link-tensorflow` lacks a file of TensorFlow. */
 export class NotATensorflowWheelError extends InputError {
   constructor(
     readonly folder: string,
@@ -150,6 +164,7 @@ export class NotATensorflowWheelError extends InputError {
   }
 }
 
+/** A feature does not exist on this operating system. */
 export class UnsupportedPlatformError extends InputError {
   constructor(
     readonly feature: string,
@@ -160,6 +175,7 @@ export class UnsupportedPlatformError extends InputError {
   }
 }
 
+/** The C++ compiler cannot be started. */
 export class CompilerMissingError extends InputError {
   constructor(
     readonly compiler: string,
@@ -171,6 +187,7 @@ export class CompilerMissingError extends InputError {
   }
 }
 
+/** A manifest cannot be read or was changed. */
 export class DamagedManifestError extends InputError {
   constructor(
     readonly file: string,
@@ -180,6 +197,7 @@ export class DamagedManifestError extends InputError {
   }
 }
 
+/** A measurement of `mobe bench` failed. */
 export class MeasurementError extends RunError {
   constructor(
     readonly measurement: string,

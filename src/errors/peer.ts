@@ -1,6 +1,7 @@
-/** What goes wrong between machines. */
+/** Errors between machines. */
 import { InputError, RunError } from './base.js';
 
+/** The token file or variable has no valid token. */
 export class TokenError extends InputError {
   constructor(
     readonly source: string,
@@ -10,6 +11,7 @@ export class TokenError extends InputError {
   }
 }
 
+/** A service would listen on a public address without a token. */
 export class TokenRequiredError extends InputError {
   constructor(readonly host: string) {
     super(
@@ -18,6 +20,7 @@ export class TokenRequiredError extends InputError {
   }
 }
 
+/** The address cannot be listened on. */
 export class ListenError extends InputError {
   constructor(
     readonly address: string,
@@ -27,6 +30,7 @@ export class ListenError extends InputError {
   }
 }
 
+/** A peer's address is not a valid WebSocket URL. */
 export class PeerUrlError extends InputError {
   constructor(
     readonly url: string,
@@ -36,15 +40,17 @@ export class PeerUrlError extends InputError {
   }
 }
 
-/** A peer that will not talk to us as we are. It says nothing about the work. */
+/** The peer refuses a conversation with this program. The work itself is not at fault. */
 export abstract class PeerRefusalError extends InputError {}
 
+/** The token is missing or wrong. */
 export class UnauthorisedError extends PeerRefusalError {
   constructor(readonly peer: string) {
     super(`${peer} does not accept the token. Give the same one on both sides, with --token-file or MOBE_TOKEN.`);
   }
 }
 
+/** The peer's TLS certificate is not trusted. */
 export class CertificateError extends PeerRefusalError {
   constructor(
     readonly peer: string,
@@ -54,6 +60,7 @@ export class CertificateError extends PeerRefusalError {
   }
 }
 
+/** The peer speaks another version of the protocol. */
 export class ProtocolVersionError extends PeerRefusalError {
   constructor(
     readonly peer: string,
@@ -64,6 +71,7 @@ export class ProtocolVersionError extends PeerRefusalError {
   }
 }
 
+/** The peer offers another service than the requested one. */
 export class WrongServiceError extends PeerRefusalError {
   constructor(
     readonly peer: string,
@@ -74,12 +82,14 @@ export class WrongServiceError extends PeerRefusalError {
   }
 }
 
+/** The receiver already writes another conversion into its folder. */
 export class BusyError extends RunError {
   constructor(readonly folder: string) {
     super(`${folder} is being written by another conversion. Wait for it, or receive in another folder.`);
   }
 }
 
+/** Workers have different engines. */
 export class UnlikeWorkersError extends InputError {
   constructor(
     readonly first: string,
@@ -93,11 +103,12 @@ export class UnlikeWorkersError extends InputError {
   }
 }
 
-/** Something went wrong between this program and another, or in the other. */
+/** A failure of the connection or of the peer. */
 export abstract class PeerError extends RunError {
   abstract readonly peer: string;
 }
 
+/** No connection to the peer could be made in time. */
 export class UnreachablePeerError extends PeerError {
   constructor(
     readonly peer: string,
@@ -110,7 +121,7 @@ export class UnreachablePeerError extends PeerError {
   }
 }
 
-/** The connection broke and did not come back, or the peer ended it early. */
+/** The connection broke and could not be made again, or the peer ended it early. */
 export class PeerLostError extends PeerError {
   constructor(
     readonly peer: string,
@@ -120,7 +131,7 @@ export class PeerLostError extends PeerError {
   }
 }
 
-/** The peer was connected and sent nothing, not even heartbeats. */
+/** The peer is connected but sends nothing, not even heartbeats. */
 export class PeerTimeoutError extends PeerError {
   constructor(
     readonly peer: string,
@@ -130,7 +141,7 @@ export class PeerTimeoutError extends PeerError {
   }
 }
 
-/** The peer is there and gets nowhere. */
+/** The peer is connected, but its work makes no progress. */
 export class PeerStalledError extends PeerError {
   constructor(
     readonly peer: string,
@@ -140,7 +151,7 @@ export class PeerStalledError extends PeerError {
   }
 }
 
-/** The peer was stopped, or answers but no longer knows what was going on: a new conversation may work. */
+/** The peer was stopped, or no longer knows the session. A new conversation may work. */
 export class SessionLostError extends PeerError {
   constructor(readonly peer: string) {
     super(
@@ -149,13 +160,15 @@ export class SessionLostError extends PeerError {
   }
 }
 
-/** The peer sent what the protocol does not allow. */
+/** The peer broke the protocol. */
 export class ProtocolError extends PeerError {
   constructor(
     readonly peer: string,
     reason: string,
   ) {
-    super(`${peer} broke the protocol: ${reason}. Use the same mobe on both sides; if they are, please report this.`);
+    super(
+      `${peer} broke the protocol: ${reason}. Use the same version of mobe on both sides. If they are already the same, please report this.`,
+    );
   }
 }
 
@@ -166,11 +179,13 @@ export class FloodError extends PeerError {
     readonly held: number,
     readonly credit: number,
   ) {
-    super(`${peer} has ${held} bytes unanswered with a credit of ${credit}. Use the same mobe on both sides.`);
+    super(
+      `${peer} sent ${held} bytes without waiting for an answer; the limit is ${credit}. Use the same version of mobe on both sides.`,
+    );
   }
 }
 
-/** A group was fitted again after its worker was lost, and came out otherwise. */
+/** A group was fitted again after its worker was lost, and the result differs. */
 export class UnlikeFitsError extends RunError {
   constructor(
     readonly group: string,
@@ -182,19 +197,21 @@ export class UnlikeFitsError extends RunError {
   }
 }
 
+/** The program that reads the output stream has ended. */
 export class StreamWriteError extends RunError {
   constructor(reason: string) {
     super(`Writing the stream failed: ${reason}. Did the program that reads it end?`);
   }
 }
 
-/** A stream or a conversation ended before it said so. */
+/** A stream or a conversation ended without its closing frame. */
 export class TruncatedStreamError extends PeerError {
   constructor(readonly peer: string) {
     super(`The stream from ${peer} ends too early. Was the other side interrupted? Start it again.`);
   }
 }
 
+/** A tensor was damaged on the way. */
 export class ChecksumError extends PeerError {
   constructor(
     readonly peer: string,
@@ -204,7 +221,7 @@ export class ChecksumError extends PeerError {
   }
 }
 
-/** What the peer reports of itself. `remoteName` is the name of its error, where it has one. */
+/** An error that the peer reports. `remoteName` is the error's name or code. */
 export class RemoteError extends PeerError {
   constructor(
     readonly peer: string,
@@ -215,15 +232,16 @@ export class RemoteError extends PeerError {
   }
 }
 
+/** Files of a peer changed during the run. */
 export class RemoteChangedError extends PeerError {
   constructor(readonly peer: string) {
     super(`The files that ${peer} offers changed during the run. Run the command again.`);
   }
 }
 
-/** Bytes that are not a frame, or a frame that no peer would accept. */
+/** Bytes are not a frame, or a frame is one that no peer would accept. */
 export class InvalidFrameError extends RunError {
-  /** @param protocol of a hello that speaks another version, whatever else it says */
+  /** @param protocol the peer's version, if the frame is a hello of another version */
   constructor(
     readonly reason: string,
     readonly protocol?: number,

@@ -1,7 +1,7 @@
-/** What fails while running. */
+/** Errors of a run. */
 import { RunError } from './base.js';
 
-/** What to do about the failures of a file system that happen to people. */
+/** Remedies for the common errors of file systems. */
 const REMEDIES: Readonly<Record<string, string>> = {
   ENOSPC: 'Free some space on that disk.',
   EDQUOT: 'Free some space, or have the quota raised.',
@@ -15,6 +15,7 @@ const REMEDIES: Readonly<Record<string, string>> = {
 
 const remedyFor = (code: string | undefined, otherwise: string): string => REMEDIES[code ?? ''] ?? otherwise;
 
+/** A file cannot be read at an offset. */
 export class ReadError extends RunError {
   /** @param code of the system's error */
   constructor(
@@ -29,18 +30,19 @@ export class ReadError extends RunError {
   }
 }
 
-/** Parts of the result may be of the old content, others of the new. */
+/** A source file changed during the run, so the result may mix old and new content. */
 export class SourceChangedError extends RunError {
   constructor(
     readonly file: string,
     what: string,
   ) {
     super(
-      `${file} changed while it was being read (${what}), so nothing of this run can be trusted. Run the command again once it is left alone.`,
+      `${file} changed while it was being read (${what}), so the result of this run would be wrong. Run the command again when no other program changes the file.`,
     );
   }
 }
 
+/** A file cannot be written. */
 export class WriteError extends RunError {
   /** @param code of the system's error */
   constructor(
@@ -49,11 +51,12 @@ export class WriteError extends RunError {
     readonly code?: string,
   ) {
     super(
-      `Writing ${file} failed: ${reason}. Nothing that could be taken for a whole result was left. ${remedyFor(code, 'Put that right, then run the command again.')}`,
+      `Writing ${file} failed: ${reason}. Nothing is left that looks like a complete result. ${remedyFor(code, 'Fix this, then run the command again.')}`,
     );
   }
 }
 
+/** A value is too large for the dtype of the output. */
 export class OverflowError extends RunError {
   constructor(
     readonly tensor: string,
@@ -63,6 +66,7 @@ export class OverflowError extends RunError {
   }
 }
 
+/** A fit produced NaN or infinite numbers. */
 export class DivergedError extends RunError {
   constructor(
     readonly group: string,
@@ -72,6 +76,7 @@ export class DivergedError extends RunError {
   }
 }
 
+/** An engine's runtime failed during a computation. */
 export class EngineRunError extends RunError {
   constructor(
     readonly engine: string,
@@ -84,6 +89,7 @@ export class EngineRunError extends RunError {
   }
 }
 
+/** The C++ compiler reported errors. */
 export class CompilationError extends RunError {
   constructor(
     readonly command: string,
@@ -95,6 +101,7 @@ export class CompilationError extends RunError {
   }
 }
 
+/** The TensorFlow addon was built but does not load. */
 export class LinkedTensorflowError extends RunError {
   constructor(
     readonly addon: string,
@@ -106,12 +113,14 @@ export class LinkedTensorflowError extends RunError {
   }
 }
 
+/** A compute thread ended unexpectedly. */
 export class WorkerError extends RunError {
   constructor(reason: string) {
     super(`The compute worker stopped: ${reason}`);
   }
 }
 
+/** A tensor was not written completely. This is a defect of this program. */
 export class IncompleteOutputError extends RunError {
   constructor(
     readonly tensor: string,
@@ -124,20 +133,22 @@ export class IncompleteOutputError extends RunError {
   }
 }
 
+/** The output differs from what it should be. `problems` lists the differences. */
 export class VerificationError extends RunError {
   constructor(readonly problems: readonly string[]) {
     super(`The output is not what it should be:\n${problems.map((problem) => `  - ${problem}`).join('\n')}`);
   }
 }
 
+/** The run was stopped by a signal. */
 export class InterruptedError extends RunError {
   constructor() {
-    super('Interrupted. Nothing unfinished was put under its final name.');
+    super('Interrupted. No incomplete file got its final name.');
   }
 }
 
-/** Shapes or names of a traced program do not fit. */
+/** Shapes or names in a traced program do not fit. */
 export class GraphError extends RunError {}
 
-/** An engine was fed something it cannot run. */
+/** An engine got an input that it cannot run. */
 export class EngineError extends RunError {}

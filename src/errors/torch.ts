@@ -1,6 +1,7 @@
-/** A file of torch.save cannot be read. */
+/** Errors in files of torch.save. */
 import { InputError } from './base.js';
 
+/** The file is damaged, or not a state dict of torch.save. */
 export class TorchFileError extends InputError {
   constructor(
     readonly file: string,
@@ -11,6 +12,7 @@ export class TorchFileError extends InputError {
   }
 }
 
+/** A pickle contains something outside of the allow-list. Nothing was executed. */
 export class PickleNotAllowedError extends InputError {
   constructor(
     readonly file: string,
@@ -22,6 +24,7 @@ export class PickleNotAllowedError extends InputError {
   }
 }
 
+/** A tensor of the file is damaged or not contiguous. */
 export class TorchTensorError extends InputError {
   constructor(
     readonly file: string,

@@ -1,18 +1,18 @@
-/** What all kinds of attention share: scores against the keys that are kept, and what a layer must tell of its kind. */
+/** The common part of all kinds of attention: scores against the cached keys, and the interface of a layer. */
 import type { EngineTensor } from '../engine/engine.js';
 import { add, matmul, mul, reshape, softmax, type Value } from '../engine/ops.js';
 import type { Rotary, Rotation } from './rotary.js';
 import type { Runner } from './runner.js';
 import type { Weight } from './weight.js';
 
-/** Low enough that its exponential is 0 beside any score, and finite, so that nothing becomes NaN. */
+/** Score of a masked token. Its exponential is 0 compared with any other, and it is finite, so no result becomes NaN. */
 export const MASKED = -1e30;
 
-/** What is kept of each token: `heads` keys of `keySize` and values of `valueSize`. */
+/** Numbers cached for each token: `heads` keys of `keySize` and values of `valueSize`. */
 export interface CachedSizes {
   readonly heads: number;
   readonly keySize: number;
-  /** 0: values are made from the keys. */
+  /** 0 if values are computed from the keys. */
   readonly valueSize: number;
 }
 
@@ -23,6 +23,7 @@ export interface KeptTokens {
   readonly room: number;
 }
 
+/** Tensors of a layer's weights, by name. */
 export type Tensors = Readonly<Record<string, EngineTensor>>;
 
 /** One layer's attention. Letters: t tokens, d hidden size. */
@@ -30,7 +31,7 @@ export interface Attention {
   readonly weights: Readonly<Record<string, Weight>>;
   readonly cached: CachedSizes;
   readonly rotary: Rotary;
-  /** Numbers of the scores of one token and one kept token. */
+  /** Number of query heads: one score each for a token and a cached token. */
   readonly heads: number;
   /** hidden (t, d) → query, key and value of those tokens, (heads, t, size) each. */
   project(
@@ -39,7 +40,7 @@ export interface Attention {
     hidden: Float32Array,
     rotation: Rotation,
   ): Promise<Record<'query' | 'key' | 'value', Float32Array>>;
-  /** → hidden (t, d) with the attention's output added. mask: (t, room), 0 or `MASKED`. */
+  /** Returns hidden (t, d) plus the attention's output. mask: (t, room), 0 or `MASKED`. */
   attend(
     runner: Runner,
     weights: Tensors,
@@ -63,7 +64,7 @@ export function attend(query: Value, key: Value, value: Value, mask: Value, scal
   return reshape(matmul(reshape(weights, [keyHeads, shared * t, s]), value), [heads, t, value.shape[2] as number]);
 }
 
-/** x · Wᵀ (+ bias), as linear layers store W. */
+/** x · Wᵀ (+ bias). W is (out, in), as linear layers store it. */
 export function linear(x: Value, weight: Value, bias?: Value): Value {
   const product = matmul(x, weight, { transposeB: true });
   return bias ? add(product, bias) : product;

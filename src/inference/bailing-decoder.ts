@@ -1,4 +1,4 @@
-/** Ling and Ring ("Bailing"), 1 and 2. What a config leaves out is what inclusionAI's own code assumes. */
+/** Ling and Ring ("Bailing"), versions 1 and 2. Values that a config lacks have the defaults of inclusionAI's code. */
 import { followsDenseLayers } from '../models/family.js';
 import type { Architecture, Source } from './architecture.js';
 import type { Attention } from './attention.js';
@@ -12,7 +12,7 @@ interface Version {
   readonly theta: number;
   readonly sharedExperts: number;
   readonly queryKeyNorm: boolean;
-  /** Of the attention's output. */
+  /** Whether the attention's output projection has a bias by default. */
   readonly outputBias: boolean;
   readonly routerBias?: string;
   rule(source: Source): Omit<RouterRule, 'expertsPerToken'>;
@@ -53,7 +53,7 @@ const architecture = (version: Version, modelType: string): Architecture =>
     rule(source) {
       const rule = version.rule(source);
       const own = source.config.number('num_experts_per_tok');
-      // A single expert's weight is left as it is.
+      // A model with one expert per token does not normalise its weight.
       return { ...rule, normalised: rule.normalised && own > 1, expertsPerToken: source.expertsPerToken ?? own };
     },
     routerBias: version.routerBias,
@@ -61,10 +61,12 @@ const architecture = (version: Version, modelType: string): Architecture =>
       config.number('num_shared_experts', version.sharedExperts) * config.number('moe_intermediate_size'),
   });
 
+/** Ling 1. */
 export const bailing = architecture(V1, 'bailing_moe');
+/** Ling 2 and Ring 2. */
 export const bailingV2 = architecture(V2, 'bailing_moe_v2');
 
-/** One fused matrix; part of a head may stay unrotated. */
+/** One fused matrix makes queries, keys and values. A part of each head may have no rotary embedding. */
 function attention({ config, weight }: Source, version: Version, prefix: string): Attention {
   const width = config.number('hidden_size');
   const heads = config.number('num_attention_heads');

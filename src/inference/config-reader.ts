@@ -1,24 +1,25 @@
-/** Typed entries of `config.json`, with an error that names the key where one is missing or of another kind. */
+/** Typed entries of `config.json`. The error for a missing or wrong entry names its key. */
 
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import { ConfigValueError } from '../errors.js';
+import { fileIn } from '../location.js';
 import { languageConfig } from '../models/detect.js';
 import type { Config } from '../models/family.js';
-import { fileIn } from '../sources/files.js';
 
-/** Each takes what stands for an absent or null entry; without it such an entry is an error. */
+/** Reads entries. An absent or null entry gives `otherwise`; without it a `ConfigValueError` is thrown. */
 export interface ConfigReader {
-  /** For messages. */
+  /** The file's location, for error messages. */
   readonly file: string;
-  /** As they are. */
+  /** All entries, unchecked. */
   readonly entries: Config;
   number(key: string, otherwise?: number): number;
   flag(key: string, otherwise?: boolean): boolean;
   text(key: string, otherwise?: string): string;
-  /** A nested object; undefined where the entry is absent or null. */
+  /** A nested object; undefined if the entry is absent or null. */
   section(key: string): ConfigReader | undefined;
 }
 
+/** The reader of a checkpoint's language model config. */
 export const configReader = (checkpoint: Pick<Checkpoint, 'folder' | 'config'>): ConfigReader =>
   readerOf(languageConfig(checkpoint.config), fileIn(checkpoint.folder, CONFIG_FILE), '');
 

@@ -1,34 +1,35 @@
-/** The decoder that all families here are: pre-normed attention, then a gated layer or experts. A file each has the rest. */
+/** The decoder that all families share: attention with a norm before it, then a gated layer or experts. */
 import type { Architecture, Blueprint, DecoderLayer, Source } from './architecture.js';
 import type { Attention } from './attention.js';
 import type { ConfigReader } from './config-reader.js';
 import type { RouterRule } from './router.js';
 import type { Weight } from './weight.js';
 
-/** Of the norms, where neither the config nor the family says otherwise. */
+/** ε of the norms if neither the config nor the family has one. */
 const EPSILON = 1e-6;
 
-/** What tells one family from another. */
+/** The differences between families. */
 export interface Decoder {
   /** `model_type` values of its config.json. */
   readonly modelTypes: readonly string[];
-  /** After `model.`; default: `embed_tokens`. */
+  /** Name of the embedding after `model.`; default: `embed_tokens`. */
   readonly embedding?: string;
-  /** Of the norms, where the config has none. */
+  /** ε of the norms if the config has none. */
   readonly epsilon?: number;
-  /** Default: they are not. */
+  /** Whether the head's columns are scaled to length 1. Default: no. */
   headNormalised?(config: ConfigReader): boolean;
-  /** The layer has experts; by config.json. */
+  /** Whether config.json gives the layer experts. */
   isMoeLayer(layer: number, config: ConfigReader['entries']): boolean;
   /** @param prefix `model.layers.{l}.` */
   attention(source: Source, prefix: string): Attention;
   rule(source: Source): RouterRule;
-  /** After `mlp.gate.`, where the router has one for choosing alone. */
+  /** Name after `mlp.gate.` of the router's bias, if it has one. The bias affects only which experts are chosen. */
   readonly routerBias?: string | undefined;
-  /** Of the shared experts, which are stored as one. Default: there are none. */
+  /** Rows of the shared experts together: they are stored as one. Default: 0. */
   sharedRows?(config: ConfigReader): number;
 }
 
+/** The architecture of a family. */
 export const decoder = (family: Decoder): Architecture => ({
   modelTypes: family.modelTypes,
   draw(source) {
@@ -77,7 +78,7 @@ function decoderLayer(source: Source, family: Decoder, layer: number): DecoderLa
   };
 }
 
-/** `gate`, `up` and `down` of a gated layer, under the names that all families give them. */
+/** `gate`, `up` and `down` of a gated layer. Their names are the same in all families. */
 const gatedWeights = (
   { weight }: Source,
   prefix: string,

@@ -1,4 +1,4 @@
-/** DeepSeek-V2, V2-Lite; DeepSeek-V3, R1; Kimi-K2, which is V3's architecture under its own name. */
+/** DeepSeek-V2 and V2-Lite; DeepSeek-V3 and R1; Kimi-K2, which has V3's architecture under another name. */
 import { followsDenseLayers } from '../models/family.js';
 import type { Architecture, Source } from './architecture.js';
 import type { Attention } from './attention.js';
@@ -8,7 +8,7 @@ import { latentScale, readRotary } from './rotary.js';
 
 type Version = Pick<Decoder, 'rule' | 'routerBias'>;
 
-/** Softmax; the best groups by their best expert, in V2 but not in V2-Lite. */
+/** Scores by softmax. V2, but not V2-Lite, first selects groups by their best expert. */
 const V2: Version = {
   rule: ({ config, expertsPerToken }) => ({
     expertsPerToken: expertsPerToken ?? config.number('num_experts_per_tok'),
@@ -22,7 +22,7 @@ const V2: Version = {
   }),
 };
 
-/** Sigmoid; the best groups by their two best experts. */
+/** Scores by sigmoid. Groups are first selected by the sum of their two best experts. */
 const V3: Version = {
   routerBias: 'e_score_correction_bias',
   rule: ({ config, expertsPerToken }) => ({
@@ -43,7 +43,9 @@ const architecture = (version: Version, ...modelTypes: string[]): Architecture =
     sharedRows: (config) => config.number('n_shared_experts', 0) * config.number('moe_intermediate_size'),
   });
 
+/** DeepSeek-V2 and V2-Lite. */
 export const deepseekV2 = architecture(V2, 'deepseek_v2');
+/** DeepSeek-V3, R1 and Kimi-K2. */
 export const deepseekV3 = architecture(V3, 'deepseek_v3', 'kimi_k2');
 
 function attention({ config, weight }: Source, prefix: string): Attention {

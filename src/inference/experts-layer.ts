@@ -1,4 +1,4 @@
-/** A layer of experts: routes each token, and runs only the experts that were chosen, each once for all its tokens. */
+/** Runs a layer of experts. It routes each token and runs each chosen expert once, for all its tokens together. */
 import type { ExpertsLayer } from './architecture.js';
 import type { Tensors } from './attention.js';
 import { beforeExperts, gated } from './feed-forward.js';
@@ -6,19 +6,20 @@ import { route } from './router.js';
 import type { Runner } from './runner.js';
 import type { Unit, WeightCache } from './weight-cache.js';
 
+/** Tools and settings of one call. */
 export interface ExpertsCall {
   readonly runner: Runner;
   readonly cache: WeightCache;
   readonly epsilon: number;
-  /** Of the layer's own weights. */
+  /** The layer's weights except the routed experts'. */
   readonly unit: Unit;
-  /** (n), where the layer has one */
+  /** (n); undefined if the layer has none. */
   readonly bias: Float32Array | undefined;
   /** Called before each expert. */
   readonly onExpert: () => void;
 }
 
-/** hidden (t, d) → (t, d): with the residual, the routed and the shared experts' outputs. */
+/** hidden (t, d) → (t, d): the sum of the residual, the routed experts' and the shared experts' outputs. */
 export async function runExperts(
   { weights, rule, experts }: ExpertsLayer,
   hidden: Float32Array,
@@ -55,7 +56,7 @@ export async function runExperts(
   return base;
 }
 
-/** Expert → the places in the routing where it stands, both in rising order. */
+/** The positions in the routing of each chosen expert, both in rising order. */
 function byExpert(experts: Int32Array): Array<[expert: number, places: number[]]> {
   const places = new Map<number, number[]>();
   for (const [place, expert] of experts.entries()) {
@@ -66,5 +67,5 @@ function byExpert(experts: Int32Array): Array<[expert: number, places: number[]]
   return [...places].sort(([a], [b]) => a - b);
 }
 
-/** Few numbers of rows mean few programs; the rows that are not needed are 0. */
+/** Rows are padded with zeros to a power of two, so that few programs are compiled. */
 const powerOfTwo = (count: number): number => 2 ** Math.ceil(Math.log2(count));

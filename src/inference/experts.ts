@@ -1,12 +1,13 @@
-/** A model's routed experts as units of the weight cache: dense, or factors of a native MoBE checkpoint. */
+/** A model's routed experts as units of the weight cache. They are dense, or factors of a native MoBE checkpoint. */
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { GroupPlan } from '../conversion/group-plan.js';
-import { findNativeGroups } from '../conversion/native-groups.js';
+import { findNativeGroups, nativeMethod } from '../conversion/native-groups.js';
 import { MissingExpertError, WeightShapeError } from '../errors.js';
+import type { Problem } from '../methods/mobe/problem.js';
 import { expertsOf } from '../models/expert-names.js';
 import { PROJECTIONS, type Projection } from '../models/family.js';
-import { BASES_NAME, SHORT_NAMES } from '../models/native.js';
+import { SHORT_NAMES } from '../models/native.js';
 import { gatedShapes, mixBases, type Ranks } from './feed-forward.js';
 import type { Runner } from './runner.js';
 import { findWeight, type Weight, type WeightReader } from './weight.js';
@@ -16,27 +17,29 @@ import type { Unit, WeightCache } from './weight-cache.js';
 export interface LayerExperts {
   readonly count: number;
   readonly rows: number;
-  /** Of the projections that are factors. */
+  /** Rank of each projection that is stored as factors. */
   readonly ranks: Ranks;
-  /** The expert's tensors, named and shaped as `gatedShapes` has them. */
+  /** The expert's tensors. Names and shapes: `gatedShapes`. */
   unit(expert: number): Unit;
-  /** The bases that are mixed for one: units of their own. Empty where experts are dense. */
+  /** Units of the bases that experts are mixed from; empty if experts are dense. */
   readonly bases: readonly Unit[];
 }
 
-/** What the units read with. */
+/** Tools that read and compute a unit's content. */
 export interface ExpertTools {
   readonly reader: WeightReader;
   readonly runner: Runner;
   readonly cache: () => WeightCache;
 }
 
-/** By layer. Throws an `InputError` where an expert is missing or of another shape than the others. */
+/**
+ * The experts of all layers, by the part of their names before `experts.{e}`.
+ * Throws a `MissingExpertError`, or a `WeightShapeError` if an expert's shape differs from the others'.
+ */
 export function findExperts(checkpoint: Checkpoint, width: number, tools: ExpertTools): Map<string, LayerExperts> {
-  const native = [...checkpoint.tensors.keys()].some((name) => BASES_NAME.test(name));
   const groups = new Map<string, GroupPlan>();
-  for (const group of native ? findNativeGroups(checkpoint) : [])
-    groups.set(`${group.names.bases.replace(/B_\w+$/, '')} ${group.projection} ${group.group}`, group);
+  for (const group of nativeMethod(checkpoint) ? findNativeGroups(checkpoint) : [])
+    groups.set(`${basesName(group).replace(/B_\w+$/, '')} ${group.projection} ${group.group}`, group);
   const found = new Map<string, Map<Projection, StoredMatrix[]>>();
   for (const tensor of checkpoint.tensors.values()) {
     for (const { prefix, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
@@ -64,7 +67,7 @@ export function findExperts(checkpoint: Checkpoint, width: number, tools: Expert
 interface Part {
   readonly name: 'gate' | 'up' | 'down';
   readonly matrices: readonly StoredMatrix[];
-  /** Of a factorised one, in the order of their experts. */
+  /** Groups of a factorised projection, in the order of their experts; empty if it is dense. */
   readonly groups: readonly FactorGroup[];
 }
 
@@ -93,7 +96,7 @@ function layerExperts(
   );
   const rows = (parts[0] as Part).matrices[0]?.rows ?? 0;
   const ranks = Object.fromEntries(
-    parts.flatMap(({ name, groups: [first] }) => (first ? [[name, first.plan.problem.rank]] : [])),
+    parts.flatMap(({ name, groups: [first] }) => (first ? [[name, sizesOf(first.plan).rank]] : [])),
   );
   const shapes = gatedShapes({ width, rows }, ranks);
   for (const { name, matrices: own, groups } of parts) {
@@ -113,7 +116,7 @@ function layerExperts(
     if (groups.length === 0) return;
     const size = count / groups.length;
     const { plan, bases, coefficients } = groups[Math.floor(expert / size)] as FactorGroup;
-    const { bases: m, rank: r, cols: d, activation } = plan.problem;
+    const { bases: m, rank: r, cols: d, activation } = sizesOf(plan);
     const alpha = new Float32Array(m);
     await reader.fill(alpha, coefficients.matrix, { first: expert % size, count: 1 });
     const { F } = await cache().with(bases, ({ B }) =>
@@ -138,17 +141,22 @@ function layerExperts(
 }
 
 function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, reader: WeightReader): FactorGroup {
-  const { bases: m, rank: r, cols: d, experts: n } = plan.problem;
-  const stacked = findWeight(checkpoint, plan.names.bases, [m * r, d]);
+  const { bases: m, rank: r, cols: d, experts: n } = sizesOf(plan);
+  const stacked = findWeight(checkpoint, basesName(plan), [m * r, d]);
   return {
     plan,
-    coefficients: findWeight(checkpoint, plan.names.coefficients, [n, m]),
+    coefficients: findWeight(checkpoint, plan.names.shared.alpha as string, [n, m]),
     bases: {
-      key: plan.names.bases,
+      key: basesName(plan),
       shapes: { B: [m, r * d] },
-      // As rarely as the experts whose factors they make: those that are made stay.
+      // Bases are needed only when an expert is rebuilt, so they may be evicted.
       needed: 'routed',
       fill: ({ B }) => reader.fill(B as Float32Array, stacked.matrix),
     },
   };
 }
+
+/** Models run from MoBE's native form, the only one that there is. */
+const sizesOf = ({ problem }: GroupPlan): Problem => problem as Problem;
+
+const basesName = ({ names }: GroupPlan): string => names.shared.B as string;

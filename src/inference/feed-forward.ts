@@ -1,4 +1,4 @@
-/** The gated feed-forward layers of experts, shared experts and dense layers, as programs. */
+/** Programs of gated feed-forward layers: experts, shared experts and dense layers. */
 import { trace } from '../engine/graph.js';
 import { add, matmul, mul, type Value } from '../engine/ops.js';
 import { activate } from '../methods/mobe/activation.js';
@@ -6,17 +6,17 @@ import type { Activation } from '../methods/mobe/problem.js';
 import { linear } from './attention.js';
 import { rmsNorm } from './rms-norm.js';
 
-/** d → p → d. */
+/** Sizes of a layer d → p → d: tokens t, width d, rows p. */
 export interface GatedSizes {
   readonly tokens: number;
   readonly width: number;
   readonly rows: number;
 }
 
-/** Rank r of each projection that comes as factors. */
+/** Rank r of each projection that is stored as factors. */
 export type Ranks = Readonly<Partial<Record<'gate' | 'up' | 'down', number>>>;
 
-/** Shapes of the weights: `gate` (p, d), or `gateA` (p, r) and `gateF` (r, d), with W = A·F; down (d, p) is their transpose. */
+/** Shapes of the weights: `gate` (p, d), or `gateA` (p, r) and `gateF` (r, d) with W = A·F; likewise `up`. `down` is (d, p); its factors are of its transpose. */
 export function gatedShapes({ width, rows }: Omit<GatedSizes, 'tokens'>, ranks: Ranks = {}): Record<string, number[]> {
   const shapes: Record<string, number[]> = {};
   for (const name of ['gate', 'up', 'down'] as const) {
@@ -30,7 +30,7 @@ export function gatedShapes({ width, rows }: Omit<GatedSizes, 'tokens'>, ranks: 
   return shapes;
 }
 
-/** down · (silu(gate · x) ⊙ up · x), factors one after the other: A·(F·x). */
+/** down · (silu(gate · x) ⊙ up · x). Factors are applied one after the other: A·(F·x). */
 function gatedOutput(x: Value, it: Readonly<Record<string, Value>>): Value {
   const into = (name: 'gate' | 'up'): Value => {
     const whole = it[name];
@@ -56,8 +56,8 @@ export const dense = ({ tokens, epsilon, ...sizes }: GatedSizes & { readonly eps
   );
 
 /**
- * What a layer of experts begins with: hidden (t, d) → x (t, d) normalised, and logits (t, n); where there are shared experts
- * `base` is hidden and their output, else hidden alone.
+ * The first program of a layer of experts: hidden (t, d) → normalised x (t, d), router logits (t, n) and `base` (t, d). `base`
+ * is hidden plus the shared experts' output, or hidden alone without shared experts.
  */
 export const beforeExperts = ({
   tokens,

@@ -1,4 +1,4 @@
-/** Grouped-query attention (arXiv 2305.13245): Qwen3's, with norms of queries and keys, and Ling's, from one fused matrix. */
+/** Grouped-query attention (arXiv 2305.13245). Qwen3 normalises queries and keys; Ling stores one fused matrix. */
 import { trace } from '../engine/graph.js';
 import { add, reshape, slice, transpose, type Value } from '../engine/ops.js';
 import { type Attention, attend, linear } from './attention.js';
@@ -13,11 +13,12 @@ interface HeadSizes {
   readonly epsilon: number;
 }
 
+/** Weights and sizes of one layer. */
 export interface GroupedAttention extends HeadSizes {
   /**
-   * `norm` (d) before it; `query`, `key`, `value` (heads · headSize, d), or `fused`, which has their rows in this order;
-   * `output` (d, heads · headSize). Where the model has them: `queryNorm`, `keyNorm` (headSize), and a bias of each matrix,
-   * `queryBias` and so on.
+   * `norm` (d), applied before the attention; `query`, `key`, `value` (heads · headSize, d), or `fused`, which has their rows in
+   * this order; `output` (d, heads · headSize). Optional: `queryNorm`, `keyNorm` (headSize), and a bias of each matrix, such as
+   * `queryBias`.
    */
   readonly weights: Readonly<Record<string, Weight>>;
   readonly rotary: Rotary;
@@ -30,7 +31,7 @@ interface ProjectSizes extends HeadSizes {
   readonly shapes: Shapes;
   readonly tokens: number;
   readonly width: number;
-  /** Pairs that are rotated. */
+  /** Number of pairs that are rotated. */
   readonly half: number;
 }
 
@@ -81,6 +82,7 @@ const attendAndProject = ({ shapes, tokens, width, room, heads, keyHeads, headSi
     },
   );
 
+/** The attention of one layer. */
 export function groupedAttention({ weights, rotary, heads, keyHeads, headSize, epsilon }: GroupedAttention): Attention {
   const sizes: HeadSizes = { heads, keyHeads, headSize, epsilon };
   const width = weights.norm?.shape[0] as number;

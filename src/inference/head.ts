@@ -1,4 +1,4 @@
-/** The last norm and the projection to the vocabulary, whose matrix is the largest of a model: in blocks of its rows. */
+/** The last norm and the projection to the vocabulary. Its matrix is a model's largest, so it is processed in blocks of rows. */
 import { trace } from '../engine/graph.js';
 import { div, square, sum, type Value } from '../engine/ops.js';
 import type { Blueprint } from './architecture.js';
@@ -8,10 +8,10 @@ import type { Runner } from './runner.js';
 import type { WeightReader } from './weight.js';
 import type { Unit, WeightCache } from './weight-cache.js';
 
-/** Of one block as f32: large enough for full speed, small beside any budget. */
+/** Size of a block as f32, bytes: large enough for full speed, small compared with any budget. */
 const BLOCK_BYTES = 32 * 2 ** 20;
 
-/** Beside the length of a column (Ling's own guard against division by 0). */
+/** Added to the length of a column, as in Ling's code, to avoid division by 0. */
 const LEAST_LENGTH = 1e-7;
 
 const finalNorm = ({ tokens, width, epsilon }: { tokens: number; width: number; epsilon: number }) =>
@@ -25,12 +25,14 @@ const project = ({ tokens, width, rows }: { tokens: number; width: number; rows:
 const columnSquares = ({ rows, width }: { rows: number; width: number }) =>
   trace({ W: [rows, width] }, ({ W }) => ({ squares: sum(square(W), [0]) }));
 
+/** The model's last step. */
 export interface Head {
   readonly units: readonly Unit[];
   /** hidden (t, d) of the last layer → logits (t, v) */
   logits(hidden: Float32Array): Promise<Float32Array>;
 }
 
+/** The head of a model. */
 export function createHead(
   { head, norm, headNormalised, epsilon }: Blueprint,
   { reader, runner, cache }: { reader: WeightReader; runner: Runner; cache: () => WeightCache },
@@ -55,7 +57,7 @@ export function createHead(
     fill: (it) => reader.fill(it.norm, norm.matrix),
   };
 
-  /** What features are divided by, instead of a copy of the whole matrix: the lengths of its columns. */
+  /** Lengths of the head's columns. Features are divided by them, so that no scaled copy of the matrix is needed. */
   let lengths: Float32Array | undefined;
   const columnLengths = async (): Promise<Float32Array> => {
     const squares = new Float64Array(width);

@@ -12,7 +12,7 @@ const model = await openModel(TINY_MODEL, engine);
 afterAll(() => model.close());
 
 const PROMPT = reference.prompts[0]?.prompt_ids as number[];
-/** The trained fixture's logits reach 30; f32 sums in another order. */
+/** The trained fixture's logits reach 30, and sums in f32 depend on their order. */
 const F32 = 1e-4;
 
 describe.each(reference.prompts.map((it) => [it.prompt, it] as const))('the prompt %j', (_, it) => {
@@ -84,7 +84,7 @@ test('sequences side by side do not see each other', async () => {
 
 describe('the budget', () => {
   const usage = { keptTokens: 64, batchTokens: 64 };
-  /** What opening asks for at least, from its own message. */
+  /** The smallest budget, from the error message. */
   const smallest = async (): Promise<number> => {
     const error = await openModel(TINY_MODEL, engine, { ...usage, bytes: 1000 }).catch((it) => it);
     expect(error).toBeInstanceOf(BudgetTooSmallError);
@@ -120,7 +120,7 @@ describe('the budget', () => {
   test('experts that no token goes to are not read', async () => {
     const fresh = await openModel(TINY_MODEL, engine);
     await nextLogits(fresh, { sequence: fresh.newSequence(), tokens: [100] });
-    // In each of 4 layers 4 experts, attention and router; and the head with its norm.
+    // Each of 4 layers reads 4 experts, attention and router. The head and its norm are read too.
     expect(fresh.usage().misses).toBe(4 * (4 + 2) + 2);
     await fresh.close();
   });

@@ -1,4 +1,4 @@
-/** A language model that runs from its checkpoint: weights are read when they are needed and kept within a budget. */
+/** A language model that runs from its checkpoint. Weights are read when they are needed and cached within a budget. */
 import { setImmediate } from 'node:timers/promises';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import {
@@ -26,44 +26,47 @@ import { type PlacedPart, placeParts, type SequencePart } from './sequence-parts
 import { findWeight, shapesOf, type Weight, WeightReader } from './weight.js';
 import { type Unit, WeightCache } from './weight-cache.js';
 
+/** Every architecture that can be run. */
 export const ARCHITECTURES: readonly Architecture[] = [qwen3Moe, deepseekV2, deepseekV3, bailing, bailingV2];
 
+/** Resources and limits of a model. */
 export interface ModelOptions {
   readonly runner: Runner;
-  /** Bytes for weights, activations, and what is kept of tokens. */
+  /** Bytes for weights, activations, and cached keys and values. */
   readonly bytes: number;
-  /** Tokens that sequences will have, added up. */
+  /** Total length of all sequences, in tokens. */
   readonly keptTokens: number;
-  /** Most tokens of one call. */
+  /** Most tokens of one call of `forward`. */
   readonly batchTokens: number;
-  /** Instead of the config's. */
+  /** Replaces the config's number. */
   readonly expertsPerToken?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
+/** An open model. Letters: t tokens, d width, v vocabulary. */
 export interface LanguageModel {
   readonly layers: number;
   /** d */
   readonly width: number;
   /** v */
   readonly vocabulary: number;
-  /** Positions it was made for. */
+  /** Most positions that the model was made for. */
   readonly context: number;
   readonly memory: ModelMemory;
   newSequence(): KeyValueCache;
   /**
-   * Runs tokens through all layers at once, so that each layer's weights are read once for all of them. Yields the hidden
-   * states (t, d) after each layer, the parts' one after the other; returns the last.
+   * Runs all tokens through one layer after another, so that each layer's weights are read once. Yields the hidden
+   * states (t, d) after each layer, with the parts' rows in order, and returns the last ones.
    */
   forward(parts: readonly SequencePart[]): AsyncGenerator<Float32Array, Float32Array>;
   /** hidden states (t, d) of the last layer → logits (t, v) */
   logits(hidden: Float32Array): Promise<Float32Array>;
-  /** Stored bytes read so far; units of weights that were found in the cache, and that were not. */
+  /** Stored bytes read so far, and units of weights that were found in the cache (hits) or not (misses). */
   usage(): { bytesRead: number; hits: number; misses: number };
   close(): Promise<void>;
 }
 
-/** Throws an `InputError` where the checkpoint is of no known architecture, incomplete, or too large for the budget. */
+/** Opens a model. Throws an `InputError` if its architecture is unknown, a weight is missing, or the budget is too small. */
 export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions): LanguageModel {
   const { runner, signal } = options;
   const reader = new WeightReader(checkpoint.files);
@@ -90,7 +93,7 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
     return hidden;
   }
 
-  /** Writes into `hidden`. */
+  /** Adds the attention's output to `hidden`, in place. */
   async function attend(number: number, hidden: Float32Array, parts: readonly PlacedPart[]): Promise<void> {
     const { attention } = layers[number] as DecoderLayer;
     await cache.with((units[number] as LayerUnits).attention, async (weights) => {
@@ -142,7 +145,7 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
       let hidden = await embed(parts);
       const placed = placeParts(parts);
       for (let number = 0; number < layers.length; number++) {
-        await setImmediate(); // runs block their thread: signals get their turn here
+        await setImmediate(); // engine runs block the thread, so signals are handled here
         if (signal?.aborted) throw new InterruptedError();
         await attend(number, hidden, placed);
         hidden = await feedForward(number, hidden);

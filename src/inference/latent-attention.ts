@@ -1,7 +1,7 @@
 /**
- * Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434). A token is kept as one latent vector, from which keys and values
- * of all heads are made, and one rotated key that all heads share. The matrices that make keys and values are moved to the
- * other side of their products, to the queries and to the outputs: what is kept is then itself the one key of all heads.
+ * Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434). For each token, one latent vector is cached, from which the keys
+ * and values of all heads can be computed, and one rotated key that all heads share. This code multiplies the matrices that
+ * make keys and values into the queries and the outputs instead. So the cached vector is itself the one key of all heads.
  */
 import { trace } from '../engine/graph.js';
 import { add, concat, matmul, reshape, slice, transpose, type Value } from '../engine/ops.js';
@@ -10,27 +10,29 @@ import { rmsNorm } from './rms-norm.js';
 import { type Rotary, type RotaryLayout, rotate } from './rotary.js';
 import { shapesOf, type Weight } from './weight.js';
 
-/** Of the latents' norms, whatever the config says of the others. */
+/** ε of the latents' norms. The config's ε is for the other norms only. */
 const LATENT_EPSILON = 1e-6;
 
 interface HeadSizes {
   readonly heads: number;
-  /** Of a head's query and key without the rotated part, and with it alone. */
+  /** Size of a head's query and key without the rotated part. */
   readonly plainSize: number;
+  /** Size of the rotated part. */
   readonly rotarySize: number;
   readonly valueSize: number;
-  /** Of the latent vector. */
+  /** Size of the latent vector. */
   readonly rank: number;
   readonly scale: number;
   readonly epsilon: number;
   readonly layout: RotaryLayout;
 }
 
+/** Weights and sizes of one layer. */
 export interface LatentAttention extends HeadSizes {
   /**
-   * `norm` (d) before it; `query` (heads · (plain + rotary), d), or `queryA`, `queryNorm`, `queryB` with a bottleneck between;
-   * `latent` (rank + rotary, d) and `latentNorm` (rank); `expand` (heads · (plain + value), rank); `output` (d, heads · value).
-   * Where the model has them, biases: `queryABias`, `latentBias`, `outputBias`.
+   * `norm` (d), applied before the attention; `query` (heads · (plain + rotary), d), or its low-rank form `queryA`, `queryNorm`,
+   * `queryB`; `latent` (rank + rotary, d) and `latentNorm` (rank); `expand` (heads · (plain + value), rank); `output`
+   * (d, heads · value). Optional biases: `queryABias`, `latentBias`, `outputBias`.
    */
   readonly weights: Readonly<Record<string, Weight>>;
   readonly rotary: Rotary;
@@ -45,7 +47,7 @@ interface Sizes extends HeadSizes {
   readonly width: number;
 }
 
-/** What makes keys (heads, plain, rank) and values (heads, value, rank) from latents. */
+/** The matrices that make keys (heads, plain, rank) and values (heads, value, rank) from latents. */
 function expansion(expand: Value, { heads, plainSize, valueSize, rank }: HeadSizes): { keys: Value; values: Value } {
   const all = reshape(expand, [heads, plainSize + valueSize, rank]);
   return { keys: slice(all, 1, 0, plainSize), values: slice(all, 1, plainSize, plainSize + valueSize) };
@@ -102,9 +104,10 @@ const attendAndProject = ({ shapes, tokens, width, room, ...sizes }: Sizes & { r
   );
 };
 
-/** The weights that the second program needs; the first needs all but the output's. */
+/** Weights of the second program. The first needs all except the output's. */
 const AFTER = ['expand', 'output', 'outputBias'];
 
+/** The attention of one layer. */
 export function latentAttention({ weights, rotary, ...sizes }: LatentAttention): Attention {
   const width = weights.norm?.shape[0] as number;
   const before = shapesOf(weights, (name) => !name.startsWith('output'));

@@ -1,4 +1,4 @@
-/** How a model's share of the memory budget is spent. */
+/** Divides a running model's memory budget. */
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
 import type { Blueprint } from './architecture.js';
@@ -7,30 +7,31 @@ import { type Unit, unitBytes } from './weight-cache.js';
 
 const MIB = 2 ** 20;
 
-/** Node, this program and ONNX Runtime with its programs; measured (bench/inference.ts prints the peaks). */
+/** Memory of Node, this program, and ONNX Runtime with its compiled programs; measured (bench/inference.ts prints the peaks). */
 export const PROCESS_BYTES = 150 * MIB;
-/** Headers and index, per tensor of the checkpoint; measured at 60 000 tensors. */
+/** Memory for headers and index, for each tensor of the checkpoint; measured with 60 000 tensors. */
 export const TENSOR_BYTES = 1200;
 
-/** Scores of a chunk, before and after softmax and while it is computed; logits of a chunk of tokens twice. */
+/** Scores of a chunk before, during and after softmax, and two copies of the logits of a chunk of tokens. */
 const WORKING_BYTES = 96 * MIB;
-/** What a token's activations take at once in numbers, as a multiple of the hidden size: states, norms, rows of experts. */
+/** Numbers that one token's activations take at once, as a multiple of the hidden size: states, norms, rows of experts. */
 const STATES_PER_TOKEN = 12;
-/** Freed memory comes back late and in pieces: of what is counted, so much more was measured. */
+/** Measured over counted memory: freed memory returns late and in pieces. */
 const OVERHEAD = 1.1;
 
+/** The weights' part of the budget. */
 export interface ModelMemory {
-  /** For the weight cache. */
+  /** Bytes for the weight cache. */
   readonly weightBytes: number;
-  /** Of those, for weights that every token needs. */
+  /** The part of `weightBytes` that weights needed by every token may keep. */
   readonly keptWeightBytes: number;
-  /** All weights as f32, what factors of experts become included. */
+  /** Bytes of all weights as f32, including the mixed factors of experts. */
   readonly wholeBytes: number;
 }
 
 /**
- * First come keys and values of the tokens and a call's activations, then the largest weights that are needed at once, then
- * whatever else fits. Throws `BudgetTooSmallError` where the first two do not.
+ * Reserves memory for keys and values and for a call's activations, then for the largest weights that are needed at once. The
+ * rest caches other weights. Throws a `BudgetTooSmallError` if the reserved memory alone exceeds the budget.
  */
 export function planModelMemory({
   blueprint,

@@ -7,6 +7,7 @@ import { decoder } from './decoder.js';
 import { groupedAttention } from './grouped-attention.js';
 import { readRotary } from './rotary.js';
 
+/** Qwen3-MoE. */
 export const qwen3Moe = decoder({
   modelTypes: ['qwen3_moe'],
   isMoeLayer: isSparseStep,
@@ -19,7 +20,7 @@ export const qwen3Moe = decoder({
   }),
 });
 
-/** Queries and keys are normalised, head by head, before they are rotated. */
+/** Queries and keys are normalised, each head by itself, before they are rotated. */
 function attention({ config, weight }: Source, prefix: string): Attention {
   if (config.flag('use_sliding_window', false))
     throw new UnsupportedModelError(config.file, 'its attention has a sliding window');

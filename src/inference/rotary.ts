@@ -1,22 +1,24 @@
-/** Rotary position embeddings (arXiv 2104.09864), and YaRN's way to stretch them (arXiv 2309.00071). */
+/** Rotary position embeddings (arXiv 2104.09864), and YaRN, which stretches them (arXiv 2309.00071). */
 import { add, concat, mul, reshape, slice, sub, type Value } from '../engine/ops.js';
 import { UnsupportedModelError } from '../errors.js';
 import type { ConfigReader } from './config-reader.js';
 
+/** How a model rotates queries and keys. */
 export interface Rotary {
-  /** Radians a position, of each rotated pair; f32. */
+  /** Angle per position of each rotated pair, radians, f32. */
   readonly frequencies: Float32Array;
-  /** Of cosines and sines. */
+  /** Factor of the cosines and sines. */
   readonly magnitude: number;
 }
 
-/** Where the two numbers of a pair lie: `halves`, i and i + size/2; `pairs`, 2i and 2i + 1. */
+/** Positions of a pair's two numbers: `halves`: i and i + size/2; `pairs`: 2i and 2i + 1. */
 export type RotaryLayout = 'halves' | 'pairs';
 
 /**
- * The frequencies that a config asks for; `rope_scaling` of the models' own repositories, `rope_parameters` of transformers 5.
- * @param size numbers of a head that are rotated
- * @param theta for configs without `rope_theta`
+ * The frequencies of a config: `rope_scaling` in the models' repositories, `rope_parameters` in transformers 5.
+ * Throws an `UnsupportedModelError` for a kind of scaling other than YaRN.
+ * @param size number of a head's numbers that are rotated
+ * @param theta default for configs without `rope_theta`
  */
 export function readRotary(config: ConfigReader, size: number, theta = 10_000): Rotary {
   const scaling = config.section('rope_parameters') ?? config.section('rope_scaling');
@@ -28,7 +30,7 @@ export function readRotary(config: ConfigReader, size: number, theta = 10_000): 
 
   const factor = scaling.number('factor');
   const length = scaling.number('original_max_position_embeddings', 0) || config.number('max_position_embeddings');
-  // The pair that turns so often over the trained length.
+  // The pair that makes `turns` full turns over the trained length.
   const pairOf = (turns: number): number => (size * Math.log(length / (turns * 2 * Math.PI))) / (2 * Math.log(base));
   const whole = scaling.flag('truncate', true);
   const [fast, slow] = [pairOf(scaling.number('beta_fast', 32)), pairOf(scaling.number('beta_slow', 1))];
@@ -51,7 +53,7 @@ function yarnMagnitude(scaling: ConfigReader, factor: number): number {
 
 const yarnScale = (factor: number, share = 1): number => (factor <= 1 ? 1 : 0.1 * share * Math.log(factor) + 1);
 
-/** DeepSeek's attention scores are scaled by this beside 1/√size: YaRN's temperature, which its `mscale_all_dim` moves there. */
+/** Factor of DeepSeek's attention scores, besides 1/√size. It is YaRN's temperature, which `mscale_all_dim` moves to the scores. */
 export function latentScale(config: ConfigReader): number {
   const scaling = config.section('rope_parameters') ?? config.section('rope_scaling');
   if (!scaling || scaling.text('rope_type', scaling.text('type', 'default')) === 'default') return 1;
@@ -65,7 +67,7 @@ export interface Rotation {
   readonly sin: Float32Array;
 }
 
-/** Positions `first` … `first + count − 1`. Angles are products in f32, as in PyTorch's models and their training. */
+/** Rotations of the positions `first` … `first + count − 1`. Angles are f32 products, as in PyTorch and in the models' training. */
 export function rotation({ frequencies, magnitude }: Rotary, first: number, count: number): Rotation {
   const cos = new Float32Array(count * frequencies.length);
   const sin = new Float32Array(cos.length);
@@ -80,8 +82,8 @@ export function rotation({ frequencies, magnitude }: Rotary, first: number, coun
 }
 
 /**
- * Rotates the first numbers of every head, as many as there are angles for; the others stay. x: (…, t, size), cos and sin:
- * (t, half). Rotated pairs come out as halves whatever their layout: queries and keys alike, so their products are the same.
+ * Rotates the first 2 · half numbers of every head; the others do not change. x: (…, t, size), cos and sin: (t, half).
+ * The result has the layout `halves` in both cases. Queries and keys are permuted alike, so their products are the same.
  */
 export function rotate(x: Value, cos: Value, sin: Value, layout: RotaryLayout): Value {
   const half = cos.shape.at(-1) as number;

@@ -1,20 +1,22 @@
-/** Which experts a token goes to, and how much each counts. On the host: n numbers a token. */
+/** Chooses each token's experts and their weights. It runs on the host, because a token has only n numbers. */
 
+/** How a model routes tokens. */
 export interface RouterRule {
-  /** k */
+  /** Number of experts a token, k. */
   readonly expertsPerToken: number;
-  /** What logits become. */
+  /** Function that turns logits into scores. */
   readonly score: 'softmax' | 'sigmoid';
   /**
-   * Only experts of the `kept` best of `count` groups are eligible; a group is worth the sum of its `top` best scores.
+   * Only experts of the `kept` best of `count` groups can be chosen. A group's value is the sum of its `top` best scores.
    */
   readonly groups?: { readonly count: number; readonly kept: number; readonly top: number } | undefined;
-  /** The chosen experts' weights are divided by their sum. */
+  /** Whether the chosen experts' weights are divided by their sum. */
   readonly normalised: boolean;
-  /** Of the weights, at last. */
+  /** Final factor of the weights. */
   readonly scale: number;
 }
 
+/** The experts of t tokens, k each. */
 export interface Routing {
   /** (t, k) */
   readonly experts: Int32Array;
@@ -22,12 +24,14 @@ export interface Routing {
   readonly weights: Float32Array;
 }
 
-/** DeepSeek's guard against a sum of 0. */
+/** Added to the sum, as in DeepSeek's code, to avoid division by 0. */
 const LEAST_SUM = 1e-20;
 
 /**
+ * Routes t tokens.
  * @param logits (t, n)
- * @param bias (n), added to the scores for choosing alone
+ * @param experts n
+ * @param bias (n), added to the scores when experts are chosen, but not to their weights
  */
 export function route(rule: RouterRule, logits: Float32Array, experts: number, bias?: Float32Array): Routing {
   const { expertsPerToken: k, score, groups, normalised, scale } = rule;
@@ -61,7 +65,7 @@ function withinBestGroups(
   return scores.map((score, expert) => (best.has(Math.floor(expert / size)) ? score : Number.NEGATIVE_INFINITY));
 }
 
-/** Numbers of the k largest values, the largest first; of equal ones the first. */
+/** Indices of the k largest values, the largest first. Among equal values the lower index comes first. */
 export function largest(values: Float64Array | Float32Array, k: number): number[] {
   const found: number[] = [];
   for (let i = 0; i < values.length; i++) {
@@ -75,6 +79,7 @@ export function largest(values: Float64Array | Float32Array, k: number): number[
   return found;
 }
 
+/** Softmax in f64. */
 export function softmax(logits: Float32Array): Float64Array {
   const top = logits.reduce((most, x) => Math.max(most, x), Number.NEGATIVE_INFINITY);
   const exps = Float64Array.from(logits, (x) => Math.exp(x - top));

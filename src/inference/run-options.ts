@@ -1,50 +1,60 @@
-/** What running a model can be told, checked once at the edge and complete from there on. */
+/** Options for running a model, checked once. Settings are options with their defaults. */
 import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
 import { parseOptions } from '../conversion/settings.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
+import type { Source } from '../sources/open-source.js';
 
 const positive = z.number().int().positive();
 
 const running = {
   engine: z.enum(ENGINE_CHOICES).default(DEFAULT_ENGINE),
-  /** Undefined: all, or one where the model is too small to fill more. */
+  /** Default: all cores, or one if the model is too small to keep more busy. */
   threads: positive.max(1024).optional(),
   /** Peak resident memory, bytes. */
   maxMemory: positive.default(() => Math.floor(0.8 * totalmem())),
-  /** Instead of the config's: the paper's MoBE† runs fewer. */
+  /** Replaces the config's number. The paper's MoBE† runs fewer. */
   expertsPerToken: positive.optional(),
 };
 
 const generating = z.strictObject({
   ...running,
   maxNewTokens: positive.default(256),
-  /** 0: always the most likely token. */
+  /** 0 means always the most likely token. */
   temperature: z.number().nonnegative().default(0),
   topP: z.number().gt(0).max(1).default(1),
   seed: z.number().int().nonnegative().default(0),
 });
 
+const isSource = (it: unknown): boolean =>
+  typeof it === 'string' || (typeof it === 'object' && it !== null && 'folder' in it && 'files' in it);
+
 const evaluating = z.strictObject({
   ...running,
-  /** Tokens of a window; undefined: the model's context, but no more than `USUAL_WINDOW`. */
+  /** Tokens of a window. Default: the model's context, but at most `USUAL_WINDOW`. */
   window: z.number().int().min(2).optional(),
-  /** Location of the model that the others are compared with. */
-  against: z.string().optional(),
+  /** The model that the others are compared with: a location, or an object. */
+  against: z.custom<Source>(isSource, 'expected a location, or a folder with its files').optional(),
 });
 
+/** Options of `generate`. */
 export type GenerateOptions = z.input<typeof generating>;
+/** Options of `evaluate`. */
 export type EvaluateOptions = z.input<typeof evaluating>;
+/** `GenerateOptions` with their defaults. */
 export type GenerateSettings = z.output<typeof generating>;
+/** `EvaluateOptions` with their defaults. */
 export type EvaluateSettings = z.output<typeof evaluating>;
 
+/** Adds defaults. Throws an `OptionError`. */
 export const generateSettings = (options: GenerateOptions): GenerateSettings => parseOptions(generating, options);
+/** Adds defaults. Throws an `OptionError`. */
 export const evaluateSettings = (options: EvaluateOptions): EvaluateSettings => parseOptions(evaluating, options);
 
-/** Below this many multiply-adds a product of one token does not fill more than one core. */
+/** A product for one token with fewer multiply-adds than this keeps only one core busy. */
 const SMALL_PRODUCT = 2 ** 20;
 
-/** Threads for a model: waiting for each other would take small ones longer than the work. */
+/** Number of threads for a model. In small models threads would wait for each other longer than they work. */
 export const usefulThreads = (threads: number | undefined, width: number): number =>
   threads ?? (width * width < SMALL_PRODUCT ? 1 : availableParallelism());

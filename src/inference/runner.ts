@@ -1,24 +1,25 @@
-/** Runs tensor programs on data of the host, compiling each once for the sizes it is called with. */
+/** Runs tensor programs on host arrays. Each program is compiled once for each set of sizes. */
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import type { Graph } from '../engine/graph.js';
 
-/** A program for given sizes: a pure function of them, so that equal sizes mean the same program. */
+/** Makes a program for given sizes. It must be a pure function: equal sizes give the same program. */
 export type Recipe<Sizes> = (sizes: Sizes) => Graph;
 
-/** Compiled programs kept for their next use; a model needs about ten for each number of tokens. */
+/** Compiled programs that are kept. A model needs about ten for each number of tokens. */
 const MAX_PROGRAMS = 256;
 
-/** What a program is fed: a tensor of the engine, or an array that takes its shape from the program. */
+/** Input of a program: a tensor of the engine, or an array, which gets its shape from the program. */
 export type Feed = EngineTensor | Float32Array;
 
+/** Programs of one engine. */
 export class Runner {
-  /** In order of last use. */
+  /** Ordered by last use. */
   private readonly programs = new Map<string, { graph: Graph; program: Program }>();
   private readonly names = new Map<Recipe<never>, string>();
 
   constructor(readonly engine: Engine) {}
 
-  /** @returns the outputs as arrays of their own */
+  /** Runs a program and returns copies of the named outputs. Throws an `EngineError` if an input is missing or has a wrong size. */
   async run<Sizes, Out extends string>(
     recipe: Recipe<Sizes>,
     sizes: Sizes,
@@ -31,7 +32,7 @@ export class Runner {
       const inputs: Record<string, EngineTensor> = {};
       for (const [name, { shape }] of graph.inputs) {
         const feed = feeds[name];
-        if (feed === undefined) continue; // the engine tells
+        if (feed === undefined) continue; // the engine throws
         inputs[name] = feed instanceof Float32Array ? this.engine.tensor(feed, shape) : feed;
         if (feed instanceof Float32Array) passing.push(inputs[name]);
       }
@@ -62,7 +63,7 @@ export class Runner {
     return compiled;
   }
 
-  /** Two recipes may have the same function name. */
+  /** A unique name: two recipes may have the same function name. */
   private nameOf(recipe: Recipe<never>): string {
     const known = this.names.get(recipe) ?? String(this.names.size);
     this.names.set(recipe, known);

@@ -15,7 +15,7 @@ function shares(temperature: number, topP: number): number[] {
   return counts.map((count) => count / DRAWS);
 }
 
-/** Five standard deviations of a share, at most. */
+/** At most five standard deviations of a measured frequency. */
 const TOLERANCE = 5 * Math.sqrt(0.25 / DRAWS);
 
 function expectShares(actual: number[], expected: number[]): void {

@@ -2,14 +2,18 @@
 import type { Random } from '../linalg/random.js';
 import { softmax } from './router.js';
 
+/** How tokens are chosen. */
 export interface Sampling {
-  /** 0: always the most likely token. */
+  /** 0 means always the most likely token. */
   readonly temperature: number;
-  /** Only the most likely tokens that together have this probability are eligible; 1: all. */
+  /** Only the most likely tokens that together have this probability can be chosen; 1 means all. */
   readonly topP: number;
 }
 
-/** @param logits (v) */
+/**
+ * Chooses a token at random, by its probability.
+ * @param logits (v)
+ */
 export function sample(logits: Float32Array, { temperature, topP }: Sampling, random: Random): number {
   if (temperature === 0) return mostLikely(logits);
   const probabilities = softmax(logits.map((it) => it / temperature));
@@ -30,7 +34,7 @@ export function sample(logits: Float32Array, { temperature, topP }: Sampling, ra
   return nucleus.at(-1) as number;
 }
 
-/** Of equal ones the first. */
+/** Index of the largest logit; the first one if several are equal. */
 export function mostLikely(logits: Float32Array): number {
   let best = 0;
   for (let token = 1; token < logits.length; token++)

@@ -1,13 +1,14 @@
-/** How well a model predicts a text, and how far its predictions are from another's. All sums in f64. */
+/** Measures how well a model predicts a text, and how far its predictions are from another model's. All sums are f64. */
 import { mostLikely } from './sample.js';
 
-/** Of logits: log-probabilities, and the most likely token. */
+/** A prediction of the next token. */
 export interface Prediction {
   /** (v) */
   readonly logProbabilities: Float64Array;
   readonly mostLikely: number;
 }
 
+/** A prediction from logits (v). */
 export function predict(logits: Float32Array): Prediction {
   const best = mostLikely(logits);
   const top = logits[best] as number;
@@ -27,7 +28,7 @@ export function divergence(truth: Prediction, other: Prediction): number {
   return sum;
 }
 
-/** Squares of a − b, and of b, added up. */
+/** `error` is Σ (a − b)², `norm` is Σ b². */
 export function squaredDifference(a: Float32Array, b: Float32Array): { error: number; norm: number } {
   let error = 0;
   let norm = 0;

@@ -1,40 +1,40 @@
-/** Several sequences in one call: where each one's rows are, and which earlier tokens each sees. */
+/** Places several sequences in one call: the rows of each, and the earlier tokens that each token sees. */
 import { MASKED } from './attention.js';
 import { type KeyValueCache, roomFor } from './key-value-cache.js';
 
-/** Numbers of one chunk's attention scores, all heads; more tokens go in several chunks. */
+/** Most attention scores of one chunk, over all heads. Longer parts are split into chunks. */
 const SCORES = 4 * 2 ** 20;
 
-/** Tokens that follow those a sequence has. */
+/** Tokens to append to a sequence. */
 export interface SequencePart {
   readonly sequence: KeyValueCache;
   readonly tokens: readonly number[];
 }
 
 interface Chunk {
-  /** Of its first token in the sequence. */
+  /** Position of the chunk's first token in its sequence. */
   readonly position: number;
   readonly tokens: number;
-  /** Of its first token among all parts. */
+  /** Row of the chunk's first token in the call. */
   readonly row: number;
-  /** (tokens, room): each token sees itself and those before it. */
+  /** (tokens, room). Each token sees itself and the tokens before it. */
   mask(room: number): Float32Array;
 }
 
-/** A part among the rows of a call. */
+/** A part, with its place among the rows of the call. */
 export interface PlacedPart {
   readonly sequence: KeyValueCache;
   chunks(heads: number): Iterable<Chunk>;
 }
 
-/** Where each part's rows are, and its tokens in chunks whose scores are not too many. */
+/** Gives each part its rows, and splits its tokens into chunks with at most `SCORES` scores. */
 export function placeParts(parts: readonly SequencePart[]): PlacedPart[] {
   let row = 0;
   return parts.map(({ sequence, tokens: { length } }) => {
     const first = row;
     const before = sequence.length;
     row += length;
-    // The last one: where there is one chunk it is the same in every layer, where there are many they would be too large to keep.
+    // Only the last mask is kept. A single chunk has the same mask in every layer; the masks of many chunks would be too large.
     let last: { readonly key: string; readonly mask: Float32Array } | undefined;
     return {
       sequence,

@@ -1,21 +1,22 @@
-/** A checkpoint's own tokenizer: text to token numbers and back. */
+/** A checkpoint's tokenizer: text to token numbers and back. */
 import { Tokenizer as HuggingFaceTokenizer } from '@huggingface/tokenizers';
 import { type Checkpoint, readJsonObject } from '../checkpoint/open-checkpoint.js';
 import { TokenizerError } from '../errors.js';
-import { fileIn } from '../sources/files.js';
+import { fileIn } from '../location.js';
 
 const TOKENIZER_FILE = 'tokenizer.json';
 const TOKENIZER_CONFIG_FILE = 'tokenizer_config.json';
 const GENERATION_CONFIG_FILE = 'generation_config.json';
 
+/** Converts text to tokens and back. */
 export interface Tokenizer {
-  /** @param special with the tokens that the model wants before and after a text */
+  /** @param special add the special tokens that the model expects before and after a text */
   encode(text: string, special: boolean): number[];
-  /** Special tokens are left out; bytes that make no character are U+FFFD. */
+  /** Leaves out special tokens. Bytes that do not form a character become U+FFFD. */
   decode(tokens: readonly number[]): string;
 }
 
-/** Throws `TokenizerError` where the checkpoint has no tokenizer.json, or one that the library does not read. */
+/** Opens a checkpoint's tokenizer. Throws a `TokenizerError` if tokenizer.json is missing or the library cannot read it. */
 export async function openTokenizer(checkpoint: Checkpoint): Promise<Tokenizer> {
   const file = fileIn(checkpoint.folder, TOKENIZER_FILE);
   const [definition, settings] = await readFiles(checkpoint, [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE]);
@@ -31,14 +32,14 @@ export async function openTokenizer(checkpoint: Checkpoint): Promise<Tokenizer> 
   }
 }
 
-/** The tokens that end a text, as the checkpoint's generation settings or its config have them. */
+/** Tokens that end a text, from generation_config.json, else from config.json. */
 export async function endTokens(checkpoint: Checkpoint): Promise<ReadonlySet<number>> {
   const [generation] = await readFiles(checkpoint, [GENERATION_CONFIG_FILE]);
   const ends = [generation?.eos_token_id ?? checkpoint.config.eos_token_id].flat();
   return new Set(ends.filter((it): it is number => Number.isInteger(it)));
 }
 
-/** The JSON objects in a checkpoint's side files; undefined for those that are not there. */
+/** The JSON objects in a checkpoint's side files; undefined for missing files. */
 async function readFiles(
   { folder, files }: Checkpoint,
   names: readonly string[],
@@ -53,20 +54,21 @@ async function readFiles(
   }
 }
 
+/** Turns tokens into text as they come. */
 export interface TextStream {
-  /** The text that this token completes; empty while a character is unfinished. */
+  /** The text that this token completes; empty while a character is incomplete. */
   push(token: number): string;
-  /** What is left, finished or not. */
+  /** The remaining text, even if its last character is incomplete. */
   end(): string;
 }
 
 /**
- * Token by token to text. A token's text can depend on the one before it, and a character can take several; so each is decoded
- * after those of the last text that was handed out, and what that yields beyond them is new.
+ * Decodes token by token. A token's text can depend on the token before it, and one character can take several tokens. So new
+ * tokens are decoded together with the tokens of the last text that was returned, and the text beyond that one is new.
  */
 export function textStream({ decode }: Pick<Tokenizer, 'decode'>): TextStream {
   let tokens: number[] = [];
-  /** Of `tokens`, those whose text is out. */
+  /** How many of `tokens` have had their text returned. */
   let done = 0;
   const next = (): string => decode(tokens).slice(decode(tokens.slice(0, done)).length);
   return {

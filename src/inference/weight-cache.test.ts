@@ -2,7 +2,7 @@ import { expect, test } from 'vitest';
 import type { Engine } from '../engine/engine.js';
 import { type Unit, unitBytes, WeightCache } from './weight-cache.js';
 
-/** Counts the bytes that live on it. */
+/** An engine that counts the bytes of its live tensors. */
 function fakeEngine() {
   const live = new Set<Float32Array>();
   const engine = {
@@ -25,7 +25,7 @@ const unit = (key: string, needed: Unit['needed'] = 'routed', numbers = 25): Uni
   },
 });
 
-/** What is read for a row of uses, one letter each; capitals are needed always. */
+/** The units that are read for a sequence of uses, one letter each. Capital letters are units with `needed: 'always'`. */
 async function reads(cache: WeightCache, uses: string): Promise<string> {
   log.length = 0;
   for (const key of uses)
@@ -50,7 +50,7 @@ test('what was used longest ago goes first', async () => {
 
 test('what is needed always stays, as far as its share goes, and never pushes out what is routed beyond that', async () => {
   const { engine } = fakeEngine();
-  // A and B fit their share, C is read each time.
+  // A and B fit the share of kept units. C does not and is read each time.
   expect(await reads(new WeightCache(engine, 400, 200), 'ABCaABCaABCa')).toBe('ABCaCC');
 });
 

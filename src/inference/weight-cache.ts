@@ -1,23 +1,23 @@
 /**
- * Weights on the engine, within a budget of bytes. What every token needs stays once it was read, as far as its share of
- * the budget goes, and is read anew each time beyond that: evicting it would only make room for what is needed sooner
- * again. What the router picks goes by last use.
+ * Caches weights on the engine within a budget of bytes. Weights that every token needs are kept up to their share of the
+ * budget. Those beyond the share are read again each time: to evict kept ones for them would not help, because those are needed
+ * again just as soon. Weights of routed experts are evicted by last use.
  */
 import type { Engine, EngineTensor } from '../engine/engine.js';
 import { elements } from '../engine/ops.js';
 
 /** Tensors that are used together. */
 export interface Unit<Name extends string = string> {
-  /** The same for the same content. */
+  /** Identifies the content. */
   readonly key: string;
   readonly shapes: Readonly<Record<Name, readonly number[]>>;
-  /** `always`: by every token; `routed`: by those that the router sends there. */
+  /** `always`: every token needs it; `routed`: only tokens that the router sends to it. */
   readonly needed: 'always' | 'routed';
-  /** Writes the content, row-major f32. */
+  /** Writes the content into the buffers, row-major f32. */
   fill(buffers: Readonly<Record<Name, Float32Array>>): Promise<void>;
 }
 
-/** Bytes of a unit while it is held. */
+/** Bytes of a unit in the cache. */
 export const unitBytes = ({ shapes }: Pick<Unit, 'shapes'>): number =>
   Object.values(shapes).reduce((sum, shape) => sum + 4 * elements(shape), 0);
 
@@ -29,19 +29,20 @@ interface Entry {
   users: number;
 }
 
+/** The cache of one engine. */
 export class WeightCache {
-  /** In order of last use. */
+  /** Ordered by last use. */
   private readonly entries = new Map<string, Entry>();
   private held = 0;
   private kept = 0;
-  /** Memory of evicted units, for the next of the same sizes: a model's experts are all alike. */
+  /** Memory of evicted units, for the next unit of the same sizes. A model's experts all have the same sizes. */
   private idle: Float32Array[] = [];
   private hits = 0;
   private misses = 0;
 
   /**
-   * @param limit bytes in all
-   * @param keptLimit bytes of it that units needed always may take for good
+   * @param limit bytes of all units
+   * @param keptLimit the part of `limit` that units with `needed: 'always'` may keep
    */
   constructor(
     private readonly engine: Engine,
@@ -49,12 +50,12 @@ export class WeightCache {
     private readonly keptLimit: number,
   ) {}
 
-  /** How often a unit was there, and how often it had to be read. */
+  /** How often a unit was found (hits), and how often it had to be read (misses). */
   get counts(): { hits: number; misses: number } {
     return { hits: this.hits, misses: this.misses };
   }
 
-  /** Calls `use` with the unit's tensors, which stay at least until it is done. */
+  /** Calls `use` with the unit's tensors. They are not evicted before it is done. */
   async with<Name extends string, T>(
     unit: Unit<Name>,
     use: (tensors: Readonly<Record<Name, EngineTensor>>) => Promise<T>,
@@ -62,7 +63,7 @@ export class WeightCache {
     const known = this.entries.get(unit.key);
     if (known) this.hits++;
     const entry = known ?? (await this.load(unit));
-    this.entries.delete(unit.key); // re-inserted: the map is in order of last use
+    this.entries.delete(unit.key); // and inserted again at the end: the map is ordered by last use
     this.entries.set(unit.key, entry);
     entry.users++;
     try {
@@ -100,7 +101,7 @@ export class WeightCache {
     return { tensors, buffers: Object.values(buffers), bytes, kept, users: 0 };
   }
 
-  /** Evicts what was used longest ago, until the bytes fit or nothing is left that may go. */
+  /** Evicts the least recently used units until `bytes` fit or no more units can be evicted. */
   private makeRoom(bytes: number): void {
     for (const [key, entry] of this.entries) {
       if (this.held + bytes <= this.limit) return;
@@ -120,7 +121,7 @@ export class WeightCache {
     return at < 0 ? new Float32Array(length) : (this.idle.splice(at, 1)[0] as Float32Array);
   }
 
-  /** Lets go of idle memory that no longer fits the budget beside what is held. */
+  /** Frees idle memory that exceeds the budget together with the held units. */
   private trim(): void {
     let room = this.limit - this.held;
     this.idle = this.idle.filter(({ byteLength }) => {

@@ -1,4 +1,4 @@
-/** A model's weights by name and shape, however the checkpoint stores them. */
+/** Finds and reads a model's weights, in any encoding of the checkpoint. */
 import { decodeRows, rowSpan } from '../checkpoint/encoding.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { dataOf, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
@@ -6,14 +6,14 @@ import { plainMatrix, readScales, type StoredMatrix } from '../checkpoint/stored
 import { MissingTensorError, WeightShapeError } from '../errors.js';
 import { type RangeReader, READ_BYTES } from '../sources/files.js';
 
-/** A vector or a matrix of the model, (out, in) as linear layers store it. */
+/** A vector, or a matrix (out, in) as linear layers store it. */
 export interface Weight {
   readonly shape: readonly number[];
-  /** A vector is a matrix of one row. */
+  /** The stored values. A vector is stored as a matrix of one row. */
   readonly matrix: StoredMatrix;
 }
 
-/** Of the weights whose name is wanted, as a program that takes them is told. */
+/** Shapes of the wanted weights, for a program that takes them. */
 export const shapesOf = (
   weights: Readonly<Record<string, Weight>>,
   wanted: (name: string) => boolean = () => true,
@@ -24,7 +24,7 @@ export const shapesOf = (
       .map(([name, { shape }]) => [name, shape]),
   );
 
-/** Finds a weight and checks its shape; nothing is read. Throws `MissingTensorError`, `WeightShapeError`. */
+/** Finds a weight and checks its shape, without reading it. Throws a `MissingTensorError` or a `WeightShapeError`. */
 export function findWeight(checkpoint: Checkpoint, name: string, shape: readonly number[]): Weight {
   const tensor = dataOf(name, checkpoint);
   if (!tensor) throw new MissingTensorError(name, checkpoint.folder);
@@ -35,25 +35,26 @@ export function findWeight(checkpoint: Checkpoint, name: string, shape: readonly
   return { shape, matrix };
 }
 
-/** Rows of a matrix. */
+/** A range of a matrix's rows. */
 export interface Rows {
   readonly first: number;
   readonly count: number;
 }
 
-/** Reads weights into memory that is there already, through one small buffer. Calls may not overlap. */
+/** Reads weights into the caller's memory through one small buffer. Calls must not overlap. */
 export class WeightReader {
   private buffer = new Uint8Array(0);
   private read = 0;
 
   constructor(private readonly files: RangeReader) {}
 
-  /** Stored bytes that were read so far. */
+  /** Stored bytes read so far. */
   get bytesRead(): number {
     return this.read;
   }
 
   /**
+   * Reads and decodes rows. Throws a `ReadError`.
    * @param target (rows.count, cols) f32
    * @param rows default: all
    */

@@ -4,13 +4,13 @@ import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import { DiskTooSmallError, OutputInsideInputError, OutputNotWritableError } from '../errors.js';
 import { type FileSystem, nodeFileSystem } from '../file-system.js';
 import { formatBytes } from '../format.js';
-import { isRemote } from '../sources/files.js';
+import { isPath } from '../location.js';
 import { PARTIAL_FOLDER } from './journal.js';
 
-/** Throws unless `output` lies outside every one of `inputs`, symbolic links resolved. */
+/** Throws unless `output` lies outside every one of `inputs` that is a path of this machine, symbolic links resolved. */
 export async function checkOutside(output: string, inputs: readonly string[]): Promise<void> {
   const real = await resolveExisting(output);
-  for (const input of inputs.filter((it) => !isRemote(it))) {
+  for (const input of inputs.filter(isPath)) {
     const path = relative(await resolveExisting(input), real);
     if (path === '' || (!path.startsWith('..') && !isAbsolute(path))) throw new OutputInsideInputError(output, input);
   }

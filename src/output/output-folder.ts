@@ -1,6 +1,13 @@
 import { dirname, join } from 'node:path';
 import { isHidden, isPlainPath } from '../checkpoint/plain-path.js';
-import { MobeError, OutputNotEmptyError, OutputNotWritableError, UnsafePathError, WriteError } from '../errors.js';
+import {
+  MobeError,
+  OutputNotEmptyError,
+  OutputNotWritableError,
+  UnfinishedRunError,
+  UnsafePathError,
+  WriteError,
+} from '../errors.js';
 import { type FileSystem, nodeFileSystem, writeSynced } from '../file-system.js';
 import { clearPartial, moveFiles } from './commit.js';
 import { checkDisk, listOutput, removeIfEmpty, removeLink } from './folder-checks.js';
@@ -18,6 +25,7 @@ import {
 import type { ShardLayout } from './layout.js';
 import { type HashedPart, hashParts } from './manifest.js';
 import type { Output } from './output.js';
+import { PendingUnits } from './pending-units.js';
 import { asWriteError, ShardWriter } from './shard-writer.js';
 import {
   checkSameRun,
@@ -58,8 +66,7 @@ export class OutputFolder implements Output {
   private unsynced = 0;
   /** What is being put on disk. */
   private syncing: Promise<void> = Promise.resolve();
-  /** Units of which something is not written yet. */
-  private readonly waiting = new Set<{ written(): boolean; resolve(): void }>();
+  private readonly pending = new PendingUnits();
   private committing = false;
 
   private constructor(
@@ -122,7 +129,12 @@ export class OutputFolder implements Output {
       const found = await readJournal(path, fs);
       const commit = commitIn(found);
       if (!found || !commit) return []; // whoever had the lock has finished it
-      if (found.identity !== null) checkSameRun(folder, found, run);
+      if (found.identity !== null) {
+        checkSameRun(folder, found, run);
+        // The result is whole, and of the source as it was.
+        const [changed] = run?.changedSources(found.identity) ?? [];
+        if (changed) throw new UnfinishedRunError(folder, `its source's ${changed} was written to or copied since`);
+      }
       await moveFiles(folder, commit, fs);
       await clearPartial(folder, fs);
     } catch (error) {
@@ -156,18 +168,20 @@ export class OutputFolder implements Output {
     units: readonly Unit[],
     onBytes: (bytes: number) => void,
   ): Promise<FinishedUnits> {
-    if (!this.found) return new Map();
+    if (!this.found || !this.run) return new Map();
+    const changed = new Set(this.run.changedSources(this.found.identity));
+    const valid = units.filter(({ sources = [] }) => !sources.some((it) => changed.has(it)));
     const { shards, finished, entries } = await recoverUnits(
       this.partial(),
       this.found,
       layouts,
-      units,
+      valid,
       this.fs,
       onBytes,
     );
     for (const [file, shard] of shards) this.hold(file, shard);
     this.finishedEntries = entries;
-    await this.openJournal({ identity: this.found.identity, entries });
+    await this.openJournal({ identity: this.run.identity, entries });
     return finished;
   }
 
@@ -199,11 +213,7 @@ export class OutputFolder implements Output {
     if (this.journal) {
       for (const hash of hashes ?? (await hashParts(data, offset))) await this.record({ part: { tensor, ...hash } });
     }
-    for (const it of this.waiting) {
-      if (!it.written()) continue;
-      this.waiting.delete(it);
-      it.resolve();
-    }
+    this.pending.check();
     this.unsynced += data.byteLength;
     if (this.journal && this.unsynced >= SYNC_BYTES) {
       const before = this.syncing;
@@ -218,9 +228,7 @@ export class OutputFolder implements Output {
   }
 
   async finish(unit: Unit, note: unknown): Promise<void> {
-    const written = () => this.covers(unit);
-    // What is handed over may still be on its way here.
-    if (!written()) await new Promise<void>((resolve) => this.waiting.add({ written, resolve }));
+    await this.pending.until(() => this.covers(unit)); // what is handed over may still be on its way here
     await this.record({ done: unit.id, note });
     await this.sync();
   }

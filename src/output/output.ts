@@ -3,10 +3,16 @@ import type { ShardLayout } from './layout.js';
 import type { HashedPart } from './manifest.js';
 import type { FinishedUnits, Unit } from './unfinished-run.js';
 
-/** Where a conversion's files go: a folder here, or one on another machine. */
+/**
+ * Takes the files of a result: shards, which are reserved and then filled in any order, and small files. Its life: `resume`, once and
+ * before all else, where there is one; `reserve`, `write`, `finish`, `writeText` and `writeFile` as often as needed; then `commit` or
+ * `abandon`, once. Implementations: a folder of this machine, a folder of factor files, another machine, a pipe.
+ */
 export interface Output {
   /** A folder of this machine for what helps to go on after an interruption; removed once the result is whole. */
   readonly workspace?: string;
+  /** The result lies on another machine: the workspace shares no disk with it, and is worth less than the result. */
+  readonly elsewhere?: boolean;
   /**
    * What an interrupted run of the same identity has finished; every claim is checked against the bytes there are. To be called
    * before anything is reserved.

@@ -145,6 +145,10 @@ export class ShardWriter {
     return this.places.get(tensor)?.written.covers(offset, offset + bytes) ?? false;
   }
 
+  writtenBytes(tensor: string): number {
+    return this.places.get(tensor)?.written.bytes ?? 0;
+  }
+
   /** Counts a part as written: an earlier run has done it. */
   trust(tensor: string, offset: number, bytes: number): void {
     this.places.get(tensor)?.written.add(offset, offset + bytes);

@@ -20,8 +20,10 @@ import { ShardWriter } from './shard-writer.js';
 export interface RunIdentity {
   /** Everything that decides the bytes of the result. JSON. */
   readonly identity: unknown;
-  /** What is different about another's, for people; undefined where it is the same. */
+  /** For people: why nothing of a run of another identity can be used; undefined where something can. */
   readonly difference: (other: unknown) => string | undefined;
+  /** Files of the source that are not what they were for a run of another identity. Units made from them are done again. */
+  readonly changedSources: (other: unknown) => readonly string[];
 }
 
 /** Work that is done wholly or not at all. */
@@ -31,6 +33,8 @@ export interface Unit {
   readonly parts: ReadonlyArray<{ readonly tensor: string; readonly offset: number; readonly bytes: number }>;
   /** It is finished only once that was noted. */
   readonly noted: boolean;
+  /** Files of the source that decide its bytes, as `RunIdentity` names them. */
+  readonly sources?: readonly string[];
 }
 
 /** The units that are finished, and what was noted of each. */

@@ -1,4 +1,4 @@
-/** Pages that open offline: no script, no style sheet, no picture from elsewhere. */
+/** HTML pages that open offline: they load no script, style sheet or picture. */
 import { markup } from './svg.js';
 
 const STYLE = `
@@ -15,12 +15,14 @@ td.missed { color: var(--bad); font-weight: 600 } svg { max-width: 100%; height:
 .told { background: var(--warm); border-left: 4px solid #ea580c; padding: .4rem 1rem }
 `;
 
+/** A part of a page under a heading. */
 export interface Section {
   readonly title: string;
   /** HTML. */
   readonly body: string;
 }
 
+/** An HTML table. Titles and cells are plain text. */
 export const table = (titles: readonly string[], rows: ReadonlyArray<readonly string[]>): string =>
   [
     '<table>',
@@ -30,10 +32,15 @@ export const table = (titles: readonly string[], rows: ReadonlyArray<readonly st
     '</tbody></table>',
   ].join('\n');
 
+/** Plain text as HTML, one paragraph a line. */
 export const paragraphs = (lines: readonly string[]): string =>
   lines.map((line) => `<p>${markup(line)}</p>`).join('\n');
 
-/** `intro`: plain text, a paragraph each. */
+/**
+ * A whole page.
+ * @param title plain text
+ * @param intro plain text, one paragraph each
+ */
 export const htmlPage = (title: string, intro: readonly string[], sections: readonly Section[]): string =>
   `<!DOCTYPE html>
 <html lang="en">

@@ -1,4 +1,4 @@
-/** Where a checkpoint's bytes come from: files of this machine, or those that another one serves. */
+/** The interface by which a checkpoint's bytes are read, and its implementation for files of this machine. */
 import { readdir, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { NotACheckpointError, ReadError, SourceChangedError } from '../errors.js';
@@ -43,18 +43,15 @@ export interface Files extends RangeReader {
   close(): Promise<void>;
 }
 
-const URL = /^wss?:\/\//;
-
-/** The location names a checkpoint that another machine serves, not a folder of this one. */
-export const isRemote = (location: string): boolean => URL.test(location);
-
-/** A location as it is kept and told: an absolute path, or a URL without a slash at its end. */
-export const normaliseLocation = (location: string): string =>
-  isRemote(location) ? location.replace(/\/+$/, '') : resolve(location);
-
-/** A file in a folder. */
-export const fileIn = (folder: string, path: string): string =>
-  isRemote(folder) ? `${folder}/${path}` : join(folder, path);
+/** A folder, and what reads it. A checkpoint is one too. */
+export interface SourceFolder {
+  /**
+   * An absolute path, or a URL, as `files` names it. The name of what is no folder of this machine (`memory://model`) has a scheme:
+   * a path is taken for one that the output must not lie in.
+   */
+  readonly folder: string;
+  readonly files: Files;
+}
 
 /** Files of this machine. They are opened at first use and kept open, up to a limit. */
 export class LocalFiles implements Files {

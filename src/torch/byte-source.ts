@@ -1,16 +1,17 @@
-/** A file as the readers here see it: its size, and any range of it. */
+/** A file that is read by ranges. */
 import { type FileHandle, open } from 'node:fs/promises';
 import { ReadError, TorchFileError } from '../errors.js';
 
+/** A file's size and its bytes. */
 export interface ByteSource {
-  /** For messages. */
+  /** Name for error messages. */
   readonly file: string;
   readonly bytes: number;
-  /** The `length` bytes at `position`; callers ask only for ranges they have checked against `bytes`. */
+  /** Reads `length` bytes at `position`. Callers must first check the range against `bytes`. */
   read(position: number, length: number): Promise<Uint8Array>;
 }
 
-/** Opens a file for `use` and closes it whatever happens. */
+/** Opens a file, calls `use` and closes the file, even after an error. Throws a `TorchFileError`; reads throw a `ReadError`. */
 export async function withFile<T>(path: string, use: (source: ByteSource) => Promise<T>): Promise<T> {
   let handle: FileHandle;
   try {
@@ -48,10 +49,10 @@ async function readWhole(handle: FileHandle, file: string, position: number, len
   return bytes;
 }
 
-/** Both containers and pickles are little-endian throughout. */
+/** A view of the bytes. Zip archives and pickles are always little-endian. */
 export const viewOf = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-/** Text in a file that may be anything; undefined where it is not UTF-8. */
+/** The bytes as text; undefined if they are not UTF-8. */
 export function decodeText(bytes: Uint8Array): string | undefined {
   try {
     return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);

@@ -1,4 +1,4 @@
-/** Files of torch.save with bytes changed, removed or repeated at random: an error of ours or tensors within the file. */
+/** Files of torch.save with bytes changed, removed or repeated at random must give one of our errors, or tensors that lie in the file. */
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
@@ -11,7 +11,7 @@ import { readTensors } from './open-torch-file.js';
 const MUTATIONS = 4000;
 const FILES = ['model_layers_1_mlp_gate_proj_WAB.pth', 'views.pth', 'protocol-4.pth', 'zip64.pth'];
 
-/** mulberry32: integers below `limit`. */
+/** mulberry32; integers from 0 to `limit` − 1. */
 function generator(seed: number): (limit: number) => number {
   let state = seed;
   return (limit) => {
@@ -22,16 +22,16 @@ function generator(seed: number): (limit: number) => number {
   };
 }
 
-/** Values at the limits of fields, which random bytes rarely are. */
+/** Values at the limits of fields. Random bytes rarely reach them. */
 const EXTREMES = [0x00, 0x01, 0x28, 0x2e, 0x7f, 0x80, 0x85, 0xff];
 
-/** Where the pickle lies, which decides most and is a small part of the file. */
+/** The range of the pickle. It decides most, but is a small part of the file. */
 function pickleRange(file: Buffer, name: string): [start: number, end: number] {
   const start = file.indexOf(Buffer.from([0x80, name.startsWith('protocol-4') ? 4 : 2]));
   return [start, file.indexOf('PK', start, 'latin1')];
 }
 
-/** Changes `original` somewhere from `start` to `end`. */
+/** Changes `original` at a random place from `start` to `end`. */
 function mutate(original: Buffer, start: number, end: number, random: (limit: number) => number): Buffer {
   const file = Buffer.from(original);
   const at = start + random(end - start);

@@ -1,6 +1,6 @@
 /**
- * Finds the tensors in a file that `torch.save` wrote of a state dict (torch ≥ 1.6: a zip of a pickle and the storages).
- * Reads the directory and the pickle, never tensor data, and runs nothing: see `pickle.ts`.
+ * Finds the tensors in a state dict that `torch.save` wrote (torch ≥ 1.6: a zip archive with a pickle and the storages).
+ * It reads the directory and the pickle, but no tensor data, and runs no code from the file: see `pickle.ts`.
  */
 import { byteLength, elementCount } from '../checkpoint/dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
@@ -10,18 +10,18 @@ import { MAX_PICKLE_BYTES, readPickle } from './pickle.js';
 import { describe, isKind, type TensorRecord } from './values.js';
 import { readZipDirectory, type ZipEntry } from './zip-directory.js';
 
-/** "little" or "big"; longer is neither. */
+/** The entry holds "little" or "big". A longer one is neither. */
 const MAX_BYTEORDER_BYTES = 8;
 
 /**
- * Every tensor of the state dict, in its order: offsets are absolute in `path`, dtypes named as in safetensors (F64, F32,
- * F16, BF16, I64, I32, I16, I8, U8, BOOL), data row-major and little-endian. Tensors that share a storage have ranges that
+ * Every tensor of the state dict, in its order. Offsets are absolute in `path`. Dtypes have their safetensors names (F64, F32,
+ * F16, BF16, I64, I32, I16, I8, U8, BOOL). Data is row-major and little-endian. Ranges of tensors that share a storage may
  * overlap.
- * @throws TorchFileError, TorchTensorError, PickleNotAllowedError; ReadError where the disk fails
+ * @throws TorchFileError, TorchTensorError, PickleNotAllowedError, ReadError
  */
 export const openTorchFile = (path: string): Promise<TensorInfo[]> => withFile(path, readTensors);
 
-/** `openTorchFile`, of any source of bytes. */
+/** Like `openTorchFile`, for any source of bytes. */
 export async function readTensors(source: ByteSource): Promise<TensorInfo[]> {
   const { file } = source;
   await checkKind(source);
@@ -51,10 +51,10 @@ const SAVE_STATE_DICT = 'Save the state dict alone: torch.save(model.state_dict(
 const NOT_TORCH = 'Give a file that torch.save wrote.';
 const SAVE_AGAIN = 'Load it with torch ≥ 1.6 and save it again.';
 
-/** First bytes of what torch wrote before 1.6: protocol 2, then the integer 0x1950a86a20f9469cfc6c (`MAGIC_NUMBER`). */
+/** First bytes of files from torch before 1.6: protocol 2, then the integer 0x1950a86a20f9469cfc6c (`MAGIC_NUMBER`). */
 const LEGACY_MAGIC = [0x80, 0x02, 0x8a, 0x0a, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
-/** A local header: what a zip archive begins with. */
+/** First bytes of a zip archive: the signature of a local header. */
 const ZIP_MAGIC = [0x50, 0x4b, 0x03, 0x04];
 
 const TAR_MAGIC = { position: 257, bytes: [0x75, 0x73, 0x74, 0x61, 0x72] }; // "ustar"
@@ -70,7 +70,7 @@ async function checkKind({ file, bytes, read }: ByteSource): Promise<void> {
   throw new TorchFileError(file, 'it is not a file of torch.save', NOT_TORCH);
 }
 
-/** Files without the entry are older than torch 2.1, which knew no other order than the machine's: little. */
+/** Files without the entry are from torch before 2.1, which wrote the machine's byte order. They are taken as little-endian. */
 async function checkByteOrder({ file, read }: ByteSource, entry: ZipEntry | undefined): Promise<void> {
   if (entry === undefined) return;
   const order = decodeText(await read(entry.dataStart, Math.min(entry.size, MAX_BYTEORDER_BYTES)));
@@ -102,7 +102,7 @@ function locate(
       `is in the storage data/${key} of ${numel} ${dtype} elements, for which the file has ${entry.size} bytes`,
     );
   const count = elementCount(shape);
-  // A view of nothing may begin anywhere, even behind its storage.
+  // An empty view may begin anywhere, even after the end of its storage.
   if (count === 0) return { dtype, shape, start: entry.dataStart, end: entry.dataStart };
   if (!isRowMajor(shape, strides))
     throw new TorchTensorError(
@@ -118,7 +118,7 @@ function locate(
   return { dtype, shape, start, end: start + count * element };
 }
 
-/** The stride of a dimension of one element is never used, and torch writes any (`is_contiguous`). */
+/** The stride of a dimension with one element is never used, so torch may write any number there (`is_contiguous`). */
 function isRowMajor(shape: readonly number[], strides: readonly number[]): boolean {
   let expected = 1;
   for (let i = shape.length - 1; i >= 0; i--) {

@@ -6,6 +6,13 @@ import type { Dict, Value } from './values.js';
 
 const FILE = 'state.pth';
 const read = (opcodes: string): Value => readPickle(bytes(`\x80\x02${opcodes}`), FILE);
+function failureOf(opcodes: string): unknown {
+  try {
+    return read(opcodes);
+  } catch (error) {
+    return error;
+  }
+}
 /** The persistent id of a storage of one element. */
 const STORAGE = '(\x8c\x07storagectorch\nFloatStorage\n\x8c\x010\x8c\x03cpuK\x01t';
 const tuple = (...items: Value[]): Value => ({ kind: 'tuple', items });
@@ -145,8 +152,9 @@ describe('a damaged pickle is refused:', () => {
     ['opcodes without end', /more than 4194304 opcodes/, `)${'\x85'.repeat(MAX_OPCODES)}.`],
   ];
   test.each(cases)('%s', (_, reason, opcodes) => {
-    expect(() => read(opcodes)).toThrow(TorchFileError);
-    expect(() => read(opcodes)).toThrow(reason);
+    const failure = failureOf(opcodes);
+    expect(failure).toBeInstanceOf(TorchFileError);
+    expect(String(failure)).toMatch(reason);
   });
   test('empty', () => expect(() => readPickle(new Uint8Array(), FILE)).toThrow(TorchFileError));
   test('without a protocol', () => expect(() => readPickle(bytes('}.'), FILE)).toThrow(/protocol/));

@@ -1,22 +1,22 @@
 /**
- * A pickle machine for what `torch.save` writes of a state dict: the opcodes of protocol 2, and those of 3 to 5 that only
- * encode the same more tightly (CPython, `Lib/pickletools.py`). There is no opcode for lists, floats, objects or calls of
- * anything outside the allow-list in `values.ts`; the first one met is an error.
+ * Reads the pickle of a state dict from `torch.save`. It knows the opcodes of protocol 2, and those of protocols 3 to 5 that only
+ * encode the same more compactly (CPython, `Lib/pickletools.py`). It has no opcodes for lists, floats or objects, and calls
+ * nothing outside the allow-list in `values.ts`. Any other opcode is an error.
  */
 import { PickleNotAllowedError, TorchFileError } from '../errors.js';
 import { decodeText, viewOf } from './byte-source.js';
 import { allowedGlobal, callGlobal, describe, isKind, storageOf, type Value } from './values.js';
 
-/** A tensor takes about 150 bytes; all 91 000 of DeepSeek-V3 take 14 MB. */
+/** A tensor takes about 150 bytes. The 91 000 tensors of DeepSeek-V3 take 14 MB. */
 export const MAX_PICKLE_BYTES = 32 * 1024 * 1024;
 
-/** A tensor takes about 33, so this is 127 000 of them. Bounds memo, objects and time alike: each costs an opcode. */
+/** A tensor takes about 33 opcodes, so this is enough for 127 000 tensors. It bounds memo, objects and time: each costs an opcode. */
 export const MAX_OPCODES = 1 << 22;
 
-/** Pickle sets the items of a dict by 1000, a key and a value each; everything else is shallow. */
+/** Pickle sets the items of a dict in batches of 1000, with a key and a value each. Everything else needs little stack. */
 export const MAX_STACK = 4096;
 
-/** Python's integers have no limit; sizes and offsets have this one. */
+/** Bytes of an integer. Python's integers have no limit, but sizes and offsets fit into 8 bytes. */
 const MAX_INTEGER_BYTES = 8;
 
 const OP = {
@@ -54,8 +54,8 @@ const OP = {
 } as const;
 
 /**
- * The value that a pickle describes.
- * @param file for messages
+ * The value that a pickle describes. Throws a `PickleNotAllowedError` or a `TorchFileError`.
+ * @param file name for error messages
  */
 export function readPickle(pickle: Uint8Array, file: string): Value {
   const input = createInput(pickle, file);
@@ -86,7 +86,7 @@ export function readPickle(pickle: Uint8Array, file: string): Value {
   for (let count = 0; count < MAX_OPCODES; count++) {
     const opcode = input.uint8();
     switch (opcode) {
-      case OP.FRAME: // Only says how far a stream reader may read ahead.
+      case OP.FRAME: // It only says how far a stream reader may read ahead.
         input.uint64();
         break;
       case OP.MARK:
@@ -172,7 +172,7 @@ export function readPickle(pickle: Uint8Array, file: string): Value {
         stack.push(callGlobal(callable, args, file));
         break;
       }
-      case OP.BUILD: // The attribute `_metadata` of a module's state dict: module versions, nothing of the tensors.
+      case OP.BUILD: // It sets the attribute `_metadata` of a state dict: versions of modules, which tensors do not need.
         stack.pop(1);
         if (!isKind(stack.top(), 'dict')) throw new PickleNotAllowedError(file, 'setting attributes of an object');
         break;
@@ -190,7 +190,7 @@ export function readPickle(pickle: Uint8Array, file: string): Value {
 
 const damaged = (file: string, reason: string): TorchFileError => new TorchFileError(file, `its pickle ${reason}`);
 
-/** Operands in order; to run out of bytes is an error. */
+/** Reads operands in order. Throws if the bytes end. */
 function createInput(pickle: Uint8Array, file: string) {
   const view = viewOf(pickle);
   let at = 0;
@@ -210,17 +210,17 @@ function createInput(pickle: Uint8Array, file: string) {
     uint8: () => view.getUint8(advance(1)),
     uint16: () => view.getUint16(advance(2), true),
     uint32: () => view.getUint32(advance(4), true),
-    /** Rounded above 2^53, which no length reaches. */
+    /** It is rounded above 2^53, which no length reaches. */
     uint64: () => Number(view.getBigUint64(advance(8), true)),
     text,
-    /** Text up to a newline, which is skipped. */
+    /** Reads text up to a newline, and the newline. */
     line(): string {
       const end = pickle.indexOf(0x0a, at);
       const line = text((end < 0 ? pickle.byteLength : end) - at);
       advance(1);
       return line;
     },
-    /** `length` bytes of two's complement. */
+    /** Reads an integer of `length` bytes in two's complement. */
     integer(length: number): number {
       const start = advance(length);
       let value = 0n;
@@ -234,7 +234,7 @@ function createInput(pickle: Uint8Array, file: string) {
   };
 }
 
-/** Values, and marks that begin a run of them; nothing is popped across a mark. */
+/** The stack of values. A mark begins a list of values; `pop` does not cross it. */
 function createStack(file: string) {
   const values: Value[] = [];
   const marks: number[] = [];
@@ -263,7 +263,7 @@ function createStack(file: string) {
       if (start === undefined) throw damaged(file, 'takes values up to a mark that is not there');
       return values.splice(start);
     },
-    /** At STOP there is one value, and no mark. */
+    /** The result. At STOP there must be one value and no mark. */
     result(): Value {
       if (marks.length > 0 || values.length !== 1)
         throw damaged(file, `stops with ${values.length} values on its stack`);

@@ -1,28 +1,31 @@
 /**
- * What the pickle of a state dict may hold: the allow-list of globals, and what calling one gives here. The names are
- * those of `torch/_utils.py` and `torch/serialization.py` (2.13); nothing of theirs runs, a call only makes a record.
+ * Values that the pickle of a state dict may hold, and the allow-list of globals. The names are from `torch/_utils.py` and
+ * `torch/serialization.py` (2.13). No code of torch runs: calling a global only makes a record.
  */
 import { PickleNotAllowedError } from '../errors.js';
 
+/** Any value of a pickle. */
 export type Value = string | number | boolean | Tuple | Dict | Global | StorageRecord | TensorRecord;
 
+/** A Python tuple. */
 export interface Tuple {
   readonly kind: 'tuple';
   readonly items: readonly Value[];
 }
 
-/** A `dict` or an `OrderedDict`. A Map: a key named `__proto__` is a key. */
+/** A `dict` or an `OrderedDict`. It is a Map, so a key named `__proto__` is harmless. */
 export interface Dict {
   readonly kind: 'dict';
   readonly entries: Map<string, Value>;
 }
 
+/** A Python name from the allow-list. */
 export interface Global {
   readonly kind: 'global';
   readonly name: string;
 }
 
-/** A persistent id: the zip entry `data/<key>`, of `numel` elements. `dtype` is named as in safetensors. */
+/** A persistent id: the zip entry `data/<key>` with `numel` elements. `dtype` is a safetensors name. */
 export interface StorageRecord {
   readonly kind: 'storage';
   readonly key: string;
@@ -30,7 +33,7 @@ export interface StorageRecord {
   readonly numel: number;
 }
 
-/** Offset and strides in elements, as they are in the pickle: not checked against each other or the storage. */
+/** A tensor as in the pickle. Offset and strides count elements. They are not checked yet. */
 export interface TensorRecord {
   readonly kind: 'tensor';
   readonly storage: StorageRecord;
@@ -54,13 +57,14 @@ const STORAGE_DTYPES: ReadonlyMap<string, string> = new Map([
 
 type Call = (args: readonly Value[]) => Value | undefined;
 
-/** A call returns undefined for arguments that make no plain tensor. */
+/** The allowed calls. A call returns undefined if its arguments do not make a plain tensor. */
 const CALLS: ReadonlyMap<string, Call> = new Map<string, Call>([
   ['collections.OrderedDict', (args) => (args.length === 0 ? { kind: 'dict', entries: new Map() } : undefined)],
   ['torch._utils._rebuild_tensor_v2', rebuildTensor],
   ['torch._utils._rebuild_parameter', rebuildParameter],
 ]);
 
+/** A global of the allow-list. Throws a `PickleNotAllowedError` for any other. */
 export function allowedGlobal(module: string, name: string, file: string): Global {
   const full = `${module}.${name}`;
   if (!CALLS.has(full) && !STORAGE_DTYPES.has(full))
@@ -68,7 +72,7 @@ export function allowedGlobal(module: string, name: string, file: string): Globa
   return { kind: 'global', name: full };
 }
 
-/** The pickle's REDUCE: `callable(*args)`. */
+/** The opcode REDUCE: `callable(*args)`. Throws a `PickleNotAllowedError`. */
 export function callGlobal(callable: Value, args: Value, file: string): Value {
   const name = isKind(callable, 'global') ? callable.name : describe(callable);
   const result = isKind(args, 'tuple') ? CALLS.get(name)?.(args.items) : undefined;
@@ -76,7 +80,7 @@ export function callGlobal(callable: Value, args: Value, file: string): Value {
   return result;
 }
 
-/** The pickle's BINPERSID: `('storage', storage type, key, location, elements)`. */
+/** The opcode BINPERSID: `('storage', storage type, key, location, elements)`. Throws a `PickleNotAllowedError`. */
 export function storageOf(id: Value, file: string): StorageRecord {
   if (isKind(id, 'tuple') && id.items.length === 5) {
     const [tag, type, key, location, numel] = id.items;
@@ -88,8 +92,8 @@ export function storageOf(id: Value, file: string): StorageRecord {
 }
 
 /**
- * (storage, storage_offset, size, stride, requires_grad, backward_hooks). A seventh argument says that the values are to
- * be conjugated or negated after loading: not plain.
+ * Arguments: (storage, storage_offset, size, stride, requires_grad, backward_hooks). A seventh argument means that the values
+ * must be conjugated or negated after loading, so the tensor is not plain.
  */
 function rebuildTensor(args: readonly Value[]): TensorRecord | undefined {
   const [storage, offset, size, stride, requiresGrad, hooks] = args;
@@ -108,6 +112,7 @@ function rebuildParameter(args: readonly Value[]): TensorRecord | undefined {
 
 type Kind = Extract<Value, { kind: string }>['kind'];
 
+/** Whether a value is of a kind. */
 export const isKind = <K extends Kind>(value: Value | undefined, kind: K): value is Extract<Value, { kind: K }> =>
   typeof value === 'object' && value.kind === kind;
 
@@ -118,7 +123,7 @@ const isEmptyDict = (value: Value | undefined): boolean => isKind(value, 'dict')
 
 const isSize = (value: Value | undefined): value is number => typeof value === 'number' && value >= 0;
 
-/** For messages: one level deep, since values nest as deep as a file likes. */
+/** A short description for error messages. It shows one level, because values may be nested to any depth. */
 export function describe(value: Value): string {
   if (typeof value !== 'object') return JSON.stringify(value).slice(0, 80);
   if (value.kind === 'global') return value.name;

@@ -1,4 +1,4 @@
-/** The factor files of the MoBE reference implementation: one `torch.save` of three parameters a group of experts. */
+/** Factor files of the MoBE reference implementation. Each holds the three parameters of one group of experts. */
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { isFloatDtype } from '../checkpoint/dtype.js';
@@ -6,17 +6,18 @@ import type { TensorInfo } from '../checkpoint/header.js';
 import { TorchFileError, UnsupportedDtypeError } from '../errors.js';
 import { openTorchFile } from './open-torch-file.js';
 
-/** Layer, projection and, where a layer's experts were cut into groups, the group. */
+/** A name has layer and projection, and the group if the layer's experts were divided into groups. */
 export const WAB_FILE_NAME = /^model_layers_(\d+)_mlp_(gate_proj|up_proj)(?:_group(\d+))?_WAB\.pth$/;
 
+/** The parts of a file name. */
 export interface WabFileName {
   readonly layer: number;
   readonly projection: 'gate_proj' | 'up_proj';
-  /** Undefined where the layer is one group. */
+  /** Undefined if the layer is one group. */
   readonly group: number | undefined;
 }
 
-/** @returns undefined for a name that is no factor file's */
+/** The parts of a factor file's name; undefined for other names. */
 export function parseWabFileName(name: string): WabFileName | undefined {
   const match = WAB_FILE_NAME.exec(name);
   if (!match) return undefined;
@@ -28,7 +29,7 @@ export function parseWabFileName(name: string): WabFileName | undefined {
   };
 }
 
-/** The factor files in a folder, by layer, projection and group. Other files are passed over; the list may be empty. */
+/** The factor files in a folder, sorted by layer, projection and group. Ignores other files. Throws a `TorchFileError`. */
 export async function listWabFiles(folder: string): Promise<Array<WabFileName & { readonly path: string }>> {
   const names = await readdir(folder).catch((error: NodeJS.ErrnoException) => {
     const reason = error.code === 'ENOENT' ? 'there is no such folder' : `it cannot be listed (${error.code})`;
@@ -46,8 +47,8 @@ export async function listWabFiles(folder: string): Promise<Array<WabFileName & 
 }
 
 /**
- * One group's factors: Ŵ = A·f(ΣαB), where α is the softmax over each row of the logits.
- * A: (n, p, r), B: (m, r, d), logits: (n, m), all of one dtype of F32, F16 and BF16.
+ * One group's factors: Ŵ = A·f(ΣαB), where α is the softmax of each row of the logits.
+ * A: (n, p, r), B: (m, r, d), logits: (n, m), all F32, all F16 or all BF16.
  */
 export interface WabFile {
   readonly A: TensorInfo;
@@ -59,7 +60,10 @@ const PARAMETERS = ['A_params', 'B_params', 'w_params'] as const;
 
 const REMEDY = 'Give a *_WAB.pth that the MoBE reference wrote.';
 
-/** @throws TorchFileError and UnsupportedDtypeError, and what `openTorchFile` throws */
+/**
+ * Opens a factor file and checks its shapes.
+ * @throws TorchFileError, UnsupportedDtypeError, and the errors of `openTorchFile`
+ */
 export async function openWabFile(path: string): Promise<WabFile> {
   const tensors = await openTorchFile(path);
   const [A, B, logits] = PARAMETERS.map((name) => {

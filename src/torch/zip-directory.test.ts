@@ -7,7 +7,7 @@ import { MAX_DIRECTORY_BYTES, MAX_ENTRIES, readZipDirectory } from './zip-direct
 const hello = { name: 'a/hello', data: bytes('hello') };
 const world = { name: 'a/world', data: bytes('world') };
 
-/** `zipOf([hello, world])`, changed. */
+/** `zipOf([hello, world])` with changes. */
 function changed(change: (file: Buffer, view: DataView) => Uint8Array | undefined): Uint8Array {
   const file = Buffer.from(zipOf([hello, world]));
   return change(file, viewOf(file)) ?? file;
@@ -17,7 +17,7 @@ const END = -22;
 const ZIP64_LOCATOR = END - 20;
 const ZIP64_END = ZIP64_LOCATOR - 56;
 
-/** Writes into the records at the end, by their distance from it. */
+/** Writes into the records at the end of the file. Offsets count from the end. */
 const atEnd = (distance: number, field: number, value: number, bytesWritten: 2 | 4 | 8): Uint8Array =>
   changed((file, view) => {
     const at = file.length + distance + field;
@@ -129,7 +129,7 @@ describe('a malformed archive is refused:', () => {
     return zipOf([{ ...world, ...(claims && { claims }) }]);
   }
 
-  /** The zip64 field says it has one of the two sizes it should have. */
+  /** The zip64 field has one of the two sizes that it should have. */
   function cutOff(): Uint8Array {
     const file = Buffer.from(claim({ size: 5e9 }));
     const at = file.lastIndexOf(`PK${CENTRAL}`, undefined, 'latin1');

@@ -1,16 +1,16 @@
 /**
- * Which ranges of a zip archive hold which entries (PKWARE APPNOTE 6.3.10, sections 4.3 and 4.5.3), for archives as
- * `torch.save` writes them: every entry stored, no comment at the end, zip64 records where 32 bits do not suffice. Whatever
- * could be read in two ways is refused. Checksums are not compared: that would read every byte, and
- * `torch.serialization.set_crc32_options(False)` leaves them wrong.
+ * Finds the byte ranges of a zip archive's entries (PKWARE APPNOTE 6.3.10, sections 4.3 and 4.5.3). The archive must be like those
+ * of `torch.save`: entries are stored without compression, there is no comment at the end, and zip64 records hold values above
+ * 32 bits. Ambiguous archives are refused. Checksums are not compared: that would read every byte, and
+ * `torch.serialization.set_crc32_options(False)` writes wrong ones.
  */
 import { TorchFileError } from '../errors.js';
 import { type ByteSource, decodeText, viewOf } from './byte-source.js';
 
-/** An entry is a tensor's storage, and all of DeepSeek-V3 has 91 000 tensors. */
+/** Each tensor's storage is an entry. DeepSeek-V3 has 91 000 tensors. */
 export const MAX_ENTRIES = 1 << 18;
 
-/** 256 bytes for each of as many entries; torch writes about 100. */
+/** 256 bytes for each entry. torch writes about 100. */
 export const MAX_DIRECTORY_BYTES = 64 * 1024 * 1024;
 
 const END_BYTES = 22;
@@ -27,7 +27,7 @@ const SIGNATURE = {
   zip64Locator: 0x07064b50,
 } as const;
 
-/** "The value is in the zip64 record." */
+/** These values mean that the zip64 record has the value. */
 const NONE_16 = 0xffff;
 const NONE_32 = 0xffffffff;
 
@@ -35,15 +35,16 @@ const ZIP64_EXTRA = 1;
 const ENCRYPTED = 1;
 const STORED = 0;
 
+/** An entry's byte range. */
 export interface ZipEntry {
   readonly name: string;
-  /** Of the data, which is stored as it is. */
+  /** Bytes of the data. */
   readonly size: number;
-  /** Absolute offset of the data, behind the entry's local header. */
+  /** Absolute offset of the data, after the entry's local header. */
   readonly dataStart: number;
 }
 
-/** The entries by name, in the order of the directory. Reads the directory and each entry's local header. */
+/** The entries by name, in the order of the directory. Reads the directory and each local header. Throws a `TorchFileError`. */
 export async function readZipDirectory(source: ByteSource): Promise<Map<string, ZipEntry>> {
   const { start, size, count } = await readEnd(source);
   const listed = parseDirectory(await source.read(start, size), count, source.file);
@@ -68,7 +69,7 @@ interface Directory {
   readonly count: number;
 }
 
-/** What the records at the end of the file say of the directory, checked against the file. */
+/** The directory's place, from the records at the end of the file, checked against the file's size. */
 async function readEnd({ file, bytes, read }: ByteSource): Promise<Directory> {
   const tailBytes = Math.min(bytes, ZIP64_END_BYTES + ZIP64_LOCATOR_BYTES + END_BYTES);
   const tail = viewOf(await read(bytes - tailBytes, tailBytes));
@@ -110,7 +111,7 @@ async function readEnd({ file, bytes, read }: ByteSource): Promise<Directory> {
 
 const agrees = (narrow: number, none: number, wide: number): boolean => narrow === none || narrow === wide;
 
-/** Rounded above 2^53, where it is larger than any file and so refused by whoever compares it. */
+/** It is rounded above 2^53. Such a value is larger than any file, and later checks refuse it. */
 const uint64 = (view: DataView, at: number): number => Number(view.getBigUint64(at, true));
 
 interface ListedEntry {
@@ -155,8 +156,8 @@ function parseDirectory(bytes: Uint8Array, count: number, file: string): Map<str
 }
 
 /**
- * Size, stored size and offset of the local header, each replaced by the zip64 field that stands for it: the field is there
- * only for the values that are absent, in this order. A value that is absent in both stays 2³²−1.
+ * Replaces size, stored size and offset of the local header by their zip64 values. The zip64 field has only the values that are
+ * 2³²−1 in the entry, in this order. A value that is missing there too stays 2³²−1.
  */
 function widen(values: [number, number, number], extra: Uint8Array): [number, number, number] {
   const view = viewOf(extra);
@@ -175,7 +176,7 @@ function widen(values: [number, number, number], extra: Uint8Array): [number, nu
   return values;
 }
 
-/** Where an entry's data begins: names and extra fields of local headers differ in length from the directory's. */
+/** The start of an entry's data. It depends on the local header, whose extra field may differ in length from the directory's. */
 async function readLocalHeader({ file, read }: ByteSource, entry: ListedEntry, limit: number): Promise<number> {
   const { name, nameBytes, headerStart } = entry;
   const length = LOCAL_BYTES + nameBytes.byteLength;

@@ -159,7 +159,7 @@ describe('refused is a stream that', () => {
       damaged[at] = (damaged[at] as number) ^ (1 << (i % 8));
       try {
         const found = await readAll(Readable.from([damaged], { objectMode: false }));
-        // What a checksum does not cover is the names.
+        // Checksums do not cover names.
         expect([...found.values()]).toEqual([...whole.values()]);
       } catch (error) {
         if (!(error instanceof MobeError)) throw error;

@@ -1,6 +1,6 @@
 /**
- * The same frames one way over plain bytes: a pipe, ssh, netcat. Each has its length (u32, little-endian) before it. A
- * hello comes first and a close last; there is nobody to acknowledge, and the pipe itself holds a fast writer.
+ * Frames one way over plain bytes: a pipe, ssh, netcat. The length of each frame (u32, little-endian) stands before it. The
+ * first frame is a hello and the last a close. Nothing is acknowledged: a full pipe slows the writer down.
  */
 import type { Readable, Writable } from 'node:stream';
 import {
@@ -23,15 +23,16 @@ import {
 } from './frame-header.js';
 import { LENGTH_BYTES, MAX_FRAME_BYTES, MIN_CREDIT_BYTES, PROTOCOL_VERSION } from './limits.js';
 
-/** On a byte stream nobody resumes. */
+/** A byte stream cannot be resumed, so it needs no session. */
 const NO_SESSION = '0'.repeat(32);
 
+/** The writing end of a byte stream. */
 export interface ByteStreamSink extends MessageSink {
-  /** Says that nothing follows, and ends the stream. */
+  /** Sends the close frame and ends the stream. */
   close(): Promise<void>;
 }
 
-/** Throws a `StreamWriteError` when the reading side goes away. */
+/** Writes messages to a stream. Its functions throw a `StreamWriteError` if the reading side goes away. */
 export function writeByteStream(stream: Writable, service: string): ByteStreamSink {
   let failure: Error | undefined;
   let sent = 0;
@@ -59,7 +60,7 @@ export function writeByteStream(stream: Writable, service: string): ByteStreamSi
     received: 0,
     credit: MIN_CREDIT_BYTES,
   });
-  greeted.catch(() => {}); // the first message will tell
+  greeted.catch(() => {}); // the first `send` throws it
   return {
     async send(header, payload) {
       await greeted;
@@ -75,7 +76,7 @@ export function writeByteStream(stream: Writable, service: string): ByteStreamSi
   };
 }
 
-/** Resolves at the first of two events. (`once` would leave a listener for the other at every call.) */
+/** Resolves at the first of two events. (`events.once` would leave a listener for the other event behind.) */
 const either = (stream: Writable, one: string, other: string): Promise<void> =>
   new Promise((resolve) => {
     if (stream.closed) return resolve();
@@ -88,7 +89,11 @@ const either = (stream: Writable, one: string, other: string): Promise<void> =>
     stream.once(other, done);
   });
 
-/** @param peer what errors call the stream */
+/**
+ * Reads messages from a stream. `receive` throws a `TruncatedStreamError`, `ProtocolError`, `ProtocolVersionError` or
+ * `WrongServiceError`.
+ * @param peer name of the stream in errors
+ */
 export function readByteStream(stream: Readable, service: string, peer: string): MessageSource {
   const frames = readFrames(stream);
   let greeted = false;
@@ -122,13 +127,13 @@ export function readByteStream(stream: Readable, service: string, peer: string):
       if (header.kind !== 'close') throw new ProtocolError(peer, `a ${header.kind} frame comes in a one-way stream`);
       if (header.sent !== received) throw new TruncatedStreamError(peer);
       closed = true;
-      stream.destroy(); // an open stdin would keep the process
+      stream.destroy(); // an open stdin would keep the process running
       return undefined;
     },
   };
 }
 
-/** Cuts bytes into frames. Ends where the stream ends between two frames; throws an `InvalidFrameError`. */
+/** Cuts bytes into frames. A last frame that is not complete is dropped. Throws an `InvalidFrameError`. */
 async function* readFrames(stream: Readable): AsyncGenerator<DecodedFrame, undefined> {
   const take = byteTaker(stream);
   for (;;) {
@@ -148,7 +153,7 @@ async function* readFrames(stream: Readable): AsyncGenerator<DecodedFrame, undef
   }
 }
 
-/** A function that reads exactly so many bytes, in memory of their own; undefined where the stream ends before. */
+/** A function that reads exactly `bytes` bytes into new memory; undefined if the stream ends before. */
 function byteTaker(stream: Readable): (bytes: number) => Promise<Uint8Array | undefined> {
   const chunks = stream[Symbol.asyncIterator]() as AsyncIterator<Uint8Array>;
   let rest: Uint8Array = EMPTY;

@@ -1,6 +1,7 @@
 /**
- * One conversation with a peer: numbered messages both ways, each exactly once and in order, as far as the other side's
- * credit goes. The connections (links) under it may break: what was not acknowledged is sent again over the next one.
+ * One conversation with a peer: numbered messages both ways, each exactly once and in order. The other side's credit limits
+ * the bytes on the way. The connections (links) under it may break: messages that were not acknowledged are sent again over
+ * the next one.
  */
 import {
   ChecksumError,
@@ -31,28 +32,31 @@ import { MAX_MESSAGE_LENGTH, PROTOCOL_VERSION, WRITE_AHEAD_BYTES } from './limit
 import type { Link } from './link.js';
 import { Outbox } from './outbox.js';
 
+/** Settings and callbacks of a channel. */
 export interface ChannelOptions {
-  /** How errors call the peer. */
+  /** Name of the peer in errors. */
   readonly peer: string;
-  /** What the peer may have sent and we not have dealt with, and the most we hold for it. */
+  /** Most bytes that the peer may send before we have processed them, and most bytes that we hold for it. */
   readonly creditBytes: number;
+  /** The peer is lost if no byte arrives for this long. */
   readonly silenceTimeoutMs: number;
   readonly onAttached?: () => void;
-  /** The link broke before the end. Whoever is told attaches another, or calls `fail`. */
+  /** The link broke before the end. The callback's owner attaches another link or calls `fail`. */
   readonly onDetached: (reason: PeerLostError | PeerTimeoutError) => void;
-  /** Nothing more will be sent or received; because of `error`, or as both sides wished. */
+  /** Nothing more will be sent or received. `error` is the cause; without one, both sides closed. */
   readonly onOver: (error?: Error) => void;
 }
 
-/** In a silence timeout, this many heartbeats are sent and the peer's bytes looked for. */
+/** Heartbeats in one silence timeout. At each, the peer's bytes are counted. */
 const BEATS = 3;
-/** The peer is told after this part of its credit, so that it never stands still for want of it. */
+/** An ack is sent after this fraction (1/4) of the credit, so that the peer never waits for credit. */
 const ACKS_PER_CREDIT = 4;
-/** Or after this time: long against a small message, short against anything that waits for the ack. */
+/** An ack is sent after this time at the latest: long compared with a small message, short for a peer that waits for it. */
 const ACK_DELAY_MS = 5;
 /** How long `close` waits for the peer to close as well. */
 const CLOSE_PATIENCE_MS = 5_000;
 
+/** One conversation. `attach` gives it a connection; `close` or `fail` ends it. */
 export class Channel implements MessageSink, MessageSource {
   readonly peer: string;
   private readonly outbox: Outbox;
@@ -62,7 +66,7 @@ export class Channel implements MessageSink, MessageSource {
   private ackTimer: NodeJS.Timeout | undefined;
   private closing = false;
   private over = false;
-  /** Resolves once nothing more will be sent or received, with what ended it, unless both sides wished it. */
+  /** Resolves once nothing more will be sent or received, with the error that ended it; undefined if both sides closed. */
   readonly whenOver: Promise<Error | undefined>;
   private resolveOver: (error: Error | undefined) => void = () => {};
 
@@ -75,37 +79,37 @@ export class Channel implements MessageSink, MessageSource {
     });
   }
 
-  /** See `MessageSink`. Throws what ended the channel, and an `InvalidFrameError` for what no peer would accept. */
+  /** See `MessageSink`. Throws the error that ended the channel, or an `InvalidFrameError` if no peer would accept the message. */
   send(header: MessageHeader, payload: Uint8Array = EMPTY): Promise<void> {
     return this.outbox.send(header, payload);
   }
 
-  /** See `MessageSource`. Throws what ended the channel, after everything that had arrived. */
+  /** See `MessageSource`. Hands out every message that arrived, then throws the error that ended the channel. */
   receive(): Promise<Message | undefined> {
     return this.inbox.receive();
   }
 
-  /** Resolves once the peer has dealt with everything sent. */
+  /** Resolves once the peer has processed every message. */
   flushed(): Promise<void> {
     return this.outbox.flushed();
   }
 
-  /** Bytes sent and not acknowledged: what this channel holds in memory for its peer. */
+  /** Bytes that are held in memory because the peer has not acknowledged them. */
   get heldBytes(): number {
     return this.outbox.heldBytes;
   }
 
-  /** There is a connection under it. */
+  /** Whether the channel has a connection. */
   get attached(): boolean {
     return this.link !== undefined;
   }
 
-  /** For the hello of the next connection. */
+  /** Number of messages received. The hello of the next connection says it. */
   get received(): number {
     return this.inbox.received;
   }
 
-  /** Ends the conversation once the peer has dealt with everything sent, and has closed as well. */
+  /** Waits until the peer has processed every message and has closed too, then ends the conversation. */
   async close(): Promise<void> {
     if (this.over) return;
     this.inbox.finishPrevious();
@@ -118,7 +122,7 @@ export class Channel implements MessageSink, MessageSource {
     clearTimeout(patience);
   }
 
-  /** Ends the conversation at once. The peer is told, unless it was the one who told us; senders and readers get `error`. */
+  /** Ends the conversation at once. Senders and readers get `error`. The peer gets it too, unless it sent the error. */
   fail(error: Error): void {
     if (this.over) return;
     if (!(error instanceof RemoteError || error instanceof SessionLostError)) {
@@ -128,7 +132,7 @@ export class Channel implements MessageSink, MessageSource {
     this.finish(error);
   }
 
-  /** Goes on over a new connection, whose peer has said hello. */
+  /** Continues over a new connection. The peer's hello has already been read. */
   attach(link: Link, { received, credit }: Hello): void {
     this.release()?.destroy();
     if (this.over) {
@@ -188,7 +192,7 @@ export class Channel implements MessageSink, MessageSource {
     }
   }
 
-  /** What the peer does wrong ends this channel, and nothing else. */
+  /** An error of the peer ends this channel only, not the process. */
   private guard(act: () => void): void {
     try {
       act();
@@ -205,13 +209,13 @@ export class Channel implements MessageSink, MessageSource {
     }
   };
 
-  /** An ack for every message would cost more than small messages do. */
+  /** Messages are acknowledged together: one ack each would cost more than small messages do. */
   private readonly scheduleAck = (): void => {
     if (this.inbox.unacknowledgedBytes >= this.options.creditBytes / ACKS_PER_CREDIT) this.sayConsumed();
     else this.ackTimer ??= setTimeout(() => this.sayConsumed(), ACK_DELAY_MS);
   };
 
-  /** Acks that pile up before a peer that does not read would be memory without a bound; the next one says it all. */
+  /** Sends an ack. It is left out while the socket's buffer is full: acks for a peer that does not read would fill the memory. */
   private sayConsumed(): void {
     clearTimeout(this.ackTimer);
     this.ackTimer = undefined;
@@ -224,7 +228,7 @@ export class Channel implements MessageSink, MessageSource {
     if (this.inbox.closed) this.finish();
   }
 
-  /** Beats are counted, not time: after this process itself was stopped, what the peer sent meanwhile is still to be read. */
+  /** Counts beats, not time: after this process was suspended, the peer's bytes still wait to be read. */
   private startHeartbeat(link: Link): void {
     const { silenceTimeoutMs } = this.options;
     let seen = link.bytesRead;
@@ -238,7 +242,7 @@ export class Channel implements MessageSink, MessageSource {
   }
 }
 
-/** What an `error` frame calls an error of ours; the peer cannot do more with it than tell. */
+/** The code of one of our errors in an `error` frame. The peer only reports it. */
 function errorCode(error: Error): string {
   if (error instanceof ProtocolError) return 'protocol';
   if (error instanceof FloodError) return 'flood';
@@ -247,12 +251,12 @@ function errorCode(error: Error): string {
   return 'failed';
 }
 
-/** What an `error` frame from the peer means here. */
+/** The error for an `error` frame from the peer. */
 export function remoteError(peer: string, { code, message }: Extract<Header, { kind: 'error' }>): Error {
   const isGone = code === 'unknown-session' || code === 'stopped';
   return isGone ? new SessionLostError(peer) : new RemoteError(peer, code, message);
 }
 
-/** What is wrong with a first frame that could not be read. */
+/** The error for a first frame that cannot be read. */
 export const helloError = (peer: string, { reason, protocol }: InvalidFrameError): Error =>
   protocol === undefined ? new ProtocolError(peer, reason) : new ProtocolVersionError(peer, protocol, PROTOCOL_VERSION);

@@ -2,15 +2,15 @@ import { InvalidFrameError } from '../errors.js';
 import { MAX_HEADER_DEPTH } from './limits.js';
 
 /**
- * Walks MessagePack without building anything. A decoder allocates an array as long as it is said to be, before it finds
- * that the bytes are not there; and extension types call code we do not need. Both are refused here.
- * Throws an `InvalidFrameError` unless `bytes` are one value of nil, booleans, numbers, strings, binaries, arrays and maps.
+ * Checks MessagePack without building values. A decoder allocates an array of the announced length before it finds that the
+ * bytes are missing, and extension types run code that is not needed. This check refuses both.
+ * Throws an `InvalidFrameError` unless `bytes` are one value made of nil, booleans, numbers, strings, binaries, arrays and maps.
  */
 export function checkMsgpack(bytes: Uint8Array): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   let position = 0;
 
-  /** A value's bytes; it has no values within. */
+  /** Passes over the bytes of a value that contains no other values. */
   const skip = (length: number): 0 => {
     position += length;
     if (position > bytes.byteLength) throw new InvalidFrameError('its header says it is longer than it is');
@@ -22,7 +22,7 @@ export function checkMsgpack(bytes: Uint8Array): void {
     skip(width);
     return width === 1 ? view.getUint8(at) : width === 2 ? view.getUint16(at) : view.getUint32(at);
   };
-  /** Passes one value and returns how many lie within it. Types: the MessagePack specification, "Formats". */
+  /** Passes over one value and returns the number of values in it. Types: the MessagePack specification, "Formats". */
   const pass = (): number => {
     const type = read(1);
     if (type <= 0x7f || type >= 0xe0) return 0; // small integers
@@ -40,7 +40,7 @@ export function checkMsgpack(bytes: Uint8Array): void {
     throw new InvalidFrameError(`its header has a value of the unsupported MessagePack type 0x${type.toString(16)}`);
   };
 
-  /** Values still to come, of the whole and of each array or map that is open. */
+  /** Number of values that must still come, for the whole and for each open array or map. */
   const open = [1];
   for (let depth = 0; depth >= 0; depth = open.length - 1) {
     const left = open[depth] as number;

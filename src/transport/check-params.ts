@@ -1,7 +1,7 @@
 import type { z } from 'zod';
 import { ProtocolError } from '../errors.js';
 
-/** What a peer sent, as the schema has it. Throws a `ProtocolError` that names the field. */
+/** A value from a peer, checked against the schema. Throws a `ProtocolError` that names the wrong field. */
 export function checkParams<T>(peer: string, what: string, schema: z.ZodType<T>, value: unknown): T {
   const { success, data, error } = schema.safeParse(value);
   if (success) return data;

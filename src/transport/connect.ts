@@ -30,27 +30,28 @@ import { createLink, type Link, SOCKET_OPTIONS } from './link.js';
 import { isLoopback } from './loopback.js';
 import { authorization } from './token.js';
 
+/** How to reach a peer. */
 export interface ConnectOptions {
-  /** What the peer is looked for. */
+  /** Name of the requested service. */
   readonly service: string;
   readonly token?: string | undefined;
-  /** PEM of a certificate to trust instead of the public authorities. */
+  /** PEM of the certificate to trust, in place of the public authorities. */
   readonly ca?: string | Buffer | undefined;
-  /** Held at most, each way. */
+  /** Most bytes held in memory, each way. */
   readonly creditBytes?: number;
-  /** How long the first connection is tried for. */
+  /** How long the first connection is retried. */
   readonly connectTimeoutMs?: number;
-  /** How long each later one is. */
+  /** How long each later connection is retried. */
   readonly resumeTimeoutMs?: number;
   readonly silenceTimeoutMs?: number;
-  /** The connection broke; it is being made again. */
+  /** The connection broke. The channel is connecting again. */
   readonly onDetached?: (reason: Error) => void;
 }
 
 /**
- * Starts a conversation with `ws://host:port/` or `wss://host:port/`. When the connection breaks it is made again, with
- * back-off, and the conversation goes on. Throws an `InputError` where trying again would not help, and an
- * `UnreachablePeerError`.
+ * Starts a conversation with `ws://host:port/` or `wss://host:port/`. If the connection breaks, it is made again, with
+ * growing pauses, and the conversation continues. Throws an `UnreachablePeerError`, or at once another error if trying again
+ * would not help.
  */
 export async function connect(url: string, options: ConnectOptions): Promise<Channel> {
   const peer = peerUrl(url);
@@ -101,7 +102,7 @@ function peerUrl(url: string): string {
   return href;
 }
 
-/** Tries until it works, until it is clear that it never will, or until the time is up. */
+/** Repeats an attempt until it succeeds, fails for good, or the time is up. */
 async function persist(
   peer: string,
   patienceMs: number,
@@ -127,10 +128,10 @@ const isFinal = (error: unknown): boolean =>
   error instanceof SessionLostError ||
   (error instanceof RemoteError && !TEMPORARY.includes(error.remoteName));
 
-/** Refusals that may be over in a moment. */
+/** Codes of refusals that may soon end. */
 const TEMPORARY: readonly string[] = ['busy', 'timeout'];
 
-/** One connection, up to the peer's hello. `attach` is called at once: the peer's next frame may be on its heels. */
+/** Makes one connection and reads the peer's hello. `attach` is called in the same turn, because the next frame may follow at once. */
 function openLink(
   peer: string,
   { token, ca }: ConnectOptions,
@@ -147,7 +148,7 @@ function openLink(
     });
     const fail = (error: Error): void => {
       clearTimeout(timer);
-      ws.on('error', () => {}); // what comes of ending it here
+      ws.on('error', () => {}); // `terminate` causes an error event
       ws.terminate();
       reject(error);
     };
@@ -180,16 +181,16 @@ function openLink(
 }
 
 /**
- * RFC 6455 has clients mask what they send with random bytes, so that a script in a browser cannot choose what passes
- * through a proxy that takes it for HTTP. Masking costs more than half the rate. Where no proxy can look, which
- * is within this machine and within TLS, the mask is zero: valid on the wire, and nothing to compute at either end.
+ * RFC 6455 makes clients mask their bytes with random ones. This stops a script in a browser from sending bytes that a proxy
+ * takes for HTTP. Masking costs more than half the rate. Within this machine and within TLS no proxy can read the bytes, so
+ * the mask is zero there: valid on the wire, and free for both ends.
  */
 function needsMask(url: string): boolean {
   const { protocol, hostname } = new URL(url);
   return protocol === 'ws:' && !isLoopback(hostname);
 }
 
-/** Throws unless the first frame is a hello that fits ours. */
+/** The peer's hello. Throws if the first frame is not a hello, or does not fit ours. */
 function checkAnswer(peer: string, header: Header, ours: Hello): Hello {
   if (header.kind === 'hello') {
     if (header.service !== ours.service) throw new WrongServiceError(peer, header.service, ours.service);

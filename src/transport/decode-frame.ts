@@ -4,18 +4,19 @@ import { checkMsgpack } from './check-msgpack.js';
 import { checkHeader, type Header, hasPayload } from './frame-header.js';
 import { LENGTH_BYTES, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES } from './limits.js';
 
+/** A frame whose header was checked. */
 export interface DecodedFrame {
   readonly header: Header;
   readonly payload: Uint8Array;
-  /** Of the whole frame. */
+  /** Size of the whole frame, bytes. */
   readonly bytes: number;
 }
 
 const unpackr = new Unpackr({ useRecords: false, int64AsType: 'number' });
 
 /**
- * Reads one frame that arrived in any number of parts. When the payload is a part of its own, as we send it, it is handed
- * on without a copy. Throws an `InvalidFrameError`.
+ * Reads one frame that arrived in any number of parts. A payload that is a part of its own, as this program sends it, is not
+ * copied. Throws an `InvalidFrameError`.
  */
 export function decodeFrame(parts: readonly Uint8Array[]): DecodedFrame {
   const [packed, payload] = split(parts);
@@ -32,7 +33,7 @@ function unpack(packed: Uint8Array): unknown {
   try {
     return unpackr.unpack(packed);
   } catch (error) {
-    // Well-formed, but no value of ours: a map with a list for a key, say.
+    // The bytes are valid MessagePack that cannot be a JavaScript value, such as a map with a list as a key.
     throw new InvalidFrameError(`its header cannot be read (${(error as Error).message.split('\n')[0]})`);
   }
 }
@@ -50,7 +51,7 @@ function split(parts: readonly Uint8Array[]): [Uint8Array, Uint8Array] {
   return [frame.subarray(LENGTH_BYTES, end), frame.subarray(end)];
 }
 
-/** Reads and checks the u32 that starts a frame. */
+/** The header's length in bytes, from the u32 that starts a frame. Throws an `InvalidFrameError` if it is too large. */
 export function headerLength(start: Uint8Array): number {
   const length = new DataView(start.buffer, start.byteOffset, LENGTH_BYTES).getUint32(0, true);
   if (length > MAX_HEADER_BYTES)

@@ -4,16 +4,16 @@ import { checkMsgpack } from './check-msgpack.js';
 import { checkHeader, EMPTY, type Header, hasPayload } from './frame-header.js';
 import { LENGTH_BYTES, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES } from './limits.js';
 
-/** A frame in two parts, so that a payload is never copied to stand behind its header. */
+/** A frame in two parts, so that the payload need not be copied behind its header. */
 export interface EncodedFrame {
-  /** u32 little-endian length of the header, then the header. */
+  /** The header's length (u32, little-endian), then the header. */
   readonly head: Uint8Array;
   readonly payload: Uint8Array;
 }
 
 const packr = new Packr({ useRecords: false });
 
-/** Throws an `InvalidFrameError` for what the peer would refuse. */
+/** A header and its payload as a frame. Throws an `InvalidFrameError` for a frame that a peer would refuse. */
 export function encodeFrame(header: Header, payload: Uint8Array = EMPTY): EncodedFrame {
   checkHeader(header);
   if (payload.byteLength > MAX_PAYLOAD_BYTES || payload.byteLength > 0 !== hasPayload(header))
@@ -30,5 +30,5 @@ export function encodeFrame(header: Header, payload: Uint8Array = EMPTY): Encode
   return { head, payload };
 }
 
-/** Of the whole frame. */
+/** Size of the whole frame, bytes. */
 export const frameBytes = ({ head, payload }: EncodedFrame): number => head.byteLength + payload.byteLength;

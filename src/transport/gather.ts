@@ -3,14 +3,17 @@ import { ProtocolError } from '../errors.js';
 const FIRST_BYTES = 64 * 1024;
 
 /**
- * Bytes that come in pieces, however small. Memory grows with what has come, not with what was announced, and nothing is kept of
- * the pieces themselves.
+ * Joins bytes that come in pieces. Memory grows with the bytes that came, not with the announced size. The pieces are copied,
+ * not kept.
  */
 export class Gatherer {
   private held = new Uint8Array(FIRST_BYTES);
   private size = 0;
 
-  /** @param what it is, for people */
+  /**
+   * @param what name of the data in errors
+   * @param most bytes
+   */
   constructor(
     private readonly peer: string,
     private readonly what: string,
@@ -21,7 +24,7 @@ export class Gatherer {
     return this.size;
   }
 
-  /** Throws a `ProtocolError` where it is too much. */
+  /** Adds a piece. Throws a `ProtocolError` if there are more than `most` bytes. */
   add(data: Uint8Array): void {
     const size = this.size + data.byteLength;
     if (size > this.most) throw new ProtocolError(this.peer, `${this.what} has more than ${this.most} bytes`);
@@ -34,7 +37,7 @@ export class Gatherer {
     this.size = size;
   }
 
-  /** All of them; not to be added to any more. */
+  /** All bytes. Do not call `add` afterwards. */
   get bytes(): Uint8Array<ArrayBuffer> {
     return this.held.subarray(0, this.size);
   }

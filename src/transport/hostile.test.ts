@@ -1,4 +1,4 @@
-/** Each test: one peer misbehaves, the server names what it did and drops it, and another peer notices nothing. */
+/** In each test one peer misbehaves. The server must name the fault and drop the peer, and another peer must not notice. */
 import { once } from 'node:events';
 import { connect as connectTcp } from 'node:net';
 import { describe, expect, test } from 'vitest';
@@ -224,7 +224,7 @@ describe('dropped is a peer that, in a conversation,', () => {
     const problem = await server.problem();
     expect(problem).toBeInstanceOf(errorClass);
     expect(problem.message).toMatch(message);
-    // It is told before it is dropped, unless `ws` dropped it.
+    // The peer gets an error frame before it is dropped, unless `ws` dropped it.
     await closed;
     await unaffected();
   });
@@ -233,7 +233,7 @@ describe('dropped is a peer that, in a conversation,', () => {
     const { server, hostile, unaffected } = await together(
       async (channel) => {
         await channel.receive();
-        await new Promise(() => {}); // a reader that is busy
+        await new Promise(() => {}); // this reader never continues
       },
       { creditBytes: MIN_CREDIT_BYTES },
     );

@@ -9,8 +9,8 @@ interface Queued {
 }
 
 /**
- * The receiving half of a channel: checks numbers and the credit, and hands messages out one at a time. A message counts
- * against the credit until the next one is asked for.
+ * The receiving half of a channel. It checks numbers and the credit and hands messages out one at a time. A message counts
+ * against the credit until the next one is requested.
  */
 export class Inbox {
   private readonly queue = new Map<number, Queued>();
@@ -18,15 +18,15 @@ export class Inbox {
   private unacknowledged = 0;
   private next = 0;
   private finished = 0;
-  /** What the message handed out last still counts; the message itself is not kept here. */
+  /** Bytes that the last message handed out still counts. The message itself is not kept. */
   private handedOut: number | undefined;
   private end: number | undefined;
   private failure: Error | undefined;
   private wake: (() => void) | undefined;
 
   /**
-   * @param credit bytes the peer may have sent and we not have dealt with
-   * @param onConsumed there is something to acknowledge
+   * @param credit most bytes that the peer may send before we have processed them
+   * @param onConsumed called when a message can be acknowledged
    */
   constructor(
     private readonly peer: string,
@@ -39,17 +39,18 @@ export class Inbox {
     return this.next;
   }
 
-  /** Dealt with since the peer was last told. */
+  /** Bytes processed since the last ack. */
   get unacknowledgedBytes(): number {
     return this.unacknowledged;
   }
 
-  /** Returns how many messages were dealt with so far, for the peer to be told. */
+  /** Number of messages processed so far. The caller sends it as an ack. */
   acknowledge(): number {
     this.unacknowledged = 0;
     return this.finished;
   }
 
+  /** Queues a message. Throws an `InvalidFrameError` for a wrong number and a `FloodError` above the credit. */
   put({ payload, bytes }: DecodedFrame, header: NumberedHeader): void {
     if (this.end !== undefined) throw new InvalidFrameError('it comes after the peer had closed');
     if (header.seq !== this.next) throw new InvalidFrameError(`it is number ${header.seq}, expected is ${this.next}`);
@@ -60,7 +61,7 @@ export class Inbox {
     this.wakeReader();
   }
 
-  /** The peer says that nothing follows its `sent` messages. */
+  /** The peer has closed after `sent` messages. Throws an `InvalidFrameError` if another number has arrived. */
   close(sent: number): void {
     if (sent !== this.next)
       throw new InvalidFrameError(`the peer closes after ${sent} messages, ${this.next} have arrived`);
@@ -89,13 +90,13 @@ export class Inbox {
     }
   }
 
-  /** What has arrived is still handed out, then this is thrown. */
+  /** Messages that have arrived are still handed out. Then `receive` throws this error. */
   fail(error: Error): void {
     this.failure ??= error;
     this.wakeReader();
   }
 
-  /** The message handed out last was dealt with. */
+  /** The last message handed out was processed. */
   finishPrevious(): void {
     if (this.handedOut === undefined) return;
     this.bytes -= this.handedOut;

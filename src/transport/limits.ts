@@ -1,32 +1,33 @@
-/** Every cap of the wire protocol, and its reason. docs/wire.md states them for whoever writes a peer. */
+/** Every limit of the wire protocol, with its reason. docs/wire.md lists them for authors of other peers. */
 
-/** Raised by any change that an older peer would misread; peers of different versions refuse each other. */
+/** It rises with every change that an older peer would misread. Peers of different versions refuse each other. */
 export const PROTOCOL_VERSION = 3;
 
-/** Large enough that a frame costs far more than its header, small enough that a slow line is never busy long with one. */
+/** Large enough that the header's cost does not matter, small enough that a slow line is soon free again. */
 export const MAX_PAYLOAD_BYTES = 4 * 1024 * 1024;
 
-/** Headers are some 50 bytes; requests may carry a few file names or a small plan. Anything large is a tensor. */
+/** Most headers have about 50 bytes. Requests may carry a few file names or a small plan. Anything larger is sent as a tensor. */
 export const MAX_HEADER_BYTES = 64 * 1024;
 
-/** The u32 before a header. */
+/** Bytes of the u32 before a header. */
 export const LENGTH_BYTES = 4;
 
+/** The largest frame. */
 export const MAX_FRAME_BYTES = LENGTH_BYTES + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES;
 
-/** Deeper headers are an attack on whoever walks them. */
+/** No real header is nested deeper. Deeper ones are attacks on recursive decoders. */
 export const MAX_HEADER_DEPTH = 16;
 
 /**
- * What a frame counts against a credit besides its own bytes: about what a waiting frame takes in this program, so that a
- * flood of empty frames cannot take more memory than the credit says.
+ * Each frame counts this many bytes against the credit, besides its own. It is about the memory that a waiting frame takes in
+ * this program. So a flood of empty frames cannot take more memory than the credit.
  */
 export const FRAME_OVERHEAD_BYTES = 256;
 
-/** The largest frame must fit, or it could never be sent. */
+/** The largest frame must fit into the credit, or it could never be sent. */
 export const MIN_CREDIT_BYTES = MAX_FRAME_BYTES + FRAME_OVERHEAD_BYTES;
 
-/** Eight frames: enough to keep a line of 10 Gbit/s and 20 ms busy. */
+/** Eight frames: enough to keep a line of 10 Gbit/s with a round trip of 20 ms busy. */
 export const DEFAULT_CREDIT_BYTES = 8 * MIN_CREDIT_BYTES;
 
 /** The longest names in published checkpoints have about 100 characters. */
@@ -35,30 +36,32 @@ export const MAX_NAME_LENGTH = 1024;
 /** NumPy's and PyTorch's own limits are 64; no checkpoint has more than 5. */
 export const MAX_DIMENSIONS = 16;
 
+/** Characters of an error's message. Longer ones are cut. */
 export const MAX_MESSAGE_LENGTH = 8192;
 
-/** Tensors of one stream that may be under way at once: branches of a pipeline interleave theirs. */
+/** Tensors of one stream that may be open at once. Branches of a pipeline interleave their tensors. */
 export const MAX_OPEN_TENSORS = 256;
 
-/** We send two fragments a message; an intermediary may cut them up, a stranger may cut them into single bytes. */
+/** This program sends two fragments a message. A proxy may split them further; an attacker might send single bytes. */
 export const MAX_FRAGMENTS = 128;
 
-/** Given to the socket and not yet taken by the system. More would only delay the acks that queue behind it. */
+/** Bytes given to the socket that the system has not taken yet. More would only delay the acks behind them. */
 export const WRITE_AHEAD_BYTES = MAX_PAYLOAD_BYTES;
 
-/** Each session may hold its credit twice, once each way. */
+/** It bounds memory: each session may hold its credit twice, once each way. */
 export const MAX_SESSIONS = 64;
 
-/** From the first byte of a connection to its hello. */
+/** Most time from the first byte of a connection to its hello. */
 export const HELLO_TIMEOUT_MS = 10_000;
 
-/** No byte for this long: the peer, or the way to it, is gone. Peers send a heartbeat three times as often. */
+/** If no byte arrives for this long, the peer or the connection is lost. Peers send three heartbeats in this time. */
 export const SILENCE_TIMEOUT_MS = 30_000;
 
-/** How long a cut session waits for its peer before it is given up. */
+/** How long a session without a connection waits for its peer. */
 export const RESUME_TIMEOUT_MS = 120_000;
 
-/** How long a first connection is tried: both sides may have been started at the same moment. */
+/** How long a first connection is retried: both sides may have been started at the same moment. */
 export const CONNECT_TIMEOUT_MS = 10_000;
 
+/** Pauses between attempts to connect. */
 export const BACK_OFF_MS = { first: 100, factor: 2, most: 5_000 } as const;

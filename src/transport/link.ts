@@ -1,4 +1,4 @@
-/** Frames on one WebSocket. A channel outlives its links. */
+/** Frames on one WebSocket. A channel uses one link after another. */
 import type { Socket } from 'node:net';
 import type { ClientOptions, ServerOptions, WebSocket } from 'ws';
 import { InvalidFrameError } from '../errors.js';
@@ -6,41 +6,43 @@ import { type DecodedFrame, decodeFrame } from './decode-frame.js';
 import type { EncodedFrame } from './encode-frame.js';
 import { MAX_FRAGMENTS, MAX_FRAME_BYTES, WRITE_AHEAD_BYTES } from './limits.js';
 
+/** One connection. */
 export interface Link {
-  /** Sends a frame; `flushed` is called once the system has taken it, or never. */
+  /** Sends a frame. `flushed` is called once the system has taken it; if the connection breaks first, it is never called. */
   write(frame: EncodedFrame, flushed?: () => void): void;
-  /** Given to the socket and not yet taken by the system. */
+  /** Bytes given to the socket that the system has not taken yet. */
   readonly bufferedBytes: number;
-  /** Grows with every byte that arrives, in the middle of frames too: on a slow line one may take minutes. */
+  /** Bytes that have arrived, also those of an incomplete frame: on a slow line one frame may take minutes. */
   readonly bytesRead: number;
-  /** Says goodbye and closes. */
+  /** Closes with WebSocket's closing handshake. */
   close(): void;
-  /** Closes at once. */
+  /** Closes at once, without the handshake. */
   destroy(): void;
   onFrame: (frame: DecodedFrame) => void;
-  /** The peer sent what is not a frame. */
+  /** Called when the peer sends bytes that are not a frame. */
   onInvalid: (error: InvalidFrameError) => void;
   /** Called once. */
   onClose: (reason: string) => void;
 }
 
-/** For both ends. Compression would cost more than it saves: weights do not compress. (`maxFragments` is not in the types.) */
+/** WebSocket options of both ends. There is no compression: weights do not compress. (`maxFragments` is missing in the types.) */
 export const SOCKET_OPTIONS: Pick<ClientOptions & ServerOptions, 'perMessageDeflate' | 'maxPayload' | 'autoPong'> & {
   readonly maxFragments: number;
 } = {
   perMessageDeflate: false,
   maxPayload: MAX_FRAME_BYTES,
   maxFragments: MAX_FRAGMENTS,
-  autoPong: false, // answered below, unless the answers pile up
+  autoPong: false, // pings are answered below, unless the answers pile up
 };
 
-/** A peer that does not close in return within this time is cut off. */
+/** A peer that does not complete the closing handshake in this time is disconnected. */
 const CLOSE_TIMEOUT_MS = 2_000;
 
 /**
- * Once in a process, before it receives. glibc hands every freed buffer of a frame's size back to the system and gets the next one
- * page by page, which takes longer than the checksum, until one of nearly 32 MiB was freed: then it keeps up to twice as much for
- * the next (mallopt(3), M_MMAP_THRESHOLD). This one is never touched, so it takes no memory, and V8 soon frees it.
+ * Makes glibc keep freed memory; called once in a process, before it receives. glibc returns every freed buffer of a frame's
+ * size to the system and gets the next one page by page, which takes longer than the checksum. Once a buffer of nearly 32 MiB
+ * was freed, it keeps up to twice as much (mallopt(3), M_MMAP_THRESHOLD). This buffer is never written, so it takes no memory,
+ * and V8 soon frees it.
  */
 function keepFreedMemory(): void {
   if (!kept) new Uint8Array(31 * 2 ** 20);
@@ -48,7 +50,10 @@ function keepFreedMemory(): void {
 }
 let kept = false;
 
-/** @param socket the connection underneath `ws` */
+/**
+ * A link on an open WebSocket.
+ * @param socket the connection under `ws`
+ */
 export function createLink(ws: WebSocket, socket: Socket): Link {
   keepFreedMemory();
   const binary = { binary: true, compress: false };
@@ -58,7 +63,7 @@ export function createLink(ws: WebSocket, socket: Socket): Link {
       const done = (error?: Error | null): void => {
         if (!error) flushed?.();
       };
-      // Two fragments of one message: a payload is neither copied behind its header nor, at the other end, apart from it.
+      // One message in two fragments: neither end has to copy the payload.
       if (payload.byteLength > 0) {
         ws.send(head, { ...binary, fin: false });
         ws.send(payload, { ...binary, fin: true }, done);
@@ -100,7 +105,7 @@ export function createLink(ws: WebSocket, socket: Socket): Link {
   });
   ws.on('error', (error: NodeJS.ErrnoException) => {
     reason = error.message;
-    // What `ws` itself refuses (an oversized message, a bad opcode) is as much a breach as a bad header.
+    // `ws` refuses oversized messages and bad opcodes itself. They break the protocol, as a bad header does.
     if (error.code?.startsWith('WS_ERR')) link.onInvalid(new InvalidFrameError(error.message));
   });
   ws.on('close', (code) => link.onClose(reason ?? (code === 1006 ? 'it was cut' : `it was closed with code ${code}`)));

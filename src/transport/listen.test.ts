@@ -144,7 +144,7 @@ describe('over TLS', () => {
     expect(server.url).toMatch(/^wss:/);
     const channel = await startClient(server.url, { ca: tls.cert, token, silenceTimeoutMs: 300 });
     expect(await isEchoed(channel, 1)).toBe(true);
-    // Longer than the silence timeout: heartbeats are seen through TLS, too.
+    // The pause is longer than the silence timeout: heartbeats must also arrive through TLS.
     await new Promise((resolve) => setTimeout(resolve, 800));
     expect(await isEchoed(channel, 2)).toBe(true);
     expect(server.problems).toEqual([]);

@@ -28,25 +28,27 @@ import { createLink, type Link, SOCKET_OPTIONS } from './link.js';
 import { bareHost, isLoopback } from './loopback.js';
 import { isAuthorised } from './token.js';
 
+/** Address, service and limits of a server. */
 export interface ListenOptions {
   readonly host: string;
-  /** 0: any free one. */
+  /** 0 means any free port. */
   readonly port: number;
-  /** What is offered here. Whoever looks for something else is told so. */
+  /** Name of the offered service. Peers that request another get an error. */
   readonly service: string;
-  /** Without one, only loopback addresses are listened on. */
+  /** Without a token, `host` must be a loopback address. */
   readonly token?: string | undefined;
-  /** PEM. */
+  /** PEM. With it the address is `wss://`. */
   readonly tls?: { readonly key: string | Buffer; readonly cert: string | Buffer } | undefined;
-  /** Held at most for each session, each way. */
+  /** Most bytes held in memory for each session, each way. */
   readonly creditBytes?: number;
   readonly silenceTimeoutMs?: number;
   readonly resumeTimeoutMs?: number;
   readonly helloTimeoutMs?: number;
-  /** Someone was turned away, or a conversation ended with an error. Nobody else is affected. */
+  /** A peer was refused, or its conversation ended with an error. Other peers are not affected. */
   readonly onProblem?: (error: Error) => void;
 }
 
+/** A running server. */
 export interface Listener {
   readonly url: string;
   /** Ends every conversation and stops listening. */
@@ -54,8 +56,8 @@ export interface Listener {
 }
 
 /**
- * Accepts conversations. `converse` has one with each peer; when it returns the channel is closed, when it throws the
- * peer is told why. Throws a `TokenRequiredError` or a `ListenError`.
+ * Accepts conversations. `converse` is called for each peer's channel. When it returns, the channel is closed; when it throws,
+ * the peer gets the error. Throws a `TokenRequiredError` or a `ListenError`.
  */
 export async function listen(options: ListenOptions, converse: (channel: Channel) => Promise<void>): Promise<Listener> {
   const { host, port, token, tls } = options;
@@ -64,10 +66,10 @@ export async function listen(options: ListenOptions, converse: (channel: Channel
   const webSockets = new WebSocketServer({ noServer: true, ...SOCKET_OPTIONS });
   const server = tls ? createHttpsServer(tls) : createHttpServer();
   server.headersTimeout = options.helloTimeoutMs ?? HELLO_TIMEOUT_MS;
-  server.maxConnections = 2 * MAX_SESSIONS; // a cut session's next connection may come before its last one is noticed
+  server.maxConnections = 2 * MAX_SESSIONS; // a session may connect again before its old connection is found to be broken
   server.on('request', (_request, response) => response.writeHead(426, { connection: 'close' }).end());
   server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) => {
-    socket.on('error', () => {}); // until `ws` listens
+    socket.on('error', () => {}); // `ws` has no listener yet
     const status = refusal(request, token);
     if (status !== undefined) {
       options.onProblem?.(new UnauthorisedError(peerName(request)));
@@ -99,9 +101,9 @@ export async function listen(options: ListenOptions, converse: (channel: Channel
   };
 }
 
-/** The HTTP status a connection is turned away with. */
+/** The HTTP status for a refused connection; undefined if it is accepted. */
 function refusal({ headers }: IncomingMessage, token: string | undefined): string | undefined {
-  // Any web page may open a WebSocket to this machine, and its browser says so. None of ours is a browser.
+  // Any web page may open a WebSocket to this machine. Browsers send an Origin header then; our peers never do.
   if (headers.origin !== undefined) return '403 Forbidden';
   if (token !== undefined && !isAuthorised(headers.authorization, token)) return '401 Unauthorized';
   return undefined;

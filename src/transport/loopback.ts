@@ -4,10 +4,10 @@ const loopback = new BlockList();
 loopback.addSubnet('127.0.0.0', 8, 'ipv4');
 loopback.addAddress('::1', 'ipv6');
 
-/** `[::1]` → `::1`: URLs have an IPv6 address in brackets, sockets take it without. */
+/** `[::1]` → `::1`. URLs put an IPv6 address in brackets; sockets take it without. */
 export const bareHost = (host: string): string => host.replace(/^\[(.*)\]$/, '$1');
 
-/** Whether a host is this machine and nothing else. Names other than localhost are not looked up: they are taken as outside. */
+/** Whether a host is this machine only. Names are not resolved: every name except localhost counts as outside. */
 export function isLoopback(host: string): boolean {
   const address = bareHost(host);
   const family = isIP(address);

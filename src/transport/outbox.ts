@@ -11,8 +11,8 @@ interface Waiting {
 }
 
 /**
- * The sending half of a channel: numbers messages, lets through what the credit allows, and keeps each until the peer has
- * dealt with it, to be written again when the connection was cut.
+ * The sending half of a channel. It numbers messages, sends as many as the credit allows, and keeps each until the peer has
+ * processed it. After a broken connection it sends the kept ones again.
  */
 export class Outbox {
   private readonly held = new Map<number, EncodedFrame>();
@@ -26,15 +26,15 @@ export class Outbox {
   private failure: Error | undefined;
 
   /**
-   * @param limit bytes held at most, whatever more the peer would take
-   * @param onReady there is something to write
+   * @param limit most bytes held, even if the peer's credit is larger
+   * @param onReady called when a frame can be written
    */
   constructor(
     private readonly limit: number,
     private readonly onReady: () => void,
   ) {}
 
-  /** Bytes sent or ready to be, and not acknowledged; as they count against the credit. */
+  /** Bytes that count against the credit: frames that were sent or can be sent, and are not acknowledged. */
   get heldBytes(): number {
     return this.bytes;
   }
@@ -44,6 +44,7 @@ export class Outbox {
     return this.next;
   }
 
+  /** Resolves once the credit lets the message through. Rejects with the failure, or an `InvalidFrameError`. */
   send(header: MessageHeader, payload: Uint8Array): Promise<void> {
     return new Promise((resolve, reject) => {
       if (this.failure) return reject(this.failure);
@@ -52,7 +53,7 @@ export class Outbox {
     });
   }
 
-  /** Resolves once the peer has dealt with everything sent. */
+  /** Resolves once the peer has processed every message. */
   flushed(): Promise<void> {
     return new Promise((resolve, reject) => {
       if (this.failure && this.acknowledged < this.next) return reject(this.failure);
@@ -61,14 +62,14 @@ export class Outbox {
     });
   }
 
-  /** The next frame for this connection. */
+  /** The next frame to write to this connection; undefined if there is none. */
   take(): EncodedFrame | undefined {
     const frame = this.held.get(this.written);
     if (frame) this.written++;
     return frame;
   }
 
-  /** The peer has dealt with `consumed` messages. */
+  /** The peer has processed `consumed` messages. Throws an `InvalidFrameError` if that number is impossible. */
   acknowledge(consumed: number): void {
     if (this.failure) return;
     if (consumed < this.acknowledged || consumed > this.written)
@@ -83,7 +84,7 @@ export class Outbox {
     this.resolveFlushed();
   }
 
-  /** A new connection, over which the peer says what it has received and would take. */
+  /** A new connection. The peer's hello says how many messages it has received, and its credit. */
   resume(received: number, credit: number): void {
     if (received < this.acknowledged || received > this.next)
       throw new InvalidFrameError(`${received} frames are said to be received, of ${this.next} sent`);
@@ -92,13 +93,14 @@ export class Outbox {
     this.admit();
   }
 
+  /** Rejects everything that waits, and drops the kept frames. */
   fail(error: Error): void {
     this.failure ??= error;
     for (const { reject } of [...this.waiting.splice(0), ...this.flushing.splice(0)]) reject(this.failure);
     this.held.clear();
   }
 
-  /** The peer has closed: what it has not taken it does not want, and further messages are refused with `error`. */
+  /** The peer has closed and wants no more frames. Later messages are refused with `error`. */
   abandon(error: Error): void {
     this.acknowledged = this.next;
     this.resolveFlushed();
@@ -130,5 +132,5 @@ export class Outbox {
   }
 }
 
-/** What a frame counts against a credit. */
+/** Bytes that a frame counts against a credit. */
 const cost = (frame: EncodedFrame): number => frameBytes(frame) + FRAME_OVERHEAD_BYTES;

@@ -14,13 +14,13 @@ interface OpenTensor {
 }
 
 /**
- * The pieces of tensors up to the next `end`, whose value is returned. A piece is dealt with when the next one is asked
- * for. A tensor's last piece is handed on only after its checksum was found right: whoever counts bytes never takes a
- * damaged tensor for a whole one.
- * Throws a `RemoteError` when the peer reports a failure, `ChecksumError`, `ProtocolError`, and what ends the source.
+ * Pieces of tensors up to the next `end`; the iterator returns that frame's value. A piece counts as processed when the next
+ * one is requested. The last piece of a tensor is handed out only after the checksum was found right. So a damaged tensor
+ * never looks complete.
+ * Throws a `RemoteError` if the peer reports a failure, a `ChecksumError`, a `ProtocolError`, or the error that ended the source.
  *
- * Not a generator: it would keep the last piece while it waits for the next, and megabytes that live that long cost more
- * to collect than everything done here.
+ * This is not a generator: a generator would hold the last piece while it waits for the next one, and collecting megabytes
+ * that live that long takes V8 more time than everything done here.
  */
 export function receiveTensors(
   source: MessageSource,
@@ -30,7 +30,7 @@ export function receiveTensors(
   let ended = false;
   const next = async (): Promise<IteratorResult<TensorPiece, unknown>> => {
     while (!ended) {
-      ended = true; // unless this goes well
+      ended = true; // stays true if this throws
       const result = read(await source.receive());
       ended = result?.done ?? false;
       if (result) return result;
@@ -50,7 +50,7 @@ export function receiveTensors(
 
 type Read = (message: Message | undefined) => IteratorResult<TensorPiece, unknown> | undefined;
 
-/** A function that takes messages in their order, and returns the piece that one holds. */
+/** A function that takes the messages in order and returns the piece that a message holds. */
 function createReader(peer: string, onEvent: (value: unknown) => void): Read {
   const open = new Map<number, OpenTensor>();
   let next = 0;

@@ -1,4 +1,4 @@
-/** Requests that go wrong while something comes along: who is told, when, and whether the conversation goes on. */
+/** Requests that fail while tensors are uploaded: which side gets the error, when, and whether the conversation continues. */
 import { PassThrough } from 'node:stream';
 import { describe, expect, test } from 'vitest';
 import { startClient, startServer } from '../../fixtures/peers.js';

@@ -1,6 +1,6 @@
 /**
- * Requests over a channel. They are answered one after the other, in the order they came, so that an answer needs no
- * number; whoever asks may ask again before the last answer is there.
+ * Requests over a channel. They are answered one after the other, in the order in which they came, so an answer needs no
+ * number. The asking side may send a request before the last answer has come.
  *
  *     request (→ tensors, then end or failure) → tensors and events, then end or failure
  */
@@ -12,21 +12,22 @@ import { receiveTensors } from './receive-tensors.js';
 import { sendTensors } from './send-tensors.js';
 import type { TensorPiece } from './tensor-piece.js';
 
-/** What comes with a request, and where a handler puts its answer. */
+/** The tensors that come with a request, and functions to send the answer's parts. */
 export interface Reply {
-  /** The tensors that came with the request; none where it has none. What is not read is passed over. */
+  /** Tensors that came with the request, possibly none. The handler need not read them all. */
   readonly uploads: AsyncIterableIterator<TensorPiece>;
+  /** Sends tensors as part of the answer. */
   tensors(pieces: AsyncIterable<TensorPiece> | Iterable<TensorPiece>): Promise<void>;
-  /** Something to know on the way: progress, say. */
+  /** Sends an intermediate message, such as progress. */
   event(value: unknown): Promise<void>;
 }
 
-/** What it returns ends the answer. What it throws is a `RemoteError` for whoever asked, and the conversation goes on. */
+/** Answers one request. Its value ends the answer. If it throws, the asking side gets a `RemoteError` and the conversation continues. */
 export type Handler = (params: unknown, reply: Reply) => Promise<unknown>;
 
 /**
- * Answers until the peer closes.
- * @param sink undefined: nobody listens for answers, so what fails ends it
+ * Answers requests until the peer closes. Throws a `ProtocolError` for an unknown method, and the error that ends the source.
+ * @param sink undefined on a one-way stream: nobody reads answers, so a failing handler ends the conversation
  */
 export async function answerRequests(
   source: MessageSource,
@@ -57,7 +58,7 @@ export async function answerRequests(
       failure = error as Error;
     }
     if (failure && !sink) throw failure;
-    // At once: whoever asked may have hours of work before the last that comes along.
+    // The failure is sent at once: the asking side might spend hours on the rest of its upload.
     if (failure) await sink?.send(failureOf(failure));
     await passOver(uploads);
     if (!failure) await sink?.send({ kind: 'end', value: value ?? null });
@@ -73,11 +74,11 @@ async function* nothing(): AsyncGenerator<TensorPiece, unknown> {
 }
 
 interface Leavable extends AsyncIterableIterator<TensorPiece> {
-  /** What was asked for last. */
+  /** The last result of `next`. */
   readonly asked: Promise<unknown>;
 }
 
-/** A loop over it may be left, by an error for one, without ending what it reads from. */
+/** Wraps an iterator so that leaving a loop over it, for example by an error, does not end the iterator. */
 function leavable(pieces: AsyncIterator<TensorPiece, unknown>): Leavable {
   let asked: Promise<unknown> = Promise.resolve();
   return {
@@ -95,35 +96,37 @@ function leavable(pieces: AsyncIterator<TensorPiece, unknown>): Leavable {
   };
 }
 
-/** Reads on to the end of what came with a request: the next request comes after it. */
+/** Reads the rest of a request's tensors, because the next request comes after them. */
 async function passOver(uploads: Leavable): Promise<void> {
   try {
     await uploads.asked;
     while (!(await uploads.next()).done);
   } catch (error) {
-    if (!(error instanceof RemoteError)) throw error; // the side that asked has given up: that ends it too
+    if (!(error instanceof RemoteError)) throw error; // a RemoteError means that the asking side gave up, which ends the upload too
   }
 }
 
-/** Takes the pieces of an answer as they come. Must not wait for anything that comes later over the same channel. */
+/** Takes the pieces of an answer as they come. It must not wait for a later message of the same channel. */
 export type OnPiece = (piece: TensorPiece) => void | Promise<void>;
 
+/** The tensors of a request, and the handlers of its answer. */
 export interface Exchange {
   readonly onPiece?: OnPiece | undefined;
   readonly onEvent?: ((value: unknown) => void) | undefined;
-  /** Goes along with the request. */
+  /** Tensors that are sent with the request. */
   readonly uploads?: AsyncIterable<TensorPiece> | Iterable<TensorPiece>;
 }
 
+/** Sends a request and resolves with the value that ends its answer. */
 export type Requester = (method: string, params: unknown, exchange?: Exchange) => Promise<unknown>;
 
-/** A function that asks. It throws a `RemoteError` when the request failed there, and what ends the channel. */
+/** A function that sends requests over a channel. It throws a `RemoteError` if the request failed at the peer, or the error that ends the channel. */
 export function createRequester(channel: Channel): Requester {
   let lastSent: Promise<unknown> = Promise.resolve();
   let lastAnswer: Promise<unknown> = Promise.resolve();
   return (method, params, { onPiece, onEvent, uploads } = {}) => {
     const failed = new AbortController();
-    /** Why what goes along was given up here, and whether all of it has gone. */
+    /** Whether all tensors of the request were sent, and the local error that stopped them. */
     const upload: Upload = { complete: false };
     const sent = lastSent.then(() => sendRequest(channel, method, params, uploads, failed.signal, upload));
     lastSent = sent.catch(() => {});
@@ -143,10 +146,10 @@ export function createRequester(channel: Channel): Requester {
         return value;
       }
     })();
-    // After anything but a failure there the answers that follow could not be told apart.
+    // After any other error than a failure at the peer, later answers could not be matched to their requests.
     const settle = (error: Error): never => {
       failed.abort(error);
-      if (error instanceof RemoteError) throw upload.failure ?? error; // the peer was told, and says so
+      if (error instanceof RemoteError) throw upload.failure ?? error; // the peer only reports the local failure back
       if (error !== upload.failure) channel.fail(error);
       throw error;
     };
@@ -162,7 +165,7 @@ interface Upload {
   failure?: Error;
 }
 
-/** What goes along is broken off when the request has failed at the other side; or here, which the other side is told. */
+/** Sends a request and its tensors. It stops when the request has failed at the peer, or here; then it sends a `failure`. */
 async function sendRequest(
   sink: MessageSink,
   method: string,
@@ -176,7 +179,7 @@ async function sendRequest(
     try {
       await sendTensors(sink, unlessAborted(uploads, failed));
     } catch (error) {
-      if (!failed.aborted) upload.failure = error as Error; // else the answer tells
+      if (!failed.aborted) upload.failure = error as Error; // otherwise the answer has the error
       await sink.send(failureOf(error as Error));
       return;
     }
@@ -195,7 +198,7 @@ async function* unlessAborted(
   }
 }
 
-/** The same requests one way, over a byte stream: nobody answers. What fails there ends the stream. */
+/** A function that sends requests over a one-way byte stream. Nobody answers: a request that fails at the peer ends the stream. */
 export function createTeller(sink: MessageSink): Requester {
   const never = new AbortController().signal;
   return async (method, params, { uploads } = {}) => {

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { expect, test } from 'vitest';
 import { echo, isEchoed, seededBytes, startClient, startProxy, startServer } from '../../fixtures/peers.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import { PeerLostError, PeerTimeoutError, SessionLostError, UnreachablePeerError } from '../errors.js';
 import { MIN_CREDIT_BYTES } from './limits.js';
 import { receiveTensors } from './receive-tensors.js';
@@ -32,31 +33,38 @@ async function digestOf(pieces: AsyncIterable<TensorPiece>): Promise<string> {
   return digest(all);
 }
 
-test('a stream both ways over a line cut at a hundred random bytes arrives whole, once and in order', async () => {
-  let arrived = '';
-  const server = await startServer(async (channel) => {
+for (const [cuts, cost] of [
+  [12, {}],
+  [100, THOROUGH],
+] as const)
+  test(`a stream both ways over a line cut at ${cuts} random bytes arrives whole, once and in order`, {
+    ...cost,
+    timeout: 120_000,
+  }, async () => {
+    let arrived = '';
+    const server = await startServer(async (channel) => {
+      const sending = sendTensors(channel, tensors()).then(() => channel.send({ kind: 'end', value: 'sent' }));
+      arrived = await digestOf(receiveTensors(channel));
+      await sending;
+      await channel.receive(); // until the peer closes
+    });
+    const random = seededBytes(400, 11);
+    let drawn = 0;
+    // From inside the handshake on; later cuts are farther apart, or a connection would not live to its hello.
+    const proxy = await startProxy(server.url, () =>
+      drawn < cuts ? 1 + (new DataView(random.buffer).getUint32(4 * drawn++) % 400_000) : undefined,
+    );
+    const channel = await startClient(proxy.url, { connectTimeoutMs: 60_000 });
     const sending = sendTensors(channel, tensors()).then(() => channel.send({ kind: 'end', value: 'sent' }));
-    arrived = await digestOf(receiveTensors(channel));
+    const received = await digestOf(receiveTensors(channel));
     await sending;
-    await channel.receive(); // until the peer closes
+    await channel.flushed();
+    await channel.close();
+    expect(proxy.cuts).toBe(cuts);
+    expect(received).toBe(digest(tensors()));
+    expect(arrived).toBe(digest(tensors()));
+    expect(server.problems).toEqual([]);
   });
-  const random = seededBytes(400, 11);
-  let drawn = 0;
-  // From inside the handshake on; later cuts are farther apart, or a connection would not live to its hello.
-  const proxy = await startProxy(server.url, () =>
-    drawn < 100 ? 1 + (new DataView(random.buffer).getUint32(4 * drawn++) % 400_000) : undefined,
-  );
-  const channel = await startClient(proxy.url, { connectTimeoutMs: 60_000 });
-  const sending = sendTensors(channel, tensors()).then(() => channel.send({ kind: 'end', value: 'sent' }));
-  const received = await digestOf(receiveTensors(channel));
-  await sending;
-  await channel.flushed();
-  await channel.close();
-  expect(proxy.cuts).toBe(100);
-  expect(received).toBe(digest(tensors()));
-  expect(arrived).toBe(digest(tensors()));
-  expect(server.problems).toEqual([]);
-}, 120_000);
 
 test('a conversation goes on after the line was down', async () => {
   const server = await startServer(echo);
@@ -89,7 +97,7 @@ test('a peer that was restarted is a lost session', async () => {
   const proxy = await startProxy(first.url);
   const channel = await startClient(proxy.url);
   expect(await isEchoed(channel, 1)).toBe(true);
-  proxy.refuse(); // gone without a word, as when its machine lost power
+  proxy.refuse(); // the peer vanishes without a closing frame, as when its machine loses power
   proxy.accept(second.url);
   await expect(isEchoed(channel, 2)).rejects.toBeInstanceOf(SessionLostError);
 });

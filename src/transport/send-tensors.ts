@@ -11,9 +11,9 @@ interface OpenTensor {
 }
 
 /**
- * Sends tensors as their pieces come, each with a checksum over all its bytes. The caller sends what follows, an `end`
- * usually. Piece data is handed over: it must not change until the sink has done with it.
- * Throws what the sink throws, and an `InvalidFrameError` where pieces do not add up to their tensor.
+ * Sends tensors as their pieces come, each with a checksum over all its bytes. The caller sends the frame that follows,
+ * usually an `end`. The pieces' data belongs to the sink from then on and must not change.
+ * Throws the sink's errors, and an `InvalidFrameError` if pieces do not add up to their tensor.
  */
 export async function sendTensors(
   sink: MessageSink,

@@ -96,7 +96,7 @@ test('a range read over a line that breaks again and again is whole', async () =
   expect(proxy.cuts).toBeGreaterThan(2);
 });
 
-/** A read from a server that stops in the middle of it; another takes its place. Also the positions each was asked for. */
+/** Reads from a server that stops in the middle and is replaced by another. Returns the bytes and the positions that each was asked for. */
 async function restarted(root: string): Promise<{ read: Promise<Buffer>; asked: [number[], number[]] }> {
   const asked: [number[], number[]] = [[], []];
   const source = folderSource(root);
@@ -119,7 +119,7 @@ async function restarted(root: string): Promise<{ read: Promise<Buffer>; asked: 
         async read(file, position, target) {
           asked[0].push(position);
           if (asked[0].length === 3) {
-            await channel.flushed(); // what was sent before has arrived
+            await channel.flushed(); // the bytes sent before have arrived
             proxy.refuse();
             proxy.accept(second.url);
           }

@@ -1,4 +1,4 @@
-/** A folder of files on another machine, read by ranges as if it were here. */
+/** Files of a folder on another machine, read by ranges. */
 import { z } from 'zod';
 import { ProtocolError, ReadError, RemoteChangedError, SessionLostError } from '../errors.js';
 import { listOf } from '../list-of.js';
@@ -10,27 +10,29 @@ import { MAX_NAME_LENGTH, MAX_PAYLOAD_BYTES } from './limits.js';
 import { answerRequests, createRequester, type Requester } from './requests.js';
 import type { TensorPiece } from './tensor-piece.js';
 
-/** Reads ranges of files. Local files, and those of a peer. */
+/** Reads ranges of files, local or of a peer. */
 export interface RangeSource {
-  /** Fills `target` from `file` at `position`. A file that ends early is an error, never a short result. */
+  /** Fills `target` with the bytes of `file` from `position` on. Throws if the file ends before `target` is full. */
   read(file: string, position: number, target: Uint8Array): Promise<void>;
 }
 
+/** A file's name and version. */
 export interface FileInfo {
   readonly file: string;
   readonly bytes: number;
-  /** Milliseconds since 1970: tells a file from one that took its place. */
+  /** Time of the last change, milliseconds since 1970. It tells a file from another that replaced it. */
   readonly modified: number;
 }
 
-/** What `offerFiles` gives to others, and `connectFiles` gets. */
+/** Files that `offerFiles` offers and `connectFiles` reads. */
 export interface FileSource extends RangeSource {
   list(): Promise<readonly FileInfo[]>;
 }
 
+/** Name of the service that offers files. */
 export const FILE_SERVICE = 'files';
 
-/** Published checkpoints have some 200 files; this is room for 10 000. */
+/** Published checkpoints have about 200 files. This is enough for 10 000. */
 const MAX_LIST_BYTES = 2 * 1024 * 1024;
 
 const fileInfo = z.strictObject({
@@ -44,7 +46,7 @@ const range = z.strictObject({
   end: z.int().nonnegative(),
 });
 
-/** Has the conversation of one peer that reads. Only files that `list` names are given out, whatever path is asked for. */
+/** Answers one peer that reads files. Only files that `list` names can be read. */
 export async function offerFiles(channel: Channel, source: FileSource): Promise<void> {
   const files = new Map((await source.list()).map((info) => [info.file, info]));
   await answerRequests(channel, channel, {
@@ -61,7 +63,7 @@ export async function offerFiles(channel: Channel, source: FileSource): Promise<
   });
 }
 
-/** A range as a tensor of bytes. Each piece has memory of its own: the channel keeps it until it has arrived. */
+/** A range of a file as a tensor of bytes. Each piece has its own memory, because the channel keeps it until it has arrived. */
 async function* readPieces(source: RangeSource, file: string, start: number, end: number): AsyncGenerator<TensorPiece> {
   const bytes = end - start;
   for (let offset = 0; offset < bytes; offset += MAX_PAYLOAD_BYTES) {
@@ -71,13 +73,15 @@ async function* readPieces(source: RangeSource, file: string, start: number, end
   }
 }
 
+/** A peer's files. `close` ends the conversation. */
 export interface RemoteFiles extends FileSource {
   close(): Promise<void>;
 }
 
 /**
- * The files a peer offers. Reads may overlap; a read that the peer's restart interrupts goes on at the byte it had reached.
- * Throws what `connect` throws; reads throw a `RemoteError` for what the peer cannot read, and a `RemoteChangedError`.
+ * Connects to a peer that offers files. Several reads may run at once. If the peer restarts, a read continues at the byte that
+ * it had reached. Throws the errors of `connect`. Reads throw a `RemoteError` if the peer cannot read, and a
+ * `RemoteChangedError` if the files changed.
  */
 export async function connectFiles(url: string, options: Omit<ConnectOptions, 'service'>): Promise<RemoteFiles> {
   const open = async (): Promise<{ channel: Channel; ask: Requester }> => {
@@ -86,7 +90,7 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
   };
   let session = open();
   const files = await listFiles(await session);
-  /** One new session, however many reads find that the old one is lost. */
+  /** Opens one new session, even if several reads find that the old one is lost. */
   const renew = async (lost: typeof session): Promise<void> => {
     if (session === lost)
       session = open().then(async (opened) => {
@@ -107,7 +111,7 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
           const params = { file, start, end: position + target.byteLength };
           const onPiece = ({ name, bytes, data }: TensorPiece): void => {
             if (name !== file || bytes !== params.end - start)
-              throw new ProtocolError(channel.peer, 'not what was asked');
+              throw new ProtocolError(channel.peer, 'it sends another range than the requested one');
             target.set(data, done);
             done += data.byteLength;
           };
@@ -120,7 +124,7 @@ export async function connectFiles(url: string, options: Omit<ConnectOptions, 's
       }
     },
     async close() {
-      const opened = await session.catch(() => undefined); // a lost session has told its readers
+      const opened = await session.catch(() => undefined); // the reads have already thrown this error
       await opened?.channel.close();
     },
   };

@@ -1,12 +1,12 @@
-/** Part of a tensor, on its way. Pieces of one tensor follow each other from its first byte; tensors may be interleaved. */
+/** Part of a tensor. Pieces of one tensor come in order from its first byte. Pieces of several tensors may alternate. */
 export interface TensorPiece {
   readonly name: string;
-  /** As in a safetensors header. */
+  /** Name as in a safetensors header. */
   readonly dtype: string;
   readonly shape: readonly number[];
-  /** Of the whole tensor. */
+  /** Size of the whole tensor, bytes. */
   readonly bytes: number;
-  /** Of `data`, in bytes from the tensor's first. */
+  /** Position of `data` in the tensor, bytes. */
   readonly offset: number;
   readonly data: Uint8Array;
 }

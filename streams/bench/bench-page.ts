@@ -1,7 +1,7 @@
-/** The report as one page. */
+/** The report of `mobe bench` as one HTML page. */
 import { formatBytes } from '../../src/format.js';
+import { bars, shares } from '../../src/page/bars.js';
 import { htmlPage, paragraphs, type Section, table } from '../../src/page/page.js';
-import { bars, shares } from '../../src/page/svg.js';
 import type { BenchReport } from './benchmark.js';
 import { COLUMNS, rowCells, STAGE_COLUMNS, stageCells } from './report-text.js';
 import type { Row } from './rows.js';
@@ -16,7 +16,10 @@ const TITLES: Readonly<Record<Way['stage'], string>> = {
   pipeline: 'Everything, with a few solver steps',
 };
 
-/** @param more sections that follow those of the report */
+/**
+ * The page as HTML.
+ * @param more sections to add after the report's charts
+ */
 export function reportPage(report: BenchReport, more: readonly Section[] = []): string {
   const { machine, source, rounds, rows, targets, notes } = report;
   const { cpu, cores, memoryBytes, platform, node, load } = machine;

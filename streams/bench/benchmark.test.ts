@@ -4,6 +4,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { pageFaults } from '../../fixtures/page.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import { describeReport } from '../../src/cli/bench-table.js';
 import { MeasurementError, NotACheckpointError } from '../../src/errors.js';
 import { reportPage } from './bench-page.js';
@@ -15,11 +16,11 @@ const folder = temporaryFolder();
 const model = join(folder, 'model');
 
 beforeAll(async () => {
-  // Large enough that a slowed stage shows above what processes and disks do on their own.
+  // The model is large enough that a slowed stage stands out from the noise of processes and disks.
   await generateCheckpoint(model, { layers: 2, experts: 8, rows: 256, cols: 512, shardBytes: 8e6 });
 });
 
-describe('a stage that is slowed is named as what limits the conversion', () => {
+describe('a stage that is slowed is named as what limits the conversion', THOROUGH, () => {
   test.each([
     ['read', 200, /^read-bound: read \d/],
     ['hash', 40, /^processor-bound: hash \d/],

@@ -1,4 +1,4 @@
-/** How fast this machine streams a model, what limits it, and how far from the limit we are. */
+/** Measures how fast this machine streams a model, what limits it, and how close this program comes to the limit. */
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { cpus, loadavg, tmpdir, totalmem } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -14,25 +14,27 @@ import { runTask } from './run-task.js';
 import type { Sample } from './sample.js';
 import { sampleModel } from './sample-model.js';
 import { checkTargets, type Target } from './targets.js';
-import type { Command, SampleOfModel } from './task.js';
+import { type Command, DEFAULT_BYTES, DEFAULT_ROUNDS, type SampleOfModel } from './task.js';
 import { listWays, type Way } from './ways.js';
 
+/** Options of `benchmark`. */
 export interface BenchOptions {
-  /** Folder on the disk to be written to. Default: the system's temporary one. */
+  /** Folder on the disk that is measured. Default: the system's temporary folder. */
   readonly folder?: string;
-  /** Times everything is measured, ways taking turns. */
+  /** Number of rounds. Each round measures every way once. Default: `DEFAULT_ROUNDS`. */
   readonly rounds?: number;
-  /** Of the model that take part: whole shards, and at least one. */
+  /** Most bytes of the model to read, in whole shards and at least one. Default: `DEFAULT_BYTES`. */
   readonly bytes?: number;
-  /** Makes a stage of the conversions slower, to see that it is found. */
+  /** Makes one stage of the conversions slower, to test that the report finds it. */
   readonly slow?: Slowdown | undefined;
-  /** Only these stages. */
+  /** Stages to measure. Default: all. */
   readonly stages?: ReadonlyArray<Way['stage']> | undefined;
   readonly signal?: AbortSignal;
-  /** Told before each measurement. */
+  /** Called before each measurement. */
   readonly onMeasure?: (done: number, total: number, what: string) => void;
 }
 
+/** All results of one run. */
 export interface BenchReport {
   readonly machine: Machine;
   readonly source: SampleOfModel;
@@ -40,23 +42,22 @@ export interface BenchReport {
   readonly rounds: number;
   readonly rows: readonly Row[];
   readonly targets: readonly Target[];
-  /** What was not measured, and why; how the cache was emptied. */
+  /** Things that were not measured, with the reason, and how the cache was emptied. */
   readonly notes: readonly string[];
 }
 
+/** The machine that was measured. */
 export interface Machine {
   readonly cpu: string | undefined;
   readonly cores: number;
   readonly memoryBytes: number;
   readonly platform: string;
   readonly node: string;
-  /** Load average when it began. Whatever else ran then is in the figures. */
+  /** Load average at the start. Other programs that ran then affect the figures. */
   readonly load: number;
 }
 
-export const DEFAULT_ROUNDS = 5;
-export const DEFAULT_BYTES = 2e9;
-
+/** Facts about this machine. */
 export const machineFacts = (): Machine => ({
   cpu: cpus()[0]?.model,
   cores: cpus().length,
@@ -66,7 +67,7 @@ export const machineFacts = (): Machine => ({
   load: loadavg()[0] as number,
 });
 
-/** Measures a model's way through this machine. Throws a `MobeError`; nothing is left of what was written. */
+/** Measures every stage on a model. Removes all files that it wrote. Throws a `MobeError`. */
 export async function benchmark(model: string, options: BenchOptions = {}): Promise<BenchReport> {
   const { rounds = DEFAULT_ROUNDS, bytes: limit = DEFAULT_BYTES, slow, stages, signal, onMeasure } = options;
   const machine = machineFacts();
@@ -104,7 +105,7 @@ export async function benchmark(model: string, options: BenchOptions = {}): Prom
     for (let round = 0; round < rounds; round++) {
       for (const way of ways) {
         if (signal?.aborted) throw new InterruptedError();
-        if (round > 0 && way.stage === 'pipeline') continue; // minutes, where experts are large
+        if (round > 0 && way.stage === 'pipeline') continue; // large experts take minutes
         onMeasure?.(done++, total, `${way.stage}: ${way.way}${way.cache === 'cold' ? ', cold' : ''}`);
         await settle(folder);
         if (way.cache === 'cold') await dropper?.drop(source);
@@ -120,7 +121,7 @@ export async function benchmark(model: string, options: BenchOptions = {}): Prom
   }
 }
 
-/** Undefined where the model has experts that can be compressed. */
+/** Why the model cannot be compressed; undefined if it can. */
 function whyNotCompressed(checkpoint: Checkpoint): string | undefined {
   try {
     const { layers } = detectModel(checkpoint);

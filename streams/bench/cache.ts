@@ -1,4 +1,4 @@
-/** Files out of the page cache, and into it. */
+/** Removes files from the page cache, or reads them into it. */
 import { execFile } from 'node:child_process';
 import { createReadStream } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
@@ -8,7 +8,7 @@ import { BLOCK_BYTES, type SampleOfModel } from './task.js';
 
 const execute = promisify(execFile);
 
-/** How files can be forgotten here. Node has no `posix_fadvise`. */
+/** A way to remove files from the page cache. Node has no `posix_fadvise`. */
 export interface CacheDropper {
   readonly how: string;
   drop(source: SampleOfModel): Promise<void>;
@@ -16,14 +16,14 @@ export interface CacheDropper {
 
 const filesOf = ({ folder, shards }: SampleOfModel): string[] => shards.map((shard) => join(folder, shard));
 
-/** Undefined where the cache cannot be emptied: then only warm reads are measured. */
+/** A way that works here; undefined if there is none. Then only warm reads are measured. */
 export async function findCacheDropper(source: SampleOfModel): Promise<CacheDropper | undefined> {
   for (const dropper of DROPPERS) {
     try {
       await dropper.drop(source);
       if ((await cachedShare(source)) <= DROPPED_SHARE) return dropper;
     } catch {
-      // the next one
+      // The next way is tried.
     }
   }
   return undefined;
@@ -43,10 +43,10 @@ const DROPPERS: readonly CacheDropper[] = [
   },
 ];
 
-/** Some pages come back at once: of the file's end, and of what another process reads. */
+/** Share of pages that may remain: some come back at once, at the end of a file or because another process reads them. */
 const DROPPED_SHARE = 0.05;
 
-/** By util-linux's `fincore`. Throws where that is not installed: what cannot be checked is not called cold. */
+/** Share of the files that is cached, by util-linux's `fincore`. Throws if that is missing: a cache that cannot be checked is not called cold. */
 async function cachedShare(source: SampleOfModel): Promise<number> {
   const { stdout } = await execute('fincore', ['--bytes', '--noheadings', '--output', 'RES', ...filesOf(source)]);
   const resident = stdout
@@ -56,12 +56,12 @@ async function cachedShare(source: SampleOfModel): Promise<number> {
   return resident / source.bytes;
 }
 
-/** Reads everything once. */
+/** Reads all files once, so that they are in the page cache. */
 export async function warm(source: SampleOfModel): Promise<void> {
   for (const file of filesOf(source)) for await (const _ of createReadStream(file, { highWaterMark: BLOCK_BYTES }));
 }
 
-/** Lets what was written reach the disk, so that one measurement does not wait for another's. */
+/** Waits until written data is on the disk, so that one measurement does not wait for another's data. */
 export async function settle(folder: string): Promise<void> {
-  await execute('sync', ['--file-system', folder]).catch(() => {}); // not on every system; then the spread shows it
+  await execute('sync', ['--file-system', folder]).catch(() => {}); // some systems lack it; their figures then spread more
 }

@@ -1,6 +1,6 @@
 /**
- * The process of one measurement: nothing else has warmed its heap or widened its memory. It loads what its task needs and no
- * more, since a library's code is resident memory too.
+ * The process of one measurement. A new process has a fresh heap. It loads only the code that its task needs, because code takes
+ * memory too.
  */
 import { type Outcome, takeSample } from './sample.js';
 import type { Task } from './task.js';

@@ -1,4 +1,4 @@
-/** What else copies checkpoints: run as it is, timed from its start to its end. */
+/** Runs other programs that copy checkpoints, and measures them from start to end. */
 import { execFile } from 'node:child_process';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -9,10 +9,10 @@ import type { Command, SampleOfModel } from './task.js';
 
 const execute = promisify(execFile);
 
-/** The Python that has `safetensors` and `torch` (NumPy knows no bf16). */
+/** A Python with `safetensors` and `torch` (NumPy has no bf16). */
 export const PYTHON = process.env.PYTHON ?? 'python3';
 
-/** Loads every tensor and saves it again, file by file; says the seconds that took and its peak memory in KiB. */
+/** Loads every tensor and saves it again, file by file. Prints the seconds and the peak memory in KiB. */
 const PYTHON_COPY = `
 import os, resource, sys, time
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,7 @@ for file in files:
 print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 `;
 
-/** Undefined where it can run here, else why it cannot. */
+/** Why a command cannot run here; undefined if it can. */
 export async function missing(command: Command): Promise<string | undefined> {
   const probe: readonly [string, string[]] =
     command === 'python' ? [PYTHON, ['-c', 'import torch, safetensors.torch']] : [command, ['--version']];
@@ -36,6 +36,7 @@ export async function missing(command: Command): Promise<string | undefined> {
   }
 }
 
+/** Copies a source's shards with a command. `sync` also brings the copies to the disk. Throws the command's error. */
 export const runCommand = (command: Command, source: SampleOfModel, parent: string, sync: boolean): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const { bytes, shards } = source;
@@ -49,7 +50,7 @@ export const runCommand = (command: Command, source: SampleOfModel, parent: stri
     else {
       const { stdout } = await execute(PYTHON, ['-c', PYTHON_COPY, folder, ...from]);
       const [seconds, kibibytes] = stdout.trim().split(' ').map(Number) as [number, number];
-      reported = { seconds, peakRssBytes: kibibytes * 1024 }; // starting Python and loading torch is not copying
+      reported = { seconds, peakRssBytes: kibibytes * 1024 }; // without the start of Python and the loading of torch
     }
     const copied = stop();
     if (sync) await Promise.all(to.map(syncFile));

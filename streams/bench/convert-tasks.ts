@@ -5,39 +5,52 @@ import { planCompression } from '../../src/conversion/compression-plan.js';
 import { planConversion } from '../../src/conversion/conversion-plan.js';
 import { UnknownModelError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
+import { nullOutput } from '../../src/output/null-output.js';
 import { createStageClocks, type Slowdown } from '../flow/stage-clock.js';
 import { compressPlanned } from '../operations/compress.js';
 import { convert } from '../operations/convert.js';
+import type { OutputPlace } from '../operations/open-output.js';
 import { inFolder } from './in-folder.js';
 import { type Outcome, startTimer } from './sample.js';
 import { planCopy, restrict } from './sample-model.js';
 import type { SampleOfModel } from './task.js';
 
-/** What `mobe compress --layers none` does, with the shards that take part. */
-export const passThroughConversion = (source: SampleOfModel, parent: string, slow?: Slowdown): Promise<Outcome> =>
-  inFolder(parent, async (folder) => {
-    const clocks = createStageClocks(slow);
-    const stop = startTimer();
-    const plan = planCopy(await openCheckpoint(source.folder), source.shards);
-    await convert({
-      plan,
-      out: join(folder, 'out'),
-      inputs: [source.folder],
-      expertBranch: async function* () {},
-      config: {},
-      record: { kind: 'compress', sourceFingerprint: 'of a measurement', settings: {} },
-      run: { clocks },
-      started: performance.now(),
-    });
-    const time = stop();
-    return { bytes: source.bytes, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
-  });
+/**
+ * Does the same as `mobe compress --layers none` with the measured shards.
+ * @param parent the folder to write in; undefined: the output is thrown away
+ */
+export const passThroughConversion = (
+  source: SampleOfModel,
+  parent: string | undefined,
+  slow?: Slowdown,
+): Promise<Outcome> =>
+  parent === undefined
+    ? passThroughTo(nullOutput(), source, slow)
+    : inFolder(parent, (folder) => passThroughTo(join(folder, 'out'), source, slow));
 
-/** Few, of few experts and of a low rank, since their time is the arithmetic's, and known from elsewhere (`npm run bench:step`). */
+async function passThroughTo(out: OutputPlace, source: SampleOfModel, slow?: Slowdown): Promise<Outcome> {
+  const clocks = createStageClocks(slow);
+  const stop = startTimer();
+  const plan = planCopy(await openCheckpoint(source.folder), source.shards);
+  await convert({
+    plan,
+    out,
+    inputs: [source.folder],
+    experts: async function* () {},
+    companions: { config: {} },
+    record: { kind: 'compress', sourceFingerprint: 'of a measurement', settings: {} },
+    run: { clocks },
+    started: performance.now(),
+  });
+  const time = stop();
+  return { bytes: source.bytes, ...time, heldBytes: clocks.peakHeldBytes, stages: clocks.times() };
+}
+
+/** Few steps, few experts and a low rank: the time of the arithmetic is measured elsewhere (`npm run bench:step`). */
 const SOLVER_STEPS = 3;
 const MOST_EXPERTS = 8;
 
-/** `mobe compress` of the first layer with experts, of which only some are fitted and the others pass through. */
+/** `mobe compress` of the first layer with experts. Only one group is fitted; the other experts are copied. */
 export const compressLayer = (model: string, parent: string, slow?: Slowdown): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const checkpoint = await openCheckpoint(model);
@@ -56,13 +69,13 @@ export const compressLayer = (model: string, parent: string, slow?: Slowdown): P
       format: 'hf',
     });
     const source = restrict(checkpoint, (name) => name.startsWith(layer.prefix));
-    const { format, settings, model: detected } = planned;
+    const { settings, model: detected } = planned;
     const fitted = planned.groups.slice(0, 1);
     const part = planConversion({
       source,
       groups: fitted,
       layers: detected.layers,
-      format,
+      format: 'hf',
       shardBytes: settings.shardSize,
     });
     const clocks = createStageClocks(slow);

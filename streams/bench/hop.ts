@@ -1,4 +1,4 @@
-/** Tensors over a WebSocket of this machine, to a thread that drops them: what a connection costs before any network does. */
+/** Sends tensors over a WebSocket to another thread, which drops them. It measures the cost of a connection without a network. */
 import { randomFillSync } from 'node:crypto';
 import { once } from 'node:events';
 import { parentPort, Worker, workerData } from 'node:worker_threads';
@@ -12,10 +12,10 @@ import { BLOCK_BYTES } from './task.js';
 
 const SERVICE = 'bench';
 const HOST = '127.0.0.1';
-/** Tells the thread that is started here from others that load this file. */
+/** Worker data of the receiving thread. Other threads that load this file do not have it. */
 const RECEIVER = 'receiver of bench/hop';
 
-/** Clock: from the first byte that is sent to the receiver's word that it has the last. */
+/** Measures from the first byte sent until the receiver says that it has the last one. */
 export async function hop(bytes: number): Promise<Outcome> {
   const peer = new Worker(new URL(import.meta.url), { workerData: RECEIVER });
   try {

@@ -2,7 +2,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Outcome } from './sample.js';
 
-/** A folder that is there for one measurement. Removing it is not part of that. */
+/** Runs a task in a new folder and removes the folder. The task measures itself, without the removal. */
 export async function inFolder(parent: string, task: (folder: string) => Promise<Outcome>): Promise<Outcome> {
   const folder = await mkdtemp(join(parent, 'mobe-bench-'));
   try {

@@ -1,4 +1,4 @@
-/** Stages that touch no disk: a core and its memory. */
+/** Stages without disk access. They measure one core and its memory. */
 import { createHash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import { decodeRows, type Encoding, storedBytes } from '../../src/checkpoint/encoding.js';
@@ -6,11 +6,11 @@ import { measureMoments } from '../../src/linalg/moments.js';
 import { type Outcome, startTimer } from './sample.js';
 import type { MemoryTask } from './task.js';
 
-/** An expert of 2048 × 2048; several, so that what is read is no longer in a cache. */
+/** Experts of 2048 × 2048. There are several, so that the next one is no longer in the CPU's cache. */
 const ROWS = 2048;
 const COLS = 2048;
 const EXPERTS = 8;
-/** DeepSeek-V3's. */
+/** DeepSeek-V3's block size. */
 const BLOCK = 128;
 
 const WARM_UP_SECONDS = 0.2;
@@ -23,7 +23,7 @@ const ENCODINGS: Readonly<Partial<Record<MemoryTask, Encoding>>> = {
   fp8: { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: BLOCK, blockCols: BLOCK },
 };
 
-/** One expert after another, for half a second after the compiler has had its time. */
+/** Processes one expert after another for `SECONDS`, after a warm-up for V8's compiler. */
 export async function inMemory(what: MemoryTask): Promise<Outcome> {
   const { size, turn } = prepare(what);
   let expert = 0;
@@ -50,7 +50,7 @@ function prepare(what: MemoryTask): { size: number; turn: (expert: number) => vo
   const ones = new Uint8Array(new Float32Array(scales / 4).fill(1).buffer);
   switch (what) {
     case 'copy': {
-      // As many bytes to write as decoding 16 bits has; the rate is of half of them, as there.
+      // It writes as many bytes as decoding 16-bit numbers does. As there, the rate counts half of them.
       const decoded = experts.map(() => new Float32Array(ROWS * COLS).fill(1));
       return { size: 2 * ROWS * COLS, turn: (i) => target.set(decoded[i] as Float32Array) };
     }
@@ -73,7 +73,7 @@ function prepare(what: MemoryTask): { size: number; turn: (expert: number) => vo
   }
 }
 
-/** Bytes that make no NaN as bf16, f16 or fp8: sign and exponent stay small. */
+/** Bytes that are no NaN as bf16, f16 or fp8: some bits of the exponent are always 0. */
 function finiteBytes(size: number, seed: number): Uint8Array {
   const bytes = new Uint8Array(size);
   let state = seed + 1;

@@ -12,7 +12,7 @@ import { BLOCK_BYTES, type SampleOfModel } from './task.js';
 
 const files = ({ folder, shards }: SampleOfModel): string[] => shards.map((shard) => join(folder, shard));
 
-/** One read at a time into one buffer: the least that reading takes here. */
+/** Reads one block at a time into one buffer. No way of reading is faster here. */
 export async function pread(source: SampleOfModel): Promise<Outcome> {
   const buffer = new Uint8Array(BLOCK_BYTES);
   let bytes = 0;
@@ -33,7 +33,10 @@ export async function pread(source: SampleOfModel): Promise<Outcome> {
   return { bytes, heldBytes: BLOCK_BYTES, ...stop() };
 }
 
-/** @param blockBytes `highWaterMark`; Node's own without */
+/**
+ * Reads with `createReadStream`.
+ * @param blockBytes `highWaterMark`; default: Node's
+ */
 export async function readStream(source: SampleOfModel, blockBytes?: number): Promise<Outcome> {
   let bytes = 0;
   const stop = startTimer();
@@ -44,14 +47,14 @@ export async function readStream(source: SampleOfModel, blockBytes?: number): Pr
   return { bytes, ...stop() };
 }
 
-/** What pass-through reads, released at once. */
+/** Reads with our pass-through stage and releases each block at once. */
 export async function ourSource(source: SampleOfModel): Promise<Outcome> {
   const checkpoint = await openCheckpoint(source.folder);
   const { copies } = planCopy(checkpoint, source.shards);
   const clocks = createStageClocks();
   const pool = new BufferPool(PASS_THROUGH_BLOCKS, BLOCK_BYTES, clocks.held);
   let bytes = 0;
-  const stop = startTimer(); // headers are measured by themselves
+  const stop = startTimer(); // reading headers is measured separately
   for await (const { data, release } of passThrough(copies, checkpoint.files, pool)) {
     bytes += data.byteLength;
     release?.();

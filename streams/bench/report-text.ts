@@ -1,7 +1,8 @@
-/** A report's cells, as the table on a terminal and the page both show them. */
+/** Texts of a report's table cells, for the terminal and the page. */
 import { formatBytes } from '../../src/format.js';
 import type { Row, Spread, StageShare } from './rows.js';
 
+/** Titles of the columns of `rowCells`. */
 export const COLUMNS = [
   'stage',
   'way',
@@ -15,10 +16,12 @@ export const COLUMNS = [
   'loop p99',
 ] as const;
 
+/** 0.25 → "25 %". */
 export const percent = (share: number): string => `${(100 * share).toFixed(0)} %`;
 
 const NONE = '-';
 
+/** Cells of a row. */
 export function rowCells(row: Row): string[] {
   const { stage, way, cache, rate, ratio, against, cpuSecondsPerGigabyte, peakRssBytes, heldBytes, loopP99Ms } = row;
   return [
@@ -37,8 +40,10 @@ export function rowCells(row: Row): string[] {
 
 const range = ({ low, high }: Spread): string => `${low.toFixed(2)} to ${high.toFixed(2)}`;
 
+/** Titles of the columns of `stageCells`. */
 export const STAGE_COLUMNS = ['pipeline', 'cache', 'stage', 'working', 'starved', 'blocked', 'GB/s'] as const;
 
+/** Cells of a stage of a pipeline. */
 export const stageCells = (row: Row, { stage, working, starved, blocked, rate }: StageShare): string[] => [
   `${row.stage}: ${row.way}`,
   row.cache,

@@ -1,4 +1,4 @@
-/** From samples to rows: medians, spreads, ratios, and what limits a pipeline. */
+/** Turns samples into rows: medians, spreads, ratios, and the stage that limits a pipeline. */
 import { bottleneck, type StageTimes } from '../flow/stage-clock.js';
 import type { Sample } from './sample.js';
 import { NORMALISE, OURS, SHA256, type Way } from './ways.js';
@@ -8,37 +8,41 @@ export interface Measured extends Omit<Way, 'task'> {
   readonly samples: readonly Sample[];
 }
 
+/** A line of the report: one way with its figures. */
 export interface Row extends Omit<Measured, 'samples'> {
-  /** GB of source a second: median, least and most. */
+  /** GB of the source a second. */
   readonly rate: Spread;
   readonly cpuSecondsPerGigabyte: number;
-  /** The largest of all rounds. */
+  /** The largest peak of all rounds. */
   readonly peakRssBytes: number;
   readonly heldBytes?: number;
   readonly loopP99Ms?: number;
-  /** Of the way it is compared with: median, least and most of the rounds' own ratios, since both ran in the same minute. */
+  /** Rate divided by that of the way `against`. Each round has its own ratio, because both ran in the same minute. */
   readonly ratio?: Spread;
-  /** Shares of the time, of the median round. */
+  /** How each stage spent its time, in the round with the median rate. */
   readonly stages?: readonly StageShare[];
-  /** "write-bound: write 1.1 of 1.2 GB/s" */
+  /** The limiting stage, e.g. "write-bound: write 1.1 of 1.2 GB/s". */
   readonly limit?: string;
 }
 
+/** Median and extremes of all rounds. */
 export interface Spread {
   readonly median: number;
   readonly low: number;
   readonly high: number;
 }
 
+/** A stage's time, as shares that sum to 1. */
 export interface StageShare {
   readonly stage: string;
   readonly working: number;
   readonly starved: number;
   readonly blocked: number;
-  /** GB/s that went through it over the whole time. */
+  /** GB/s through the stage, over the whole time. */
   readonly rate: number;
 }
 
+/** Median and extremes of at least one value. */
 export function spread(values: readonly number[]): Spread {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length / 2;
@@ -46,8 +50,10 @@ export function spread(values: readonly number[]): Spread {
   return { median, low: sorted[0] as number, high: sorted.at(-1) as number };
 }
 
+/** A sample's rate. */
 export const gigabytesPerSecond = ({ bytes, seconds }: Sample): number => bytes / 1e9 / seconds;
 
+/** Makes the rows of a report. */
 export function makeRows(measured: readonly Measured[]): Row[] {
   const plain = measured.map((it) => makeRow(it, measured));
   return plain.map((row) => {
@@ -80,7 +86,7 @@ function makeRow({ samples, ...way }: Measured, all: readonly Measured[]): Row {
   };
 }
 
-/** The sample of the median rate. */
+/** The sample with the median rate. */
 const middleOf = (samples: readonly Sample[]): Sample =>
   [...samples].sort((a, b) => gigabytesPerSecond(a) - gigabytesPerSecond(b))[samples.length >> 1] as Sample;
 
@@ -95,7 +101,7 @@ function shareOf({ stage, working, starved, blocked, bytes }: StageTimes): Stage
   };
 }
 
-/** What a stage of a pipeline is called where it is measured alone, and what it wears out. */
+/** For each stage of a pipeline, the row that measures it alone, and the resource that it uses. */
 const ALONE: Readonly<Record<string, { stage: Way['stage']; way: string; resource: string }>> = {
   read: { stage: 'read', way: OURS, resource: 'read' },
   'read experts': { stage: 'read', way: OURS, resource: 'read' },
@@ -104,7 +110,7 @@ const ALONE: Readonly<Record<string, { stage: Way['stage']; way: string; resourc
   write: { stage: 'write', way: OURS, resource: 'disk' },
 };
 
-/** Names the stage that was at work most of the time, with its rate and what it reaches alone. */
+/** Names the stage that worked most of the time, with its rate in the pipeline and alone. */
 function describeLimit({ cache }: Row, stages: readonly StageShare[], rows: readonly Row[]): string | undefined {
   const top = bottleneck(stages.map((stage) => ({ ...stage, bytes: 0 })));
   if (!top) return undefined;

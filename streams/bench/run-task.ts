@@ -8,7 +8,7 @@ const CHILD = fileURLToPath(new URL('./child.js', import.meta.url));
 
 type Reply = { readonly sample: Sample } | { readonly error: { readonly name: string; readonly message: string } };
 
-/** Does a task in a process of its own; aborting ends that, and whatever it wrote is the caller's to remove. Throws a `MeasurementError` with what went wrong there. */
+/** Runs a task in a process of its own. `signal` ends the process; the caller must remove its files. Throws a `MeasurementError` or an `InterruptedError`. */
 export function runTask(task: Task, signal?: AbortSignal): Promise<Sample> {
   return new Promise((resolve, reject) => {
     let reply: Reply | undefined;

@@ -1,11 +1,11 @@
-/** A part of a checkpoint that is large enough to measure and small enough to copy. */
+/** Selects a part of a checkpoint that is large enough to measure and small enough to copy. */
 import { basename } from 'node:path';
 import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { type ConversionPlan, planConversion } from '../../src/conversion/conversion-plan.js';
 import { NotACheckpointError } from '../../src/errors.js';
 import type { SampleOfModel } from './task.js';
 
-/** A checkpoint with some of its tensors, those of whole shards or of whole layers. */
+/** A checkpoint with only the tensors that `keep` accepts. */
 export function restrict(checkpoint: Checkpoint, keep: (tensor: string, shard: string) => boolean): Checkpoint {
   const shards = checkpoint.shards
     .map((shard) => ({ ...shard, tensors: shard.tensors.filter(({ name }) => keep(name, basename(shard.path))) }))
@@ -14,7 +14,7 @@ export function restrict(checkpoint: Checkpoint, keep: (tensor: string, shard: s
   return { ...checkpoint, shards, tensors };
 }
 
-/** The first shards up to `limitBytes`, and at least one. */
+/** The first shards up to `limitBytes`, at least one. Throws a `NotACheckpointError` if they are empty. */
 export function sampleModel(checkpoint: Checkpoint, limitBytes: number): SampleOfModel {
   const shards: string[] = [];
   let bytes = 0;
@@ -27,11 +27,11 @@ export function sampleModel(checkpoint: Checkpoint, limitBytes: number): SampleO
   return { folder: checkpoint.folder, shards, bytes };
 }
 
-/** Copies those shards' tensors as they are. */
+/** A plan that copies the tensors of these shards without changes. */
 export function planCopy(checkpoint: Checkpoint, shards: readonly string[]): ConversionPlan {
   const held = new Set(shards);
   const source = restrict(checkpoint, (_, shard) => held.has(shard));
-  // Shards as large as the source's.
+  // The result's shards may be as large as the source's.
   const shardBytes = Math.max(
     ...source.shards.map(({ tensors }) => tensors.reduce((sum, t) => sum + t.end - t.start, 0)),
   );

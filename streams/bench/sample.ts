@@ -1,31 +1,32 @@
-/** One measurement of one task, taken inside the process that does it and nothing else. */
+/** One measurement of one task. It is taken inside the task's process. */
 import { readFileSync } from 'node:fs';
 import { monitorEventLoopDelay } from 'node:perf_hooks';
 import type { StageTimes } from '../flow/stage-clock.js';
 
+/** Result of one measurement. */
 export interface Sample {
-  /** Of the source, or of the memory that was gone through. */
+  /** Bytes of the source, or of the memory that was processed. */
   readonly bytes: number;
   readonly seconds: number;
-  /** User and system time of all threads, and of the commands that were run. */
+  /** User and system time of all threads and of the commands that were run. */
   readonly cpuSeconds: number;
   readonly peakRssBytes: number;
-  /** Delay of the event loop that 99 of 100 moments stay below; absent where nothing ran on it. */
+  /** 99th percentile of the event loop's delay, milliseconds; absent if the task did not use the loop. */
   readonly loopP99Ms?: number;
-  /** Most bytes that were read and not yet written. */
+  /** Most bytes that were read and not yet written at any moment. */
   readonly heldBytes?: number;
   readonly stages?: readonly StageTimes[];
 }
 
-/** What a task tells of itself. It times what counts of it; making ready and clearing away does not. */
+/** A task's result. The task measures its own time, without preparation and cleaning up. */
 export interface Outcome extends Pick<Sample, 'bytes' | 'seconds' | 'cpuSeconds' | 'heldBytes' | 'stages'> {
-  /** Of a command, which is another process. */
+  /** Peak memory of a command, which is another process. */
   readonly peakRssBytes?: number;
-  /** The event loop had no part in it. */
+  /** The task did not use the event loop. */
   readonly besideLoop?: boolean;
 }
 
-/** Starts a timer; what it returns tells the time since then, as often as it is asked. */
+/** Starts a timer. Each call of the returned function gives the time since then. */
 export function startTimer(): () => { seconds: number; cpuSeconds: number } {
   const usage = process.cpuUsage();
   const children = childSeconds();
@@ -37,9 +38,10 @@ export function startTimer(): () => { seconds: number; cpuSeconds: number } {
   };
 }
 
-/** The histogram's timer: what it shows of an idle loop, and is taken off. */
+/** Interval of the delay histogram's timer. An idle loop shows this delay, so it is subtracted. */
 const RESOLUTION_MS = 5;
 
+/** Runs a task and adds peak memory and event loop delay to its result. */
 export async function takeSample(task: () => Promise<Outcome>): Promise<Sample> {
   const delay = monitorEventLoopDelay({ resolution: RESOLUTION_MS });
   delay.enable();
@@ -50,22 +52,22 @@ export async function takeSample(task: () => Promise<Outcome>): Promise<Sample> 
 }
 
 /**
- * Linux hands `ru_maxrss` of the parent on to a process it starts; the high-water mark of its own memory it does not.
+ * Peak memory of this process. On Linux a new process inherits `ru_maxrss` from its parent, but not `VmHWM`.
  */
 function peakRss(): number {
   try {
     const [, kibibytes] = /^VmHWM:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? [];
     if (kibibytes) return Number(kibibytes) * 1024;
   } catch {
-    // another system
+    // This system has no /proc.
   }
   return process.resourceUsage().maxRSS * 1024;
 }
 
-/** Of Linux's clock for processes: `sysconf(_SC_CLK_TCK)`, the same on every architecture that Node runs on. */
+/** Unit of Linux's process times: `sysconf(_SC_CLK_TCK)`, the same on every architecture that Node supports. */
 const TICKS_PER_SECOND = 100;
 
-/** Processor time of the commands that have ended; 0 where the system does not tell. */
+/** CPU time of the commands that have ended; 0 if the system does not report it. */
 function childSeconds(): number {
   try {
     const stat = readFileSync('/proc/self/stat', 'utf8');

@@ -1,7 +1,8 @@
-/** What this program is to reach beside the machine's own limits; ratios of one run, the cache warm. */
+/** Targets of this program compared with the machine's limits. Ratios are from one run with a warm cache. */
 import type { Row } from './rows.js';
 import { BF16, COPY, OURS, type Way } from './ways.js';
 
+/** A target and the measured value, as text. */
 export interface Target {
   readonly target: string;
   readonly wanted: string;
@@ -16,7 +17,7 @@ const MOST_DELAY_MS = 50;
 
 const percent = (share: number): string => `${(100 * share).toFixed(0)} %`;
 
-/** A target for each of what was measured. */
+/** The targets whose rows were measured. */
 export function checkTargets(rows: readonly Row[]): Target[] {
   const find = (stage: Way['stage'], way: string): Row | undefined =>
     rows.find((row) => row.stage === stage && row.way === way && row.cache !== 'cold');
@@ -32,7 +33,7 @@ export function checkTargets(rows: readonly Row[]): Target[] {
     const found = `${percent(median)} (${percent(low)} to ${percent(high)})`;
     return [{ target, wanted: `≥ ${percent(LEAST_RATIO)}`, found, reached: median >= LEAST_RATIO }];
   });
-  // Of a core's time, not of the clock's: the rest of it may have been somebody else's.
+  // The rate is per second of CPU time, because other programs may have used the core too.
   const perCore = (way: string): number | undefined => {
     const row = find('compute', way);
     return row && 1 / row.cpuSecondsPerGigabyte;

@@ -1,33 +1,35 @@
-/** The stages of the dataflow, and the ways in which each is measured beside what it is compared with. */
+/** The stages of the dataflow, and for each stage the ways that are measured and compared. */
 import type { Slowdown } from '../flow/stage-clock.js';
 import { type Command, MEMORY_TASKS, type MemoryTask, type SampleOfModel, type Task } from './task.js';
 
+/** One way to do the work of a stage. */
 export interface Way {
   readonly stage: 'read' | 'compute' | 'hop' | 'write' | 'convert' | 'pipeline';
   readonly way: string;
-  /** Of the source's pages; `memory` where there is no file. */
+  /** Whether the source's pages are cached; `memory` if the task reads no file. */
   readonly cache: 'warm' | 'cold' | 'memory';
   /** The way of the same stage and cache that it is compared with. */
   readonly against?: string;
   readonly task: Task;
 }
 
+/** The source, and the measurements that are possible on this machine. */
 export interface WayOptions {
   readonly source: SampleOfModel;
-  /** Where to write. */
+  /** Folder for written files. */
   readonly folder: string;
-  /** Of what is written from memory, or sent. */
+  /** Bytes that are written from memory or sent. */
   readonly bytes: number;
   readonly cold: boolean;
   readonly commands: readonly Command[];
-  /** The whole way of a layer too. */
+  /** Whether to measure the compression of a layer too. */
   readonly compress: boolean;
   readonly slow?: Slowdown | undefined;
 }
 
 const STREAM_BYTES = 4 * 2 ** 20;
 
-/** What decoding and checksums are called. */
+/** Names of the tasks in memory. */
 const MEMORY_NAMES: Readonly<Record<MemoryTask, string>> = {
   copy: 'copy of f32',
   bf16: 'bf16 to f32',
@@ -38,7 +40,10 @@ const MEMORY_NAMES: Readonly<Record<MemoryTask, string>> = {
   sha256: 'sha256',
 };
 
+/** Names of ways that reports refer to. */
 export const OURS = 'ours';
+/** The same conversion, what it writes thrown away: the disk aside. */
+export const TO_NOTHING = 'ours, to nothing';
 export const PREAD = 'pread 8 MiB';
 export const PWRITE = 'pwrite 8 MiB + fsync';
 export const CP = 'cp + fsync';
@@ -47,6 +52,7 @@ export const COPY = MEMORY_NAMES.copy;
 export const NORMALISE = MEMORY_NAMES.normalise;
 export const SHA256 = MEMORY_NAMES.sha256;
 
+/** All ways to measure, in their order. */
 export function listWays({ source, folder, bytes, cold, commands, compress, slow }: WayOptions): Way[] {
   const slowed = slow ? { slow } : {};
   const reads = (cache: 'warm' | 'cold'): Way[] => [
@@ -97,6 +103,7 @@ export function listWays({ source, folder, bytes, cold, commands, compress, slow
     { stage: 'write', way: OURS, cache: 'memory', against: PWRITE, task: { kind: 'sink', folder, bytes } },
     ...command('cp', true),
     conversion('warm'),
+    { stage: 'convert', way: TO_NOTHING, cache: 'warm', against: CP, task: { kind: 'convert', source, ...slowed } },
     ...command('cp', false),
     ...command('sha256sum', true),
     ...command('dd', true),

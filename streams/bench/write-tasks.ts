@@ -7,12 +7,12 @@ import { layoutShards } from '../../src/output/layout.js';
 import { OutputFolder } from '../../src/output/output-folder.js';
 import { createStageClocks } from '../flow/stage-clock.js';
 import type { OutputChunk } from '../records.js';
-import { writeCheckpoint } from '../stages/write-checkpoint.js';
+import { writeOutput } from '../stages/write-output.js';
 import { inFolder } from './in-folder.js';
 import { type Outcome, startTimer } from './sample.js';
 import { BLOCK_BYTES } from './task.js';
 
-/** A file of known size, one write at a time behind a header as a shard has one, then brought to the disk. */
+/** Writes a file of known size, one block at a time after a header as in a shard, and brings it to the disk. */
 export const pwrite = (parent: string, bytes: number): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const block = randomFillSync(new Uint8Array(BLOCK_BYTES));
@@ -30,10 +30,10 @@ export const pwrite = (parent: string, bytes: number): Promise<Outcome> =>
     return { bytes, heldBytes: BLOCK_BYTES, ...stop() };
   });
 
-/** That of the one tensor that our sink is given. */
+/** Size of the header that our sink writes for one tensor. */
 const HEADER_BYTES = 96;
 
-/** One shard, by our sink, of chunks that are there already. */
+/** Writes one shard with our sink, from chunks in memory. */
 export const ourSink = (parent: string, bytes: number): Promise<Outcome> =>
   inFolder(parent, async (folder) => {
     const block = randomFillSync(new Uint8Array(BLOCK_BYTES));
@@ -49,10 +49,7 @@ export const ourSink = (parent: string, bytes: number): Promise<Outcome> =>
     const stop = startTimer();
     const output = await OutputFolder.create(join(folder, 'out'), { neededBytes: bytes });
     for (const shard of shards) await output.reserve(shard);
-    await pipeline(
-      Readable.from(chunks(), { highWaterMark: 1 }),
-      writeCheckpoint(output, () => {}),
-    );
+    await pipeline(Readable.from(chunks(), { highWaterMark: 1 }), writeOutput(output));
     await output.commit([]);
     return { bytes, heldBytes: clocks.peakHeldBytes, ...stop() };
   });

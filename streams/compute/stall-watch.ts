@@ -24,8 +24,11 @@ export class StallWatch {
     this.leastMs = stallTimeoutMs;
   }
 
-  /** @param ask is given what is to be called when a part of the answer has come, or one of what goes along has gone */
-  async over<T>(ask: (seen: () => void) => Promise<T>): Promise<T> {
+  /**
+   * @param ask is given `seen`, to be called when a part of the answer has come, or one of what goes along has gone; and `aside`,
+   * which waits for something of this machine's: the peer is not to blame for that time
+   */
+  async over<T>(ask: (seen: () => void, aside: (work: Promise<void>) => Promise<void>) => Promise<T>): Promise<T> {
     this.last = performance.now();
     this.wait(FIRST * this.leastMs); // an engine is made, and measures itself
     const seen = (): void => {
@@ -34,8 +37,14 @@ export class StallWatch {
       this.last = now;
       this.wait(Math.max(this.leastMs, LATER * this.longest));
     };
+    const aside = async (work: Promise<void>): Promise<void> => {
+      clearTimeout(this.timer);
+      await work;
+      this.last = performance.now();
+      this.wait(Math.max(this.leastMs, LATER * this.longest));
+    };
     try {
-      return await ask(seen);
+      return await ask(seen, aside);
     } finally {
       clearTimeout(this.timer);
     }

@@ -1,18 +1,16 @@
 /** What a coordinator and a worker say to each other: docs/wire.md, "Worker". Checked on arrival, both ways. */
 import { z } from 'zod';
-import { encodingSchema } from '../../src/checkpoint/encoding.js';
 import { lossCurve } from '../../src/conversion/stored-report.js';
 import { ENGINE_NAMES } from '../../src/engine/create-engine.js';
-import { ACTIVATIONS, SOLVERS } from '../../src/methods/mobe/problem.js';
 
 export const WORKER_SERVICE = 'worker';
 
-/** The caps are far above any model's: they keep sizes computed from them exact. */
+/** The cap is far above any model's: it keeps sizes computed from it exact. */
 const size = z
   .int()
   .positive()
   .max(2 ** 24);
-const floatDtype = z.enum(['F32', 'F16', 'BF16']);
+
 /** What a worker has to offer. */
 export const workerFacts = z.strictObject({
   name: z.enum(ENGINE_NAMES),
@@ -30,44 +28,37 @@ export const openParams = z.strictObject({ threads: size.max(1024) });
 export const rateParams = z.strictObject({ rows: size, cols: size, rank: size });
 export const rateResult = z.number().positive();
 
-/** A fit but for the experts, which come as tensors named by their numbers, in order. */
-export const fitParams = z.strictObject({
-  problem: z.strictObject({
-    experts: size,
-    rows: size,
-    cols: size,
-    bases: size,
-    rank: size,
-    activation: z.enum(ACTIVATIONS),
+const numberOrNan = z.union([z.number(), z.nan()]);
+
+/**
+ * The answer to "fit", which sends a job (job.ts) and its experts as tensors named by their numbers: events, each after the tensors it
+ * speaks of. Shared factors are named `shared.<factor>`, those of an expert `<number>.<factor>`.
+ */
+export const jobEvent = z.discriminatedUnion('kind', [
+  z.strictObject({
+    kind: z.literal('step'),
+    step: z.number(),
+    steps: z.number(),
+    loss: numberOrNan,
+    rate: z.number(),
+    /** NaN while it is not known. */
+    secondsLeft: numberOrNan,
   }),
-  format: z.strictObject({ encoding: encodingSchema, rows: size, cols: size, transposed: z.boolean() }),
-  dtype: floatDtype,
-  sigma: z.number().positive(),
-  solver: z.enum(SOLVERS),
-  options: z.strictObject({
-    steps: size,
-    learningRate: z.number().positive().optional(),
-    batchExperts: size,
-    holdTargets: z.boolean(),
-    seed: z.int().nonnegative(),
-    label: z.string().max(1024),
+  z.strictObject({
+    kind: z.literal('fitted'),
+    sigma: z.number().positive(),
+    steps: z.number(),
+    losses: lossCurve,
+    seconds: z.number(),
+    keptError: numberOrNan.optional(),
   }),
-});
-export type FitParams = z.infer<typeof fitParams>;
+  z.strictObject({
+    kind: z.literal('expert'),
+    expert: z.int().nonnegative(),
+    squaredError: numberOrNan,
+    squaredNorm: z.number(),
+  }),
+]);
 
-export const stepEvent = z.object({
-  step: z.number(),
-  steps: z.number(),
-  loss: z.union([z.number(), z.nan()]),
-  rate: z.number(),
-  /** NaN while it is not known. */
-  secondsLeft: z.union([z.number(), z.nan()]),
-});
-
-/** B and α come as tensors. */
-export const fitResult = z.strictObject({ steps: z.number(), losses: lossCurve, seconds: z.number() });
-
-export const foldParams = z.strictObject({ expert: z.int().nonnegative(), written: z.enum(['factors', 'weights']) });
-
-/** What is written for the expert comes as a tensor. */
-export const foldResult = z.strictObject({ squaredError: z.number(), squaredNorm: z.number() });
+export const sharedName = (factor: string): string => `shared.${factor}`;
+export const expertName = (expert: number, factor: string): string => `${expert}.${factor}`;

@@ -4,24 +4,18 @@ import { fitBytes } from '../../src/conversion/memory-plan.js';
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
+import type { FitStep } from '../../src/methods/method.js';
+import { methodNamed } from '../../src/methods/registry.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
-import { answerRequests, type Handler } from '../../src/transport/requests.js';
-import { wholePiece } from '../../src/transport/tensor-piece.js';
+import { answerRequests, type Handler, type Reply } from '../../src/transport/requests.js';
+import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import { collector } from '../machines/collect.js';
 import type { ListenAt, ServiceHooks } from '../machines/peer-options.js';
-import type { FitTask } from './compute.js';
-import { ComputeWorker } from './worker-pool.js';
-import {
-  type FitParams,
-  fitParams,
-  foldParams,
-  openParams,
-  rateParams,
-  WORKER_SERVICE,
-  type WorkerFacts,
-} from './worker-protocol.js';
+import { ComputeThread } from './compute-thread.js';
+import { fitJob, type JobOutput } from './job.js';
+import { expertName, openParams, rateParams, sharedName, WORKER_SERVICE, type WorkerFacts } from './worker-protocol.js';
 
 export interface WorkerOptions {
   readonly engine?: EngineChoice;
@@ -69,10 +63,7 @@ class Reservations {
 }
 
 class WorkerSession {
-  private worker: ComputeWorker | undefined;
-  private taken = 0;
-  /** Of the fitted group; 0 while there is none. */
-  private experts = 0;
+  private thread: ComputeThread | undefined;
 
   constructor(
     private readonly channel: Channel,
@@ -86,72 +77,58 @@ class WorkerSession {
 
     open: async (params) => {
       const { threads } = checkParams(this.channel.peer, '"open"', openParams, params);
-      this.worker ??= new ComputeWorker({ engine: this.facts.name, threads });
+      this.thread ??= new ComputeThread({ engine: this.facts.name, threads });
     },
 
     rate: async (params) => {
       const shape = checkParams(this.channel.peer, '"rate"', rateParams, params);
-      const unused = { experts: 1, bases: 1, activation: 'silu' } as const;
-      return this.opened().call('gemmRate', [{ ...shape, ...unused }]);
+      return this.opened().call('gemmRate', [shape]);
     },
 
     fit: async (params, reply) => {
-      const worker = this.opened();
-      const task = checkParams(this.channel.peer, '"fit"', fitParams, params);
-      const bytes = matrixBytes(task.format);
-      const stored = bytes * task.problem.experts;
-      const needed = fitBytes(task.problem, stored, { ...task.options, solver: task.solver });
-      this.release();
-      this.experts = 0;
+      const thread = this.opened();
+      const job = checkParams(this.channel.peer, '"fit"', fitJob, params);
+      const stored = matrixBytes(job.format) * job.problem.experts;
+      const method = methodNamed(job.method);
+      const needed = fitBytes({ method, problem: job.problem }, stored, { ...job.options, solver: job.solver });
       this.memory.take(needed);
-      this.taken = needed;
-      const names = Array.from({ length: task.problem.experts }, (_, expert) => String(expert));
-      const experts = collector(this.channel.peer, new Map(names.map((name) => [name, bytes])));
-      for await (const piece of reply.uploads) experts.put(piece);
-      this.hooks.onLog?.(`${this.channel.peer}: ${task.options.label}`);
-      const { bases, coefficients, ...result } = await worker.call(
-        'fit',
-        [fitTask(task, names.map(experts.finish()))],
-        {
-          // A session that is gone has nobody to tell; the fit ends with it.
-          onStep: (step) => void reply.event(step).catch(() => {}),
-        },
-      );
-      this.experts = task.problem.experts;
-      await reply.tensors([wholePiece('bases', bases), wholePiece('coefficients', coefficients)]);
-      return result;
-    },
-
-    fold: async (params, reply) => {
-      const { expert, written } = checkParams(this.channel.peer, '"fold"', foldParams, params);
-      const worker = this.opened();
-      if (expert >= this.experts)
-        throw new ProtocolError(
-          this.channel.peer,
-          this.experts ? `it asks for expert ${expert} of ${this.experts}` : 'it asks for an expert of no fitted group',
-        );
-      const { data, ...errors } = await worker.call('fold', [expert, written]);
-      await reply.tensors([wholePiece('data', data)]);
-      return errors;
+      try {
+        const names = job.tensors.map((_, expert) => String(expert));
+        const bytes = matrixBytes(job.format);
+        const experts = collector(this.channel.peer, new Map(names.map((name) => [name, bytes])));
+        for await (const piece of reply.uploads) experts.put(piece);
+        this.hooks.onLog?.(`${this.channel.peer}: ${job.label}`);
+        // A session that is gone has nobody to tell; the job ends with it.
+        const onStep = (step: FitStep) => void reply.event({ kind: 'step', ...step }).catch(() => {});
+        const all = names.map(experts.finish());
+        await reply.tensors(answer(thread.run(job, all, { onStep, handOver: true }), reply));
+      } finally {
+        this.memory.give(needed);
+      }
     },
   };
 
-  private opened(): ComputeWorker {
-    if (!this.worker) throw new ProtocolError(this.channel.peer, 'it asks for work before "open"');
-    return this.worker;
-  }
-
-  private release(): void {
-    this.memory.give(this.taken);
-    this.taken = 0;
+  private opened(): ComputeThread {
+    if (!this.thread) throw new ProtocolError(this.channel.peer, 'it asks for work before "open"');
+    return this.thread;
   }
 
   async close(): Promise<void> {
-    await this.worker?.close();
-    this.release();
+    await this.thread?.close();
   }
 }
 
-function fitTask({ options, ...task }: FitParams, experts: FitTask['experts']): FitTask {
-  return { ...task, experts, options: { ...options, learningRate: options.learningRate } };
+/** The tensors of each output, and after them what there is to say of it. */
+async function* answer(outputs: AsyncIterable<JobOutput>, reply: Reply): AsyncGenerator<TensorPiece> {
+  for await (const output of outputs) {
+    if (output.kind === 'fitted') {
+      const { shared, keptError, ...event } = output;
+      for (const [factor, data] of Object.entries(shared)) yield wholePiece(sharedName(factor), data);
+      await reply.event({ ...event, ...(keptError !== undefined && { keptError }) });
+      continue;
+    }
+    const { tensors, ...event } = output;
+    for (const [factor, data] of Object.entries(tensors)) yield wholePiece(expertName(output.expert, factor), data);
+    await reply.event(event);
+  }
 }

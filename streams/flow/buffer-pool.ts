@@ -1,17 +1,17 @@
 /**
- * Memory that reads use again and again. A new block is mapped, zeroed and given back for every read, which costs as much as
- * copying its bytes out of the page cache. It is shared with the thread that hashes what was read.
+ * Memory that is reused for reads. The system would map and zero a new block for every read, which costs as much as copying the
+ * bytes from the page cache. The memory is shared with the thread that hashes it.
  */
 export interface PooledBuffer {
   readonly bytes: Uint8Array;
-  /** Gives the memory to the next read. Nobody may look at it afterwards. */
+  /** Gives the memory to the next read. The caller must not use it afterwards. */
   release(): void;
 }
 
-/** What the bytes of a stage in flight are told to: more held (positive), or less. */
+/** Called when a stage holds more bytes (positive) or fewer (negative). */
 export type OnHeld = (bytes: number) => void;
 
-/** At most `count` buffers of `size` bytes are out at a time; who asks for one more waits. They are made when first needed. */
+/** Lends at most `count` buffers of `size` bytes at a time. A caller that needs one more waits. Buffers are allocated when first needed. */
 export class BufferPool {
   private readonly idle: Array<Uint8Array<SharedArrayBuffer>> = [];
   private readonly queue: Array<(buffer: PooledBuffer) => void> = [];
@@ -23,8 +23,9 @@ export class BufferPool {
     private readonly onHeld: OnHeld = () => {},
   ) {}
 
+  /** Resolves with the next free buffer. */
   take(): Promise<PooledBuffer> {
-    const bytes = this.idle.pop() ?? (this.made < this.count ? this.make() : undefined); // the last one is still in the cache
+    const bytes = this.idle.pop() ?? (this.made < this.count ? this.make() : undefined); // the last one is still in the CPU's cache
     return bytes ? Promise.resolve(this.lend(bytes)) : new Promise((resolve) => this.queue.push(resolve));
   }
 

@@ -4,14 +4,15 @@ import { type HashedPart, hashParts, type Manifest, type ManifestPart } from '..
 import type { Output } from '../../src/output/output-folder.js';
 import type { StageClocks } from './stage-clock.js';
 
+/** An output that also hashes. */
 export interface HashedOutput extends Output {
-  /** The hashes of all that was given to it so far. */
+  /** Hashes of everything that was written so far. */
   readonly written: Manifest;
 }
 
 /**
- * Hashes what passes on its way to `output`, while it is written: nothing is read again, and nothing is held but one part.
- * Parts of a tensor may come in any order, so each is hashed for itself.
+ * Hashes data while it is written to `output`, so that nothing is read again. Parts of a tensor may come in any order, so each
+ * part has its own hash.
  */
 export function hashOutput(output: Output, clocks?: StageClocks): HashedOutput {
   const written = new Map<string, ManifestPart[]>();
@@ -23,7 +24,7 @@ export function hashOutput(output: Output, clocks?: StageClocks): HashedOutput {
   };
   const timed = <T>(stage: string, bytes: number, task: () => Promise<T>): Promise<T> =>
     clocks ? clocks.work(stage, bytes, task) : task();
-  /** Hashing runs on another thread, beside the writing. */
+  /** Waits for the write and the hash. Hashing runs on another thread at the same time. */
   const both = async (writing: Promise<void>, parts: ManifestPart[], hashing: Promise<ManifestPart[]>) => {
     const [own] = await Promise.all([hashing, writing]);
     parts.push(...own);
@@ -39,7 +40,7 @@ export function hashOutput(output: Output, clocks?: StageClocks): HashedOutput {
     }
     return parts;
   };
-  /** Offsets within the tensor become those in its file. */
+  /** Records hashes, with offsets in the tensor changed to offsets in its file. */
   const note = (tensor: string, hashes: readonly HashedPart[]): void => {
     const { parts, start: from } = places.get(tensor) as { parts: ManifestPart[]; start: number };
     for (const { start, end, sha256 } of hashes) parts.push({ tensor, start: from + start, end: from + end, sha256 });
@@ -47,6 +48,7 @@ export function hashOutput(output: Output, clocks?: StageClocks): HashedOutput {
   return {
     written,
     ...(output.workspace !== undefined && { workspace: output.workspace }),
+    elsewhere: output.elsewhere ?? false,
     retains: output.retains ?? false,
     async resume(layouts, units, onBytes) {
       const finished = (await output.resume?.(layouts, units, onBytes)) ?? new Map();
@@ -80,7 +82,7 @@ export function hashOutput(output: Output, clocks?: StageClocks): HashedOutput {
     },
     finish: async (unit, note) => output.finish?.(unit, note),
     sync: async () => output.sync?.(),
-    commit: (last) => timed('write', 0, () => output.commit(last)), // bringing it to the disk is part of writing it
+    commit: (last) => timed('write', 0, () => output.commit(last)), // the time until data is on the disk counts as writing
     abandon: (keep) => output.abandon(keep),
     onLost: (listener) => output.onLost?.(listener),
   };

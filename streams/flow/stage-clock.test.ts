@@ -39,7 +39,7 @@ describe('a source', () => {
   });
 
   test('hands on what its input throws', async () => {
-    // biome-ignore lint/correctness/useYield: it fails before it has anything
+    // biome-ignore lint/correctness/useYield: it fails before its first record
     const failing = async function* (): AsyncGenerator<number> {
       throw new Error('unreadable');
     };

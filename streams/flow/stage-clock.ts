@@ -1,41 +1,43 @@
 /**
- * Where the time of a pipeline goes: each stage is at any moment working, starved (it waits for what comes before it) or
- * blocked (it waits for what comes after it). A stage that is measured costs a clock reading at each record.
+ * Measures how the stages of a pipeline spend their time. At any moment a stage is working, starved (it waits for the stage before
+ * it) or blocked (it waits for the stage after it). The cost is a few clock readings for each record.
  */
 import { setTimeout } from 'node:timers/promises';
 
+/** How one stage spent its time. */
 export interface StageTimes {
   readonly stage: string;
   /** Milliseconds since the first stage began. */
   readonly working: number;
   readonly starved: number;
   readonly blocked: number;
-  /** That went through it. */
+  /** Bytes that went through the stage. */
   readonly bytes: number;
 }
 
-/** Makes a stage take `factor` times as long as it does: how a test tells that the slowest is found. */
+/** Makes a stage take `factor` times as long. Tests use it to check that the slowest stage is found. */
 export interface Slowdown {
   readonly stage: string;
   readonly factor: number;
 }
 
+/** The clocks of one pipeline. */
 export interface StageClocks {
-  /** What makes records: it works while one is asked for, and is blocked until the next one is. */
+  /** Measures a stage that makes records. It works while a record is requested, and is blocked until the next request. */
   source<T>(stage: string, input: AsyncIterable<T>, bytes: (record: T) => number): AsyncIterable<T>;
-  /** What makes records of others: it is starved while it waits for one of those. */
+  /** Measures a stage that turns records into others. It is starved while it waits for an input record. */
   transform<I, O>(
     stage: string,
     input: AsyncIterable<I>,
     bytes: (record: I) => number,
     through: (input: AsyncIterable<I>) => AsyncIterable<O>,
   ): AsyncIterable<O>;
-  /** A piece of work, beside others of its stage perhaps. While there is none the stage is starved. */
+  /** Measures one task of a stage. A stage may run several at once, and is starved while it runs none. */
   work<T>(stage: string, bytes: number, task: () => Promise<T>): Promise<T>;
-  /** More bytes are held by all the stages together, or fewer. */
+  /** Adds to the bytes that all stages hold together; negative if fewer are held. */
   held(bytes: number): void;
   readonly peakHeldBytes: number;
-  /** In the order in which stages began. */
+  /** The times of all stages, in the order in which they began. */
   times(): StageTimes[];
 }
 
@@ -46,11 +48,11 @@ interface Clock {
   since: number;
   readonly spent: Record<State, number>;
   bytes: number;
-  /** Pieces of work under way. */
+  /** Number of running tasks. */
   tasks: number;
 }
 
-/** @param slow a stage that is made slower, for tests */
+/** Starts the clocks of a pipeline. */
 export function createStageClocks(slow?: Slowdown): StageClocks {
   const clocks = new Map<string, Clock>();
   let began: number | undefined;
@@ -62,7 +64,7 @@ export function createStageClocks(slow?: Slowdown): StageClocks {
     if (!clock) {
       const now = performance.now();
       began ??= now;
-      // Until it begins a stage has nothing to do.
+      // A stage is starved until it begins.
       clock = { state: 'starved', since: began, spent: { working: 0, starved: 0, blocked: 0 }, bytes: 0, tasks: 0 };
       clocks.set(stage, clock);
     }
@@ -74,7 +76,7 @@ export function createStageClocks(slow?: Slowdown): StageClocks {
     clock.since = now;
     clock.state = state;
   };
-  /** Time that a slowed stage owes; timers are too coarse to pay for each record. */
+  /** Delay that a slowed stage still owes. Timers are too coarse to pause at each record. */
   let owed = 0;
   const drag = async (stage: string, began: number): Promise<void> => {
     if (slow?.stage !== stage) return;
@@ -101,13 +103,13 @@ export function createStageClocks(slow?: Slowdown): StageClocks {
           yield value;
         }
       } finally {
-        enter(clock, 'starved'); // nothing is left to do
+        enter(clock, 'starved'); // the stage has ended
         await records.return?.();
       }
     },
     async *transform(stage, input, bytes, through) {
       const clock = clockOf(stage);
-      // Of the record in hand: how long it was worked on before the record it led to was passed on, and since when again.
+      // For the current input record: the time worked before its last output was passed on, and the start of the work since then.
       let worked = 0;
       let since = 0;
       const counted = async function* () {
@@ -162,16 +164,16 @@ export function createStageClocks(slow?: Slowdown): StageClocks {
     },
     times() {
       return [...clocks].map(([stage, clock]) => {
-        enter(clock, clock.state); // what it has spent in its present state counts too
+        enter(clock, clock.state); // counts the time in the present state
         return { stage, ...clock.spent, bytes: clock.bytes };
       });
     },
   };
 }
 
-/** A timer's resolution. */
+/** Shortest pause: the resolution of a timer, in milliseconds. */
 const LEAST_PAUSE_MS = 2;
 
-/** The stage that was at work for most of the time: the others wait for it. */
+/** The stage that worked most of the time: the others wait for it. Undefined without stages. */
 export const bottleneck = (times: readonly StageTimes[]): StageTimes | undefined =>
   times.reduce<StageTimes | undefined>((top, it) => (top && top.working >= it.working ? top : it), undefined);

@@ -9,6 +9,7 @@ import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
 import { startProxy } from '../../fixtures/peers.js';
 import { type Service, startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
 import { createRandom } from '../../src/linalg/random.js';
@@ -83,7 +84,7 @@ describe('three processes', () => {
   });
 });
 
-test('all three connections cut at random bytes, again and again: the same bytes', async () => {
+test('all three connections cut at random bytes, again and again: the same bytes', THOROUGH, async () => {
   const services = await Promise.all([
     start('serve', TINY_MODEL),
     start('worker', '--threads', '2'),
@@ -99,7 +100,7 @@ test('all three connections cut at random bytes, again and again: the same bytes
   for (const { cuts } of proxies) expect(cuts).toBeGreaterThan(10);
 });
 
-describe('a worker that is killed in the middle of a group', () => {
+describe('a worker that is killed in the middle of a group', THOROUGH, () => {
   test.each([
     ['while it fits, another does its group', 2, 'step'],
     ['while it fits, this machine does where there is no other', 1, 'step'],
@@ -124,36 +125,41 @@ describe('a worker that is killed in the middle of a group', () => {
   });
 });
 
-test.each([0, 3])(
-  'a worker that hangs after %d steps is given up, and its group is fitted here: the same bytes',
-  async (steps) => {
-    const handlers: Record<string, Handler> = {
-      facts: async () => ({ name: 'onnx-cpu', device: 'a dead end', kind: 'cpu', threads: 1 }),
-      open: async () => null,
-      rate: async () => 1e9,
-      async fit(_params, { event }) {
-        for (let step = 1; step <= steps; step++) await event({ step, steps: 20, loss: 1, rate: 1, secondsLeft: 1 });
-        await new Promise(() => {});
-      },
-    };
-    const worker = await listen({ host: '127.0.0.1', port: 0, service: WORKER_SERVICE }, (channel) =>
-      answerRequests(channel, channel, handlers),
-    );
-    const lost: Error[] = [];
-    const onProgress = (it: Progress): void => {
-      if (it.kind === 'lost') lost.push(it.reason);
-    };
-    const out = at(`hangs-${steps}`);
-    const peers = { stallTimeoutMs: 100 };
-    await compress(TINY_MODEL, out, QUICK, { workers: [worker.url], peers, onProgress });
-    await worker.close();
-    expect(lost).toHaveLength(1);
-    expect(lost[0]).toBeInstanceOf(errors.PeerStalledError);
-    expectSameFiles(out, at('local'));
-  },
-);
+for (const [steps, cost] of [
+  [0, THOROUGH],
+  [3, {}],
+] as const)
+  test(
+    `a worker that hangs after ${steps} steps is given up, and its group is fitted here: the same bytes`,
+    cost,
+    async () => {
+      const handlers: Record<string, Handler> = {
+        facts: async () => ({ name: 'onnx-cpu', device: 'a dead end', kind: 'cpu', threads: 1 }),
+        open: async () => null,
+        rate: async () => 1e9,
+        async fit(_params, { event }) {
+          for (let step = 1; step <= steps; step++) await event({ step, steps: 20, loss: 1, rate: 1, secondsLeft: 1 });
+          await new Promise(() => {});
+        },
+      };
+      const worker = await listen({ host: '127.0.0.1', port: 0, service: WORKER_SERVICE }, (channel) =>
+        answerRequests(channel, channel, handlers),
+      );
+      const lost: Error[] = [];
+      const onProgress = (it: Progress): void => {
+        if (it.kind === 'lost') lost.push(it.reason);
+      };
+      const out = at(`hangs-${steps}`);
+      const peers = { stallTimeoutMs: 100 };
+      await compress(TINY_MODEL, out, QUICK, { workers: [worker.url], peers, onProgress });
+      await worker.close();
+      expect(lost).toHaveLength(1);
+      expect(lost[0]).toBeInstanceOf(errors.PeerStalledError);
+      expectSameFiles(out, at('local'));
+    },
+  );
 
-describe('stopped half-way, the same command goes on from what the receiver has:', () => {
+describe('stopped half-way, the same command goes on from what the receiver has:', THOROUGH, () => {
   const HALF = 4;
 
   /** Runs until so many groups are finished, then does that. */
@@ -249,7 +255,7 @@ describe('through a pipe', () => {
       expect(readFileSync(at('copy', file)).equals(readFileSync(join(TINY_MODEL, file))), file).toBe(true);
   });
 
-  test('a conversion to "-" arrives as if it had been made there', async () => {
+  test('a conversion to "-" arrives as if it had been made there', THOROUGH, async () => {
     const flags = ['--bases', '8', '--steps', '20', '--shard-size', '3MB', '--threads', '2'];
     expect((await pipe(['compress', TINY_MODEL, '-', ...flags], at('piped'))).codes).toEqual([0, 0]);
     expectSameFiles(at('piped'), at('local'));

@@ -20,7 +20,7 @@ const path = z
 /** Of the record that answers `create`: room for ten thousand groups with their losses. */
 export const MAX_RECORD_BYTES = 16 * 1024 * 1024;
 
-/** Of a run's identity, which names the source's shards: ten thousand. */
+/** Of a run's identity, which names the source's shards twice: seven thousand. */
 export const MAX_IDENTITY_BYTES = 1024 * 1024;
 
 /** Of all units, of what is known of them, and of all headers: three quarters of a million tensors. */
@@ -41,7 +41,12 @@ export const createAnswer = z.strictObject({
 
 const tensor = z.string().min(1);
 const part = z.strictObject({ tensor, offset: z.int().nonnegative(), bytes: z.int().nonnegative() });
-const unit = z.strictObject({ id: z.string().min(1), parts: listOf(part), noted: z.boolean() });
+const unit = z.strictObject({
+  id: z.string().min(1),
+  parts: listOf(part),
+  noted: z.boolean(),
+  sources: listOf(z.string()).default([]),
+});
 
 /** Comes along with `resume`, as JSON. The header of each shard follows it, in this order. */
 export const resumeParams = z.strictObject({

@@ -11,7 +11,7 @@ import { checkParams } from '../../src/transport/check-params.js';
 import { jsonPiece, readJson } from '../../src/transport/json-tensor.js';
 import type { Handler, Reply } from '../../src/transport/requests.js';
 import type { TensorPiece } from '../../src/transport/tensor-piece.js';
-import { openFolder } from '../operations/open-output.js';
+import { openFolder } from '../operations/open-folder.js';
 import { takeTensor } from './collect.js';
 import {
   abandonParams,

@@ -1,27 +1,17 @@
 /** The files of a checkpoint that another machine serves (serve.ts), as if they were in a folder here. */
-
-import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { isHidden, isPlainPath } from '../../src/checkpoint/plain-path.js';
 import { ReadError, RemoteChangedError, UnsafePathError } from '../../src/errors.js';
-import type { FileSystem } from '../../src/file-system.js';
-import { type ByteRange, type FileEntry, type Files, isRemote, LocalFiles } from '../../src/sources/files.js';
+import type { ByteRange, FileEntry, Files } from '../../src/sources/files.js';
+import { registerSource, type SourceOptions } from '../../src/sources/open-source.js';
 import { connectFiles, type FileInfo, type RemoteFiles } from '../../src/transport/served-files.js';
-import type { PeerOptions } from './peer-options.js';
 
-/** Opens a checkpoint: a folder of this machine, or `ws://host:port/`. */
-export const openSource = (location: string, peers: PeerOptions = {}, fs?: FileSystem): Promise<Checkpoint> =>
-  openCheckpoint(location, openFiles(location, peers, fs));
+// Importing them from here makes sure that these schemes are known.
+export { openFiles, openSource, type Source } from '../../src/sources/open-source.js';
 
-/** What reads the files of a folder, here or served. */
-export const openFiles = (location: string, peers: PeerOptions = {}, fs?: FileSystem): Files =>
-  isRemote(location) ? remoteFiles(location, peers) : new LocalFiles(fs);
+for (const scheme of ['ws', 'wss']) registerSource(scheme, remoteFiles);
 
-/**
- * Connects at the first use, and again after `close`. Files elsewhere than at `url` are read here, so that one reader serves a run
- * that needs both.
- */
-export function remoteFiles(url: string, peers: PeerOptions): Files {
-  const local = new LocalFiles();
+/** Connects at the first use, and again after `close`. */
+export function remoteFiles(url: string, { peers = {} }: SourceOptions): Files {
   let connection: Promise<RemoteFiles> | undefined;
   let known: readonly FileInfo[] | undefined;
   const open = async (): Promise<RemoteFiles> => {
@@ -35,10 +25,9 @@ export function remoteFiles(url: string, peers: PeerOptions): Files {
     connection ??= open();
     return connection;
   };
-  const relative = (file: string): string => file.slice(file.indexOf('/', file.indexOf('//') + 2) + 1);
+  const relative = (file: string): string => file.slice(url.length + 1);
   const files: Files = {
-    async list(folder): Promise<FileEntry[]> {
-      if (!isRemote(folder)) return local.list(folder);
+    async list(): Promise<FileEntry[]> {
       // As in a folder here, where hidden files are not listed.
       const held = (await (await connected()).list()).filter(({ file }) => !isHidden(file));
       // The names become paths: a peer must not choose where in this machine its files end up.
@@ -46,13 +35,11 @@ export function remoteFiles(url: string, peers: PeerOptions): Files {
       return held.map(({ file, ...rest }) => ({ path: file, ...rest })).sort((a, b) => (a.path < b.path ? -1 : 1));
     },
     async size(file) {
-      if (!isRemote(file)) return local.size(file);
       const info = (await (await connected()).list()).find((it) => it.file === relative(file));
       if (!info) throw new ReadError(file, 0, 'it is not served');
       return info.bytes;
     },
     async read(file, position, target) {
-      if (!isRemote(file)) return local.read(file, position, target);
       await (await connected()).read(relative(file), position, target);
     },
     async readRange({ file, start, end }: ByteRange) {
@@ -61,11 +48,11 @@ export function remoteFiles(url: string, peers: PeerOptions): Files {
       return bytes;
     },
     // What is served is compared at every new connection, and its server compares its files.
-    checkUnchanged: () => local.checkUnchanged(),
+    checkUnchanged: async () => {},
     async close() {
       const open = connection;
       connection = undefined;
-      await Promise.all([local.close(), open?.then((remote) => remote.close()).catch(() => {})]);
+      await open?.then((remote) => remote.close()).catch(() => {});
     },
   };
   return files;

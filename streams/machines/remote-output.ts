@@ -18,7 +18,7 @@ import { createRequester, createTeller, type Requester } from '../../src/transpo
 import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import { revived } from '../compute/revive-error.js';
 import { openStateFolder, type StateFolder } from '../compute/state-folder.js';
-import type { OpenedOutput, OutputRequest } from '../operations/open-output.js';
+import type { OpenedOutput, OutputRequest } from '../operations/open-folder.js';
 import type { RunOptions } from '../run-options.js';
 import {
   abandonAnswer,
@@ -32,9 +32,6 @@ import {
   resumeAnswer,
   resumeEvent,
 } from './output-protocol.js';
-
-/** As a location: standard output, or standard input. */
-export const PIPE = '-';
 
 /** How long the machine of an output that is given up is waited for: what has come may still have to be written. */
 const LEAVE_WITHIN_MS = 3_000;
@@ -68,11 +65,11 @@ export async function remoteOutput(url: string, request: OutputRequest, run: Run
 }
 
 /** Writes to standard output what `mobe receive <out> -` reads. Nobody answers: room and the like are found out at the other end. */
-export async function pipeOutput(request: OutputRequest, run: RunOptions): Promise<Output> {
+export async function pipeOutput(_pipe: string, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
   const sink = writeByteStream(process.stdout, OUTPUT_SERVICE);
   const tell = createTeller(sink);
   await tell('create', createRequest(request, run));
-  return new PipeOutput(tell, () => sink.close());
+  return { output: new PipeOutput(tell, () => sink.close()) };
 }
 
 const createRequest = ({ wanted, neededBytes }: OutputRequest, { force = false }: RunOptions) => {
@@ -177,6 +174,7 @@ class PipeOutput extends SentOutput {
 }
 
 class RemoteOutput extends SentOutput {
+  readonly elsewhere = true;
   finishedParts: readonly PartEntry[] = [];
   declare readonly workspace?: string;
   private readonly finishing = new Map<string, { resolve(): void; reject(error: Error): void }>();

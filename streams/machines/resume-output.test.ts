@@ -133,7 +133,7 @@ describe('an interrupted conversion', () => {
     const receiver = await startReceiver(at('early'));
     const controller = new AbortController();
     const onProgress = ({ kind }: Progress): void => {
-      if (kind === 'checked') controller.abort();
+      if (kind === 'plan') controller.abort();
     };
     const run = compress(at('model'), receiver.url, OPTIONS, { onProgress, signal: controller.signal });
     await expect(run).rejects.toThrow(errors.InterruptedError);
@@ -232,7 +232,15 @@ test('a machine that comes back with another token ends the run, and what is fin
 describe('a sender that gives up', () => {
   const { shards } = layoutShards([{ name: 'a', dtype: 'U8', shape: [2 ** 21], bytes: 2 ** 21 }], 2 ** 22);
   const wanted = { kind: 'compress', sourceFingerprint: '0', settings: {} } as const;
-  const identity = parseIdentity({ wanted, version: '0', layout: '0', circumstances: {}, modified: {} });
+  const identity = parseIdentity({
+    wanted,
+    version: '0',
+    layout: '0',
+    circumstances: {},
+    headers: '',
+    modified: {},
+    contents: {},
+  });
 
   async function begin(url: string): Promise<Output> {
     const opened = await remoteOutput(url, { wanted, neededBytes: 1, inputs: [], identity }, {});
@@ -323,7 +331,15 @@ describe('a receiver that lies about what it has', () => {
     );
     cleanups.push(listener.close);
     const wanted = { kind: 'compress', sourceFingerprint: '0', settings: {} } as const;
-    const identity = parseIdentity({ wanted, version: '0', layout: '0', circumstances: {}, modified: {} });
+    const identity = parseIdentity({
+      wanted,
+      version: '0',
+      layout: '0',
+      circumstances: {},
+      headers: '',
+      modified: {},
+      contents: {},
+    });
     const opened = await remoteOutput(listener.url, { wanted, neededBytes: 1, inputs: [], identity }, {});
     const { output } = opened as { output: Output };
     cleanups.push(() => output.abandon());

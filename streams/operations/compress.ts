@@ -1,24 +1,26 @@
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
+import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resultSettings } from '../../src/conversion/settings.js';
+import { withRunners } from '../compute/runners.js';
 import { stateFiles } from '../compute/state-file.js';
+import type { Source } from '../machines/remote-files.js';
+import { compressExperts } from '../pipeline.js';
+import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { fold } from '../stages/fold.js';
-import { foldWithin } from '../stages/max-error.js';
-import type { Sigmas } from '../stages/normalise.js';
-import { convert } from './convert.js';
-import { fitGroups, measureGroups } from './expert-branch.js';
+import { type BranchContext, convert } from './convert.js';
+import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun, withEstimate } from './plan.js';
 
 /**
- * Compresses the checkpoint in `model` into `out` in one streaming pass (two reads of the experts: one checks them).
- * Throws a `MobeError`; `out` then holds nothing that looks whole, and, where the error's `kept` says so, what the same call goes on
- * from.
+ * Compresses the checkpoint in `model` into `out` in one streaming pass that reads each expert once.
+ * Throws a `MobeError`; `out` then holds nothing that looks whole, and, where the error's `kept` says so, what the same call goes
+ * on from.
  */
 export async function compress(
-  model: string,
-  out: string,
+  model: Source,
+  out: OutputPlace,
   options: CompressOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
@@ -28,46 +30,25 @@ export async function compress(
 
 /** The same, once it is planned; of a part of the source perhaps. */
 export async function compressPlanned(
-  { planned: plan, remote }: PlannedRun,
-  out: string,
+  planned: PlannedRun,
+  out: OutputPlace,
   run: RunOptions = {},
   started = performance.now(),
 ): Promise<RunResult> {
-  const { source, groups, settings, memory, engine } = plan;
+  const { planned: plan } = planned;
+  const { source, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
-  const written = settings.format === 'mobe' ? 'factors' : 'weights';
-  let sigmas: Sigmas = new Map();
   return convert({
     plan,
     out,
     inputs: [source.folder],
     circumstances: { 'experts a batch': memory.batchExperts, 'threads a fit': memory.threadsPerWorker },
-    async before(reader, missing) {
-      if (run.onProgress) run.onProgress({ kind: 'plan', plan: await withEstimate(plan, remote, run.peers) });
-      sigmas = await measureGroups(missing, groups, reader, { ...memory, written }, run);
+    onStart: () => tellPlan(planned, run),
+    experts: (context) => fitExperts(planned, plan, run, context),
+    companions: {
+      modelling: nativeModelling(plan, plan.model),
+      config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
     },
-    async *expertBranch({ reader, missing, states, onGroup, signal }) {
-      const options = {
-        groups: missing,
-        reader,
-        memory,
-        settings,
-        sigmas,
-        written,
-        stateOf: states && stateFiles(states),
-        remote,
-        hooks: run,
-        signal,
-      } as const;
-      const { maxError } = settings;
-      yield* fitGroups(options, (factorization) =>
-        maxError === undefined
-          ? fold(factorization, plan, onGroup)
-          : foldWithin(maxError, factorization, plan, reader, onGroup),
-      );
-    },
-    modelling: nativeModelling(plan, plan.model),
-    config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
     record: {
       kind: 'compress',
       sourceFingerprint,
@@ -77,4 +58,35 @@ export async function compressPlanned(
     run,
     started,
   });
+}
+
+export async function tellPlan({ planned, remote }: PlannedRun, { onProgress, peers }: RunOptions): Promise<void> {
+  if (onProgress) onProgress({ kind: 'plan', plan: await withEstimate(planned, remote, peers) });
+}
+
+/** Fits what is missing, on this machine's threads or on the workers that were planned with. */
+export async function* fitExperts(
+  { planned: { settings, memory }, remote }: PlannedRun,
+  plan: Pick<CompressionPlan, 'groups' | 'format' | 'separate'>,
+  run: RunOptions,
+  { reader, missing, states, signal }: BranchContext,
+): AsyncGenerator<OutputRecord> {
+  const { onProgress, clocks, peers = {}, ownStage } = run;
+  yield* withRunners({ engine: settings.engine, memory, remote, peers, signal }, (runners) =>
+    compressExperts({
+      groups: missing,
+      plan,
+      memory,
+      settings,
+      reader,
+      runners,
+      written: plan.format === 'hf' ? 'weights' : 'factors',
+      stateOf: states && stateFiles(states),
+      ownStage,
+      clocks,
+      onStep: (progress) => onProgress?.({ kind: 'step', ...progress }),
+      onFold: (progress) => onProgress?.({ kind: 'fold', ...progress }),
+      onLost: (worker, reason) => onProgress?.({ kind: 'lost', worker, reason }),
+    }),
+  );
 }

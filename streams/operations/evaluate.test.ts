@@ -5,6 +5,7 @@ import { generateFamily } from '../../fixtures/generate-family.js';
 import { expected } from '../../fixtures/inference.js';
 import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { thoroughBut } from '../../fixtures/thorough.js';
 import { OptionError, UnlikeModelsError } from '../../src/errors.js';
 import { compress } from './compress.js';
 import { evaluate, type ModelScore } from './evaluate.js';
@@ -95,20 +96,24 @@ describe('a conversion', () => {
     expect(Math.abs((models[0]?.nll as number) - mean(expected.nll))).toBeLessThan(1e-6);
   });
 
-  test.each([
+  const cost = thoroughBut('two layers, one projection');
+  for (const [name, options] of [
     ['two groups', { groups: 2 }],
     ['all projections, a lower rank', { projections: ['gate_proj', 'up_proj', 'down_proj'], rank: 24 }],
     ['two layers, one projection', { layers: [1, 3], projections: ['up_proj'] }],
-  ] as const)('in f32 gives the same natively and expanded: %s', async (name, options) => {
-    const native = at(`${name}-native`);
-    const f32 = { ...quick, ...structuredClone(options), steps: 5, dtype: 'float32' } as Parameters<typeof compress>[2];
-    await compress(TINY_MODEL, native, f32);
-    await expand(native, at(`${name}-expanded`), ONE);
-    const { models } = await evaluate([native], text.slice(0, 512), { ...ONE, against: at(`${name}-expanded`) });
-    const [expanded, factors] = models as [ModelScore, ModelScore];
-    expect(Math.abs(expanded.nll - factors.nll)).toBeLessThan(1e-5);
-    for (const error of factors.comparison?.layerErrors ?? []) expect(error).toBeLessThan(1e-4);
-  });
+  ] as const)
+    test(`in f32 gives the same natively and expanded: ${name}`, cost(name), async () => {
+      const native = at(`${name}-native`);
+      const f32 = { ...quick, ...structuredClone(options), steps: 5, dtype: 'float32' } as Parameters<
+        typeof compress
+      >[2];
+      await compress(TINY_MODEL, native, f32);
+      await expand(native, at(`${name}-expanded`), ONE);
+      const { models } = await evaluate([native], text.slice(0, 512), { ...ONE, against: at(`${name}-expanded`) });
+      const [expanded, factors] = models as [ModelScore, ModelScore];
+      expect(Math.abs(expanded.nll - factors.nll)).toBeLessThan(1e-5);
+      for (const error of factors.comparison?.layerErrors ?? []) expect(error).toBeLessThan(1e-4);
+    });
 });
 
 describe('is refused:', () => {

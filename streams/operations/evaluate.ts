@@ -9,7 +9,8 @@ import type { LanguageModel } from '../../src/inference/language-model.js';
 import { type EvaluateOptions, type EvaluateSettings, evaluateSettings } from '../../src/inference/run-options.js';
 import { divergence, type Prediction, predict, squaredDifference } from '../../src/inference/scores.js';
 import { openTokenizer } from '../../src/inference/tokenizer.js';
-import { openSource } from '../machines/remote-files.js';
+import { sourceName } from '../../src/sources/open-source.js';
+import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { openModels } from './run-models.js';
 
@@ -65,7 +66,7 @@ export interface EvaluateHooks extends Pick<RunHooks, 'signal' | 'peers'> {
  * not fill a last window are left out, unless there is no other. Nothing is put before the text.
  */
 export async function evaluate(
-  locations: readonly string[],
+  sources: readonly Source[],
   text: string,
   options: EvaluateOptions = {},
   hooks: EvaluateHooks = {},
@@ -76,9 +77,9 @@ export async function evaluate(
   const scores: ModelScore[] = [];
   let engine: EngineFacts | undefined;
   let window = 0;
-  const names = against === undefined ? locations : locations.filter((it) => it !== against);
-  for (const name of against !== undefined && names.length === 0 ? [undefined] : names) {
-    const pair = [...(against === undefined ? [] : [against]), ...(name === undefined ? [] : [name])];
+  const others = against === undefined ? sources : sources.filter((it) => it !== against);
+  for (const other of against !== undefined && others.length === 0 ? [undefined] : others) {
+    const pair = [...(against === undefined ? [] : [against]), ...(other === undefined ? [] : [other])];
     const result = await scoreTogether(pair, against !== undefined, text, settings, hooks);
     engine = result.engine;
     window = result.window;
@@ -90,7 +91,7 @@ export async function evaluate(
 
 /** One model, or one after the model that it is compared with: side by side, layer by layer. */
 async function scoreTogether(
-  names: readonly string[],
+  sources: readonly Source[],
   compared: boolean,
   text: string,
   settings: EvaluateSettings,
@@ -98,7 +99,8 @@ async function scoreTogether(
 ): Promise<{ engine: EngineFacts; window: number; scores: ModelScore[] }> {
   const started = performance.now();
   const checkpoints: Checkpoint[] = [];
-  for (const name of names) checkpoints.push(await openSource(name, peers));
+  for (const source of sources) checkpoints.push(await openSource(source, { peers }));
+  const names = sources.map(sourceName);
   const tokens = (await openTokenizer(checkpoints[0] as Checkpoint)).encode(text, false);
   const { window, windows } = cutWindows(tokens, settings.window, checkpoints[0] as Checkpoint);
   const batch = Math.max(1, Math.floor(BATCH_TOKENS / window));

@@ -1,24 +1,39 @@
-import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
-import { type ConversionPlan, expertCopies, planConversion } from '../../src/conversion/conversion-plan.js';
+import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
-import { groupLabel, nativeTensors, planGroups } from '../../src/conversion/group-plan.js';
+import { expertCopies, groupPlaces, type Place } from '../../src/conversion/group-places.js';
+import {
+  checkNative,
+  type GroupKey,
+  groupKey,
+  groupLabel,
+  groupOf,
+  productOf,
+} from '../../src/conversion/group-plan.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
-import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../../src/conversion/settings.js';
+import {
+  type CompressOptions,
+  decodedDtype,
+  type Format,
+  isNative,
+  resolveSettings,
+} from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
-import { type ComputeWorker, withWorker } from '../compute/worker-pool.js';
-import { openSource } from '../machines/remote-files.js';
-import type { OutputChunk } from '../records.js';
+import { joinFiles } from '../../src/sources/join-files.js';
+import { type ComputeThread, withThread } from '../compute/compute-thread.js';
+import { relativeError } from '../compute/squared-error.js';
+import { openFiles, openSource, type Source } from '../machines/remote-files.js';
+import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { keptReport } from '../stages/max-error.js';
 import { passThrough } from '../stages/pass-through.js';
-import { type FactoredGroup, rebuildWeights } from '../stages/rebuild.js';
+import { type FactoredGroup, type FactorRanges, rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
+import type { OutputPlace } from './open-output.js';
 
 export type ExportOptions = Pick<
   CompressOptions,
@@ -27,9 +42,9 @@ export type ExportOptions = Pick<
 
 /** Writes the checkpoint that `compress` would have written, from the factor files `fit` left in `factors`. */
 export async function exportFactors(
-  model: string,
-  factors: string,
-  out: string,
+  model: Source,
+  factors: Source,
+  out: OutputPlace,
   options: ExportOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
@@ -42,14 +57,15 @@ export async function exportFactors(
     keepQuantized: keepQuantised,
     maxError,
   } = resolveSettings(options);
-  const source = await openSource(model, run.peers, run.fileSystem);
+  const [opened, folder] = [await openSource(model, run), openFiles(factors, run)];
+  const source = { ...opened, files: joinFiles(opened, folder) };
   const detected = detectModel(source);
   const sourceFingerprint = await fingerprint(source);
-  const all = await openFactorFolder(factors);
+  const all = await openFactorFolder(folder);
   // A native checkpoint is compressed by whole layers.
-  const { used: files, kept } = format === 'mobe' ? byLayers(all, maxError) : { used: all, kept: [] };
+  const { used: files, kept } = isNative({ format }) ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
-  const { settings: fitted } = (all[0] as FactorFile).metadata;
+  const fitted = commonSettings(all);
   const groups = factored.map(({ group }) => group);
   const { layers } = detected;
   const plan = planConversion({
@@ -62,23 +78,25 @@ export async function exportFactors(
     decodedDtype: decodedDtype(fitted),
   });
   // Native factors are copied; only standard weights are computed.
-  const engine = format === 'hf' ? await chooseEngine(choice, threads, files[0]?.problem) : undefined;
+  const engine = format === 'hf' ? await chooseEngine(choice, threads, productOf(files[0])) : undefined;
   return convert({
     plan,
     out,
-    inputs: [source.folder, factors],
+    inputs: [source.folder, folder.folder],
     circumstances: { threads: engine && threads },
-    expertBranch({ reader, missing, onGroup, signal }) {
+    experts({ reader, missing, signal }) {
       const pairs = factored.map((it, i) => [it, files[i] as FactorFile] as const);
       const wanted = pairs.filter(([{ group }]) => missing.includes(group));
       return engine
-        ? withWorker({ engine: engine.name, threads }, signal, (worker) =>
-            rebuildAll(plan, wanted, reader, worker, onGroup, maxError),
+        ? withThread({ engine: engine.name, threads }, signal, (thread) =>
+            rebuildAll(plan, wanted, reader, thread, maxError),
           )
-        : copyAll(wanted, kept, reader, onGroup);
+        : copyAll(plan, wanted, kept, reader);
     },
-    modelling: nativeModelling(plan, detected),
-    config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
+    companions: {
+      modelling: nativeModelling(plan, detected),
+      config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
+    },
     record: {
       kind: 'export',
       sourceFingerprint,
@@ -100,41 +118,37 @@ export async function exportFactors(
 
 /** The group a factor file belongs to. Throws where the file is not of this model. */
 function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
-  const { path, metadata, problem, tensors } = file;
-  const { layer, projection, group: number, groups } = metadata.report;
+  const { path, metadata, tensors, method, problem, dtype } = file;
   if (metadata.sourceFingerprint !== sourceFingerprint)
     throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
-  const { bases, rank, activation } = problem;
-  const options = {
-    format,
-    bases: bases * groups,
-    groups,
-    rank,
-    activation,
-    layers: [layer],
-    projections: [projection],
-  };
-  const group = planGroups(model, resolveSettings(options)).find((it) => it.group === number);
-  if (!group || JSON.stringify(group.problem) !== JSON.stringify(problem)) {
-    throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
-  }
-  const { A, B, alpha } = tensors;
-  const size = (A.end - A.start) / problem.experts;
-  const factor = (expert: number): ByteRange => ({
-    file: path,
-    start: A.start + expert * size,
-    end: A.start + (expert + 1) * size,
-  });
+  if (isNative({ format })) checkNative(model, method);
+  const group = groupOf(model, metadata.report, {}, file);
+  if (!group) throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
+  const { shared, byExpert } = method.stores(problem);
+  const rangeOf = (factor: string): ByteRange => tensors[factor] as ByteRange;
   return {
-    group: { ...group, dtype: A.dtype as FloatDtype },
-    bases: B,
-    coefficients: alpha,
-    factor,
+    group: { ...group, dtype },
+    shared: Object.fromEntries(shared.map(({ name }) => [name, rangeOf(name)])),
+    own: (expert) =>
+      Object.fromEntries(
+        byExpert.map(({ name }) => {
+          const { start: first, end } = rangeOf(name);
+          const size = (end - first) / problem.experts;
+          return [name, { file: path, start: first + expert * size, end: first + (expert + 1) * size }];
+        }),
+      ),
     dense: group.experts,
   };
 }
 
-type OnGroup = (report: FittedGroupReport | KeptGroupReport) => void;
+/** The settings of the fit; without the layers, where those of several fits came together. */
+function commonSettings(files: readonly FactorFile[]): Readonly<Record<string, unknown>> {
+  const [first, ...others] = files.map(({ metadata }) => metadata.settings) as [Record<string, unknown>];
+  const layersOf = ({ layers }: Record<string, unknown>): string | undefined => JSON.stringify(layers);
+  if (others.every((it) => layersOf(it) === layersOf(first))) return first;
+  const { layers: _, ...common } = first;
+  return common;
+}
 
 /** The files of layers that hold no group with a larger error, and the others. */
 function byLayers(files: readonly FactorFile[], maxError = Number.POSITIVE_INFINITY) {
@@ -147,32 +161,39 @@ function byLayers(files: readonly FactorFile[], maxError = Number.POSITIVE_INFIN
 /** What the fit reported. How long it took is not kept. */
 const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata.report, seconds: 0 });
 
+const keptReport = (group: GroupKey, keptError: number, seconds: number): KeptGroupReport => ({
+  ...groupKey(group),
+  seconds,
+  keptError,
+});
+
 async function* rebuildAll(
   plan: ConversionPlan,
   factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
   reader: RangeReader,
-  worker: ComputeWorker,
-  onGroup: OnGroup,
+  thread: ComputeThread,
   maxError: number | undefined,
-): AsyncGenerator<OutputChunk> {
+): AsyncGenerator<OutputRecord> {
   for (const [it, file] of factored) {
     const { experts, rows, cols } = it.group.problem;
     const started = performance.now();
+    const seconds = (): number => (performance.now() - started) / 1000;
     if (maxError !== undefined) {
-      const error = await rebuildError(it, plan, reader, worker);
+      const error = await rebuildError(it, plan, reader, thread);
       if (!(error <= maxError)) {
         yield* passThrough(expertCopies(it.group, plan), reader);
-        onGroup(keptReport(it.group, error, (performance.now() - started) / 1000));
+        yield { finished: keptReport(it.group, error, seconds()) };
         continue;
       }
     }
-    const { squaredError, squaredNorm } = yield* rebuildWeights(it, plan, reader, worker);
-    onGroup({
+    const error = yield* rebuildWeights(it, plan, reader, thread);
+    const report: FittedGroupReport = {
       ...reportOf(file),
-      relativeError: Math.sqrt(squaredError / squaredNorm),
-      mse: squaredError / (experts * rows * cols),
-      seconds: (performance.now() - started) / 1000,
-    });
+      relativeError: relativeError(error),
+      mse: error.squaredError / (experts * rows * cols),
+      seconds: seconds(),
+    };
+    yield { finished: report };
   }
 }
 
@@ -181,26 +202,30 @@ async function rebuildError(...rebuilt: Parameters<typeof rebuildWeights>): Prom
   const weights = rebuildWeights(...rebuilt);
   for (;;) {
     const { value, done } = await weights.next();
-    if (done) return Math.sqrt(value.squaredError / value.squaredNorm);
+    if (done) return relativeError(value);
   }
 }
 
 /** The factors as they are, under their native names. */
 async function* copyAll(
+  plan: ConversionPlan,
   factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
   kept: readonly FactorFile[],
   reader: RangeReader,
-  onGroup: OnGroup,
-): AsyncGenerator<OutputChunk> {
-  for (const { metadata } of kept) onGroup(keptReport(metadata.report, metadata.report.relativeError, 0));
-  for (const [{ group, bases, coefficients, factor }, file] of factored) {
-    const ranges = [bases, coefficients, ...group.experts.map((_, expert) => factor(expert))];
-    const copies = nativeTensors(group).map(({ name }, part) => ({
-      target: name,
-      offset: 0,
-      source: ranges[part] as ByteRange,
-    }));
+): AsyncGenerator<OutputRecord> {
+  for (const { metadata } of kept) yield { finished: keptReport(metadata.report, metadata.report.relativeError, 0) };
+  for (const [{ group, shared, own }, file] of factored) {
+    const places = groupPlaces(group, plan);
+    const copy = (ranges: FactorRanges, { factor, tensor, offset }: Place): Copy => ({
+      target: tensor,
+      offset,
+      source: ranges[factor] as ByteRange,
+    });
+    const copies = [
+      ...places.shared.map((place) => copy(shared, place)),
+      ...places.experts.flatMap((all, expert) => all.map((place) => copy(own(expert), place))),
+    ];
     yield* passThrough(copies, reader);
-    onGroup(reportOf(file));
+    yield { finished: reportOf(file) };
   }
 }

@@ -12,6 +12,7 @@ import {
 } from '../../fixtures/generate-family.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { thoroughBut } from '../../fixtures/thorough.js';
 import { isFitted } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
@@ -71,7 +72,17 @@ function groupOf({ kind, name }: KnownWeight, { sizes }: GeneratedFamily): strin
   return kind === 'expert' && projection && !predictor ? `${layer} ${projection}` : undefined;
 }
 
-describe.each(ROWS)('%s', (label, family, options) => {
+const cost = thoroughBut(
+  'qwen3_moe',
+  'mixtral',
+  'deepseek_v3, fused, its prediction module too',
+  'deepseek_v3 in FP8',
+  'kimi_k2 in INT4',
+);
+
+for (const row of ROWS) describe(row[0], cost(row[0]), () => testFamily(...row));
+
+function testFamily(label: string, family: FamilyName, options: FamilyOptions): void {
   const at = (...path: string[]) => join(root, label.replaceAll(/\W+/g, '-'), ...path);
   const { native } = describeFamily(family, TINY);
   let source: GeneratedFamily;
@@ -193,4 +204,4 @@ describe.each(ROWS)('%s', (label, family, options) => {
     await exportFactors(at('model'), at('factors'), at('export-native'), OUTPUT);
     expect(differingFiles(at('export-native'), at('native'))).toEqual([]);
   });
-});
+}

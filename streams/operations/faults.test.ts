@@ -15,6 +15,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { type Call, interceptedFileSystem, systemError } from '../../fixtures/intercepted-file-system.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
 import { JOURNAL_FILE } from '../../src/output/journal.js';
@@ -167,22 +168,26 @@ test('short reads and short writes change nothing', async () => {
   expectSame(at('short'), at('whole'));
 });
 
-test('whichever rename of the commit fails, no loader finds a checkpoint, and the next run finishes it without computing', async () => {
-  const { length: renames } = readdirSync(at('whole'));
-  for (let nth = 1; nth <= renames; nth++) {
-    const out = at(`rename-${nth}`);
-    const moves = ({ operation, to }: Call): boolean => operation === 'rename' && !to?.includes(PARTIAL_FOLDER);
-    const run = compress(at('model'), out, OPTIONS, { fileSystem: failing(moves, 'EIO', nth) });
-    await expect(run).rejects.toThrow(errors.WriteError);
-    await expect(run).rejects.toMatchObject({ kept: out });
-    const held = readdirSync(out);
-    expect(held.includes('config.json') && held.includes('model.safetensors.index.json')).toBe(false);
-    const seen: Progress[] = [];
-    const { already, groups } = await compress(at('model'), out, OPTIONS, { onProgress: (it) => seen.push(it) });
-    expect([already, groups.length, seen]).toEqual([true, 4, []]);
-    expectSame(out, at('whole'));
-  }
-});
+test(
+  'whichever rename of the commit fails, no loader finds a checkpoint, and the next run finishes it without computing',
+  THOROUGH,
+  async () => {
+    const { length: renames } = readdirSync(at('whole'));
+    for (let nth = 1; nth <= renames; nth++) {
+      const out = at(`rename-${nth}`);
+      const moves = ({ operation, to }: Call): boolean => operation === 'rename' && !to?.includes(PARTIAL_FOLDER);
+      const run = compress(at('model'), out, OPTIONS, { fileSystem: failing(moves, 'EIO', nth) });
+      await expect(run).rejects.toThrow(errors.WriteError);
+      await expect(run).rejects.toMatchObject({ kept: out });
+      const held = readdirSync(out);
+      expect(held.includes('config.json') && held.includes('model.safetensors.index.json')).toBe(false);
+      const seen: Progress[] = [];
+      const { already, groups } = await compress(at('model'), out, OPTIONS, { onProgress: (it) => seen.push(it) });
+      expect([already, groups.length, seen]).toEqual([true, 4, []]);
+      expectSame(out, at('whole'));
+    }
+  },
+);
 
 test('a commit over an earlier result that fails at any call is finished, or replaced by --force', async () => {
   const other: CompressOptions = { ...OPTIONS, seed: 5 };
@@ -220,26 +225,28 @@ describe('a shard that changes while it is read stops the run, is named, and not
     ['written to', (shard) => utimesSync(shard, 1, 1), /written to at 1970/],
     ['removed', (shard) => rmSync(shard), /ENOENT/],
   ];
-  test.each(cases)('%s', async (name, change, words) => {
-    for (const convert of [compress, fitFactors]) {
-      const model = at(`${name}-model`);
-      cpSync(at('model'), model, { recursive: true });
-      const [shard] = readdirSync(model).filter((file) => file.endsWith('.safetensors')) as [string];
-      const out = at(`${name}-out`);
-      let done = false;
-      const onProgress = ({ kind }: Progress): void => {
-        if (kind !== 'group' || done) return;
-        done = true;
-        change(join(model, shard));
-      };
-      const run = convert(model, out, OPTIONS, { onProgress });
-      await expect(run).rejects.toThrow(errors.SourceChangedError);
-      await expect(run).rejects.toThrow(shard);
-      await expect(run).rejects.toThrow(words);
-      expect(existsSync(out)).toBe(false);
-      rmSync(model, { recursive: true });
-    }
-  });
+  const cost = thoroughBut('cut short', 'removed');
+  for (const [name, change, words] of cases)
+    test(name, cost(name), async () => {
+      for (const convert of [compress, fitFactors]) {
+        const model = at(`${name}-model`);
+        cpSync(at('model'), model, { recursive: true });
+        const [shard] = readdirSync(model).filter((file) => file.endsWith('.safetensors')) as [string];
+        const out = at(`${name}-out`);
+        let done = false;
+        const onProgress = ({ kind }: Progress): void => {
+          if (kind !== 'group' || done) return;
+          done = true;
+          change(join(model, shard));
+        };
+        const run = convert(model, out, OPTIONS, { onProgress });
+        await expect(run).rejects.toThrow(errors.SourceChangedError);
+        await expect(run).rejects.toThrow(shard);
+        await expect(run).rejects.toThrow(words);
+        expect(existsSync(out)).toBe(false);
+        rmSync(model, { recursive: true });
+      }
+    });
 });
 
 test('fit: a disk that fails keeps the groups that are finished, and the same command ends with the same bytes', async () => {

@@ -8,7 +8,7 @@ import { sample } from '../../src/inference/sample.js';
 import type { SequencePart } from '../../src/inference/sequence-parts.js';
 import { endTokens, openTokenizer, textStream } from '../../src/inference/tokenizer.js';
 import { createRandom } from '../../src/linalg/random.js';
-import { openSource } from '../machines/remote-files.js';
+import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { openModels } from './run-models.js';
 
@@ -33,13 +33,13 @@ export interface Generation {
 
 /** Yields the text as it comes; returns the figures. Same options on the same machine: same text. */
 export async function* generate(
-  location: string,
+  source: Source,
   prompt: string,
   options: GenerateOptions = {},
   { signal, peers }: RunHooks = {},
 ): AsyncGenerator<string, Generation> {
   const { maxNewTokens, temperature, topP, seed, expertsPerToken, ...settings } = generateSettings(options);
-  const checkpoint = await openSource(location, peers);
+  const checkpoint = await openSource(source, { peers });
   const tokenizer = await openTokenizer(checkpoint);
   const ends = await endTokens(checkpoint);
   const tokens = tokenizer.encode(prompt, true);

@@ -6,6 +6,7 @@ import { readFloats, roundToBfloat16 } from '../../fixtures/dequantise.js';
 import { type FamilyOptions, type GeneratedFamily, generateFamily, TINY } from '../../fixtures/generate-family.js';
 import { type FoundTensor, readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { thoroughBut } from '../../fixtures/thorough.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { planCompression } from '../../src/conversion/compression-plan.js';
 import { isFitted } from '../../src/conversion/run-report.js';
@@ -62,13 +63,22 @@ function rebuild(
   return weight;
 }
 
-describe.each<[groups: number, layout: string, family: FamilyOptions]>([
+const LAYOUTS: ReadonlyArray<[groups: number, layout: string, family: FamilyOptions]> = [
   [1, 'of separate experts', {}],
   [2, 'of separate experts', {}],
   [4, 'of separate experts', {}],
   [2, 'of fused experts', { fused: true }],
   [2, 'of experts in FP8', { quantised: 'fp8' }],
-])('all three projections in %i group(s) %s', (groups, layout, family) => {
+];
+
+const cost = thoroughBut('2 of separate experts', '2 of experts in FP8');
+
+for (const row of LAYOUTS)
+  describe(`all three projections in ${row[0]} group(s) ${row[1]}`, cost(`${row[0]} ${row[1]}`), () =>
+    testGroups(...row),
+  );
+
+function testGroups(groups: number, layout: string, family: FamilyOptions): void {
   const at = (...path: string[]) => join(root, `${groups} ${layout}`, ...path);
   const options = { ...QUICK, groups };
   let source: GeneratedFamily;
@@ -202,7 +212,7 @@ describe.each<[groups: number, layout: string, family: FamilyOptions]>([
     );
     expect((await verify(at('model'), at('partial'), { threads: 1 })).problems).toEqual([]);
   });
-});
+}
 
 describe('refused:', () => {
   const plan = async (options: CompressOptions) => {

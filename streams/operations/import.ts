@@ -1,25 +1,31 @@
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
-import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
-import { planConversion } from '../../src/conversion/conversion-plan.js';
-import { type GroupPlan, groupLabel, planGroups, sourceBytes } from '../../src/conversion/group-plan.js';
+import { readMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { planFactors } from '../../src/conversion/conversion-plan.js';
+import { type GroupPlan, groupLabel, groupOf, productOf } from '../../src/conversion/group-plan.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { ForeignFactorsError } from '../../src/errors.js';
 import { roundToHalf } from '../../src/linalg/half.js';
-import { type Activation, REFERENCE_ACTIVATIONS } from '../../src/methods/mobe/problem.js';
+import type { Method } from '../../src/methods/method.js';
+import { mobe } from '../../src/methods/mobe/mobe.js';
+import { type Activation, type Problem, REFERENCE_ACTIVATIONS } from '../../src/methods/mobe/problem.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, Files, RangeReader } from '../../src/sources/files.js';
+import { joinFiles } from '../../src/sources/join-files.js';
 import { listWabFiles, openWabFile, type WabFile, type WabFileName } from '../../src/torch/wab.js';
-import { ComputeWorker, withWorker } from '../compute/worker-pool.js';
-import { openSource } from '../machines/remote-files.js';
-import type { Factorization } from '../records.js';
+import type { ComputeOptions } from '../compute/compute.js';
+import { ComputeThread, withThread } from '../compute/compute-thread.js';
+import { openFiles, openSource, type Source } from '../machines/remote-files.js';
+import type { FittedGroup, FoldedExpert } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { measureGroups } from './expert-branch.js';
-import { fillFactorFolder } from './factor-folder.js';
+import { fold, foldSigma } from '../stages/fold.js';
+import { sigmaIn } from '../stages/normalise.js';
+import { convert } from './convert.js';
+import type { OutputPlace } from './open-output.js';
 
 export interface ImportOptions extends Pick<CompressOptions, 'dtype' | 'engine' | 'threads'> {
   /** Undefined: whichever fits the first expert better. The files do not say. */
@@ -39,31 +45,44 @@ interface Imported {
  * of what is written measured against the weights of `model`. Nothing in the files is executed.
  */
 export async function importFactors(
-  model: string,
+  model: Source,
   wab: string,
-  folder: string,
+  folder: OutputPlace,
   { activation: given, ...options }: ImportOptions = {},
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
   const { engine: choice, threads } = resolveSettings(options);
-  const source = await openSource(model, run.peers, run.fileSystem);
+  const opened = await openSource(model, run);
+  const source = { ...opened, files: joinFiles(opened, openFiles(wab, run)) };
   const detected = detectModel(source);
   const files = await openWabFolder(wab);
   const matched = files.map((it) =>
     matchGroup(it, files, detected, { ...(options.dtype && { dtype: options.dtype }) }),
   );
   const [first] = matched as [Imported];
-  const engine = await chooseEngine(choice, threads, first.group.problem);
+  const engine = await chooseEngine(choice, threads, productOf(first.group));
   const compute = { engine: engine.name, threads };
   const activation = given ?? (await findActivation(first, source.files, compute));
   const imported = matched.map((it) => withActivation(it, activation));
-  const groups = imported.map(({ group }) => group);
-  return fillFactorFolder({
-    folder,
+  const plan = planFactors(
+    source,
+    imported.map(({ group }) => group),
+  );
+  const { groups } = plan;
+  return convert({
+    plan,
+    out: folder,
     inputs: [source.folder, wab],
-    groups,
-    context: {
+    experts: ({ missing, reader, signal }) =>
+      withThread(compute, signal, async function* (thread) {
+        for (const it of imported) {
+          if (!missing.includes(it.group)) continue;
+          yield* fold(await readGroup(it, await sigmaIn(groups, it.group, reader), reader, thread), plan);
+        }
+      }),
+    record: {
+      kind: 'fit',
       sourceFingerprint: await fingerprint(source),
       settings: {
         solver: 'reference',
@@ -71,24 +90,7 @@ export async function importFactors(
         groups: groups[0]?.groups,
         ...(options.dtype && { dtype: options.dtype }),
       },
-    },
-    circumstances: {},
-    plan: planConversion({
-      source,
-      groups,
-      layers: detected.layers,
-      format: 'hf',
-      shardBytes: Number.POSITIVE_INFINITY,
-    }),
-    engine: engineRecord(engine),
-    async produce(missing, reader, signal, _states, write) {
-      const groupBytes = Math.max(...groups.map(sourceBytes));
-      const sigmas = await measureGroups(missing, groups, reader, { groupBytes }, run);
-      const wanted = imported.filter(({ group }) => missing.includes(group));
-      return withWorker(compute, signal, async function* (worker) {
-        for (const it of wanted)
-          yield* write(await loadFactorization(it, sigmas.get(it.group) as number, reader, worker));
-      });
+      engine: engineRecord(engine),
     },
     run,
     started,
@@ -115,29 +117,19 @@ function matchGroup(
   const groups = number === undefined ? 1 : 1 + Math.max(...siblings.map(({ group }) => group ?? 0));
   const [n, p, r] = file.A.shape as [number, number, number];
   const [m, , d] = file.B.shape as [number, number, number];
-  const plans = planGroups(
-    model,
-    resolveSettings({
-      ...options,
-      format: 'hf',
-      bases: m * groups,
-      groups,
-      rank: r,
-      layers: [layer],
-      projections: [projection],
-    }),
-  );
-  const group = plans.find((it) => it.group === (number ?? 0));
-  if (!group || siblings.length !== groups)
+  const key = { layer, projection, group: number ?? 0, groups };
+  if (siblings.length !== groups)
     throw new ForeignFactorsError(
       path,
       `of the ${groups} groups of layer ${layer} ${projection} there are ${siblings.length}`,
     );
-  const { experts, rows, cols } = group.problem;
-  if (n !== experts || p !== rows || d !== cols) {
+  const problem = { experts: n, rows: p, cols: d, bases: m, rank: r, activation: REFERENCE_ACTIVATIONS[0] };
+  const group = groupOf(model, key, resolveSettings(options), { method: mobe as Method, problem });
+  if (!group) {
+    const found = groupOf(model, key, {});
     throw new ForeignFactorsError(
       path,
-      `it is for ${n} experts of ${p} × ${d}; ${groupLabel(group)} of the model has ${experts} of ${rows} × ${cols}`,
+      `it is for ${n} experts of ${p} × ${d}; ${groupLabel(key)} of the model ${found ? `has ${found.problem.experts} of ${found.problem.rows} × ${found.problem.cols}` : 'does not exist'}`,
     );
   }
   return { path, file, group };
@@ -145,71 +137,58 @@ function matchGroup(
 
 const withActivation = ({ group, ...rest }: Imported, activation: Activation): Imported => ({
   ...rest,
-  group: { ...group, problem: { ...group.problem, activation } },
+  group: { ...group, problem: { ...(group.problem as Problem), activation } as Problem },
 });
 
 /** The one with which a file is nearest to its first expert. */
-async function findActivation(
-  first: Imported,
-  reader: Files,
-  options: ConstructorParameters<typeof ComputeWorker>[0],
-): Promise<Activation> {
-  const worker = new ComputeWorker(options);
+async function findActivation(first: Imported, reader: Files, options: ComputeOptions): Promise<Activation> {
+  const thread = new ComputeThread(options);
   try {
-    const sigmas = await measureGroups(
-      [first.group],
-      [first.group],
-      reader,
-      { groupBytes: sourceBytes(first.group) },
-      {},
-    );
-    const sigma = sigmas.get(first.group) as number;
+    const sigma = await sigmaIn([first.group], first.group, reader);
     const errors: number[] = [];
     for (const activation of REFERENCE_ACTIVATIONS) {
-      const factorization = await loadFactorization(withActivation(first, activation), sigma, reader, worker);
-      errors.push((await factorization.expert(0)).squaredError);
+      const { experts } = await readGroup(withActivation(first, activation), sigma, reader, thread);
+      for await (const { squaredError } of experts) {
+        errors.push(squaredError);
+        break;
+      }
     }
     return REFERENCE_ACTIVATIONS[errors.indexOf(Math.min(...errors))] as Activation;
   } finally {
-    await worker.close();
+    await thread.close();
     await reader.close();
   }
 }
 
-async function loadFactorization(
+/** A file's group as a fit would give it. */
+async function readGroup(
   { file, group }: Imported,
   measured: number,
   reader: RangeReader,
-  worker: ComputeWorker,
-): Promise<Factorization> {
-  const { problem, dtype, format } = group;
+  thread: ComputeThread,
+): Promise<FittedGroup> {
+  const { method, dtype, format } = group;
+  const problem = group.problem as Problem;
   // The reference keeps the weights, and so their standard deviation, in fp16 while it fits.
   const sigma = roundToHalf(Float32Array.of(measured))[0] as number;
   const stored = file.A.dtype as FloatDtype; // openWabFile has checked it, of all three
   const label = groupLabel(group);
-  const bases = encodeFinite(dtype, await readFloats(file.B, stored, reader), `bases of ${label}`);
+  const B = encodeFinite(dtype, await readFloats(file.B, stored, reader), `bases of ${label}`);
   const logits = await readFloats(file.logits, stored, reader);
-  const coefficients = encodeFinite(dtype, softmaxRows(logits, problem.bases), `coefficients of ${label}`);
-  await worker.call('load', [{ problem, transposed: format.transposed, dtype, bases, coefficients }]);
+  const alpha = encodeFinite(dtype, softmaxRows(logits, problem.bases), `coefficients of ${label}`);
+  const shared = { B, alpha };
+  await thread.call('load', [{ method: method.name, problem, dtype, format, shared }]);
   const size = (file.A.end - file.A.start) / problem.experts;
-  return {
-    group,
-    sigma,
-    bases,
-    coefficients,
-    steps: 0,
-    seconds: 0,
-    async expert(expert) {
+  async function* experts(): AsyncGenerator<FoldedExpert> {
+    for (const [expert, matrix] of group.experts.entries()) {
       const start = file.A.start + expert * size;
       const A = await readFloats({ file: file.A.file, start, end: start + size }, stored, reader);
-      const scaled = A.map((value) => value * sigma);
-      const data = encodeFinite(dtype, scaled, `${label}, expert ${expert}`);
-      const matrix = group.experts[expert] as StoredMatrix;
+      const tensors = foldSigma(method, { A }, sigma, dtype, `${label}, expert ${expert}`);
       const dense = { format, bytes: await readMatrix(reader, matrix) };
-      return { data, ...(await worker.call('compare', [expert, data, dense])) };
-    },
-    release() {},
-  };
+      yield { expert, tensors, ...(await thread.call('compare', [expert, tensors, dense])) };
+    }
+  }
+  return { group, sigma, shared, steps: 0, seconds: 0, experts: experts(), release() {} };
 }
 
 const readFloats = async (range: ByteRange, dtype: FloatDtype, reader: RangeReader): Promise<Float32Array> =>

@@ -6,6 +6,7 @@ import type { FamilyName } from '../../fixtures/families.js';
 import { type FamilyOptions, generateFamily, type KnownWeight } from '../../fixtures/generate-family.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
 import { compress } from './compress.js';
@@ -57,13 +58,13 @@ describe('--keep-quantized leaves what is not converted as it is, and names the 
     expect(config('hf')).toEqual({ ...source.config, quantization_config: entry });
   });
 
-  test('FP8 of a DeepSeek-V3, every layer: its prediction module stays FP8', async () => {
+  test('FP8 of a DeepSeek-V3, every layer: its prediction module stays FP8', THOROUGH, async () => {
     const { config, written } = await convert('fp8-all', 'deepseek_v3', { quantised: 'fp8' }, [1, 2]);
     expect(config('hf').quantization_config.modules_to_not_convert).toEqual(modules(1, 2));
     expect(written.get('model.layers.3.mlp.experts.0.up_proj.weight')?.dtype).toBe('F8_E4M3');
   });
 
-  test('a list that is there already is added to', async () => {
+  test('a list that is there already is added to', THOROUGH, async () => {
     const quantization_config = {
       quant_method: 'fp8',
       weight_block_size: [12, 16],
@@ -92,13 +93,13 @@ describe('--keep-quantized leaves what is not converted as it is, and names the 
       expect(ignored(ignore, name), name).toBe(expected);
   });
 
-  test('INT4, every layer: nothing is quantised any more, and the config says nothing of it', async () => {
+  test('INT4, every layer: nothing is quantised any more, and the config says nothing of it', THOROUGH, async () => {
     const { source, config } = await convert('int4-all', 'kimi_k2', { quantised: 'int4' }, [1, 2]);
     const { quantization_config: _, ...plain } = source.config;
     expect(config('hf')).toEqual(plain);
   });
 
-  test('FP8 with a scale a row, in the entry of compressed-tensors', async () => {
+  test('FP8 with a scale a row, in the entry of compressed-tensors', THOROUGH, async () => {
     const { config } = await convert('channel', 'qwen3_moe', { quantised: 'fp8-channel' }, [0]);
     expect(ignored(config('hf').quantization_config.ignore, 'model.layers.0.mlp.experts.3.up_proj')).toBe(true);
   });

@@ -10,6 +10,7 @@ import {
 } from '../../fixtures/generate-family.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import { compress } from './compress.js';
 import { expand } from './expand.js';
@@ -75,7 +76,7 @@ describe('one projection, in another dtype', () => {
   const options: CompressOptions = { projections: ['up_proj'], layers: [1], dtype: 'float32' };
   const untouched = (it: KnownWeight) => !isOf(it, 1, 'up_proj');
 
-  test('of separate experts: only those tensors change', async () => {
+  test('of separate experts: only those tensors change', THOROUGH, async () => {
     const { source, config, native, hf } = await convert('separate-f32', {}, options);
     for (const written of [native, hf]) expect(differingWeights(written, source, untouched)).toEqual([]);
     expect(hf.get('model.layers.1.mlp.experts.0.up_proj.weight')?.dtype).toBe('F32');
@@ -92,7 +93,7 @@ describe('one projection, in another dtype', () => {
     expectSameWeights(source, readFolder(at('expanded')), hf);
   });
 
-  test('of fused down projections', async () => {
+  test('of fused down projections', THOROUGH, async () => {
     const down: CompressOptions = { ...options, projections: ['down_proj'] };
     const { at, source, native, hf } = await convert('fused-down', { fused: true }, down);
     for (const written of [native, hf])

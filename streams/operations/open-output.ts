@@ -1,44 +1,37 @@
-/** Opens the place a conversion writes to: a folder here, another machine's, or a pipe. */
-
-import { examineOutput, type WantedOutput } from '../../src/conversion/existing-output.js';
-import type { StoredReport } from '../../src/conversion/run-report.js';
-import type { FileSystem } from '../../src/file-system.js';
-import { checkOutside, type Output, OutputFolder } from '../../src/output/output-folder.js';
-import type { RunIdentity } from '../../src/output/unfinished-run.js';
-import { isRemote } from '../../src/sources/files.js';
-import { PIPE, pipeOutput, remoteOutput } from '../machines/remote-output.js';
+/** Opens the place that a conversion writes to: a location, whose scheme says how, or an object that is handed in. */
+import { UnknownSchemeError } from '../../src/errors.js';
+import { PIPE, schemeOf } from '../../src/location.js';
+import type { Output } from '../../src/output/output.js';
+import { pipeOutput, remoteOutput } from '../machines/remote-output.js';
 import type { RunOptions } from '../run-options.js';
+import { type OpenedOutput, type OutputRequest, openFolder } from './open-folder.js';
 
-export interface OutputRequest {
-  /** What is to be there in the end. */
-  readonly wanted: WantedOutput;
-  /** Bytes the run will write. */
-  readonly neededBytes: number;
-  /** Folders it must not lie in. */
-  readonly inputs: readonly string[];
-  /** Undefined: an interrupted run cannot be continued. */
-  readonly identity?: RunIdentity;
+/** A location, or an output of any kind. An object takes one result: it is committed or abandoned by the run it is given to. */
+export type OutputPlace = string | Output;
+
+export type OpenOutput = (location: string, request: OutputRequest, run: RunOptions) => Promise<OpenedOutput>;
+
+const schemes = new Map<string, OpenOutput>([
+  [PIPE, pipeOutput],
+  ['ws', remoteOutput],
+  ['wss', remoteOutput],
+]);
+
+/** From now on, locations of this scheme ("ws" for `ws://…`) are opened by `open`. */
+export function registerOutput(scheme: string, open: OpenOutput): void {
+  schemes.set(scheme, open);
 }
 
-/** The very result may be there already, whole. */
-export type OpenedOutput = { readonly done: StoredReport } | { readonly output: Output };
-
-export async function openOutput(location: string, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
-  if (location === PIPE) return { output: await pipeOutput(request, run) };
-  if (isRemote(location)) return remoteOutput(location, request, run);
-  return openFolder(location, request, run);
+/** Throws `UnknownSchemeError`, and what the place itself throws. */
+export async function openOutput(place: OutputPlace, request: OutputRequest, run: RunOptions): Promise<OpenedOutput> {
+  if (typeof place !== 'string') return { output: place };
+  const scheme = schemeOf(place);
+  if (scheme === undefined) return openFolder(place, request, run);
+  const open = schemes.get(scheme);
+  if (!open) throw new UnknownSchemeError(place, [...schemes.keys()]);
+  return open(place, request, run);
 }
 
-export async function openFolder(
-  folder: string,
-  { wanted, neededBytes, inputs, identity: run }: OutputRequest,
-  { force = false, fileSystem }: { readonly force?: boolean | undefined; readonly fileSystem?: FileSystem | undefined },
-): Promise<{ readonly done: StoredReport } | { readonly output: OutputFolder }> {
-  await checkOutside(folder, inputs);
-  const options = { run, force, ...(fileSystem && { fs: fileSystem }) };
-  const halfMoved = await OutputFolder.finishCommit(folder, options);
-  const existing = await examineOutput(folder, wanted, force);
-  if ('done' in existing) return existing;
-  const replaces = [...new Set([...existing.replaces, ...halfMoved])];
-  return { output: await OutputFolder.create(folder, { ...options, neededBytes, replaces }) };
-}
+/** A place as people are told it. */
+export const outputName = (place: OutputPlace): string =>
+  typeof place === 'string' ? place : 'the output it was given';

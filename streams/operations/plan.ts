@@ -1,10 +1,10 @@
 import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
 import { estimateSeconds } from '../../src/conversion/estimate.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
-import { askRate, askWorkers, type RemoteWorkers } from '../compute/remote-fitter.js';
-import { ComputeWorker } from '../compute/worker-pool.js';
+import { ComputeThread } from '../compute/compute-thread.js';
+import { askRate, askWorkers, type RemoteWorkers } from '../compute/remote-runner.js';
 import type { PeerOptions } from '../machines/peer-options.js';
-import { openSource } from '../machines/remote-files.js';
+import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
 
 export interface TimedPlan extends CompressionPlan {
@@ -14,7 +14,7 @@ export interface TimedPlan extends CompressionPlan {
 
 /** What `compress` would do with the same arguments. Reads headers, then measures this machine for a fraction of a second. */
 export async function plan(
-  model: string,
+  model: Source,
   options: CompressOptions = {},
   run: Pick<RunOptions, 'peers' | 'workers'> = {},
 ): Promise<TimedPlan> {
@@ -30,11 +30,11 @@ export interface PlannedRun {
 
 /** Opens the source, wherever it is, asks the workers what they are, and plans. */
 export async function planRun(
-  model: string,
+  model: Source,
   options: CompressOptions,
   { peers = {}, workers = [], fileSystem }: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem'>,
 ): Promise<PlannedRun> {
-  const source = await openSource(model, peers, fileSystem);
+  const source = await openSource(model, { peers, fileSystem });
   const remote = workers.length ? await askWorkers(workers, peers) : undefined;
   // A fit that one of them could not give its threads would be another fit there.
   const threads = remote && options.threads === undefined ? { threads: Math.min(...remote.threads) } : {};
@@ -50,15 +50,15 @@ export async function withEstimate(
   if (!largest) return { ...planned, estimatedSeconds: estimateSeconds(planned, 1) };
   const { threadsPerWorker: threads } = planned.memory;
   if (remote) {
-    const rate = await askRate(remote, largest.problem, threads, peers);
+    const rate = await askRate(remote, largest.method.product(largest.problem), threads, peers);
     return { ...planned, estimatedSeconds: estimateSeconds(planned, rate) };
   }
   const { engine } = planned.settings;
-  const worker = new ComputeWorker({ engine, threads });
+  const thread = new ComputeThread({ engine, threads });
   try {
-    const rate = await worker.call('gemmRate', [largest.problem]);
+    const rate = await thread.call('gemmRate', [largest.method.product(largest.problem)]);
     return { ...planned, estimatedSeconds: estimateSeconds(planned, rate) };
   } finally {
-    await worker.close();
+    await thread.close();
   }
 }

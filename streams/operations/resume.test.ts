@@ -13,7 +13,9 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { LENGTH_BYTES } from '../../src/checkpoint/header.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
 import { JOURNAL_FILE } from '../../src/output/journal.js';
@@ -34,13 +36,19 @@ beforeAll(async () => {
 });
 
 /** Stops when so many groups are finished; of the last, not all may be written yet. */
-async function interrupted(convert: typeof compress, out: string, groups: number, run: RunOptions = {}): Promise<void> {
+async function interrupted(
+  convert: typeof compress,
+  out: string,
+  groups: number,
+  run: RunOptions = {},
+  model = at('model'),
+): Promise<void> {
   const controller = new AbortController();
   let finished = 0;
   const onProgress = ({ kind }: Progress): void => {
     if (kind === 'group' && ++finished === groups) controller.abort();
   };
-  const running = convert(at('model'), out, OPTIONS, { ...run, onProgress, signal: controller.signal });
+  const running = convert(model, out, OPTIONS, { ...run, onProgress, signal: controller.signal });
   await expect(running).rejects.toThrow(errors.InterruptedError);
   await expect(running).rejects.toMatchObject({ kept: out });
 }
@@ -141,27 +149,42 @@ describe('bytes on disk that are not what the journal says are written again:', 
 });
 
 describe('another run is refused, saying what differs, and starts over when forced:', () => {
-  test.each<[string, CompressOptions, string]>([
+  const cost = thoroughBut('settings');
+  const others: Array<[string, CompressOptions, string]> = [
     ['settings', { ...OPTIONS, seed: 9 }, 'seed 0, now 9'],
     ['batches', { ...OPTIONS, maxMemory: 2 ** 40, batchExperts: 3 }, 'batchExperts default, now 3'],
     ['threads', { ...OPTIONS, threads: 1, shardSize: 7000 }, 'shardSize 6000, now 7000'],
-  ])('%s', async (name, options, words) => {
-    const out = copyOf(`other-${name}`);
-    const run = compress(at('model'), out, options);
-    await expect(run).rejects.toThrow(errors.UnfinishedRunError);
-    await expect(run).rejects.toThrow(words);
-    expect((await finish(out, options, { force: true })).fitted).toHaveLength(6);
-  });
+  ];
+  for (const [name, options, words] of others)
+    test(name, cost(name), async () => {
+      const out = copyOf(`other-${name}`);
+      const run = compress(at('model'), out, options);
+      await expect(run).rejects.toThrow(errors.UnfinishedRunError);
+      await expect(run).rejects.toThrow(words);
+      expect((await finish(out, options, { force: true })).fitted).toHaveLength(6);
+    });
 
-  test('a source that was written to since', async () => {
+  test('a source of which every shard was written to since', async () => {
     const out = copyOf('other-source');
     cpSync(at('model'), at('touched'), { recursive: true, preserveTimestamps: true });
-    const [shard] = readdirSync(at('touched')).filter((file) => file.endsWith('.safetensors')) as [string];
-    utimesSync(at('touched', shard), 1, 1);
+    for (const shard of shardsIn(at('touched'))) utimesSync(at('touched', shard), 1, 1);
     const run = compress(at('touched'), out, OPTIONS);
     await expect(run).rejects.toThrow(errors.UnfinishedRunError);
-    await expect(run).rejects.toThrow(`source's ${shard} was written to`);
+    await expect(run).rejects.toThrow('shards of its source were written to');
   });
+
+  test.each([false, true])(
+    'a source whose config has changed, one of its shards written to as well: %s',
+    async (touched) => {
+      const out = copyOf(`other-config-${touched}`);
+      const model = at(`changed-config-${touched}`);
+      cpSync(at('model'), model, { recursive: true, preserveTimestamps: true });
+      const config = readFileSync(join(model, 'config.json'), 'utf8');
+      writeFileSync(join(model, 'config.json'), config.replace('{', '{"new": 1,'));
+      if (touched) utimesSync(join(model, shardsIn(model)[0] as string), 1, 1);
+      await expect(compress(model, out, OPTIONS)).rejects.toThrow('made from another source');
+    },
+  );
 
   test('another version of this program', async () => {
     const out = copyOf('other-version');
@@ -171,6 +194,34 @@ describe('another run is refused, saying what differs, and starts over when forc
     lines[0] = `${crc32(json).toString(16).padStart(8, '0')} ${json}`;
     writeFileSync(journal(out), lines.join('\n'));
     await expect(compress(at('model'), out, OPTIONS)).rejects.toThrow('version 0.0.1');
+  });
+});
+
+const shardsIn = (folder: string): string[] => readdirSync(folder).filter((file) => file.endsWith('.safetensors'));
+
+describe('where a shard of the source was replaced since, what was made from the others is kept:', () => {
+  test.each<[string, (bytes: Buffer) => void]>([
+    ['by the same bytes', () => {}],
+    ['by others', (bytes) => bytes.copyWithin(bytes.length - 64, bytes.length - 128, bytes.length - 64)],
+  ])('%s', async (name, change) => {
+    const model = at(name, 'model');
+    const out = at(name, 'resumed');
+    cpSync(at('model'), model, { recursive: true });
+    await interrupted(compress, out, 5, {}, model);
+    const { tensors } = await openCheckpoint(model);
+    const shard = tensors.get('model.layers.0.mlp.experts.0.gate_proj.weight')?.file as string;
+    const bytes = readFileSync(shard);
+    change(bytes);
+    writeFileSync(shard, bytes);
+    const fitted: string[] = [];
+    const onProgress = (it: Progress): void => {
+      if (it.kind === 'group') fitted.push(`${it.report.layer} ${it.report.projection}`);
+    };
+    await compress(model, out, OPTIONS, { onProgress });
+    expect(fitted).toContain('0 gate_proj');
+    expect(fitted).not.toContain('1 gate_proj');
+    await compress(model, at(name, 'whole'), OPTIONS);
+    expectSame(out, at(name, 'whole'));
   });
 });
 
@@ -189,30 +240,37 @@ describe('a fit goes on inside a group:', () => {
 
   const LONG: CompressOptions = { ...OPTIONS, layers: [1], projections: ['up_proj'] };
 
-  test.each([
+  const VARPRO: CompressOptions = { ...LONG, steps: 2000, learningRate: 0.02 };
+  beforeAll(() => compress(at('model'), at('varpro-compress-whole'), VARPRO));
+
+  const cost = thoroughBut('varpro by compress');
+  for (const [solver, convert] of [
     ['varpro', compress],
     ['adam', compress],
     ['varpro', fitFactors],
-  ] as const)('%s', async (solver, convert) => {
-    const options: CompressOptions = { ...LONG, solver, steps: solver === 'adam' ? 3000 : 2000, learningRate: 0.02 };
-    const name = `${solver}-${convert.name}`;
-    await convert(at('model'), at(`${name}-whole`), options);
-    await stopInside(convert, at(name), options);
-    const steps: number[] = [];
-    const onProgress = (it: Progress): void => {
-      if (it.kind === 'step') steps.push(it.step);
-    };
-    await convert(at('model'), at(name), options, { onProgress });
-    expect(steps[0]).toBeGreaterThan(100);
-    expectSame(at(name), at(`${name}-whole`));
-    expect(existsSync(at(name, PARTIAL_FOLDER))).toBe(false);
-  });
+  ] as const)
+    test(`${solver} by ${convert.name}`, cost(`${solver} by ${convert.name}`), async () => {
+      const options: CompressOptions = solver === 'adam' ? { ...VARPRO, solver, steps: 3000 } : VARPRO;
+      const name = `${solver}-${convert.name}`;
+      if (!existsSync(at(`${name}-whole`))) await convert(at('model'), at(`${name}-whole`), options);
+      await stopInside(convert, at(name), options);
+      const steps: number[] = [];
+      const onProgress = (it: Progress): void => {
+        if (it.kind === 'step') steps.push(it.step);
+      };
+      await convert(at('model'), at(name), options, { onProgress });
+      expect(steps[0]).toBeGreaterThan(100);
+      expectSame(at(name), at(`${name}-whole`));
+      expect(existsSync(at(name, PARTIAL_FOLDER))).toBe(false);
+    });
 
-  test('a state that is damaged, or of another fit, is left alone: it begins anew', async () => {
-    const options: CompressOptions = { ...LONG, steps: 2000, learningRate: 0.02 };
-    for (const damage of ['bytes', 'identity']) {
+  for (const [damage, cost] of [
+    ['bytes', {}],
+    ['identity', THOROUGH],
+  ] as const)
+    test(`a state whose ${damage} are not its own is left alone: it begins anew`, cost, async () => {
       const out = at(`state-${damage}`);
-      await stopInside(compress, out, options);
+      await stopInside(compress, out, VARPRO);
       const [name] = readdirSync(join(out, PARTIAL_FOLDER)).filter((file) => file.endsWith('.state')) as [string];
       const file = join(out, PARTIAL_FOLDER, name);
       const bytes = readFileSync(file);
@@ -223,11 +281,10 @@ describe('a fit goes on inside a group:', () => {
       const onProgress = (it: Progress): void => {
         if (it.kind === 'step') steps.push(it.step);
       };
-      await compress(at('model'), out, options, { onProgress });
+      await compress(at('model'), out, VARPRO, { onProgress });
       expect(steps[0]).toBe(1);
       expectSame(out, at('varpro-compress-whole'));
-    }
-  });
+    });
 });
 
 test('fit: interrupted and run again, only what is missing is fitted', async () => {
@@ -246,7 +303,7 @@ test('fit: interrupted and run again, only what is missing is fitted', async () 
 test('interrupted before anything was computed, nothing is left', async () => {
   const controller = new AbortController();
   const onProgress = ({ kind }: Progress): void => {
-    if (kind === 'checked') controller.abort();
+    if (kind === 'plan') controller.abort();
   };
   const run = compress(at('model'), at('too-early'), OPTIONS, { onProgress, signal: controller.signal });
   await expect(run).rejects.toThrow(errors.InterruptedError);

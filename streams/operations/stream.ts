@@ -1,14 +1,14 @@
 import { CONFIG_FILE, fingerprint, INDEX_FILE } from '../../src/checkpoint/open-checkpoint.js';
 import { InterruptedError } from '../../src/errors.js';
+import { fileIn, PIPE } from '../../src/location.js';
 import { READ_BYTES } from '../../src/sources/files.js';
-import { openSource } from '../machines/remote-files.js';
-import { PIPE } from '../machines/remote-output.js';
+import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
-import { openOutput } from './open-output.js';
+import { type OutputPlace, openOutput } from './open-output.js';
 
 /** Writes a checkpoint as it is, file by file, to standard output or to `mobe receive` elsewhere. */
-export async function streamCheckpoint(model: string, to: string = PIPE, run: RunOptions = {}): Promise<number> {
-  const source = await openSource(model, run.peers);
+export async function streamCheckpoint(model: Source, to: OutputPlace = PIPE, run: RunOptions = {}): Promise<number> {
+  const source = await openSource(model, run);
   const { files, folder } = source;
   const held = await files.list(folder);
   const total = held.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -24,7 +24,7 @@ export async function streamCheckpoint(model: string, to: string = PIPE, run: Ru
         for (let start = 0; start < bytes; start += READ_BYTES) {
           if (run.signal?.aborted) throw new InterruptedError();
           const end = Math.min(bytes, start + READ_BYTES);
-          yield await files.readRange({ file: `${folder}/${path}`, start, end });
+          yield await files.readRange({ file: fileIn(folder, path), start, end });
           sent += end - start;
           run.onProgress?.({ kind: 'bytes', bytes: sent });
         }

@@ -4,9 +4,10 @@ import { isDeepStrictEqual } from 'node:util';
 import type { TensorSpec } from '../../src/checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../../src/checkpoint/open-checkpoint.js';
 import { listSideFiles } from '../../src/checkpoint/side-files.js';
+import { fileIn } from '../../src/location.js';
 import type { ModellingFile } from '../../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../../src/models/native.js';
-import { type Files, fileIn } from '../../src/sources/files.js';
+import type { Files } from '../../src/sources/files.js';
 
 export function compareSpecs(expected: readonly TensorSpec[], result: Checkpoint, problems: string[]): void {
   const left = new Set(result.tensors.keys());

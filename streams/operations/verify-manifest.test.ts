@@ -14,6 +14,7 @@ import fc from 'fast-check';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateFamily } from '../../fixtures/generate-family.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { REPORT_FILE } from '../../src/conversion/run-report.js';
 import { MobeError } from '../../src/errors.js';
@@ -82,38 +83,42 @@ async function regionOf(file: string, position: number): Promise<string> {
   return tensor ? `tensor "${tensor.name}" in ${file} is damaged` : `the header of ${file} is damaged`;
 }
 
-test('any single flipped bit of any file is found, and told where', async () => {
-  cpSync(out, at('whole'), { recursive: true });
-  const files = readdirSync(out).filter((file) => statSync(join(out, file)).size > 0);
-  expect(files.length).toBeGreaterThan(8);
-  const flip = async (file: string, position: number, bit: number): Promise<void> => {
-    const original = readFileSync(join(out, file));
-    const damaged = Buffer.from(original);
-    damaged[position] = (damaged[position] as number) ^ (1 << bit);
-    writeFileSync(join(out, file), damaged);
-    const { problems } = await verifyIntegrity(out);
-    writeFileSync(join(out, file), original);
-    expect(problems, `bit ${bit} of byte ${position} of ${file}`).toHaveLength(1);
-    expect(problems[0]).toContain(await regionOf(file, position));
-    const [, start, end] = /bytes (\d+) to (\d+) of/.exec(problems[0] as string) ?? [];
-    if (start !== undefined) expect(position >= Number(start) && position <= Number(end)).toBe(true);
-  };
-  for (const file of files) {
-    await flip(file, 0, 0);
-    await flip(file, statSync(join(out, file)).size - 1, 7);
-  }
-  const place = fc.record({
-    file: fc.constantFrom(...files),
-    share: fc.double({ min: 0, max: 0.999999, noNaN: true }),
+for (const [bits, cost] of [
+  [60, {}],
+  [400, THOROUGH],
+] as const)
+  test(`any of ${bits} single flipped bits in any file is found, and told where`, cost, async () => {
+    cpSync(out, at('whole'), { recursive: true });
+    const files = readdirSync(out).filter((file) => statSync(join(out, file)).size > 0);
+    expect(files.length).toBeGreaterThan(8);
+    const flip = async (file: string, position: number, bit: number): Promise<void> => {
+      const original = readFileSync(join(out, file));
+      const damaged = Buffer.from(original);
+      damaged[position] = (damaged[position] as number) ^ (1 << bit);
+      writeFileSync(join(out, file), damaged);
+      const { problems } = await verifyIntegrity(out);
+      writeFileSync(join(out, file), original);
+      expect(problems, `bit ${bit} of byte ${position} of ${file}`).toHaveLength(1);
+      expect(problems[0]).toContain(await regionOf(file, position));
+      const [, start, end] = /bytes (\d+) to (\d+) of/.exec(problems[0] as string) ?? [];
+      if (start !== undefined) expect(position >= Number(start) && position <= Number(end)).toBe(true);
+    };
+    for (const file of files) {
+      await flip(file, 0, 0);
+      await flip(file, statSync(join(out, file)).size - 1, 7);
+    }
+    const place = fc.record({
+      file: fc.constantFrom(...files),
+      share: fc.double({ min: 0, max: 0.999999, noNaN: true }),
+    });
+    await fc.assert(
+      fc.asyncProperty(place, fc.nat(7), ({ file, share }, bit) =>
+        flip(file, Math.floor(share * statSync(join(out, file)).size), bit),
+      ),
+      { numRuns: bits },
+    );
+    expect((await verifyIntegrity(out)).problems).toEqual([]);
   });
-  await fc.assert(
-    fc.asyncProperty(place, fc.nat(7), ({ file, share }, bit) =>
-      flip(file, Math.floor(share * statSync(join(out, file)).size), bit),
-    ),
-    { numRuns: 400 },
-  );
-  expect((await verifyIntegrity(out)).problems).toEqual([]);
-});
 
 describe('also found:', () => {
   test.each<[string, (folder: string) => void, string]>([

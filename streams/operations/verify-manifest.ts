@@ -5,11 +5,13 @@ import { readReport } from '../../src/conversion/existing-output.js';
 import { REPORT_FILE } from '../../src/conversion/run-report.js';
 import { DamagedManifestError, InterruptedError, NotACheckpointError } from '../../src/errors.js';
 import { inLanes } from '../../src/in-lanes.js';
+import { fileIn } from '../../src/location.js';
 import { decodeManifest, MANIFEST_FILE, type Manifest, type ManifestPart } from '../../src/output/manifest.js';
 import { checkSeal } from '../../src/output/seal.js';
 import { HASHES_AT_ONCE, sha256 } from '../../src/output/sha256.js';
-import { type Files, fileIn, normaliseLocation } from '../../src/sources/files.js';
-import { openFiles } from '../machines/remote-files.js';
+import type { Files } from '../../src/sources/files.js';
+import { sourceName } from '../../src/sources/open-source.js';
+import { openFiles, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 
 export interface Integrity {
@@ -27,16 +29,16 @@ export interface Integrity {
  * Hashes every file of a result and compares with its manifest. Throws `NotACheckpointError` where there is none: the result
  * is of an older version, or not of mobe.
  */
-export async function verifyIntegrity(out: string, hooks: RunHooks = {}): Promise<Integrity> {
-  const files = openFiles(out, hooks.peers);
+export async function verifyIntegrity(out: Source, hooks: RunHooks = {}): Promise<Integrity> {
+  const { folder, files } = openFiles(out, hooks);
   try {
-    const integrity = await checkManifest(normaliseLocation(out), files, hooks);
+    const integrity = await checkManifest(folder, files, hooks);
     if (integrity) return integrity;
   } finally {
     await files.close();
   }
   throw new NotACheckpointError(
-    out,
+    sourceName(out),
     `it has no ${MANIFEST_FILE} to be checked by. To compare it with its source instead, name both`,
   );
 }

@@ -1,40 +1,44 @@
-import { floatBytes, isFloatDtype } from '../../src/checkpoint/dtype.js';
+import { isFloatDtype } from '../../src/checkpoint/dtype.js';
 import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
 import { readMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
-import {
-  type ConversionPlan,
-  copyBytes,
-  type ExpertPlace,
-  expertCopies,
-  expertPlaces,
-  planConversion,
-} from '../../src/conversion/conversion-plan.js';
+import { type ConversionPlan, copyBytes, planConversion } from '../../src/conversion/conversion-plan.js';
 import { readReport } from '../../src/conversion/existing-output.js';
+import { expertCopies, type GroupPlaces, groupPlaces, type Place, WEIGHTS } from '../../src/conversion/group-places.js';
 import {
   compareGroups,
   type GroupKey,
   type GroupPlan,
+  groupKey,
   groupLabel,
-  planGroups,
+  groupOf,
+  productOf,
   sourceBytes,
 } from '../../src/conversion/group-plan.js';
 import { findNativeGroups } from '../../src/conversion/native-groups.js';
 import { isFitted, isKept, REPORT_FILE, type StoredReport } from '../../src/conversion/run-report.js';
-import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../../src/conversion/settings.js';
+import {
+  type CompressOptions,
+  decodedDtype,
+  type Format,
+  isNative,
+  resolveSettings,
+} from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
+import type { MethodProblem } from '../../src/methods/method.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
-import { normaliseLocation } from '../../src/sources/files.js';
-import type { SquaredError } from '../compute/compute.js';
-import { ComputeWorker } from '../compute/worker-pool.js';
-import { openFiles, openSource } from '../machines/remote-files.js';
+import type { ByteRange } from '../../src/sources/files.js';
+import type { StoredWeights } from '../compute/compute.js';
+import { ComputeThread } from '../compute/compute-thread.js';
+import { addErrors, NO_ERROR, relativeError, type SquaredError } from '../compute/squared-error.js';
+import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { passThrough } from '../stages/pass-through.js';
-import { loadFactors } from '../stages/rebuild.js';
+import { type FactorRanges, loadFactors, readFactors } from '../stages/rebuild.js';
 import { checkConfig, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
 import { checkManifest, type Integrity } from './verify-manifest.js';
 
@@ -69,19 +73,19 @@ export interface Verification {
  * `InputError`; what differs is collected.
  */
 export async function verify(
-  source: string,
-  out: string,
+  source: Source,
+  out: Source,
   { onProgress, signal, peers, ...options }: VerifyOptions = {},
 ): Promise<Verification> {
   const started = performance.now();
   const hooks = { ...(onProgress && { onProgress }), ...(signal && { signal }) };
   const { engine: choice, threads } = resolveSettings(options);
-  const original = await openSource(source, peers);
+  const original = await openSource(source, { peers });
   const integrity = await checkResult(out, { ...hooks, ...(peers && { peers }) });
   // What is not as it was written need not be compared with the source.
   if (integrity?.problems.length)
     return { ...NOTHING_COMPARED, ...integrity, integrity, seconds: secondsSince(started) };
-  const result = await openSource(out, peers);
+  const result = await openSource(out, { peers });
   const report = await readReport(result.folder, result.files);
   if (!report || report.kind === 'fit')
     throw new NotACheckpointError(result.folder, `it has no ${REPORT_FILE}, so what was converted is not known`);
@@ -102,8 +106,8 @@ export async function verify(
   checkConfig(original, result, changes, problems);
   const sideFiles = await checkSideFiles(original, result, nativeModelling(plan, model).add, problems);
 
-  const engine = await chooseEngine(choice, threads, groups[0]?.problem);
-  const worker = new ComputeWorker({ engine: engine.name, threads }, signal);
+  const engine = await chooseEngine(choice, threads, productOf(groups[0]));
+  const thread = new ComputeThread({ engine: engine.name, threads }, signal);
   const measured: VerifiedGroup[] = [];
   const sound = new Set(
     specs.filter(({ name, bytes }) => sizeOf(result.tensors.get(name)) === bytes).map((it) => it.name),
@@ -117,25 +121,20 @@ export async function verify(
     let bytes = copiedBytes;
     for (const group of groups) {
       if (signal?.aborted) throw new InterruptedError();
-      const { names } = group;
-      const needed = [
-        ...expertPlaces(group, plan).map(({ tensor }) => tensor),
-        ...(plan.format === 'mobe' ? [names.bases, names.coefficients] : []),
-      ];
-      if (!needed.every((name) => sound.has(name))) continue; // already a problem
-      const { squaredError, squaredNorm } = await groupError(group, plan, result, worker);
-      const relativeError = Math.sqrt(squaredError / squaredNorm);
-      const { layer, projection, group: part, groups: parts } = group;
+      const places = groupPlaces(group, plan);
+      const needed = [...places.shared, ...places.experts.flat()];
+      if (!needed.every(({ tensor }) => sound.has(tensor))) continue; // already a problem
+      const error = relativeError(await groupError(group, places, plan, result, thread));
       const reported = report.groups.filter(isFitted).find((it) => compareGroups(it, group) === 0)?.relativeError;
-      measured.push({ layer, projection, group: part, groups: parts, relativeError, reported });
-      if (reported !== undefined && !(Math.abs(relativeError - reported) <= ERROR_TOLERANCE * reported)) {
-        problems.push(`${groupLabel(group)}: the relative error is ${relativeError}, ${REPORT_FILE} says ${reported}`);
+      measured.push({ ...groupKey(group), relativeError: error, reported });
+      if (reported !== undefined && !(Math.abs(error - reported) <= ERROR_TOLERANCE * reported)) {
+        problems.push(`${groupLabel(group)}: the relative error is ${error}, ${REPORT_FILE} says ${reported}`);
       }
       bytes += sourceBytes(group);
       onProgress?.({ kind: 'bytes', bytes });
     }
   } finally {
-    await worker.close();
+    await thread.close();
     await original.files.close();
     await result.files.close();
   }
@@ -150,9 +149,9 @@ export async function verify(
   };
 }
 
-async function checkResult(out: string, hooks: RunHooks): Promise<Integrity | undefined> {
-  const files = openFiles(out, hooks.peers);
-  return checkManifest(normaliseLocation(out), files, hooks).finally(() => files.close());
+async function checkResult(out: Source, hooks: RunHooks): Promise<Integrity | undefined> {
+  const { folder, files } = openFiles(out, hooks);
+  return checkManifest(folder, files, hooks).finally(() => files.close());
 }
 
 const NOTHING_COMPARED = { copiedTensors: 0, copiedBytes: 0, groups: [], sideFiles: 0 };
@@ -177,7 +176,7 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   return planConversion({
     ...base,
     groups: groups.map((group) => {
-      const dtype = result.tensors.get(group.names.experts[0] as string)?.dtype ?? '';
+      const dtype = result.tensors.get(group.experts[0]?.name ?? '')?.dtype ?? '';
       return isFloatDtype(dtype) ? { ...group, dtype } : group;
     }),
     separate: true,
@@ -188,23 +187,18 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
 
 /** The groups that were converted, as plans over the source's tensors. */
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
-  if (format === 'mobe' && report.groups.every(isKept)) return []; // or there are none
+  if (isNative({ format }) && report.groups.every(isKept)) return []; // or there are none
   const dtype = report.settings.dtype as CompressOptions['dtype'];
-  const plan = ({ layer, projection, group, groups }: GroupKey, options: CompressOptions): GroupPlan => {
-    const one = { ...options, groups, ...(dtype && { dtype }), format, layers: [layer], projections: [projection] };
-    const found = planGroups(model, resolveSettings(one)).find((it) => it.group === group);
-    const label = groupLabel({ layer, projection, group, groups });
-    if (!found) throw new NotACheckpointError(result.folder, `it claims to hold ${label}, which its source has not`);
+  const expected = (key: GroupKey, known?: MethodProblem): GroupPlan => {
+    const found = groupOf(model, key, { dtype }, known);
+    if (!found)
+      throw new NotACheckpointError(result.folder, `it claims to hold ${groupLabel(key)}, which its source has not`);
     return found;
   };
-  if (format === 'mobe') {
-    return findNativeGroups(result).map((native) => {
-      const { bases, rank, activation } = native.problem;
-      return plan(native, { bases: bases * native.groups, rank, activation });
-    });
-  }
-  // Only the dense shapes matter here; one basis of rank 1 is always a smaller problem.
-  return report.groups.map((group) => plan(group, { bases: group.groups, rank: 1 }));
+  // In standard weights only the dense shapes show.
+  return isNative({ format })
+    ? findNativeGroups(result).map((native) => expected(native, native))
+    : report.groups.map((group) => expected(group));
 }
 
 /** Compares what is not factorised, chunk by chunk as it was written. */
@@ -234,33 +228,29 @@ async function compareCopies(
 
 async function groupError(
   group: GroupPlan,
+  { shared, experts }: GroupPlaces,
   plan: ConversionPlan,
   result: Checkpoint,
-  worker: ComputeWorker,
+  thread: ComputeThread,
 ): Promise<SquaredError> {
-  const { names, experts, format, dtype } = group;
-  const written = (name: string): TensorInfo => result.tensors.get(name) as TensorInfo;
-  const native = plan.format === 'mobe';
-  if (native) {
-    const factors = { group, bases: written(names.bases), coefficients: written(names.coefficients) };
-    await loadFactors(factors, result.files, worker);
-  }
-  const { rows, cols, rank } = group.problem;
-  const bytes = floatBytes(dtype) * rows * (native ? rank : cols);
-  const places = expertPlaces(group, plan);
-  let error = 0;
-  let norm = 0;
-  for (const [expert, matrix] of experts.entries()) {
+  const { format, dtype } = group;
+  const rangeOf = ({ tensor, offset, bytes }: Place): ByteRange => {
+    const { file, start } = result.tensors.get(tensor) as TensorInfo;
+    return { file, start: start + offset, end: start + offset + bytes };
+  };
+  const ranges = (places: readonly Place[]): FactorRanges =>
+    Object.fromEntries(places.map((place) => [place.factor, rangeOf(place)]));
+  const native = isNative(plan);
+  if (native) await loadFactors({ group, shared: ranges(shared) }, result.files, thread);
+  let error = NO_ERROR;
+  for (const [expert, matrix] of group.experts.entries()) {
     const dense = { format, bytes: await readMatrix(plan.source.files, matrix) };
-    const { tensor, offset } = places[expert] as ExpertPlace;
-    const { file, start } = written(tensor);
-    const actual = await result.files.readRange({ file, start: start + offset, end: start + offset + bytes });
-    const rebuilt = { format: { ...format, encoding: { kind: 'float', dtype } as const }, bytes: actual };
-    const own = await (native
-      ? worker.call('compare', [expert, actual, dense])
-      : worker.call('difference', [rebuilt, dense]));
-    error += own.squaredError;
-    norm += own.squaredNorm;
+    const written = await readFactors(ranges(experts[expert] ?? []), result.files);
+    const rebuilt = { format: { ...format, encoding: { kind: 'float', dtype } as const }, bytes: written[WEIGHTS] };
+    const own = native
+      ? thread.call('compare', [expert, written, dense])
+      : thread.call('difference', [rebuilt as StoredWeights, dense]);
+    error = addErrors(error, await own);
   }
-  return { squaredError: error, squaredNorm: norm };
+  return error;
 }

@@ -7,6 +7,7 @@ import type { Copy } from '../../src/conversion/conversion-plan.js';
 import type { RangeReader } from '../../src/sources/files.js';
 import { ByteBudget } from '../flow/byte-budget.js';
 import { compose, merge } from '../flow/highland.js';
+import { runOwnStage } from '../flow/own-stage.js';
 import { passThrough } from './pass-through.js';
 
 async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
@@ -84,6 +85,160 @@ describe('a highland composition', () => {
   });
 });
 
+describe('stages written as generators', () => {
+  async function* double(input: AsyncIterable<number>) {
+    for await (const x of input) yield 2 * x;
+  }
+  async function* pairs(input: AsyncIterable<number>) {
+    let held: number | undefined;
+    for await (const x of input) {
+      if (held === undefined) held = x;
+      else {
+        yield [held, x];
+        held = undefined;
+      }
+    }
+  }
+
+  test('follow one another', async () => {
+    const composed = compose(source(6).items, (stream, { stage }) =>
+      stream.through(stage(double)).through(stage(pairs)),
+    );
+    expect(await collect(composed)).toEqual([
+      [0, 2],
+      [4, 6],
+      [8, 10],
+    ]);
+  });
+
+  test('pull no further ahead than one record each', async () => {
+    const { state, items } = source(100);
+    const iterator = compose(items, (stream, { stage }) => stream.through(stage(double)).through(stage(double)));
+    await iterator.next();
+    await delay(20);
+    expect(state.pulled).toBeLessThan(12);
+    await iterator.return(undefined);
+    expect(state.closed).toBe(true);
+  });
+
+  test('a failing one surfaces and closes the source', async () => {
+    const { state, items } = source(10);
+    async function* failing(input: AsyncIterable<number>) {
+      for await (const x of input) {
+        if (x === 4) throw new Error('stage failed');
+        yield x;
+      }
+    }
+    await expect(
+      collect(compose(items, (stream, { stage }) => stream.through(stage(failing)).through(stage(double)))),
+    ).rejects.toThrow('stage failed');
+    await delay(5);
+    expect(state.closed).toBe(true);
+  });
+
+  test('a failing source is seen behind them', async () => {
+    const failing = compose(source(10, 3).items, (stream, { stage }) =>
+      stream.through(stage(double)).through(stage(pairs)),
+    );
+    await expect(collect(failing)).rejects.toThrow('source failed');
+  });
+});
+
+describe('lanes', () => {
+  /** Lets a test end each lane when it wants. */
+  function gates(count: number) {
+    const opened: Array<() => void> = [];
+    const closed = Array.from({ length: count }, (_, i) => new Promise<void>((resolve) => (opened[i] = resolve)));
+    return { open: (i: number) => opened[i]?.(), closed };
+  }
+
+  test('run side by side up to the limit, and none waits for another', async () => {
+    const { open, closed } = gates(3);
+    const started: number[] = [];
+    const composed = compose(source(3).items, (stream, { lanes }) =>
+      stream.through(
+        lanes(2, async function* (i) {
+          started.push(i);
+          await closed[i];
+          yield `${i}a`;
+          yield `${i}b`;
+        }),
+      ),
+    );
+    const all = collect(composed);
+    await delay(5);
+    expect(started).toEqual([0, 1]);
+    open(1);
+    await delay(5);
+    expect(started).toEqual([0, 1, 2]);
+    open(2);
+    await delay(5);
+    open(0);
+    expect(await all).toEqual(['1a', '1b', '2a', '2b', '0a', '0b']);
+  });
+
+  test('a failing one surfaces and closes the source', async () => {
+    const { state, items } = source(10);
+    const composed = compose(items, (stream, { lanes }) =>
+      stream.through(
+        lanes(3, async function* (i) {
+          if (i === 2) throw new Error('lane failed');
+          yield i;
+        }),
+      ),
+    );
+    await expect(collect(composed)).rejects.toThrow('lane failed');
+    await delay(5);
+    expect(state.closed).toBe(true);
+  });
+});
+
+describe('a stage of somebody’s own', () => {
+  /** As `readExperts` does: a group's bytes are taken before it comes. */
+  async function* budgeted(count: number, budget: ByteBudget) {
+    for (let i = 0; i < count; i++) {
+      const { release } = await budget.acquire(6);
+      yield { i, release };
+    }
+  }
+
+  test('that drops groups does not hang the pipeline', async () => {
+    const odd = compose(budgeted(9, new ByteBudget(10)), (stream, { stage }) =>
+      stream.through(
+        stage((groups) =>
+          runOwnStage(groups, async function* (all) {
+            for await (const group of all) if (group.i % 2) yield group;
+          }),
+        ),
+      ),
+    );
+    const seen: number[] = [];
+    for await (const { i, release } of odd) {
+      seen.push(i);
+      release();
+    }
+    expect(seen).toEqual([1, 3, 5, 7]);
+  });
+
+  test('what it passes on, changed perhaps, is held until it is released', async () => {
+    const budget = new ByteBudget(10);
+    const passed = runOwnStage(budgeted(3, budget), async function* (all) {
+      for await (const group of all) yield { ...group, i: 10 * group.i };
+    });
+    const { value: first } = await passed.next();
+    let second: number | undefined;
+    const next = passed.next().then(({ value }) => {
+      second = value?.i;
+    });
+    await delay(5);
+    expect(second).toBeUndefined();
+    first?.release();
+    await next;
+    expect(second).toBe(10);
+    await passed.return(undefined);
+  });
+});
+
 describe('merged branches', () => {
   test('give everything of all', async () => {
     expect(
@@ -112,28 +267,46 @@ describe('a byte budget', () => {
   test('lets through what fits and holds the rest, in order', async () => {
     const budget = new ByteBudget(10);
     const granted: string[] = [];
-    const ask = (name: string, bytes: number) => void budget.acquire(bytes).then(() => granted.push(name));
-    ask('a', 6);
-    ask('b', 6);
-    ask('c', 1);
+    const ask = (name: string, bytes: number) =>
+      budget.acquire(bytes).then((lease) => {
+        granted.push(name);
+        return lease;
+      });
+    const a = ask('a', 6);
+    void ask('b', 6);
+    void ask('c', 1);
     await delay(1);
     expect(granted).toEqual(['a']); // c would fit, but must not overtake b
-    budget.release(6);
+    (await a).release();
     await delay(1);
     expect(granted).toEqual(['a', 'b', 'c']);
   });
 
   test('grants what is larger than itself alone', async () => {
     const budget = new ByteBudget(10);
-    await budget.acquire(3);
+    const small = await budget.acquire(3);
     let granted = false;
     const big = budget.acquire(100).then(() => {
       granted = true;
     });
     await delay(1);
     expect(granted).toBe(false);
-    budget.release(3);
+    small.release();
     await big;
+  });
+
+  test('bytes that are given back twice count once', async () => {
+    const budget = new ByteBudget(10);
+    const first = await budget.acquire(10);
+    first.release();
+    first.release();
+    await budget.acquire(10);
+    let granted = false;
+    void budget.acquire(10).then(() => {
+      granted = true;
+    });
+    await delay(1);
+    expect(granted).toBe(false);
   });
 });
 

@@ -1,10 +1,14 @@
-import { cpSync, existsSync, readdirSync, readFileSync, truncateSync } from 'node:fs';
-import { join } from 'node:path';
+import { copyFileSync, cpSync, existsSync, readdirSync, readFileSync, truncateSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { differingFiles } from '../../fixtures/compare-weights.js';
 import { availableEngines } from '../../fixtures/engines.js';
 import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate.js';
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { thoroughBut } from '../../fixtures/thorough.js';
+import type { TensorInfo } from '../../src/checkpoint/header.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { isFitted } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import type { EngineChoice } from '../../src/engine/choose-engine.js';
@@ -35,25 +39,33 @@ describe('every shape converts and verifies, native and hf:', () => {
     ['the adam solver', { layers: 1, experts: 5, rows: 6, cols: 32 }, { bases: 2, solver: 'adam', steps: 30 }],
     ['batches of two experts', { layers: 1, experts: 5, rows: 6, cols: 32 }, { bases: 2, batchExperts: 2 }],
   ];
-  test.each(cases)('%s', async (name, model, options) => {
-    const folder = at('shapes', name);
-    await generateCheckpoint(join(folder, 'model'), model);
-    for (const format of ['mobe', 'hf'] as const) {
-      const result = await compress(join(folder, 'model'), join(folder, format), { steps: 15, ...options, format });
-      for (const { relativeError } of result.groups.filter(isFitted)) expect(relativeError).toBeLessThan(1);
-      expect((await verify(join(folder, 'model'), join(folder, format))).problems).toEqual([]);
-    }
-    if (options.layers?.length === 0) return;
-    await expand(
-      join(folder, 'mobe'),
-      join(folder, 'expanded'),
-      options.shardSize ? { shardSize: options.shardSize } : {},
-    );
-    const shards = (of: string) => readdirSync(join(folder, of)).filter((file) => file.endsWith('.safetensors'));
-    expect(shards('expanded')).toEqual(shards('hf'));
-    for (const file of shards('hf'))
-      expect(readFileSync(join(folder, 'expanded', file)).equals(readFileSync(join(folder, 'hf', file)))).toBe(true);
-  });
+  const cost = thoroughBut(
+    'experts no multiple of bases',
+    'one expert',
+    'f32 in, bf16 out',
+    'many small shards',
+    'no layer at all',
+  );
+  for (const [name, model, options] of cases)
+    test(name, cost(name), async () => {
+      const folder = at('shapes', name);
+      await generateCheckpoint(join(folder, 'model'), model);
+      for (const format of ['mobe', 'hf'] as const) {
+        const result = await compress(join(folder, 'model'), join(folder, format), { steps: 15, ...options, format });
+        for (const { relativeError } of result.groups.filter(isFitted)) expect(relativeError).toBeLessThan(1);
+        expect((await verify(join(folder, 'model'), join(folder, format))).problems).toEqual([]);
+      }
+      if (options.layers?.length === 0) return;
+      await expand(
+        join(folder, 'mobe'),
+        join(folder, 'expanded'),
+        options.shardSize ? { shardSize: options.shardSize } : {},
+      );
+      const shards = (of: string) => readdirSync(join(folder, of)).filter((file) => file.endsWith('.safetensors'));
+      expect(shards('expanded')).toEqual(shards('hf'));
+      for (const file of shards('hf'))
+        expect(readFileSync(join(folder, 'expanded', file)).equals(readFileSync(join(folder, 'hf', file)))).toBe(true);
+    });
 });
 
 describe('every engine of this machine converts, and the CPU verifies:', async () => {
@@ -102,7 +114,7 @@ describe('every engine of this machine converts, and the CPU verifies:', async (
   });
 });
 
-describe('bad weights are found before any fit, and nothing is left behind:', () => {
+describe('bad weights are named when their group comes, and nothing that looks whole is left:', () => {
   const tensor = 'model.layers.1.mlp.experts.2.up_proj.weight';
   const cases: Array<
     [string, new (...args: never[]) => Error, string, (name: string, count: number) => Float32Array | undefined]
@@ -135,18 +147,57 @@ describe('bad weights are found before any fit, and nothing is left behind:', ()
   test.each(cases)('%s', async (name, error, names, values) => {
     const folder = at('bad', name);
     await generateCheckpoint(join(folder, 'model'), { layers: 2, experts: 4, rows: 6, cols: 32, values });
-    const steps: Progress[] = [];
+    const finished: Progress[] = [];
     const run = compress(
       join(folder, 'model'),
       join(folder, 'out'),
-      { bases: 2, steps: 5 },
-      { onProgress: (it) => steps.push(it) },
+      { bases: 2, steps: 5, threads: 1 },
+      { onProgress: (it) => it.kind === 'group' && finished.push(it) },
     );
     const failure = await run.catch((reason: Error) => reason);
     expect(failure).toBeInstanceOf(error);
     expect(String(failure)).toContain(names);
-    expect(steps.some(({ kind }) => kind === 'step')).toBe(false);
-    expect(existsSync(join(folder, 'out'))).toBe(false);
+    // Kept is what was fitted before; without that, nothing is.
+    expect((failure as errors.MobeError).kept).toBe(finished.length ? join(folder, 'out') : undefined);
+    const left = existsSync(join(folder, 'out')) ? readdirSync(join(folder, 'out')) : [];
+    expect(left).toEqual(finished.length ? ['.mobe-partial'] : []);
+  });
+
+  test('when the shard is mended, the groups that were fitted before are not fitted again', async () => {
+    const folder = at('bad', 'mended');
+    const bad = 'model.layers.2.mlp.experts.2.up_proj.weight';
+    const make = (name: string, nan: boolean) =>
+      generateCheckpoint(join(folder, name), {
+        ...{ layers: 3, experts: 4, rows: 6, cols: 32, shardBytes: 6000 },
+        values: (tensor, count) =>
+          nan && tensor === bad
+            ? Float32Array.from({ length: count }, (_, i) => (i === 7 ? Number.NaN : 0.02 * Math.sin(i * i)))
+            : tensor === bad
+              ? Float32Array.from({ length: count }, (_, i) => 0.02 * Math.sin(i * i))
+              : undefined,
+      });
+    await make('model', true);
+    await make('whole', false);
+    const options = { bases: 2, steps: 5, threads: 1 } as const;
+    const [source, out] = [join(folder, 'model'), join(folder, 'out')];
+    const before: string[] = [];
+    const onProgress = (to: string[]) => (it: Progress) => {
+      if (it.kind === 'group') to.push(`${it.report.layer} ${it.report.projection}`);
+    };
+    await expect(compress(source, out, options, { onProgress: onProgress(before) })).rejects.toThrow(bad);
+    expect(before.length).toBeGreaterThan(0);
+
+    const { file } = (await openCheckpoint(source)).tensors.get(bad) as TensorInfo;
+    copyFileSync(join(folder, 'whole', basename(file)), file);
+    const after: string[] = [];
+    await compress(source, out, options, { onProgress: onProgress(after) });
+    // What has experts in the mended shard is fitted again.
+    const again = after.filter((it) => before.includes(it));
+    expect(again.filter((it) => !it.startsWith('2 '))).toEqual([]);
+    expect(before.length).toBeGreaterThan(again.length);
+    expect(new Set([...before, ...after]).size).toBe(6);
+    await compress(join(folder, 'whole'), join(folder, 'clean'), options);
+    expect(differingFiles(out, join(folder, 'clean'))).toEqual([]);
   });
 
   test('a result too large for f16 is named, not written', async () => {

@@ -1,65 +1,63 @@
-import { type ConversionPlan, type ExpertPlace, expertPlaces } from '../../src/conversion/conversion-plan.js';
-import type { FittedGroupReport } from '../../src/conversion/run-report.js';
-import type { Factorization, OutputChunk } from '../records.js';
+/** Folding: σ goes into a factor of each expert, and a fitted group becomes tensors of the output. */
+import { encodeFinite } from '../../src/checkpoint/codec.js';
+import type { FloatDtype } from '../../src/checkpoint/dtype.js';
+import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
+import { groupPlaces } from '../../src/conversion/group-places.js';
+import { groupKey } from '../../src/conversion/group-plan.js';
+import type { FittedGroupReport, KeptGroupReport } from '../../src/conversion/run-report.js';
+import { mapValues } from '../../src/map-values.js';
+import type { Factors, Method } from '../../src/methods/method.js';
+import { addErrors, NO_ERROR, relativeError } from '../compute/squared-error.js';
+import type { FittedGroup, OutputRecord } from '../records.js';
 
-/** A fitted group as the tensors of a checkpoint, σ folded into A. */
+/** An expert's factors as they are stored, σ multiplied in. Throws `OverflowError` where one is too large for `dtype`. */
+export function foldSigma(
+  method: Pick<Method, 'scaled'>,
+  factors: Factors,
+  sigma: number,
+  dtype: FloatDtype,
+  label: string,
+): Record<string, Uint8Array<ArrayBuffer>> {
+  return mapValues(factors, (values, name) => {
+    if (name === method.scaled) for (let i = 0; i < values.length; i++) values[i] = (values[i] as number) * sigma;
+    return encodeFinite(dtype, values, label);
+  });
+}
+
+/** A fitted group as chunks of the output's tensors, and then its report. However it ends, the group is released. */
 export async function* fold(
-  factorization: Factorization,
+  fitted: FittedGroup,
   plan: Pick<ConversionPlan, 'format' | 'separate'>,
-  onGroup: (report: FittedGroupReport) => void,
-): AsyncGenerator<OutputChunk> {
-  const { group, bases, coefficients } = factorization;
-  const { names } = group;
-  const places = expertPlaces(group, plan);
-  if (plan.format === 'mobe') {
-    yield { tensor: names.bases, offset: 0, data: bases };
-    yield { tensor: names.coefficients, offset: 0, data: coefficients };
-  }
-  onGroup(yield* eachExpert(factorization, (expert, data) => ({ ...(places[expert] as ExpertPlace), data })));
-}
-
-/** Hands every expert's bytes to `write`, then returns the error of them all. */
-export async function foldExperts(
-  factorization: Factorization,
-  write: (expert: number, data: Uint8Array) => Promise<void>,
-): Promise<FittedGroupReport> {
-  const written = eachExpert(factorization, write);
-  for (;;) {
-    const { value, done } = await written.next();
-    if (done) return value;
-  }
-}
-
-/** What `take` makes of each expert's bytes, awaited; then the error of them all. However it ends, the group is released. */
-async function* eachExpert<T>(
-  factorization: Factorization,
-  take: (expert: number, data: Uint8Array) => T,
-): AsyncGenerator<Awaited<T>, FittedGroupReport> {
-  const { group, sigma, steps, losses, seconds } = factorization;
-  const { experts: n, rows, cols } = group.problem;
+): AsyncGenerator<OutputRecord> {
+  const { group, sigma, steps, losses, keptError, shared } = fitted;
+  const { rows, cols } = group.problem;
+  const key = groupKey(group);
   const started = performance.now();
-  let error = 0;
-  let norm = 0;
+  let error = NO_ERROR;
   try {
-    for (let expert = 0; expert < n; expert++) {
-      const { data, squaredError, squaredNorm } = await factorization.expert(expert);
-      error += squaredError;
-      norm += squaredNorm;
-      yield await take(expert, data);
+    const places = groupPlaces(group, plan);
+    for (const { factor, tensor, offset } of places.shared)
+      yield { tensor, offset, data: shared[factor] as Uint8Array };
+    for await (const { expert, tensors, ...own } of fitted.experts) {
+      error = addErrors(error, own);
+      for (const { factor, tensor, offset } of places.experts[expert] ?? [])
+        yield { tensor, offset, data: tensors[factor] as Uint8Array };
     }
   } finally {
-    factorization.release();
+    fitted.release();
   }
-  return {
-    layer: group.layer,
-    projection: group.projection,
-    group: group.group,
-    groups: group.groups,
-    relativeError: Math.sqrt(error / norm),
-    mse: error / (n * rows * cols),
-    sigma,
-    steps,
-    ...(losses && { losses }),
-    seconds: seconds + (performance.now() - started) / 1000,
-  };
+  const seconds = fitted.seconds + (performance.now() - started) / 1000;
+  if (keptError !== undefined) yield { finished: { ...key, seconds, keptError } satisfies KeptGroupReport };
+  else
+    yield {
+      finished: {
+        ...key,
+        relativeError: relativeError(error),
+        mse: error.squaredError / (group.problem.experts * rows * cols),
+        sigma,
+        steps,
+        ...(losses && { losses }),
+        seconds,
+      } satisfies FittedGroupReport,
+    };
 }

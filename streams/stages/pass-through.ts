@@ -2,7 +2,7 @@
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
-import { checkDeclaredShape } from '../../src/checkpoint/stored-matrix.js';
+import { checkDeclaredShape, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { Copy } from '../../src/conversion/conversion-plan.js';
 import { NonFiniteWeightError, OverflowError } from '../../src/errors.js';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
@@ -92,14 +92,15 @@ function* cut({ range, run }: Block, buffer: PooledBuffer): Generator<OutputChun
   }
 }
 
-/** Some rows at a time. The scales are few and are read whole. */
-async function* decoded(
-  { target, offset, source, decode }: Copy,
-  reader: RangeReader,
-  pool: BufferPool | undefined,
-): AsyncGenerator<OutputChunk> {
-  const { matrix, dtype } = decode as NonNullable<Copy['decode']>;
-  const { name, encoding, rows, cols } = matrix;
+/** Decoded rows of a matrix: `count` of them from `first` on, (count, cols) f32. The next part comes in the same memory. */
+export interface DecodedRows {
+  readonly first: number;
+  readonly values: Float32Array;
+}
+
+/** Decodes a matrix some rows at a time, about 8 MiB. The scales are few and are read whole. */
+export async function* decodedRows(matrix: StoredMatrix, reader: RangeReader): AsyncGenerator<DecodedRows> {
+  const { encoding, rows, cols, data } = matrix;
   const { data: rowBytes } = storedBytes(encoding, 1, cols);
   const scales = matrix.scales ? await reader.readRange(matrix.scales) : new Uint8Array(0);
   await checkDeclaredShape(reader, matrix);
@@ -107,14 +108,30 @@ async function* decoded(
   const values = new Float32Array(Math.min(rows, rowsAtOnce) * cols);
   for (let first = 0; first < rows; first += rowsAtOnce) {
     const count = Math.min(rowsAtOnce, rows - first);
-    const start = source.start + first * rowBytes;
-    const bytes = await reader.readRange({ file: source.file, start, end: start + count * rowBytes });
+    const start = data.start + first * rowBytes;
+    const bytes = await reader.readRange({ file: data.file, start, end: start + count * rowBytes });
     const part = values.subarray(0, count * cols);
     decodeRows(encoding, cols, { first, count }, bytes, scales, part);
+    yield { first, values: part };
+  }
+}
+
+/** Infinities and NaNs among values. */
+export const countNonFinite = (values: Float32Array): number =>
+  values.reduce((sum, value) => sum + (Number.isFinite(value) ? 0 : 1), 0);
+
+async function* decoded(
+  { target, offset, decode }: Copy,
+  reader: RangeReader,
+  pool: BufferPool | undefined,
+): AsyncGenerator<OutputChunk> {
+  const { matrix, dtype } = decode as NonNullable<Copy['decode']>;
+  const { name, cols, data: source } = matrix;
+  for await (const { first, values } of decodedRows(matrix, reader)) {
     const buffer = await pool?.take();
-    const data = encodeFloats(dtype, part, buffer?.bytes);
+    const data = encodeFloats(dtype, values, buffer?.bytes);
     if (!allFinite(dtype, data)) {
-      const bad = part.reduce((sum, value) => sum + (Number.isFinite(value) ? 0 : 1), 0);
+      const bad = countNonFinite(values);
       throw bad ? new NonFiniteWeightError(name, source.file, bad) : new OverflowError(name, dtype);
     }
     yield {

@@ -6,17 +6,17 @@ import type { RangeReader } from '../../src/sources/files.js';
 import type { ByteBudget } from '../flow/byte-budget.js';
 import type { TensorRecord } from '../records.js';
 
-/** Takes a whole group's bytes from the budget before reading its first expert; whoever drops the group returns them. */
+/** Takes a whole group's bytes from the budget before it reads the first expert. Whoever is done with the group releases them. */
 export async function* readExperts(
   groups: readonly GroupPlan[],
   reader: RangeReader,
   budget: ByteBudget,
 ): AsyncGenerator<TensorRecord> {
   for (const group of groups) {
-    await budget.acquire(sourceBytes(group));
+    const { release } = await budget.acquire(sourceBytes(group));
     const order = group.experts.map((matrix, expert) => ({ matrix, expert, ...matrix.data }));
     order.sort((a, b) => compareNames(a.file, b.file) || a.start - b.start);
-    for (const { matrix, expert } of order) yield { group, expert, data: await readMatrix(reader, matrix) };
+    for (const { matrix, expert } of order) yield { group, expert, data: await readMatrix(reader, matrix), release };
   }
 }
 

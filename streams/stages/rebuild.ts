@@ -1,40 +1,41 @@
 /** The branch of the dataflow that starts from finished factors: a native checkpoint's, or those in factor files. */
-
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
-import { type ConversionPlan, expertPlaces } from '../../src/conversion/conversion-plan.js';
+import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
+import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
-import type { SquaredError } from '../compute/compute.js';
-import type { ComputeWorker } from '../compute/worker-pool.js';
+import type { ComputeThread } from '../compute/compute-thread.js';
+import { addErrors, NO_ERROR, type SquaredError } from '../compute/squared-error.js';
 import type { OutputChunk } from '../records.js';
+
+/** Ranges by the names of the factors they hold. */
+export type FactorRanges = Readonly<Record<string, ByteRange>>;
 
 /** A group whose factors exist. */
 export interface FactoredGroup {
   readonly group: GroupPlan;
-  readonly bases: ByteRange;
-  readonly coefficients: ByteRange;
-  /** A·σ of one expert. */
-  readonly factor: (expert: number) => ByteRange;
+  readonly shared: FactorRanges;
+  /** Of one expert, σ folded in. */
+  readonly own: (expert: number) => FactorRanges;
   /** The dense weights they stand for, where the source is at hand. */
   readonly dense?: readonly StoredMatrix[];
 }
 
+export async function readFactors(ranges: FactorRanges, reader: RangeReader): Promise<Record<string, Uint8Array>> {
+  const read: Record<string, Uint8Array> = {};
+  for (const [factor, range] of Object.entries(ranges)) read[factor] = await reader.readRange(range);
+  return read;
+}
+
+/** Loads the factors that a group's experts share. */
 export async function loadFactors(
-  { group, bases, coefficients }: Pick<FactoredGroup, 'group' | 'bases' | 'coefficients'>,
+  { group, shared }: Pick<FactoredGroup, 'group' | 'shared'>,
   reader: RangeReader,
-  worker: ComputeWorker,
+  thread: ComputeThread,
 ): Promise<void> {
-  const { problem, dtype, format } = group;
-  const { transposed } = format;
-  await worker.call('load', [
-    {
-      problem,
-      transposed,
-      dtype,
-      bases: await reader.readRange(bases),
-      coefficients: await reader.readRange(coefficients),
-    },
-  ]);
+  const { method, problem, dtype, format } = group;
+  const factors = { method: method.name, problem, dtype, format, shared: await readFactors(shared, reader) };
+  await thread.call('load', [factors]);
 }
 
 /** The dense weights of a group, one expert at a time; returns their error where `dense` is given. */
@@ -42,25 +43,20 @@ export async function* rebuildWeights(
   factored: FactoredGroup,
   plan: ConversionPlan,
   reader: RangeReader,
-  worker: ComputeWorker,
+  thread: ComputeThread,
 ): AsyncGenerator<OutputChunk, SquaredError> {
-  const { group, factor, dense } = factored;
-  await loadFactors(factored, reader, worker);
-  let error = 0;
-  let norm = 0;
-  for (const [expert, place] of expertPlaces(group, plan).entries()) {
-    const A = await reader.readRange(factor(expert));
+  const { group, own, dense } = factored;
+  await loadFactors(factored, reader, thread);
+  let error = NO_ERROR;
+  for (const [expert, places] of groupPlaces(group, plan).experts.entries()) {
+    const factors = await readFactors(own(expert), reader);
     const target = dense?.[expert];
     const weights = target && { format: group.format, bytes: await readMatrix(reader, target) };
-    const { data, squaredError, squaredNorm } = await worker.call('rebuild', [
-      expert,
-      A,
-      `${groupLabel(group)}, expert ${expert}`,
-      weights,
-    ]);
-    error += squaredError;
-    norm += squaredNorm;
-    yield { ...place, data };
+    const label = `${groupLabel(group)}, expert ${expert}`;
+    const { data, ...rebuilt } = await thread.call('rebuild', [expert, factors, label, weights]);
+    error = addErrors(error, rebuilt);
+    const { tensor, offset } = places[0] as Place;
+    yield { tensor, offset, data };
   }
-  return { squaredError: error, squaredNorm: norm };
+  return error;
 }

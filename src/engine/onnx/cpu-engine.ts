@@ -12,11 +12,11 @@ export function createOnnxCpuEngine({ threads }: EngineOptions): Engine {
       interOpNumThreads: 1,
       executionMode: 'sequential',
       graphOptimizationLevel: 'all',
-      // Without the arena every intermediate is mapped and zeroed anew, half the time of an elementwise pass. Its memory
-      // patterns would keep three to four times what a step needs.
+      // Without the arena the system maps and zeroes memory for every intermediate result, which takes half the time of an
+      // elementwise operation. Memory patterns would hold three to four times the memory that a step needs.
       enableCpuMemArena: true,
       enableMemPattern: false,
-      // What Newton–Schulz iterations leave of an error soon is denormal, and products of those are ten times slower.
+      // Newton–Schulz iterations shrink errors until they are denormal, and products of denormals are ten times slower.
       extra: { session: { set_denormal_as_zero: '1' } },
       logSeverityLevel: 3,
     },

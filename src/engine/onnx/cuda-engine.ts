@@ -13,15 +13,16 @@ const REMEDY =
   "It needs Linux x64, an NVIDIA GPU with its driver, CUDA 12, cuDNN 9, and ONNX Runtime's CUDA provider, which the npm package leaves out. " +
   'Fetch that with "ONNXRUNTIME_NODE_INSTALL=cuda12 node node_modules/onnxruntime-node/script/install.js", or use --engine onnx-cpu';
 
+/** ONNX Runtime's CUDA provider. Throws an `EngineUnavailableError` if the provider or a GPU is missing. */
 export async function createOnnxCudaEngine({ threads }: EngineOptions): Promise<Engine> {
-  // cuBLAS rounds f32 operands to TF32 on some GPUs unless told not to; engines agree to f32 rounding.
+  // On some GPUs cuBLAS rounds f32 operands to TF32 by default. All engines must agree up to f32 rounding.
   process.env.NVIDIA_TF32_OVERRIDE ??= '0';
   const engine = createHostEngine(
     { name: 'onnx-cuda', device: await nvidiaName(0), kind: 'gpu' },
     { ...DEVICE_OPTIONS, executionProviders: ['cuda'], intraOpNumThreads: threads, graphOptimizationLevel: 'all' },
   );
   try {
-    // The provider and the device are only looked for when a session is made.
+    // ONNX Runtime looks for the provider and the device only when a session is created.
     await (await engine.compile(trace({ x: [1] }, ({ x }) => ({ y: x })))).dispose();
   } catch (error) {
     throw new EngineUnavailableError(

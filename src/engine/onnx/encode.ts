@@ -2,7 +2,7 @@ import type { Graph } from '../graph.js';
 import type { Operation, Value } from '../ops.js';
 import { AttributeType, ElementType, ModelProto } from './schema.js';
 
-/** Opset 18 is the first where every reduction takes its axes as an input; IR 8 is the one that goes with it. */
+/** Opset 18 is the first in which every reduction takes its axes as an input. IR version 8 belongs to it. */
 const OPSET = 18;
 const IR_VERSION = 8;
 const MICROSOFT = 'com.microsoft';
@@ -19,9 +19,9 @@ const UNARY = { neg: 'Neg', sqrt: 'Sqrt', abs: 'Abs', sigmoid: 'Sigmoid', tanh: 
 const BINARY = { add: 'Add', sub: 'Sub', mul: 'Mul', div: 'Div' } as const;
 const REDUCE = { sum: 'ReduceSum', max: 'ReduceMax' } as const;
 
-/** What a provider's kernels differ in. */
+/** Differences between the providers' kernels. */
 export interface Dialect {
-  /** Products whose operands are transposed run as one operation; otherwise the transposition is one of its own. */
+  /** Whether the provider multiplies transposed operands in one operation. If not, they are transposed first. */
   readonly transposingMatmul: boolean;
 }
 
@@ -55,7 +55,7 @@ export function encodeOnnx(graph: Graph, dialect: Dialect = EVERYTHING): Uint8Ar
     }
     node.push({ output: [name], ...encodeOperation(operation, operands, value.shape, int64Initializer) });
   }
-  // An output may be an input or serve two names, so each is an identity node of its own; the runtime elides them.
+  // An output may also be an input, or have two names. So each output is an identity node; the runtime removes them.
   for (const [name, value] of graph.outputs) {
     node.push({ input: [names.get(value) as string], output: [outputName(name)], opType: 'Identity' });
   }
@@ -84,7 +84,7 @@ function plainMatmul(
   names: readonly string[],
   output: string,
 ): OnnxNode[] {
-  // Long products of two matrices, ⟨D_i, B_j⟩: without a transposed copy of B ten times as fast (32 × 12288 × 8, SwiftShader).
+  // Gemm needs no transposed copy of B, which makes long products ⟨D_i, B_j⟩ ten times as fast (32 × 12288 × 8, SwiftShader).
   if (transposeB && operands.every(({ shape }) => shape.length === 2)) {
     const attribute = [int('transA', Number(transposeA)), int('transB', 1)];
     return [{ input: [...names], output: [output], opType: 'Gemm', attribute }];
@@ -101,7 +101,7 @@ function plainMatmul(
   return [...nodes, { input, output: [output], opType: 'MatMul' }];
 }
 
-/** ONNX has one namespace for all values; a program may well return the new state under its input's name. */
+/** Name of an output in the ONNX graph. ONNX has one namespace for all values, and an output may have an input's name. */
 export const outputName = (name: string): string => `${name}:out`;
 
 function encodeOperation(

@@ -29,7 +29,7 @@ class HostTensor implements EngineTensor {
   constructor(
     readonly data: Float32Array,
     readonly shape: readonly number[],
-    /** Undefined for a caller's own array. */
+    /** The pool that gets the memory back; undefined if the array is the caller's. */
     private readonly pool?: BufferPool,
   ) {}
 
@@ -45,7 +45,7 @@ class HostTensor implements EngineTensor {
   }
 }
 
-/** Unwraps a tensor, refusing another engine's. */
+/** The array of a tensor. Throws an `EngineError` for another engine's tensor. */
 function unwrap(tensor: EngineTensor, name: string): Float32Array {
   if (tensor instanceof HostTensor) return tensor.live;
   throw new EngineError(`"${name}" is not a tensor of this engine`);
@@ -78,7 +78,7 @@ class HostProgram implements Program {
   }
 }
 
-/** `run` blocks its thread: use it in a worker. */
+/** An engine on an ONNX Runtime provider that takes tensors from host memory. Its `run` blocks the thread: use it in a worker. */
 export function createHostEngine(facts: EngineFacts, options: ort.InferenceSession.SessionOptions): Engine {
   const pool = new BufferPool();
   const sessions = new Sessions(facts, options);

@@ -1,5 +1,5 @@
 /**
- * The part of the ONNX protobuf schema (onnx/onnx.proto3) that a traced graph needs: field names and numbers as there.
+ * The part of the ONNX protobuf schema (onnx/onnx.proto3) that a traced graph needs, with its field names and numbers.
  */
 import protobuf from 'protobufjs/light.js';
 
@@ -52,6 +52,7 @@ const schema: protobuf.INamespace = {
   },
 };
 
+/** The message of an ONNX model. */
 export const ModelProto = protobuf.Root.fromJSON(schema).lookupType('ModelProto');
 
 /** TensorProto.DataType */

@@ -1,4 +1,4 @@
-/** What ONNX Runtime's providers share: compiled sessions kept for reuse, and runs whose failures name the device. */
+/** Compiled ONNX Runtime sessions, kept for reuse. Errors of a run name the engine and the device. */
 import { createHash } from 'node:crypto';
 import * as ort from 'onnxruntime-node';
 import { EngineRunError } from '../../errors.js';
@@ -6,23 +6,24 @@ import type { EngineFacts } from '../engine.js';
 import type { Graph } from '../graph.js';
 import { type Dialect, encodeOnnx } from './encode.js';
 
-// What goes wrong is thrown; the runtime's own log would only say it before.
+// Errors are thrown. The runtime's log would only say the same before.
 ort.env.logLevel = 'fatal';
 
-/** Idle sessions kept for the next group, which usually has the same shapes and so the same programs. */
+/** Idle sessions that are kept: the next group usually has the same shapes, and so the same programs. */
 const MAX_IDLE_SESSIONS = 12;
 
 /**
- * For providers of devices: a node that would run on the CPU fails the session, so that none does unnoticed.
+ * Options for providers of devices. A node that would fall back to the CPU makes the session fail.
  */
 export const DEVICE_OPTIONS: ort.InferenceSession.SessionOptions = {
   extra: { session: { disable_cpu_ep_fallback: '1' } },
   logSeverityLevel: 4,
 };
 
+/** Inputs or outputs of a run, by name. */
 export type Feeds = Readonly<Record<string, ort.Tensor>>;
 
-/** A compiled graph, until `release`. */
+/** A compiled graph. `release` makes it available for reuse. */
 export interface Session {
   run(feeds: Feeds, fetches?: Feeds): Promise<ort.InferenceSession.ReturnType>;
   release(): Promise<void>;
@@ -58,7 +59,7 @@ export class Sessions {
 
   private async give(key: string, session: ort.InferenceSession): Promise<void> {
     const sessions = this.idle.get(key) ?? [];
-    this.idle.delete(key); // re-inserted: the map is in order of last use
+    this.idle.delete(key); // and inserted again at the end: the map is ordered by last use
     this.idle.set(key, [...sessions, session]);
     if (++this.idleCount <= MAX_IDLE_SESSIONS) return;
     for (const [oldest, [first, ...rest]] of this.idle) {

@@ -1,18 +1,18 @@
-/** Runs alone, for webgpu-device.ts: starts the WebGPU provider and tries tensors that are probably too large for it. */
+/** A process that webgpu-device.ts starts. It starts the WebGPU provider and tries tensors that are probably too large for it. */
 import * as ort from 'onnxruntime-node';
 import { trace } from '../graph.js';
 import { add } from '../ops.js';
 import { encodeOnnx } from './encode.js';
 import { TRIED_BYTES, type WebgpuTrial } from './webgpu-device.js';
 
-ort.env.logLevel = 'info'; // lists the devices that were found
+ort.env.logLevel = 'info'; // the log lists the devices that were found
 const options: ort.InferenceSession.SessionOptions = {
   executionProviders: ['webgpu'],
   preferredOutputLocation: 'gpu-buffer',
   logSeverityLevel: 4,
 };
 
-/** Adds a column to a row, so that little memory asks for a tensor of `bytes`. */
+/** Adds a column to a row: small inputs make a result of `bytes`. */
 async function outer(bytes: number): Promise<void> {
   const size = Math.sqrt(bytes / 4);
   const graph = trace({ a: [size, 1], b: [1, size] }, ({ a, b }) => ({ y: add(a, b) }));
@@ -30,7 +30,7 @@ const trial = async (): Promise<WebgpuTrial> => {
   for (const bytes of TRIED_BYTES) {
     const refusal = await outer(bytes).then(() => '', failed);
     refusals.push(refusal);
-    if (!refusal) break; // a larger one might be made too, at the cost of that much memory
+    if (!refusal) break; // a larger one might be made too, and would take that much memory
   }
   return { refusals };
 };

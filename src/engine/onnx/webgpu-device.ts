@@ -1,6 +1,6 @@
 /**
- * What the WebGPU provider runs on. ONNX Runtime does not tell, so a short-lived process makes it start and reports what
- * the Vulkan loader and the validation say meanwhile; should the driver bring that process down, only it ends.
+ * Finds out which device the WebGPU provider runs on. ONNX Runtime does not tell. So a short-lived process starts the
+ * provider, and the log of the Vulkan loader and of WebGPU's validation is read. A driver that crashes ends only that process.
  */
 import { execFile } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -9,25 +9,27 @@ import { cpuName } from '../device-name.js';
 import type { EngineFacts } from '../engine.js';
 
 const TIMEOUT_MS = 60_000;
-/** Elements are numbered by 32-bit words in shaders; also what most drivers allow. */
+/** Shaders index elements with 32-bit words, and most drivers allow no more bytes either. */
 const MOST_BYTES = 2 ** 32;
 
 const REMEDY =
   "Install the graphics adapter's driver (on Linux: its Vulkan driver and libvulkan1), or use --engine onnx-cpu";
 
+/** The adapter that WebGPU uses. */
 export type WebgpuDevice = Pick<EngineFacts, 'device' | 'kind'> & { readonly maxTensorBytes: number };
 
-/** Sizes of the tensors that the child tries to make, bytes: few adapters allow the first as one buffer, fewer the second. */
+/** Sizes of the tensors that the child process tries to make, bytes. Few adapters allow the first as one buffer, fewer the second. */
 export const TRIED_BYTES = [2 ** 32, 2 ** 34] as const;
 
-/** What the child prints on stdout. */
+/** The child process's answer on stdout, as JSON. */
 export interface WebgpuTrial {
   /** Why the provider did not start. */
   readonly failure?: string;
-  /** Why tensors of `TRIED_BYTES` could not be made; empty where they could. */
+  /** Why tensors of `TRIED_BYTES` could not be made; an empty text for one that could. */
   readonly refusals: readonly string[];
 }
 
+/** Starts the WebGPU provider in a process of its own. Throws an `EngineUnavailableError` if it does not start. */
 export async function describeWebgpu(): Promise<WebgpuDevice> {
   const { trial, log } = await runTrial();
   if (!trial) throw unavailable('the graphics runtime ended the process that tried it');
@@ -57,7 +59,7 @@ function runTrial(): Promise<{ trial: WebgpuTrial | undefined; log: string }> {
 
 const SOFTWARE = /swiftshader|llvmpipe|lavapipe|softpipe|basic render|\bwarp\b/i;
 
-/** The adapter in use, from the log of the Vulkan loader or, elsewhere, of ONNX Runtime's own search for devices. */
+/** The adapter in use, from the log of the Vulkan loader or, without Vulkan, from ONNX Runtime's list of devices. */
 export function parseAdapter(log: string): Pick<WebgpuDevice, 'device' | 'kind'> {
   const [, used] = /Using "(.+)" with driver: "/.exec(log) ?? [];
   if (used !== undefined) return { device: used, kind: SOFTWARE.test(used) ? 'cpu' : 'gpu' };
@@ -72,10 +74,10 @@ export function parseAdapter(log: string): Pick<WebgpuDevice, 'device' | 'kind'>
   return { device: 'unknown adapter', kind: 'cpu' };
 }
 
-/** Most bytes of a tensor that lies in one buffer and is bound at once, from what `TRIED_BYTES` met with. */
+/** Most bytes of a tensor that lies in one buffer and is bound at once, from the errors that `TRIED_BYTES` led to. */
 export function parseTensorLimit(refusals: readonly string[], log: string): number {
   const limits = refusals.map((text, i) => {
-    // Above the limit of a binding, a tensor is bound in pieces, beside the two operands of the trial.
+    // A tensor above the binding limit is bound in pieces. The trial's two operands take two more bindings.
     const bound = Number(/Too many storage buffers in shader\. Current: (\d+)/.exec(text)?.[1] ?? 0);
     return bound > 2 ? Math.floor((TRIED_BYTES[i] ?? MOST_BYTES) / (bound - 2)) : MOST_BYTES;
   });

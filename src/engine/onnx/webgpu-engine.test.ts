@@ -23,7 +23,7 @@ const cpu = engines.find(({ name }) => name === 'onnx-cpu') as Engine;
 const webgpu = engines.find(({ name }) => name === 'onnx-webgpu');
 const root = temporaryFolder();
 
-/** Every graph that fitting and writing groups compiles, with either solver and either activation. */
+/** Every graph that is compiled to fit and write groups, with each solver and each activation. */
 async function solverGraphs(): Promise<Graph[]> {
   const graphs: Graph[] = [];
   const spy: Engine = {
@@ -55,7 +55,7 @@ async function solverGraphs(): Promise<Graph[]> {
   return graphs;
 }
 
-/** Runs a graph once and returns where the runtime says that each of its nodes ran. */
+/** Runs a graph once and returns the provider that ran each node, from the runtime's profile. */
 async function placements(graph: Graph, folder: string): Promise<string[]> {
   mkdirSync(folder);
   const session = await ort.InferenceSession.create(encodeOnnx(graph, WEBGPU_DIALECT), {

@@ -1,7 +1,7 @@
 /**
  * ONNX Runtime's WebGPU provider: any graphics adapter through Vulkan, Metal or Direct3D 12. Results stay in the device's
- * buffers and are fed back from there; what is read comes back through a session of its own (a device tensor's own
- * `getData` ends the process).
+ * memory, and later runs read them there. A session of its own copies a tensor back to the host, because `getData` of a
+ * device tensor crashes the process.
  */
 import * as ort from 'onnxruntime-node';
 import { EngineError } from '../../errors.js';
@@ -15,13 +15,14 @@ import { describeWebgpu } from './webgpu-device.js';
 /** The provider has no kernel for products with transposed operands. */
 export const WEBGPU_DIALECT: Dialect = { transposingMatmul: false };
 
+/** Session options of the WebGPU provider. */
 export const WEBGPU_OPTIONS: ort.InferenceSession.SessionOptions = {
   ...DEVICE_OPTIONS,
   executionProviders: ['webgpu'],
   graphOptimizationLevel: 'all',
 };
 
-/** Copies between host and device, as programs: x → x. */
+/** Copies tensors between host and device by running the program x → x. */
 class Transfers {
   constructor(
     private readonly toDevice: Sessions,
@@ -45,8 +46,8 @@ async function copy(sessions: Sessions, tensor: ort.Tensor): Promise<ort.Tensor>
 }
 
 /**
- * A tensor of the host or of the device. One of the host is fed from there the first time; when it is asked for again it
- * moves to the device, so that constants are uploaded once and passing values leave no buffer behind.
+ * A tensor in host memory or on the device. The first run reads it from the host. Before a second run it moves to the device:
+ * constants are uploaded once, and values that are used once leave no buffer behind.
  */
 class DeviceTensor implements EngineTensor {
   private fed = false;
@@ -107,6 +108,7 @@ class DeviceProgram implements Program {
   }
 }
 
+/** ONNX Runtime's WebGPU provider. Throws an `EngineUnavailableError` if it does not start. */
 export async function createOnnxWebgpuEngine(): Promise<Engine> {
   const facts = { name: 'onnx-webgpu', ...(await describeWebgpu()) };
   const onDevice = new Sessions(facts, { ...WEBGPU_OPTIONS, preferredOutputLocation: 'gpu-buffer' }, WEBGPU_DIALECT);

@@ -1,4 +1,4 @@
-/** What is its own of this engine; engines.test.ts holds it to what every engine must do. */
+/** Tests of this engine only. engines.test.ts tests what all engines have in common. */
 import { describe, expect, test } from 'vitest';
 import { TENSORFLOW_JS, tensorflowJs } from '../../../fixtures/engines.js';
 import { EngineRunError } from '../../errors.js';

@@ -1,6 +1,6 @@
 /**
- * Interprets traced graphs with TensorFlow.js operations, one call an operation, on whatever backend the module runs on.
- * The operations are f32 and row-major in every backend, as the graph's are.
+ * Runs traced graphs with TensorFlow.js, one call for each operation, on any of its backends.
+ * All backends compute in f32, row-major, as the graph expects.
  */
 import { EngineError, EngineRunError } from '../../errors.js';
 import type { Engine, EngineFacts, EngineTensor, Program } from '../engine.js';
@@ -8,7 +8,7 @@ import type { Graph } from '../graph.js';
 import { matchInputs } from '../match-inputs.js';
 import { elements, type Operation, type Value } from '../ops.js';
 
-/** A TensorFlow.js tensor. Several may share content; each is disposed of by itself. */
+/** A TensorFlow.js tensor. Several may share content; each must be disposed of. */
 export interface TfTensor {
   readonly shape: number[];
   /** Another tensor with the same content; copies nothing. */
@@ -17,10 +17,10 @@ export interface TfTensor {
   dispose(): void;
 }
 
-/** What is used of TensorFlow.js: `@tensorflow/tfjs-core` and all that re-export it have this. */
+/** The part of TensorFlow.js that is used. `@tensorflow/tfjs-core` and every package that re-exports it have this. */
 export interface TensorFlow {
   tensor(data: Float32Array, shape: number[]): TfTensor;
-  /** Runs `compute` and disposes of every tensor it made and did not `keep`, also when it throws. */
+  /** Runs `compute`, then disposes of every tensor that it made and did not `keep`, even if it throws. */
   tidy(compute: () => void): void;
   keep(x: TfTensor): TfTensor;
   neg(x: TfTensor): TfTensor;
@@ -43,7 +43,7 @@ export interface TensorFlow {
   broadcastTo(x: TfTensor, shape: number[]): TfTensor;
 }
 
-/** The graph engine on a TensorFlow.js module; `facts` say what that module runs on. */
+/** An engine on a TensorFlow.js module. `facts` describe the device that the module runs on. */
 export function createInterpreter(tf: TensorFlow, facts: EngineFacts): Engine {
   return {
     ...facts,
@@ -77,13 +77,13 @@ class HeldTensor implements EngineTensor {
   }
 }
 
-/** Refuses another engine's tensor. */
+/** Throws an `EngineError` for another engine's tensor. */
 function unwrap(tf: TensorFlow, tensor: EngineTensor, name: string): TfTensor {
   if (tensor instanceof HeldTensor && tensor.owner === tf) return tensor.live;
   throw new EngineError(`"${name}" is not a tensor of this engine`);
 }
 
-/** One operation, and the values nobody needs after it. */
+/** One operation, and the values that no later operation reads. */
 interface Instruction {
   readonly value: Value;
   readonly operation: Exclude<Operation, { kind: 'input' } | { kind: 'constant' }>;
@@ -92,7 +92,7 @@ interface Instruction {
 
 class InterpretedProgram implements Program {
   private readonly instructions: readonly Instruction[];
-  /** Made once, freed with the program. */
+  /** Uploaded once, freed with the program. */
   private readonly constants = new Map<Value, TfTensor>();
 
   constructor(
@@ -126,7 +126,7 @@ class InterpretedProgram implements Program {
         values.set(value, execute(this.tf, operation, operands, value.shape));
         for (const spent of lastUseOf) values.get(spent)?.dispose();
       }
-      // A clone each: an output may be an input or a constant, or serve two names.
+      // Each output is a clone: it may also be an input or a constant, or have two names.
       results = Object.fromEntries(
         Array.from(this.graph.outputs, ([name, value]) => {
           const result = this.tf.keep((values.get(value) as TfTensor).clone());
@@ -143,7 +143,7 @@ class InterpretedProgram implements Program {
   }
 }
 
-/** The graph's operations in order. Inputs, constants and outputs live on; every other value ends with its last reader. */
+/** The graph's operations in order. Inputs, constants and outputs are kept; other values are freed after their last reader. */
 function schedule({ nodes, outputs }: Graph): Instruction[] {
   const kept = new Set(outputs.values());
   const instructions: Instruction[] = [];
@@ -154,7 +154,7 @@ function schedule({ nodes, outputs }: Graph): Instruction[] {
     for (const operand of value.operands) {
       const { kind } = operand.operation;
       if (kind === 'input' || kind === 'constant' || kept.has(operand)) continue;
-      kept.add(operand); // seen from the end, the first reader is the last one
+      kept.add(operand); // the loop runs backwards, so this is the last reader
       lastUseOf.add(operand);
     }
     instructions.push({ value, operation, lastUseOf: [...lastUseOf] });
@@ -162,7 +162,7 @@ function schedule({ nodes, outputs }: Graph): Instruction[] {
   return instructions.reverse();
 }
 
-/** @param shape of the result. */
+/** @param shape the result's */
 function execute(
   tf: TensorFlow,
   operation: Instruction['operation'],
@@ -204,7 +204,7 @@ function batchMatMul(
   { transposeA, transposeB }: { transposeA: boolean; transposeB: boolean },
   batch: readonly number[],
 ): TfTensor {
-  // TensorFlow.js' CPU backend repeats the shorter batch end to end, right only where it is one matrix or all of them.
+  // The CPU backend repeats the shorter batch cyclically. That is right only if it has one matrix or as many as the other.
   const wide = [a, b].map((operand) => {
     const own = operand.shape.slice(0, -2);
     const fits = elements(own) === 1 || elements(own) === elements(batch);

@@ -21,7 +21,7 @@ for (const file of ['libtensorflow_cc.so.2', 'libtensorflow_framework.so.2', 'in
   writeFileSync(join(wheel, file), '');
 }
 
-/** A compiler that notes its arguments, one a line, then does as it is told. */
+/** A fake compiler. It writes its arguments to a file, one a line, then runs the given script. */
 function compiler(name: string, script: string): string {
   const file = join(root, name);
   writeFileSync(
@@ -31,7 +31,7 @@ function compiler(name: string, script: string): string {
   chmodSync(file, 0o755);
   return file;
 }
-/** Writes its output, which is the last argument: something that is no library. */
+/** Writes a file that is not a library to the output path, which is the last argument. */
 const succeeding = compiler('succeeding', `for out; do :; done\necho 'no library' >"$out"`);
 const failing = compiler('failing', `echo 'c_api.h:1: error: nonsense' >&2\nexit 1`);
 
@@ -71,7 +71,7 @@ describe.skipIf(platform === 'win32')('linking', () => {
 
   test('compiles against the libraries where they are; CXX may hold arguments', async () => {
     vi.stubEnv('CXX', `${succeeding} -m64`);
-    // What this compiler makes does not load; nor does the package's own addon where there is none.
+    // The file that this compiler makes does not load. Neither does the package's own addon if it is missing.
     await link().catch((error) => expect(error).toBeInstanceOf(LinkedTensorflowError));
     expect(readFileSync(addon, 'utf8')).toBe('no library\n');
     const args = readFileSync(calls, 'utf8').trim().split('\n');

@@ -1,7 +1,7 @@
 /**
- * Gives `@tensorflow/tfjs-node-gpu` the TensorFlow of a Python wheel, and with it today's CUDA, in place of the 2.9.1 for
- * CUDA 11.2 it was published with. The package's addon speaks TensorFlow's C interface, which `libtensorflow_cc.so.2` of
- * the wheel exports, and Node-API, which is the same in every Node: two source files and one call of a compiler.
+ * Builds the addon of `@tensorflow/tfjs-node-gpu` against the TensorFlow of a Python wheel. The package was published with
+ * TensorFlow 2.9.1 for CUDA 11.2; a wheel brings a current CUDA. The addon uses TensorFlow's C interface, which the wheel's
+ * `libtensorflow_cc.so.2` exports, and Node-API, which is the same in every Node. One compiler call builds its two files.
  */
 import { execFile } from 'node:child_process';
 import { access, constants, mkdir, rename, rm } from 'node:fs/promises';
@@ -21,31 +21,34 @@ import type { EngineFacts } from '../engine.js';
 import { probeEngine, works } from '../probe.js';
 import { INSTALL_REMEDY, TENSORFLOW_PACKAGE } from './tensorflow-engine.js';
 
+/** The result of linking. */
 export interface LinkedTensorflow extends Pick<EngineFacts, 'device' | 'kind'> {
   /** The file that was built. */
   readonly addon: string;
 }
 
-/** What the addon is linked to; whatever loads it finds them, and they find CUDA's libraries, where the wheel has them. */
+/** Libraries that the addon is linked to. It finds them in the wheel, and they find CUDA's libraries there. */
 const LIBRARIES = ['libtensorflow_cc.so.2', 'libtensorflow_framework.so.2'];
 const HEADER = 'include/tensorflow/c/c_api.h';
 const SOURCES = ['binding/tfjs_backend.cc', 'binding/tfjs_binding.cc'];
-/** Of Node-API; every Node this package runs on has it. */
+/** Node-API version. Every Node that this package supports has it. */
 const NAPI_VERSION = 8;
-/** Of a compiler's complaints; the first ones say what is wrong. */
+/** Lines of the compiler's errors that are shown. The first ones name the cause. */
 const MAX_COMPLAINT_LINES = 20;
 
 const require = createRequire(import.meta.url);
 const execute = promisify(execFile);
-/** What `execute` rejects with. */
+/** The error that `execute` rejects with. */
 interface Failure extends Error {
   readonly stderr?: string;
 }
 
 /**
- * Builds the addon against `<site-packages>/tensorflow` and tries it in a process of its own. Can be repeated: the
- * addon there was is replaced only by one that compiled.
- * @param tfjs the package's folder; by default the one the engine's import finds.
+ * Builds the addon and tries it in a process of its own. It can be run again: only an addon that compiled replaces an older
+ * one. Throws the errors of `src/errors/` that say what is missing or failed.
+ * @param wheel the folder `<site-packages>/tensorflow`
+ * @param onProgress gets one line for each step, and the lines that TensorFlow prints
+ * @param tfjs the package's folder; default: the one that `require` finds
  */
 export async function linkTensorflow(
   wheel: string,
@@ -62,7 +65,7 @@ export async function linkTensorflow(
   onProgress(`compiling ${addon} with ${compiler.join(' ')}`);
   await compile(compiler, folder, tensorflow, addon);
   onProgress('loading it in a process of its own');
-  const probe = await probeEngine('tensorflow', { threads: 1, onLine: onProgress }); // lines: why there is no GPU, for one
+  const probe = await probeEngine('tensorflow', { threads: 1, onLine: onProgress }); // its lines say why there is no GPU
   if (!works(probe)) throw new LinkedTensorflowError(addon, probe.reason);
   return { addon, device: probe.device, kind: probe.kind };
 }
@@ -83,7 +86,7 @@ function packageFolder(): string {
   }
 }
 
-/** The compiler's command and the arguments it always gets: CXX may hold both. */
+/** The compiler's command and its first arguments. CXX may hold both. */
 async function findCompiler(): Promise<[string, ...string[]]> {
   const [command = 'c++', ...args] = process.env.CXX?.split(/\s+/).filter(Boolean) ?? [];
   try {
@@ -108,7 +111,7 @@ async function compile(
     ...['-w', `-I${nodeHeaders}`, `-I${path.join(tensorflow, 'include')}`],
     ...SOURCES.map((file) => path.join(tfjs, file)),
     ...LIBRARIES.map((file) => path.join(tensorflow, file)),
-    // Where they are, not links to them: a CUDA wheel's libraries look for CUDA beside their own folder.
+    // The path must be the wheel's own folder: its libraries look for CUDA beside the folder that they lie in.
     ...['-Xlinker', '-rpath', '-Xlinker', tensorflow],
     ...['-o', partial],
   ];

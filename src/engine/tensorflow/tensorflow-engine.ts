@@ -1,6 +1,6 @@
 /**
- * TensorFlow's native library by way of `@tensorflow/tfjs-node-gpu`. The package is optional and loaded only when this
- * engine is asked for; `linkTensorflow` (link.ts) gives it a current TensorFlow.
+ * TensorFlow's native library through `@tensorflow/tfjs-node-gpu`. The package is optional and is loaded only when this
+ * engine is created. `linkTensorflow` (link.ts) gives it a current TensorFlow.
  */
 import { createRequire } from 'node:module';
 import util from 'node:util';
@@ -9,24 +9,26 @@ import { cpuName, nvidiaName } from '../device-name.js';
 import type { Engine, EngineOptions } from '../engine.js';
 import { createInterpreter, type TensorFlow } from './interpreter.js';
 
+/** The npm package with TensorFlow's native backend. */
 export const TENSORFLOW_PACKAGE = '@tensorflow/tfjs-node-gpu';
-/** `--save-optional` because npm otherwise takes it for the optional peer it is, and installs nothing. */
+/** Without `--save-optional` npm treats the package as an optional peer dependency and does not install it. */
 export const INSTALL_REMEDY = `Install it with "npm install --no-save --save-optional --ignore-scripts ${TENSORFLOW_PACKAGE}@4"`;
 const LINK_REMEDY = 'run "mobe engines --link-tensorflow <site-packages>/tensorflow", or use --engine onnx-cpu';
 
-/** What the native backend tells beyond TensorFlow.js' own interface. */
+/** Functions of the native backend that TensorFlow.js' common interface lacks. */
 interface NativeTensorFlow extends TensorFlow {
   enableProdMode(): void;
   backend(): { readonly isUsingGpuDevice: boolean; readonly binding: { readonly TF_Version: string } };
 }
 
+/** TensorFlow on the last GPU that it sees, else on the CPU. Throws an `EngineUnavailableError` if the package does not load. */
 export async function createTensorflowEngine({ threads }: EngineOptions): Promise<Engine> {
   setEnvironment(threads);
   restoreRemovedUtility();
   const tf = load();
   tf.enableProdMode(); // no checks for NaN after every operation
   const { isUsingGpuDevice, binding } = tf.backend();
-  const device = isUsingGpuDevice ? await nvidiaName(-1) : cpuName(); // TensorFlow.js takes the last GPU it sees
+  const device = isUsingGpuDevice ? await nvidiaName(-1) : cpuName(); // TensorFlow.js uses the last GPU that it sees
   return createInterpreter(tf, {
     name: 'tensorflow',
     kind: isUsingGpuDevice ? 'gpu' : 'cpu',
@@ -34,11 +36,11 @@ export async function createTensorflowEngine({ threads }: EngineOptions): Promis
   });
 }
 
-/** TensorFlow reads these once, when its library is loaded. What the user has set stays. */
+/** TensorFlow reads these once, when its library is loaded. Variables that the user has set are kept. */
 function setEnvironment(threads: number): void {
   const defaults = {
-    TF_FORCE_GPU_ALLOW_GROWTH: 'true', // otherwise it takes all of the GPU's memory at once
-    NVIDIA_TF32_OVERRIDE: '0', // f32 products in f32, not in TF32's 10 bits
+    TF_FORCE_GPU_ALLOW_GROWTH: 'true', // by default it takes all of the GPU's memory at once
+    NVIDIA_TF32_OVERRIDE: '0', // multiply in f32, not with TF32's 10 bits
     TF_NUM_INTRAOP_THREADS: String(threads),
     TF_CPP_MIN_LOG_LEVEL: '1', // warnings and worse
   };
@@ -53,7 +55,7 @@ function restoreRemovedUtility(): void {
 
 function load(): NativeTensorFlow {
   try {
-    return createRequire(import.meta.url)(TENSORFLOW_PACKAGE); // it is CommonJS
+    return createRequire(import.meta.url)(TENSORFLOW_PACKAGE); // the package is CommonJS
   } catch (error) {
     throw new EngineUnavailableError('tensorflow', unavailable(error as NodeJS.ErrnoException));
   }

@@ -19,13 +19,13 @@ import {
   sum,
   type Value,
 } from '../../engine/ops.js';
-import { DivergedError } from '../../errors.js';
+import { DivergedError, OptionError } from '../../errors.js';
 import { roundToHalf } from '../../linalg/half.js';
-import { truncatedSvd } from '../../linalg/svd.js';
+import { truncatedSvd } from '../../linalg/lapack/truncated-svd.js';
 import { LossCurve } from '../loss-curve.js';
 import type { Targets } from '../method.js';
 import { activateWithDerivative } from './activation.js';
-import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
+import { type BatchRange, StackedExperts, solverBatches } from './batches.js';
 import { type Problem, type Solution, type SolverOptions, stepReporter } from './problem.js';
 
 const DEFAULT_RATE = 0.07;
@@ -50,6 +50,8 @@ interface Batch extends BatchRange {
 }
 
 /**
+ * Throws `OptionError` where the targets have a metric: the reference knows none.
+ *
  * @param sigma the group's σ: the reference starts A from the SVD of the weights as they are, while it fits W/σ.
  */
 export async function solveAdam(
@@ -59,6 +61,11 @@ export async function solveAdam(
   options: SolverOptions,
   sigma: number,
 ): Promise<Solution> {
+  if (targets.metric)
+    throw new OptionError(
+      '--solver',
+      'adam is the solver of the reference and has no metric. Use varpro, or fit without one',
+    );
   const { experts: n, bases: m, rank: r, cols: d, rows: p } = problem;
   const report = stepReporter(options.onStep);
   const rate = options.learningRate ?? DEFAULT_RATE;
@@ -72,7 +79,7 @@ export async function solveAdam(
   };
 
   const fitted = halfPrecision(targets, sigma, roundToHalf(Float32Array.of(sigma))[0] as number);
-  const stacked = new StackedTargets(engine, problem, fitted, options.holdTargets);
+  const stacked = new StackedExperts(engine, fitted, [p, d], options.holdTargets);
   const programs = new Map<string, Program>();
   const batches: Batch[] = [];
   for (const { first, count } of solverBatches(engine, problem, options.batchExperts)) {
@@ -256,6 +263,7 @@ function halfPrecision(targets: Targets, sigma: number, divisor: number): Target
       for (let i = 0; i < target.length; i++) target[i] = (target[i] as number) / divisor;
       roundToHalf(target);
     },
+    forget: (expert) => targets.forget?.(expert),
   };
 }
 

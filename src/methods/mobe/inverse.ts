@@ -8,10 +8,10 @@ import { add, div, identity, matmul, max, mul, sqrt, square, sub, sum, type Valu
 /** Keeps G positive definite: λ as a share of its mean diagonal. */
 const RIDGE = 1e-6;
 
-/** G = F·Fᵀ + λ·mean(diag)·I. F: (n, r, d); result (n, r, r). */
-export function gram(F: Value): Value {
+/** G = FC·Fᵀ + λ·mean(diag)·I. F, and FC = F·C in a metric: (n, r, d); result (n, r, r). */
+export function gram(F: Value, FC = F): Value {
   const rank = F.shape.at(-2) as number;
-  const G = matmul(F, F, { transposeB: true });
+  const G = matmul(FC, F, { transposeB: true });
   const diagonal = identity(rank);
   const ridge = add(mul(trace(G), RIDGE / rank), 1e-30); // the constant: for F = 0
   return add(G, mul(diagonal, ridge));

@@ -1,30 +1,41 @@
 import type { ExpertFactors, Factors, Method } from '../method.js';
 import { solveAdam } from './adam.js';
 import { largestBatch } from './batches.js';
-import { batchBytes, stateBytes, stepOperations } from './costs.js';
-import { type Problem, problemSchema, type SharedFactors, SOLVERS } from './problem.js';
+import { batchBytes, operations, stateBytes } from './costs.js';
+import { native } from './native.js';
+import { type Problem, problemSchema, type SharedFactors, SOLVERS, stores } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
 import { createRefit } from './refit.js';
+import { completeOptions, planSizes } from './sizes.js';
 import { solveVarpro } from './varpro.js';
 
 /** Mixture of Basis Experts: W ≈ A·f(Σ αB), arXiv 2508.05257. */
 export const mobe: Method<Problem> = {
   name: 'mobe',
   title: 'MoBE',
+  formula: 'A·f(Σ αB)',
+  reference: 'arXiv 2508.05257',
   solvers: SOLVERS,
+  options: ['bases', 'keep', 'rank', 'groups', 'activation', 'quality', 'steps', 'learningRate', 'batchExperts'],
+  complete: completeOptions,
+  plan: planSizes,
   problemSchema,
+  details: ({ activation }) => ({ activation }),
+  problemOf({ A = [], B = [] }, { activation }) {
+    const [n, p, r] = A;
+    const [m, , d] = B;
+    return { experts: n, rows: p, cols: d, bases: m, rank: r, activation };
+  },
+  describe: ({ experts: n, rows: p, cols: d, bases: m, rank: r, activation }) =>
+    `${n} A of ${p} × ${r} and ${m} bases of ${r} × ${d}, ${activation}`,
   scaled: 'A',
-  stores: ({ experts: n, rows: p, cols: d, bases: m, rank: r }) => ({
-    shared: [
-      { name: 'B', shape: [m, r, d] },
-      { name: 'alpha', shape: [n, m] },
-    ],
-    byExpert: [{ name: 'A', shape: [p, r] }],
-  }),
+  stores,
+  native,
   stateBytes,
   batchBytes,
   largestBatch,
-  stepOperations,
+  operations,
+  product: ({ rows, cols, rank }) => ({ rows, cols, rank }),
   async fit(engine, problem, targets, { solver, sigma, ...options }) {
     const solution =
       solver === 'adam'
@@ -33,8 +44,8 @@ export const mobe: Method<Problem> = {
     const { bases: B, coefficients: alpha, steps, losses } = solution;
     return { shared: { B, alpha }, steps, losses };
   },
-  async expertFactors(engine, problem, shared): Promise<ExpertFactors> {
-    const refit = await createRefit(engine, problem, sharedFactors(shared));
+  async expertFactors(engine, problem, shared, _round, metric): Promise<ExpertFactors> {
+    const refit = await createRefit(engine, problem, sharedFactors(shared), metric);
     return {
       fit: async (expert, target) => ({ A: await refit.fit(expert, target) }),
       dispose: () => refit.dispose(),

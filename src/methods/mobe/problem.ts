@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import type { LossPoint } from '../loss-curve.js';
-import type { FitOptions, FitStep, GroupShape } from '../method.js';
+import type { FitOptions, FitStep, GroupShape, StoredFactors } from '../method.js';
+import { storedParameters } from '../sizes.js';
 
 /**
  * One group to factorise: W_i/σ ≈ A_i · f(Σ_j α_ij B_j) for n experts W_i (p×d), with A_i (p×r) of its own for each
@@ -44,7 +45,7 @@ export interface SharedFactors {
 export interface Solution extends SharedFactors {
   /** Steps done. */
   readonly steps: number;
-  /** Mean squared error in units of σ², as the solver last saw it. */
+  /** As in `FitStep`, as the solver last saw it. */
   readonly loss: number;
   /** How it fell. */
   readonly losses: readonly LossPoint[];
@@ -67,10 +68,16 @@ export function stepReporter(onStep: SolverOptions['onStep']): (step: Omit<FitSt
 export const SOLVERS = ['varpro', 'adam'] as const;
 export type SolverName = (typeof SOLVERS)[number];
 
-/** Parameters of the factors: n·p·r + m·r·d + n·m. */
-export const factorParameters = ({ experts, rows, cols, bases, rank }: Omit<Problem, 'activation'>): number =>
-  experts * rows * rank + bases * rank * cols + experts * bases;
+type Sizes = Omit<Problem, 'activation'>;
 
-/** Parameters of the dense weights: n·p·d. */
-export const denseParameters = ({ experts, rows, cols }: Pick<Problem, 'experts' | 'rows' | 'cols'>): number =>
-  experts * rows * cols;
+/** B (m, r, d) and α (n, m), and A (p, r) of each expert. */
+export const stores = ({ experts: n, rows: p, cols: d, bases: m, rank: r }: Sizes): StoredFactors => ({
+  shared: [
+    { name: 'B', shape: [m, r, d] },
+    { name: 'alpha', shape: [n, m] },
+  ],
+  byExpert: [{ name: 'A', shape: [p, r] }],
+});
+
+/** Parameters of MoBE's factors: n·p·r + m·r·d + n·m. */
+export const factorParameters = (sizes: Sizes): number => storedParameters(stores(sizes), sizes.experts);

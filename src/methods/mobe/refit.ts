@@ -1,12 +1,15 @@
 /**
- * The exact A for given B and α, one expert at a time: A = W Fᵀ (F Fᵀ)⁻¹ with the inverse by Newton–Schulz iteration and
- * the remaining error by iterative refinement. Called once, after B and α were rounded to what will be stored.
+ * The exact A for given B and α, one expert at a time: A = W Fᵀ (F Fᵀ)⁻¹, or A = W C Fᵀ (F C Fᵀ)⁻¹ in a metric, with the
+ * inverse by Newton–Schulz iteration and the remaining error by iterative refinement. Called once, after B and α were
+ * rounded to what will be stored. The metric's P makes no difference: P (A F − W) C Fᵀ = 0 has one solution for all P.
  */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
-import { add, identity, matmul, reshape, square, sub, total } from '../../engine/ops.js';
+import { add, elements, identity, matmul, mul, reshape, sub, total, type Value } from '../../engine/ops.js';
+import type { Metric } from '../method.js';
 import { activate } from './activation.js';
 import { gram, restart, sharpen } from './inverse.js';
+import { metricShapes, timesColumns } from './metric.js';
 import type { Problem, SharedFactors } from './problem.js';
 
 const SHARPEN_STEPS = 10;
@@ -24,12 +27,14 @@ export async function createRefit(
   engine: Engine,
   problem: Problem,
   { bases, coefficients }: SharedFactors,
+  metric?: Metric,
 ): Promise<Refit> {
   const { bases: m, rank: r, cols: d, rows: p } = problem;
+  const { C: shapeOfC } = metricShapes(problem, 1, metric);
   const start = await engine.compile(
-    trace({ B: [m, r * d], alpha: [1, m] }, ({ B, alpha }) => {
+    trace({ B: [m, r * d], alpha: [1, m], C: shapeOfC }, ({ B, alpha, C }) => {
       const F = activate(problem.activation, reshape(matmul(alpha, B), [1, r, d]));
-      const G = gram(F);
+      const G = gram(F, timesColumns(F, C));
       return { F, G, ...restart(G, identity(r), SHARPEN_STEPS) };
     }),
   );
@@ -37,20 +42,35 @@ export async function createRefit(
     trace({ G: [1, r, r], X: [1, r, r] }, ({ G, X }) => ({ ...sharpen(G, X, SHARPEN_STEPS) })),
   );
   const solve = await engine.compile(
-    trace({ F: [1, r, d], X: [1, r, r], W: [1, p, d] }, ({ F, X, W }) => {
-      const A0 = matmul(matmul(W, F, { transposeB: true }), X);
+    trace({ F: [1, r, d], X: [1, r, r], W: [1, p, d], C: shapeOfC }, ({ F, X, W, C }) => {
+      const FC = timesColumns(F, C);
+      const project = (M: Value): Value => matmul(matmul(M, FC, { transposeB: true }), X);
+      const error = (R: Value): Value => total(mul(R, timesColumns(R, C)));
+      const A0 = project(W);
       const R0 = sub(W, matmul(A0, F));
-      const A1 = add(A0, matmul(matmul(R0, F, { transposeB: true }), X));
+      const A1 = add(A0, project(R0));
       const R1 = sub(W, matmul(A1, F));
-      const A2 = add(A1, matmul(matmul(R1, F, { transposeB: true }), X));
-      return { A0, A1, A2, e0: total(square(R0)), e1: total(square(R1)), e2: total(square(sub(W, matmul(A2, F)))) };
+      const A2 = add(A1, project(R1));
+      return { A0, A1, A2, e0: error(R0), e1: error(R1), e2: error(sub(W, matmul(A2, F))) };
     }),
   );
   const B = engine.tensor(bases, [m, r * d]);
 
-  const invert = async (expert: number): Promise<{ F: EngineTensor; X: EngineTensor }> => {
+  /** C of an expert; a shared one is that of expert 0. */
+  const columnsOf = (expert: number): { C?: EngineTensor } => {
+    if (!metric?.columns || !shapeOfC) return {};
+    const values = new Float32Array(elements(shapeOfC));
+    metric.columns.read(expert, values);
+    return { C: engine.tensor(values, shapeOfC) };
+  };
+  const shared = metric?.columns?.shared ? columnsOf(0) : undefined;
+
+  const invert = async (
+    expert: number,
+    columns: { C?: EngineTensor },
+  ): Promise<{ F: EngineTensor; X: EngineTensor }> => {
     const alpha = engine.tensor(coefficients.slice(expert * m, (expert + 1) * m), [1, m]);
-    const first = await start.run({ B, alpha });
+    const first = await start.run({ B, alpha, ...columns });
     const G = first.G as EngineTensor;
     let X = first.X as EngineTensor;
     let residual = first.residual as EngineTensor;
@@ -70,9 +90,9 @@ export async function createRefit(
 
   return {
     async fit(expert, target) {
-      const { F, X } = await invert(expert);
-      const W = engine.tensor(target, [1, p, d]);
-      const out = await solve.run({ F, X, W });
+      const columns = shared ?? columnsOf(expert);
+      const inputs = { ...(await invert(expert, columns)), W: engine.tensor(target, [1, p, d]) };
+      const out = await solve.run({ ...inputs, ...columns });
       // Refinement helps unless the Gram matrix is nearly singular; take what fits best.
       let best = 'A0';
       let least = Number.POSITIVE_INFINITY;
@@ -85,11 +105,13 @@ export async function createRefit(
         if (squared < least) [best, least] = [name, squared];
       }
       const result = (await engine.read(out[best] as EngineTensor)).slice();
-      for (const tensor of [F, X, W, ...Object.values(out)]) tensor.dispose();
+      for (const tensor of [...Object.values(inputs), ...Object.values(out)]) tensor.dispose();
+      if (!shared) columns.C?.dispose();
       return result;
     },
     async dispose() {
       B.dispose();
+      shared?.C?.dispose();
       const programs: Program[] = [start, continued, solve];
       for (const program of programs) await program.dispose();
     },

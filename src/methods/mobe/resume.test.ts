@@ -1,5 +1,6 @@
 /** A fit that goes on from a saved state ends with the very bits of one that was never interrupted. */
 import { describe, expect, test } from 'vitest';
+import { THOROUGH } from '../../../fixtures/thorough.js';
 import { createEngine } from '../../engine/create-engine.js';
 import { createRandom } from '../../linalg/random.js';
 import type { FitState, StateStore, Targets } from '../method.js';
@@ -52,36 +53,41 @@ describe.each(['varpro', 'adam'] as const)('%s', (solver) => {
     label: 'test group',
   });
 
-  test.each([
-    [1, true],
-    [2, false],
-    [57, true],
-    [205, false],
-    [230, true],
-  ])('saved at step %i, killed after it, resumed: the same bits (targets held: %s)', async (step, holdTargets) => {
-    const whole = await solvers[solver](options(holdTargets));
-    const states = storeAt(step);
-    const losses: number[] = [];
-    const interrupted = solvers[solver]({
-      ...options(holdTargets),
-      states,
-      onStep: (it) => {
-        losses.push(it.loss);
-        if (it.step === step + 1 || it.step === it.steps) throw new Error('killed');
+  for (const [step, holdTargets, cost] of [
+    [1, true, {}],
+    [2, false, THOROUGH],
+    [57, true, THOROUGH],
+    [205, false, {}],
+    [230, true, THOROUGH],
+  ] as const)
+    test(
+      `saved at step ${step}, killed after it, resumed: the same bits (targets held: ${holdTargets})`,
+      cost,
+      async () => {
+        const whole = await solvers[solver](options(holdTargets));
+        const states = storeAt(step);
+        const losses: number[] = [];
+        const interrupted = solvers[solver]({
+          ...options(holdTargets),
+          states,
+          onStep: (it) => {
+            losses.push(it.loss);
+            if (it.step === step + 1 || it.step === it.steps) throw new Error('killed');
+          },
+        });
+        await expect(interrupted).rejects.toThrow('killed');
+        expect(states.saved).toBeDefined();
+        const first: number[] = [];
+        const resumed = await solvers[solver]({
+          ...options(holdTargets),
+          states,
+          onStep: (it) => first.push(it.step),
+        });
+        expect(resumed).toEqual(whole);
+        // It went on, and did not begin anew.
+        expect(first.length).toBeLessThanOrEqual(whole.steps - step + 1);
       },
-    });
-    await expect(interrupted).rejects.toThrow('killed');
-    expect(states.saved).toBeDefined();
-    const first: number[] = [];
-    const resumed = await solvers[solver]({
-      ...options(holdTargets),
-      states,
-      onStep: (it) => first.push(it.step),
-    });
-    expect(resumed).toEqual(whole);
-    // It went on, and did not begin anew.
-    expect(first.length).toBeLessThanOrEqual(whole.steps - step + 1);
-  });
+    );
 
   test('saving changes nothing', async () => {
     const whole = await solvers[solver](options(true));

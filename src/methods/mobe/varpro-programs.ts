@@ -1,21 +1,10 @@
 /** The tensor programs of a varpro step; varpro.ts runs them. */
 import { trace } from '../../engine/graph.js';
-import {
-  add,
-  div,
-  identity,
-  matmul,
-  mul,
-  reshape,
-  sqrt,
-  square,
-  sub,
-  sum,
-  total,
-  type Value,
-} from '../../engine/ops.js';
+import { add, div, identity, matmul, mul, reshape, sqrt, sub, sum, total, type Value } from '../../engine/ops.js';
+import type { MetricForm } from '../method.js';
 import { activateWithDerivative } from './activation.js';
 import { gram, type restart, type sharpen, track } from './inverse.js';
+import { metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
 /** Newton–Schulz steps that carry G⁻¹ from one solver step to the next. */
@@ -34,20 +23,25 @@ export const GRAM_DECAY = 0.9;
 const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =>
   activateWithDerivative(activation, reshape(matmul(alpha, B), [alpha.shape[0] as number, rank, cols]));
 
-/** One batch's share of loss and gradients, these without the factor 2/N: neither way of moving minds it. */
-export function traceGradient(problem: Problem, count: number) {
+/** One batch's share of loss and gradients, these without the factor 2/N: both ways of moving are scale-invariant. */
+export function traceGradient(problem: Problem, count: number, metric?: MetricForm) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
-  const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d] };
-  return trace(shapes, ({ B, alpha, X: X0, W, dB0 }) => {
+  const { C: C0, P: P0 } = metricShapes(problem, count, metric);
+  const weighted = { C: C0, WC: C0 && [count, p, d], P: P0 };
+  const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d], ...weighted };
+  return trace(shapes, ({ B, alpha, X: X0, W, dB0, C, WC, P }) => {
     const { value: F, derivative } = mixBases(problem, B, alpha);
-    const { X, residual } = track(gram(F), X0, TRACKING_STEPS);
-    const A = matmul(matmul(W, F, { transposeB: true }), X);
+    const FC = timesColumns(F, C);
+    const { X, residual } = track(gram(F, FC), X0, TRACKING_STEPS);
+    const A = matmul(matmul(W, FC, { transposeB: true }), X);
     const R = sub(matmul(A, F), W);
-    const D = reshape(mul(matmul(A, R, { transposeA: true }), derivative), [count, r * d]);
+    const RC = WC ? sub(matmul(A, FC), WC) : R;
+    const PRC = timesRows(P, RC);
+    const D = reshape(mul(matmul(A, PRC, { transposeA: true }), derivative), [count, r * d]);
     return {
       X,
       residual,
-      squared: total(square(R)),
+      squared: total(mul(R, PRC)),
       dB: add(dB0, matmul(alpha, D, { transposeA: true })),
       dAlpha: matmul(D, B, { transposeB: true }),
     };
@@ -55,11 +49,18 @@ export function traceGradient(problem: Problem, count: number) {
 }
 
 /** G⁻¹ from far away (`restart`) or going on from there (`sharpen`). */
-export function traceInverse(problem: Problem, count: number, iterate: typeof restart | typeof sharpen) {
+export function traceInverse(
+  problem: Problem,
+  count: number,
+  iterate: typeof restart | typeof sharpen,
+  metric?: MetricForm,
+) {
   const { cols: d, bases: m, rank: r } = problem;
-  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r] }, ({ B, alpha, X }) => ({
-    ...iterate(gram(mixBases(problem, B, alpha).value), X, FRESH_STEPS),
-  }));
+  const { C } = metricShapes(problem, count, metric);
+  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r], C }, ({ B, alpha, X, C }) => {
+    const F = mixBases(problem, B, alpha).value;
+    return { ...iterate(gram(F, timesColumns(F, C)), X, FRESH_STEPS) };
+  });
 }
 
 /**

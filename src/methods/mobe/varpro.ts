@@ -5,21 +5,26 @@
  *     F_i = f(Σ_j α_ij B_j)    G_i = F_i F_iᵀ + λI    A_i = W_i F_iᵀ G_i⁻¹    R_i = A_i F_i − W_i
  *     D_i = (2/N)(A_iᵀ R_i) ∘ f′       ∂B_j = Σ_i α_ij D_i       ∂α_ij = ⟨D_i, B_j⟩
  *
- * (the derivative of A drops out: A is at its optimum). B moves by a one-sided Shampoo, α by Adam; G⁻¹ is tracked from step
- * to step by Newton–Schulz iteration. docs/solver.md has the measurements behind the constants.
+ * (the derivative of A drops out: A is at its optimum). In a metric, where an expert's error is tr(P R C Rᵀ):
+ *
+ *     G_i = F_i C_i F_iᵀ + λI    A_i = W_i C_i F_iᵀ G_i⁻¹    D_i = (2/N)(A_iᵀ P_i R_i C_i) ∘ f′
+ *
+ * B moves by a one-sided Shampoo, α by Adam; G⁻¹ is tracked from step to step by Newton–Schulz iteration. docs/solver.md has
+ * the measurements behind the constants.
  */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { DivergedError } from '../../errors.js';
 import { createRandom } from '../../linalg/random.js';
 import { LossCurve } from '../loss-curve.js';
 import type { FitState, Targets } from '../method.js';
-import { type BatchRange, StackedTargets, solverBatches } from './batches.js';
+import { type BatchRange, solverBatches } from './batches.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
 import { startingBases, startingCoefficients } from './initialise.js';
 import { restart, sharpen } from './inverse.js';
 import { type Problem, type Solution, type SolverOptions, stepReporter } from './problem.js';
 import { type Rates, Schedule } from './schedule.js';
 import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
+import { WeightedTargets } from './weighted-targets.js';
 
 /** Above this ‖I − GX‖ after tracking, the inverse is computed afresh. */
 const TRACKING_LIMIT = 0.5;
@@ -87,7 +92,7 @@ class VarproSolver {
   private constructor(
     private readonly engine: Engine,
     private readonly problem: Problem,
-    private readonly targets: StackedTargets,
+    private readonly targets: WeightedTargets,
     private readonly options: SolverOptions,
     private readonly batches: readonly Batch[],
     private readonly update: Program,
@@ -106,14 +111,15 @@ class VarproSolver {
     options: SolverOptions,
   ): Promise<VarproSolver> {
     const { experts: n, bases: m, rank: r, cols: d } = problem;
-    const sizes = solverBatches(engine, problem, options.batchExperts);
+    const { metric } = targets;
+    const sizes = solverBatches(engine, problem, options.batchExperts, metric);
     const programs = new Map<number, Programs>();
     for (const { count } of sizes) {
       if (programs.has(count)) continue;
       programs.set(count, {
-        gradient: await engine.compile(traceGradient(problem, count)),
-        restart: await engine.compile(traceInverse(problem, count, restart)),
-        sharpen: await engine.compile(traceInverse(problem, count, sharpen)),
+        gradient: await engine.compile(traceGradient(problem, count, metric)),
+        restart: await engine.compile(traceInverse(problem, count, restart, metric)),
+        sharpen: await engine.compile(traceInverse(problem, count, sharpen, metric)),
       });
     }
     const shape = [m, r * d];
@@ -147,7 +153,7 @@ class VarproSolver {
       return { first, count, inverse, ...(programs.get(count) as Programs) };
     });
     const update = await engine.compile(traceUpdate(problem));
-    const stacked = new StackedTargets(engine, problem, targets, options.holdTargets);
+    const stacked = new WeightedTargets(engine, problem, targets, options.holdTargets);
     const solver = new VarproSolver(engine, problem, stacked, options, batches, update, zeros(), columns, state, saved);
     if (!saved) for (const batch of batches) await solver.invert(batch);
     return solver;
@@ -287,10 +293,11 @@ class VarproSolver {
   }
 
   private async batchGradient(batch: Batch, accumulated: EngineTensor): Promise<Record<string, EngineTensor>> {
-    const W = this.targets.get(batch);
+    const weighted = await this.targets.get(batch);
     for (let attempt = 0; ; attempt++) {
       const alpha = this.batchCoefficients(batch);
-      const out = await batch.gradient.run({ B: this.state.bases, alpha, X: batch.inverse, W, dB0: accumulated });
+      const state = { B: this.state.bases, alpha, X: batch.inverse, dB0: accumulated };
+      const out = await batch.gradient.run({ ...state, ...weighted });
       alpha.dispose();
       const residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
       if (residual < TRACKING_LIMIT || attempt > 0) {
@@ -315,7 +322,8 @@ class VarproSolver {
     let residual = Number.POSITIVE_INFINITY;
     for (let round = 0; round < FRESH_ROUNDS && !(residual < TRACKING_LIMIT); round++) {
       const program = round === 0 ? batch.restart : batch.sharpen;
-      const out = await program.run({ B: this.state.bases, alpha, X: batch.inverse });
+      const columns = this.targets.getColumns(batch);
+      const out = await program.run({ B: this.state.bases, alpha, X: batch.inverse, ...columns });
       batch.inverse.dispose();
       batch.inverse = out.X as EngineTensor;
       residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
@@ -369,7 +377,7 @@ class VarproSolver {
     disposeState(this.state);
     this.zero.dispose();
     this.columns.dispose();
-    this.targets.dispose();
+    await this.targets.dispose();
     const programs = new Set<Program>([this.update]);
     for (const batch of this.batches) {
       batch.inverse.dispose();

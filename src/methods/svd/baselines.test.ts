@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
+import { truncatedSvd } from '../../linalg/lapack/truncated-svd.js';
 import { createRandom } from '../../linalg/random.js';
-import { truncatedSvd } from '../../linalg/svd.js';
 import { groupedSvd, perExpertSvd, sharedBasisSvd } from './baselines.js';
 
 const ROWS = 6;

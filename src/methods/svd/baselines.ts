@@ -2,8 +2,9 @@
  * What a factorisation must beat: truncated singular value decompositions with no more parameters. Their errors follow
  * from the singular values alone (Eckart–Young), so no factors are formed.
  */
-import { bidiagonalSvd } from '../../linalg/bidiagonal-svd.js';
-import { addScaled, reduce } from '../../linalg/householder.js';
+import { reduce } from '../../linalg/lapack/bidiagonalise.js';
+import { bidiagonalSvd } from '../../linalg/lapack/divide-and-conquer.js';
+import { addScaled } from '../../linalg/vectors.js';
 
 /** The largest rank that a budget allows, and what it takes of it. */
 export interface Rank {

@@ -1,0 +1,147 @@
+/** The gradient and the exact A in a metric, against the objective as it is written on paper. */
+import { describe, expect, test } from 'vitest';
+import {
+  byExpert,
+  diagonalOf,
+  each,
+  exactA,
+  flat,
+  identity,
+  inverse,
+  type Matrices,
+  type Matrix,
+  minus,
+  mixed,
+  normals,
+  objective,
+  positiveDefinite,
+  product,
+  reshaped,
+  targetsOf,
+  times,
+  transposed,
+  uniform,
+  weighted,
+} from '../../../fixtures/metric-oracle.js';
+import { createEngine } from '../../engine/create-engine.js';
+import type { EngineTensor } from '../../engine/engine.js';
+import type { Metric } from '../method.js';
+import { mobe } from './mobe.js';
+import { ACTIVATIONS, type Activation, type Problem, type SharedFactors } from './problem.js';
+import { createRefit } from './refit.js';
+import { traceGradient } from './varpro-programs.js';
+import { WeightedTargets } from './weighted-targets.js';
+
+const engine = await createEngine('onnx-cpu', { threads: 1 });
+
+describe('the gradient is that of the objective, by finite differences', () => {
+  const small = { experts: 3, rows: 5, cols: 7, bases: 2, rank: 3 };
+  const W = each(3, () => normals(5, 7));
+  const same = <T>(it: T): T[] => each(3, () => it);
+  const full = each(3, () => positiveDefinite(7, 10));
+  const rows = each(3, () => positiveDefinite(5, 10));
+  const rowWeights = each(3, () => diagonalOf(each(5, () => 0.2 + 2 * uniform())));
+  const columnWeights = diagonalOf(each(7, () => 0.2 + 2 * uniform()));
+  const cases: Array<[string, Activation, Matrices, Metric]> = [
+    ...ACTIVATIONS.map((activation): [string, Activation, Matrices, Metric] => [
+      `C and weights of rows, ${activation}`,
+      activation,
+      { C: full, P: rowWeights },
+      { columns: byExpert(full), rows: byExpert(rowWeights, 'diagonal') },
+    ]),
+    ['C alone', 'silu', { C: full, P: same(identity(5)) }, { columns: byExpert(full) }],
+    ['a full P alone', 'silu', { C: same(identity(7)), P: rows }, { rows: byExpert(rows) }],
+    ['both full', 'tanh', { C: full, P: rows }, { columns: byExpert(full), rows: byExpert(rows) }],
+    [
+      'diagonal C and full P, shared by all experts',
+      'tanh',
+      { C: same(columnWeights), P: same(rows[0] as Matrix) },
+      { columns: byExpert([columnWeights], 'diagonal', true), rows: byExpert(rows, 'full', true) },
+    ],
+  ];
+  test.each(cases)('%s', async (_, activation, matrices, metric) => {
+    const problem: Problem = { ...small, activation };
+    const B = normals(2, 21).flat();
+    const alpha = normals(3, 2).flat();
+    const X = each(3, (i) => {
+      const F = mixed(problem, B, alpha, i);
+      return inverse(product(F, matrices.C[i] as Matrix, transposed(F)));
+    });
+    const program = await engine.compile(traceGradient(problem, 3, metric));
+    const stacked = new WeightedTargets(engine, problem, targetsOf(W, metric), true);
+    const tensor = (values: readonly number[], shape: number[]) => engine.tensor(Float32Array.from(values), shape);
+    const out = await program.run({
+      B: tensor(B, [2, 21]),
+      alpha: tensor(alpha, [3, 2]),
+      X: tensor(X.flat(2), [3, 3, 3]),
+      dB0: tensor(new Array(42).fill(0), [2, 21]),
+      ...(await stacked.get({ first: 0, count: 3 })),
+    });
+    const values = async (name: string) => [...(await engine.read(out[name] as EngineTensor))];
+    const expected = objective(problem, W, matrices, B, alpha);
+    expect((await values('squared'))[0]).toBeCloseTo(expected, 3);
+    const STEP = 1e-5;
+    const slopes = (parameters: number[], error: () => number): number[] =>
+      parameters.map((value, k) => {
+        const errorAt = (moved: number): number => {
+          parameters[k] = moved;
+          return error();
+        };
+        const slope = (errorAt(value + STEP) - errorAt(value - STEP)) / (2 * STEP);
+        parameters[k] = value;
+        return slope;
+      });
+    for (const [name, parameters] of [
+      ['dB', B],
+      ['dAlpha', alpha],
+    ] as const) {
+      const slope = slopes(parameters, () => objective(problem, W, matrices, B, alpha));
+      const largest = Math.max(...slope.map(Math.abs));
+      expect(largest).toBeGreaterThan(0.01);
+      for (const [k, value] of (await values(name)).entries())
+        expect(Math.abs(2 * value - (slope[k] as number)) / largest).toBeLessThan(1e-3);
+    }
+  });
+});
+
+describe('refit', () => {
+  const problem: Problem = { experts: 2, rows: 5, cols: 9, bases: 2, rank: 4, activation: 'silu' };
+  const factors: SharedFactors = { bases: flat(normals(2, 36)), coefficients: flat(normals(2, 2)) };
+  const W = each(2, () => normals(5, 9));
+  const C = each(2, () => positiveDefinite(9, 5));
+  const weights = each(2, () => diagonalOf(each(9, () => 0.1 + 3 * uniform())));
+  test.each<[string, Metric, readonly Matrix[]]>([
+    ['C by expert', { columns: byExpert(C) }, C],
+    ['a shared C', { columns: byExpert(C, 'full', true) }, each(2, () => C[0] as Matrix)],
+    ['a diagonal C', { columns: byExpert(weights, 'diagonal') }, weights],
+    ['C and P', { columns: byExpert(C), rows: byExpert(each(2, () => positiveDefinite(5, 30))) }, C],
+  ])('finds the A of the normal equations: %s', async (_, metric, matrices) => {
+    const shared = { B: factors.bases, alpha: factors.coefficients };
+    const refit = await mobe.expertFactors(engine, problem, shared, (it) => it, metric);
+    for (const i of [1, 0]) {
+      const F = mixed(problem, factors.bases, factors.coefficients, i);
+      const expected = flat(exactA(W[i] as Matrix, F, matrices[i] as Matrix));
+      const largest = Math.max(...expected.map(Math.abs));
+      const { A } = await refit.fit(i, flat(W[i] as Matrix));
+      for (const [k, value] of (A as Float32Array).entries())
+        expect(Math.abs(value - (expected[k] as number)) / largest).toBeLessThan(1e-3);
+    }
+    await refit.dispose();
+  });
+
+  test('keeps of its refinements the one that is best in the metric, however uneven that is', async () => {
+    const one: Problem = { ...problem, experts: 1, rank: 6, activation: 'tanh' };
+    for (const hard of each(12, () => positiveDefinite(9, 1e7))) {
+      const bases = normals(2, 54).flat();
+      const coefficients = normals(1, 2).flat();
+      const shared = { bases: Float32Array.from(bases), coefficients: Float32Array.from(coefficients) };
+      const target = normals(5, 9);
+      const refit = await createRefit(engine, one, shared, { columns: byExpert([hard]) });
+      const F = mixed(one, bases, coefficients, 0);
+      const error = (A: Matrix): number => weighted(minus(times(A, F), target), hard, identity(5));
+      const fitted = error(reshaped(await refit.fit(0, flat(target)), 5, 6));
+      expect(fitted / error(exactA(target, F, hard))).toBeLessThan(1.1);
+      await refit.dispose();
+    }
+  });
+});

@@ -1,0 +1,103 @@
+/** MoBE's native checkpoint: the tensor names and config keys that the reference's modelling files read. */
+import { join } from 'node:path';
+import { CONFIG_FILE } from '../../checkpoint/open-checkpoint.js';
+import { ConfigMismatchError, MissingExpertError, UnequalExpertError } from '../../errors.js';
+import type { NativeForm } from '../../models/family.js';
+import { type ConfigChanges, type GroupNumber, SHORT_NAMES } from '../../models/native.js';
+import type { NativeFactors, NativeGroups, NativePlace, NativeSource } from '../method.js';
+import { ACTIVATIONS, type Activation, type Problem } from './problem.js';
+
+export const native: NativeFactors<Problem> = {
+  marker: /^((?:.+\.)?layers\.(\d+)\.mlp\.)B_(gate|up|down)(?:_(\d+))?$/,
+  example: 'model.layers.0.mlp.B_gate',
+  names: (place, experts) => ({
+    shared: { B: basesName(place), alpha: coefficientsName(place) },
+    experts: Array.from({ length: experts }, (_, i) => ({ A: expertName(place, place.group * experts + i) })),
+  }),
+  problem(place, bases, { tensors, folder, config }) {
+    const name = coefficientsName(place);
+    const coefficients = tensors.get(name);
+    if (!coefficients) throw new MissingExpertError(name, folder);
+    const [m, r, d] = bases.shape as [number, number, number];
+    const [n, columns] = coefficients.shape as [number, number];
+    const { file } = coefficients;
+    if (bases.shape.length !== 3)
+      throw new UnequalExpertError(bases.name, bases.file, `has shape [${bases.shape}], not [m, r, d]`);
+    if (columns !== m) throw new UnequalExpertError(name, file, `has shape [${coefficients.shape}] for ${m} bases`);
+    // Each expert is a tensor, so there are fewer; a damaged shape could ask for any number.
+    if (coefficients.shape.includes(0) || bases.shape.includes(0) || n > tensors.size)
+      throw new UnequalExpertError(
+        name,
+        file,
+        `has shape [${coefficients.shape}], its bases [${bases.shape}], in a checkpoint of ${tensors.size} tensors`,
+      );
+    const first = expertName(place, place.group * n);
+    const A = tensors.get(first);
+    if (!A) throw new MissingExpertError(first, folder);
+    const [p] = A.shape as [number];
+    return { experts: n, rows: p, cols: d, bases: m, rank: r, activation: activationOf({ folder, config }) };
+  },
+  config: nativeConfig,
+  dense: denseConfig,
+};
+
+const suffix = ({ group, groups }: GroupNumber): string => (groups === 1 ? '' : `_${group}`);
+
+/** `B_gate`: a group's bases before the activation, [m, r, d]; `B_gate_1` where the layer has several groups. */
+const basesName = (place: NativePlace): string => `${place.prefix}B_${SHORT_NAMES[place.projection]}${suffix(place)}`;
+
+/** `W_gate`: the coefficients α as they multiply, [n, m]. */
+const coefficientsName = (place: NativePlace): string =>
+  `${place.prefix}W_${SHORT_NAMES[place.projection]}${suffix(place)}`;
+
+/** `experts.{j}.gate_proj.weight`: A·σ, [p, r], under the name the dense weight had. */
+const expertName = ({ prefix, projection }: NativePlace, expert: number): string =>
+  `${prefix}experts.${expert}.${projection}.weight`;
+
+/** The reference's modelling files read anything but "tanh" as SiLU; here a third name is an error. */
+function activationOf({ folder, config }: Pick<NativeSource, 'folder' | 'config'>): Activation {
+  const activation = ACTIVATIONS.find((known) => known === (config.activation ?? 'silu'));
+  if (!activation)
+    throw new ConfigMismatchError(join(folder, CONFIG_FILE), 'activation', config.activation, ACTIVATIONS);
+  return activation;
+}
+
+/**
+ * `num_B` and `activation` are what the reference writes. It forgets the rest: which layers and projections hold factors (all
+ * others are as in the source), the rank, the groups, and how to load it.
+ */
+function nativeConfig(
+  source: Readonly<Record<string, unknown>>,
+  { architecture, configClass, module }: NativeForm,
+  { problem, groups, layers, projections, solver, sourceFingerprint }: NativeGroups<Problem>,
+): ConfigChanges {
+  const { bases, rank, activation } = problem;
+  return {
+    architectures: [architecture],
+    auto_map: { AutoConfig: `${module}.${configClass}`, AutoModelForCausalLM: `${module}.${architecture}` },
+    num_B: bases * groups,
+    activation,
+    mobe: {
+      format_version: 1,
+      rank,
+      groups,
+      layers,
+      projections,
+      solver,
+      source_architectures: source.architectures ?? null,
+      source_auto_map: source.auto_map ?? null,
+      source_fingerprint: sourceFingerprint,
+    },
+  };
+}
+
+function denseConfig({ mobe }: Readonly<Record<string, unknown>>): ConfigChanges {
+  const { source_architectures: architectures, source_auto_map: autoMap } = (mobe ?? {}) as Record<string, unknown>;
+  return {
+    ...(architectures ? { architectures } : {}),
+    auto_map: autoMap ?? undefined,
+    num_B: undefined,
+    activation: undefined,
+    mobe: undefined,
+  };
+}

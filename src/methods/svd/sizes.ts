@@ -1,0 +1,47 @@
+/** The rank, by the options. */
+import { NotSmallerError, OptionError } from '../../errors.js';
+import { type CompleteOptions, DEFAULT_KEEP, type MethodOptions, type ProjectionShape } from '../method.js';
+import { denseParameters, storedParameters } from '../sizes.js';
+import { type Problem, stores } from './problem.js';
+
+export function completeOptions({ rank, keep, ...given }: MethodOptions): CompleteOptions {
+  if (rank !== undefined && keep !== undefined)
+    throw new OptionError('--rank', 'give either the rank or the share to keep, not both');
+  const share = rank === undefined ? (keep ?? DEFAULT_KEEP) : undefined;
+  return { ...given, rank, keep: share, groups: 1, solver: 'svd', steps: 1 };
+}
+
+export function planSizes(projections: readonly ProjectionShape[], options: CompleteOptions): Problem[] {
+  const rank = options.rank ?? rankToKeep(projections, options.keep);
+  return projections
+    .filter(({ factorised }) => factorised)
+    .map(({ experts, rows, cols }) => {
+      const problem = { experts, rows, cols, rank };
+      const before = denseParameters(problem);
+      const after = storedParameters(stores(problem), experts);
+      if (after < before) return problem;
+      const most = Math.ceil((rows * cols) / (rows + cols)) - 1;
+      throw new NotSmallerError(before, after, `Use at most --rank ${most}.`);
+    });
+}
+
+/** The largest r with which at most `keep` of the layers' routed-expert parameters remain. */
+function rankToKeep(projections: readonly ProjectionShape[], keep = 1): number {
+  let total = 0;
+  let fixed = 0; // what remains whatever r is
+  let perRank = 0;
+  for (const { experts: n, rows: p, cols: d, factorised } of projections) {
+    total += n * p * d;
+    if (factorised) perRank += n * (p + d);
+    else fixed += n * p * d;
+  }
+  const rank = Math.floor((keep * total - fixed) / perRank);
+  if (projections.length && rank < 1) {
+    const least = Math.ceil((1000 * (fixed + perRank)) / total) / 1000;
+    throw new OptionError(
+      '--keep',
+      `even rank 1 keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Factorise more --projections to go below.`,
+    );
+  }
+  return rank;
+}

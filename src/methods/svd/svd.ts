@@ -1,0 +1,38 @@
+import type { Method } from '../method.js';
+import { largestBatch, operations, product, workingBytes } from './costs.js';
+import { createExpertFactors } from './expert-factors.js';
+import { type Problem, problemSchema, stores } from './problem.js';
+import { createReconstruction } from './reconstruct.js';
+import { completeOptions, planSizes } from './sizes.js';
+
+/**
+ * Low rank by expert: W ≈ A·V, each expert by itself, the best approximation of its rank (Eckart & Young 1936). The best is meant
+ * by ‖W − A·V‖: a metric of the targets is not regarded.
+ */
+export const svd: Method<Problem> = {
+  name: 'svd',
+  title: 'truncated SVD by expert',
+  formula: 'A·V',
+  solvers: ['svd'],
+  options: ['keep', 'rank'],
+  complete: completeOptions,
+  plan: planSizes,
+  problemSchema,
+  details: () => ({}),
+  problemOf({ A = [], V = [] }) {
+    const [n, p, r] = A;
+    return { experts: n, rows: p, cols: V[2], rank: r };
+  },
+  describe: ({ experts: n, rows: p, cols: d, rank: r }) => `${n} A of ${p} × ${r} and ${n} V of ${r} × ${d}`,
+  scaled: 'A',
+  stores,
+  stateBytes: () => 0,
+  batchBytes: workingBytes,
+  largestBatch,
+  operations,
+  product,
+  /** Experts share nothing: all is done expert by expert. */
+  fit: async () => ({ shared: {}, steps: 1, losses: [] }),
+  expertFactors: (engine, problem, _, round) => createExpertFactors(engine, problem, round),
+  rebuild: createReconstruction,
+};

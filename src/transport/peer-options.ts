@@ -1,0 +1,13 @@
+/** How other machines are spoken to, whichever of them. */
+export interface PeerOptions {
+  /** The bearer token. */
+  readonly token?: string | undefined;
+  /** PEM of a certificate to trust instead of the public authorities. */
+  readonly ca?: string | Buffer | undefined;
+  /** How long a connection that broke is tried for again. */
+  readonly resumeTimeoutMs?: number;
+  /** How long work elsewhere may stand still, at least, before it is given up; default ten minutes. */
+  readonly stallTimeoutMs?: number;
+  /** A connection broke and is being made again. */
+  readonly onDetached?: (reason: Error) => void;
+}

@@ -1,0 +1,177 @@
+/** Engines block their thread, so each lives in one of its own. */
+import { once } from 'node:events';
+import { SHARE_ENV, Worker } from 'node:worker_threads';
+import { InterruptedError, WorkerError } from '../../src/errors.js';
+import type { FitStep } from '../../src/methods/method.js';
+import { HandOver } from '../flow/hand-over.js';
+import type { Compute, ComputeOptions } from './compute.js';
+import type { FitJob, JobOutput } from './job.js';
+import { reviveError } from './revive-error.js';
+import type { StateFile } from './state-file.js';
+
+type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
+
+export type ToThread =
+  | { kind: 'call'; id: number; method: CallMethod; args: readonly unknown[] }
+  | { kind: 'run'; id: number; job: FitJob; experts: readonly Uint8Array[]; state: StateFile | undefined }
+  /** An output of a job was taken. */
+  | { kind: 'taken'; id: number }
+  /** No more outputs of a job are wanted. */
+  | { kind: 'enough'; id: number }
+  /** The thread is to end once it has answered what came before. */
+  | { kind: 'close' };
+
+export type FromThread =
+  | { kind: 'value'; id: number; value: unknown }
+  | { kind: 'step'; id: number; step: FitStep }
+  | { kind: 'output'; id: number; output: JobOutput }
+  | { kind: 'error'; id: number; error: { name: string; message: string } };
+
+export interface ThreadData {
+  readonly options: ComputeOptions;
+  /** Set to 1 when a running job should stop. */
+  readonly stop: Int32Array;
+}
+
+/** One step of the largest models takes minutes; nobody waits for that after asking to stop. */
+const STOP_PATIENCE_MS = 10_000;
+
+interface Waiting {
+  resolve(value: unknown): void;
+  reject(error: Error): void;
+  onStep?: ((step: FitStep) => void) | undefined;
+  onOutput?: (output: JobOutput) => void;
+}
+
+export interface RunInThread {
+  readonly onStep?: ((step: FitStep) => void) | undefined;
+  /** Where the fit saves its state and goes on from it. */
+  readonly state?: StateFile | undefined;
+  /** Hands the experts' buffers over: they cannot be used here afterwards. */
+  readonly handOver?: boolean;
+}
+
+/** One thread with a `Compute`. Aborting `signal` stops it, and thereby whatever waits for it. */
+export class ComputeThread {
+  private readonly worker: Worker;
+  private readonly waiting = new Map<number, Waiting>();
+  private readonly stop = new Int32Array(new SharedArrayBuffer(4));
+  private nextId = 0;
+  private dead: Error | undefined;
+
+  constructor(options: ComputeOptions, signal?: AbortSignal) {
+    const workerData: ThreadData = { options, stop: this.stop };
+    // With an environment of its own, what an engine sets there would not reach native code.
+    const script = new URL('./compute-thread-entry.js', import.meta.url);
+    this.worker = new Worker(script, { workerData, env: SHARE_ENV });
+    this.worker.on('message', (message: FromThread) => this.receive(message));
+    this.worker.on('error', (error) => this.fail(new WorkerError(error.message)));
+    this.worker.on('exit', (code) => {
+      const asked = Atomics.load(this.stop, 0) === 1;
+      this.fail(asked ? new InterruptedError() : new WorkerError(`it exited with code ${code}`));
+    });
+    signal?.addEventListener('abort', () => void this.close(), { once: true });
+  }
+
+  call<M extends CallMethod>(method: M, args: Parameters<Compute[M]>): Promise<Awaited<ReturnType<Compute[M]>>> {
+    const id = this.nextId++;
+    return this.ask({ kind: 'call', id, method, args }) as Promise<Awaited<ReturnType<Compute[M]>>>;
+  }
+
+  /** Runs a job. The thread computes at most one output ahead. Ending the iteration ends the job. */
+  async *run(
+    job: FitJob,
+    experts: ReadonlyArray<Uint8Array<ArrayBuffer>>,
+    { onStep, state, handOver = false }: RunInThread = {},
+  ): AsyncGenerator<JobOutput> {
+    const id = this.nextId++;
+    const outputs = new HandOver<JobOutput>();
+    let ended = false;
+    const end = (error?: Error): void => {
+      ended = true;
+      outputs.end(error);
+    };
+    const transfer = handOver ? experts.map(({ buffer }) => buffer) : [];
+    const onOutput = (output: JobOutput): void => outputs.push(output);
+    this.ask({ kind: 'run', id, job, experts, state }, { onStep, onOutput }, transfer).then(() => end(), end);
+    try {
+      for await (const output of outputs) {
+        yield output;
+        this.post({ kind: 'taken', id });
+      }
+    } finally {
+      if (!ended) this.post({ kind: 'enough', id });
+    }
+  }
+
+  private ask(
+    request: Extract<ToThread, { id: number }>,
+    hooks: Pick<Waiting, 'onStep' | 'onOutput'> = {},
+    transfer: ArrayBuffer[] = [],
+  ): Promise<unknown> {
+    return new Promise((resolve, reject) => {
+      if (this.dead) return reject(this.dead);
+      this.waiting.set(request.id, { resolve, reject, ...hooks });
+      this.post(request, transfer);
+    });
+  }
+
+  private post(message: ToThread, transfer: ArrayBuffer[] = []): void {
+    this.worker.postMessage(message, transfer);
+  }
+
+  private receive(message: FromThread): void {
+    const waiting = this.waiting.get(message.id);
+    if (!waiting) return;
+    switch (message.kind) {
+      case 'step':
+        waiting.onStep?.(message.step);
+        return;
+      case 'output':
+        waiting.onOutput?.(message.output);
+        return;
+      case 'value':
+        waiting.resolve(message.value);
+        break;
+      case 'error': {
+        const { error } = message;
+        waiting.reject(reviveError(error) ?? new WorkerError(`${error.name}: ${error.message}`));
+      }
+    }
+    this.waiting.delete(message.id);
+  }
+
+  private fail(error: Error): void {
+    this.dead ??= error;
+    for (const { reject } of this.waiting.values()) reject(error);
+    this.waiting.clear();
+  }
+
+  /**
+   * Ends the thread. A running fit stops at its next step: killing a thread inside native code can take the process along,
+   * so that is left for one that does not answer.
+   */
+  async close(): Promise<void> {
+    if (this.dead) return;
+    const ended = once(this.worker, 'exit');
+    Atomics.store(this.stop, 0, 1);
+    this.post({ kind: 'close' });
+    const patience = setTimeout(() => void this.worker.terminate(), STOP_PATIENCE_MS);
+    await ended;
+    clearTimeout(patience);
+  }
+}
+
+/** Runs `body` with a thread that ends with it. */
+export async function* withThread<T>(
+  options: ComputeOptions,
+  signal: AbortSignal,
+  body: (thread: ComputeThread) => AsyncIterable<T>,
+): AsyncGenerator<T> {
+  const thread = new ComputeThread(options, signal);
+  try {
+    yield* body(thread);
+  } finally {
+    await thread.close();
+  }
+}

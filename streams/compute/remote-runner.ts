@@ -1,0 +1,224 @@
+/** Workers elsewhere (worker.ts) as runners of this run's jobs. */
+import { floatBytes } from '../../src/checkpoint/dtype.js';
+import { WEIGHTS } from '../../src/conversion/group-places.js';
+import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
+import type { ChosenEngine } from '../../src/engine/choose-engine.js';
+import type { ProductShape } from '../../src/engine/gemm-rate.js';
+import { InterruptedError, ProtocolError, UnlikeWorkersError } from '../../src/errors.js';
+import type { FitStep } from '../../src/methods/method.js';
+import { methodNamed } from '../../src/methods/registry.js';
+import { checkParams } from '../../src/transport/check-params.js';
+import { connect } from '../../src/transport/connect.js';
+import { createRequester } from '../../src/transport/requests.js';
+import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
+import { HandOver } from '../flow/hand-over.js';
+import { collector } from '../machines/collect.js';
+import type { PeerOptions } from '../machines/peer-options.js';
+import type { FitJob, JobOutput } from './job.js';
+import type { JobRunner } from './job-runner.js';
+import { revived } from './revive-error.js';
+import { StallWatch } from './stall-watch.js';
+import {
+  expertName,
+  jobEvent,
+  rateResult,
+  sharedName,
+  WORKER_SERVICE,
+  type WorkerFacts,
+  workerFacts,
+} from './worker-protocol.js';
+
+/** A worker whose machine is gone is given up after this long: another can do its group meanwhile. */
+const RESUME_TIMEOUT_MS = 20_000;
+const SILENCE_TIMEOUT_MS = 15_000;
+
+export interface RemoteWorkers extends RemoteFitters {
+  readonly urls: readonly string[];
+}
+
+/**
+ * Asks workers what they are. Throws where one cannot be reached, and an `UnlikeWorkersError` where they run on different engines:
+ * which bytes come out would depend on who fitted what.
+ */
+export async function askWorkers(urls: readonly string[], peers: PeerOptions): Promise<RemoteWorkers> {
+  const facts = await Promise.all(urls.map((url) => askWorker(url, peers)));
+  const [first] = facts as [WorkerFacts];
+  const other = facts.findIndex(({ name }) => name !== first.name);
+  if (other >= 0)
+    throw new UnlikeWorkersError(urls[0] as string, first.name, urls[other] as string, facts[other]?.name ?? '');
+  const limits = facts.flatMap(({ maxTensorBytes }) => maxTensorBytes ?? []);
+  const devices = [...new Set(facts.map(({ device }) => device))].join(', ');
+  const { name, kind } = first;
+  const engine: ChosenEngine = {
+    name,
+    kind,
+    device: devices,
+    ...(limits.length && { maxTensorBytes: Math.min(...limits) }),
+  };
+  return { engine, threads: facts.map(({ threads }) => threads), urls };
+}
+
+/** Floating-point operations a second of one session, at the shapes of a problem. */
+export async function askRate(
+  { urls }: RemoteWorkers,
+  { rows, cols, rank }: ProductShape,
+  threads: number,
+  peers: PeerOptions,
+): Promise<number> {
+  const channel = await connect(urls[0] as string, { ...peers, service: WORKER_SERVICE });
+  try {
+    const ask = createRequester(channel);
+    const watch = new StallWatch(channel, peers);
+    await ask('open', { threads });
+    const rate = await watch.over(() => ask('rate', { rows, cols, rank }));
+    return checkParams(channel.peer, 'its rate', rateResult, rate);
+  } finally {
+    await channel.close();
+  }
+}
+
+async function askWorker(url: string, peers: PeerOptions): Promise<WorkerFacts> {
+  const channel = await connect(url, { ...peers, service: WORKER_SERVICE });
+  try {
+    return checkParams(
+      channel.peer,
+      'what it says of itself',
+      workerFacts,
+      await createRequester(channel)('facts', null),
+    );
+  } finally {
+    await channel.close();
+  }
+}
+
+function* sending(experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, seen: () => void): Generator<TensorPiece> {
+  for (const [expert, data] of experts.entries()) {
+    seen();
+    yield wholePiece(String(expert), data);
+  }
+}
+
+/** As many sessions as asked for, shared out by the workers' threads. */
+export async function connectRunners(
+  { urls, threads }: RemoteWorkers,
+  sessions: number,
+  threadsPerSession: number,
+  peers: PeerOptions,
+  signal: AbortSignal,
+): Promise<JobRunner[]> {
+  const shares = threads.map((count) => Math.max(1, Math.floor(count / threadsPerSession)));
+  const places: string[] = [];
+  for (let round = 0; places.length < sessions && round < Math.max(...shares); round++) {
+    for (const [i, url] of urls.entries())
+      if (round < (shares[i] as number) && places.length < sessions) places.push(url);
+  }
+  return Promise.all(places.map((url) => connectRunner(url, threadsPerSession, peers, signal)));
+}
+
+/** Outputs that may wait here to be written; the worker is held back beyond. */
+const OUTPUTS_WAITING = 2;
+
+async function connectRunner(
+  url: string,
+  threads: number,
+  peers: PeerOptions,
+  signal: AbortSignal,
+): Promise<JobRunner> {
+  const channel = await connect(url, {
+    silenceTimeoutMs: SILENCE_TIMEOUT_MS,
+    resumeTimeoutMs: RESUME_TIMEOUT_MS,
+    ...peers,
+    service: WORKER_SERVICE,
+  });
+  signal.addEventListener('abort', () => channel.fail(new InterruptedError()), { once: true });
+  const ask = createRequester(channel);
+  await ask('open', { threads });
+  const watch = new StallWatch(channel, peers);
+  return {
+    name: url,
+    async *run(job, experts, { onStep }) {
+      const outputs = new HandOver<JobOutput>();
+      const answer = new JobAnswer(channel.peer, job, onStep, (output) => outputs.push(output));
+      watch
+        .over((seen, aside) =>
+          revived(
+            ask('fit', job, {
+              uploads: sending(experts, seen),
+              async onPiece(piece) {
+                seen();
+                await aside(outputs.room(OUTPUTS_WAITING));
+                answer.put(piece);
+              },
+              onEvent(value) {
+                seen();
+                answer.event(value);
+              },
+            }),
+          ),
+        )
+        .then(() => answer.finish())
+        .then(
+          () => outputs.end(),
+          (error) => outputs.end(error),
+        );
+      yield* outputs;
+    },
+    close: () => channel.close(),
+  };
+}
+
+/** Makes a job's outputs of what a worker answers. Memory is taken for nothing but the tensors that are to come next. */
+class JobAnswer {
+  private tensors;
+  /** Undefined until the group is fitted. */
+  private next: number | undefined;
+
+  constructor(
+    private readonly peer: string,
+    private readonly job: FitJob,
+    private readonly onStep: (step: FitStep) => void,
+    private readonly onOutput: (output: JobOutput) => void,
+  ) {
+    this.tensors = collector(peer, this.expected());
+  }
+
+  /** The tensors that come before the next event but steps. */
+  private expected(): Map<string, number> {
+    const { method, problem, dtype, written } = this.job;
+    const { shared, byExpert } = methodNamed(method).stores(problem);
+    const bytes = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, floatBytes(dtype));
+    const { next } = this;
+    if (next === undefined) return new Map(shared.map(({ name, shape }) => [sharedName(name), bytes(shape)]));
+    if (written === 'weights') return new Map([[expertName(next, WEIGHTS), bytes([problem.rows, problem.cols])]]);
+    return new Map(byExpert.map(({ name, shape }) => [expertName(next, name), bytes(shape)]));
+  }
+
+  put(piece: TensorPiece): void {
+    this.tensors.put(piece);
+  }
+
+  event(value: unknown): void {
+    const event = checkParams(this.peer, 'its progress', jobEvent, value);
+    if (event.kind === 'step') {
+      const { kind: _, ...step } = event;
+      this.onStep(step);
+      return;
+    }
+    const number = event.kind === 'expert' ? event.expert : undefined;
+    if (number !== this.next) throw new ProtocolError(this.peer, `it tells of expert ${number} before ${this.next}`);
+    const get = this.tensors.finish();
+    const byFactor = Object.fromEntries(
+      [...this.expected().keys()].map((name) => [name.slice(name.indexOf('.') + 1), get(name)] as const),
+    );
+    this.next = number === undefined ? this.job.firstExpert : number + 1;
+    this.tensors = collector(this.peer, this.next < this.job.problem.experts ? this.expected() : new Map());
+    this.onOutput(event.kind === 'fitted' ? { ...event, shared: byFactor } : { ...event, tensors: byFactor });
+  }
+
+  /** Throws where the answer ended early. */
+  finish(): void {
+    const { experts } = this.job.problem;
+    if (this.next !== experts)
+      throw new ProtocolError(this.peer, `it ends after ${this.next ?? 0} of ${experts} experts`);
+  }
+}

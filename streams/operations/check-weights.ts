@@ -1,0 +1,57 @@
+import { isFloatDtype } from '../../src/checkpoint/dtype.js';
+import { attachedTo, isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
+import { plainMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { InterruptedError } from '../../src/errors.js';
+import { openSource, type Source } from '../machines/remote-files.js';
+import type { RunHooks } from '../run-options.js';
+import { countNonFinite, decodedRows } from '../stages/pass-through.js';
+
+/** A tensor with weights that no model can compute with. */
+export interface BadTensor {
+  readonly tensor: string;
+  readonly file: string;
+  /** Weights that are NaN or infinite. */
+  readonly nonFinite: number;
+}
+
+export interface WeightCheck {
+  /** Tensors that were decoded; the others hold no floats. */
+  readonly tensors: number;
+  readonly weights: number;
+  readonly bad: readonly BadTensor[];
+}
+
+/** Reads and decodes every weight of a checkpoint once, in bounded memory, and finds those that are NaN or infinite. */
+export async function checkWeights(
+  model: Source,
+  { onProgress, signal, peers }: Pick<RunHooks, 'onProgress' | 'signal' | 'peers'> = {},
+): Promise<WeightCheck> {
+  const source = await openSource(model, { peers });
+  const matrices = [...source.tensors.values()].flatMap((tensor): StoredMatrix[] => {
+    if (attachedTo(tensor, source)) return []; // scales come with their data
+    if (isQuantised(tensor)) return [quantisedMatrix(tensor, source)];
+    return isFloatDtype(tensor.dtype) ? [plainMatrix(tensor)] : [];
+  });
+  const total = matrices.reduce((sum, { data }) => sum + data.end - data.start, 0);
+  onProgress?.({ kind: 'phase', phase: 'check', groups: 0, bytes: total });
+  const bad: BadTensor[] = [];
+  let weights = 0;
+  let bytes = 0;
+  try {
+    for (const matrix of matrices) {
+      let nonFinite = 0;
+      for await (const { values } of decodedRows(matrix, source.files)) {
+        if (signal?.aborted) throw new InterruptedError();
+        weights += values.length;
+        nonFinite += countNonFinite(values);
+      }
+      const { data, name } = matrix;
+      if (nonFinite) bad.push({ tensor: name, file: data.file, nonFinite });
+      bytes += data.end - data.start;
+      onProgress?.({ kind: 'bytes', bytes });
+    }
+  } finally {
+    await source.files.close();
+  }
+  return { tensors: matrices.length, weights, bad };
+}

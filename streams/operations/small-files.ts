@@ -1,0 +1,90 @@
+/** The files of a result beside its shards: side files, config, index, model card, manifest, and the record. */
+import { readFile } from 'node:fs/promises';
+import { basename } from 'node:path';
+import { CONFIG_FILE } from '../../src/checkpoint/open-checkpoint.js';
+import { CARD_FILE, listSideFiles } from '../../src/checkpoint/side-files.js';
+import { modelCard } from '../../src/conversion/model-card.js';
+import {
+  encodeReport,
+  fitWarnings,
+  type GroupReport,
+  peakRssBytes,
+  REPORT_FILE,
+  type StoredReport,
+} from '../../src/conversion/run-report.js';
+import type { ModellingFile } from '../../src/models/modelling-files.js';
+import { type ConfigChanges, editConfig } from '../../src/models/native.js';
+import { encodeIndex } from '../../src/output/layout.js';
+import { encodeManifest, MANIFEST_FILE } from '../../src/output/manifest.js';
+import type { Output } from '../../src/output/output.js';
+import { seal } from '../../src/output/seal.js';
+import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
+import type { HashedOutput } from '../flow/hash-output.js';
+import type { Conversion } from './convert.js';
+
+/** What makes a checkpoint of shards. */
+export interface Companions {
+  /** What changes in the source's config.json. */
+  readonly config: ConfigChanges;
+  /** Modelling files of ours: of a native output to be added, of an expansion's source to be left behind. */
+  readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
+}
+
+/** @param hashed the output, where its hashes are to make a manifest: that of a checkpoint */
+export async function writeSmallFiles(
+  conversion: Conversion,
+  output: Output,
+  hashed: HashedOutput | undefined,
+  groups: readonly GroupReport[],
+): Promise<StoredReport> {
+  const { plan, record, companions, started } = conversion;
+  if (companions) await writeCompanions(conversion, companions, output, groups);
+  const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, layout } = plan;
+  const warnings = fitWarnings(groups);
+  const files = hashed ? [...hashed.written.keys(), MANIFEST_FILE] : layout.shards.map(({ file }) => file);
+  const report: StoredReport = {
+    version: 1,
+    ...record,
+    ...{ parametersBefore, parametersAfter, bytesBefore, bytesAfter },
+    peakRssBytes: peakRssBytes(),
+    seconds: (performance.now() - started) / 1000,
+    groups,
+    ...(warnings.length && { warnings }),
+    files: [...files, REPORT_FILE].sort(),
+  };
+  // The record has timings, and a seal of its own; the manifest of all else is the same whenever the same is written.
+  if (hashed) await output.writeText(MANIFEST_FILE, encodeManifest(hashed.written));
+  await output.writeText(REPORT_FILE, hashed ? seal(encodeReport(report)) : `${encodeReport(report)}\n`);
+  return report;
+}
+
+async function writeCompanions(
+  { plan, record }: Conversion,
+  { config, modelling }: Companions,
+  output: Output,
+  groups: readonly GroupReport[],
+): Promise<void> {
+  const { source, layout, format, parametersBefore, parametersAfter, bytesBefore, bytesAfter } = plan;
+  const added = modelling?.add ?? [];
+  const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
+  for (const { source: file, target, bytes } of await listSideFiles(source)) {
+    if (ours.has(target)) continue;
+    await output.writeFile(target, bytes, wholeFile({ file, start: 0, end: bytes }, source.files));
+  }
+  for (const { source: file, target } of added) await output.writeText(target, await readFile(file, 'utf8'));
+  const index = encodeIndex(layout);
+  if (index) await output.writeText(index.file, index.text);
+  await output.writeText(CONFIG_FILE, editConfig(source.configText, config));
+  const sizes = { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
+  await output.writeText(
+    CARD_FILE,
+    modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
+  );
+}
+
+/** A file's bytes, some at a time. */
+async function* wholeFile({ file, start, end }: ByteRange, reader: RangeReader): AsyncGenerator<Uint8Array> {
+  for (let from = start; from < end; from += READ_BYTES) {
+    yield reader.readRange({ file, start: from, end: Math.min(end, from + READ_BYTES) });
+  }
+}
