@@ -84,7 +84,7 @@ export class UnsupportedDtypeError extends InputError {
     readonly dtype: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is ${dtype}; weights are decoded from F32, F16, BF16, FP8 with scales, and INT4 of compressed-tensors. Convert the checkpoint to bf16 first.`,
+      `Tensor "${tensor}" in ${file} is ${dtype}; weights are decoded from F32, F16, BF16 and the quantisations of docs/families.md. Convert the checkpoint to bf16 first.`,
     );
   }
 }
@@ -97,7 +97,7 @@ export class UnsupportedQuantisationError extends InputError {
     what: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is quantised in a way mobe does not decode: ${what}. FP8 with scales of blocks, rows or the whole tensor and symmetric INT4 of compressed-tensors are decoded; convert the checkpoint to bf16 first.`,
+      `Tensor "${tensor}" in ${file} is quantised in a way mobe does not decode: ${what}. FP8, MXFP4, MXFP8, NVFP4, GPTQ, AWQ and the integers of compressed-tensors are decoded; convert the checkpoint to bf16 first.`,
     );
   }
 }
@@ -110,7 +110,7 @@ export class MissingScaleError extends InputError {
     readonly scales: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is quantised, but its scales "${scales}" are in no shard: without them its values mean nothing. Download the shard that has them.`,
+      `Tensor "${tensor}" in ${file} is quantised, but "${scales}" is in no shard: without it its values mean nothing. Take a copy of the checkpoint whose index lists it.`,
     );
   }
 }
@@ -122,6 +122,8 @@ export class QuantisedShapeError extends InputError {
     readonly file: string,
     what: string,
   ) {
-    super(`Quantised tensor "${tensor}" in ${file}: ${what}. Download the checkpoint again.`);
+    super(
+      `Quantised tensor "${tensor}" in ${file}: ${what}. Its parts, or config.json, are of another conversion: take all files from one.`,
+    );
   }
 }

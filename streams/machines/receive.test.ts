@@ -42,7 +42,15 @@ afterEach(async () => {
 
 const create = (ask: Requester) => ask('create', { wanted: WANTED, neededBytes: 10, force: false });
 /** The identity of a run that can be resumed. */
-const IDENTITY = { wanted: WANTED, version: '0', layout: '0', circumstances: {}, headers: '0', modified: {}, contents: {} };
+const IDENTITY = {
+  wanted: WANTED,
+  version: '0',
+  layout: '0',
+  circumstances: {},
+  headers: '0',
+  modified: {},
+  contents: {},
+};
 const createRun = (ask: Requester, identity: unknown = IDENTITY) =>
   ask('create', { wanted: WANTED, neededBytes: 10, force: false }, { uploads: [jsonPiece(identity)] });
 const reserve = (ask: Requester) => ask('reserve', SHARD, { uploads: [wholePiece('header', HEADER)] });
