@@ -1,11 +1,11 @@
 /** What a conversion changes in the source's `config.json`. */
-import { QUANTISATION_KEYS, quantisationConfig } from '../checkpoint/quantisation.js';
 import { UnevenFactorsError } from '../errors.js';
 import type { MoeModel, Projection } from '../models/family.js';
 import { type ModellingFile, modellingFiles } from '../models/modelling-files.js';
 import { type ConfigChanges, nativeConfig } from '../models/native.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from './group-plan.js';
+import { quantisationChanges } from './quantisation-changes.js';
 
 /** Of a dense model's conversion. */
 export function configChanges(
@@ -80,26 +80,3 @@ function checkUniform(
     }
   }
 }
-
-/**
- * When nothing is quantised any more, the entry goes. Else the experts that were decoded are named in it, under the key that the
- * loaders of its kind read: `ignore` of compressed-tensors, `modules_to_not_convert` of the others.
- */
-function quantisationChanges({ source, groups, quantised }: ConversionPlan, { layers }: MoeModel): ConfigChanges {
-  const entry = quantisationConfig(source.config) as Record<string, unknown> | undefined;
-  // Of no tensor that is known to be quantised, it speaks of others (GPTQ's attention, say), which pass through.
-  if (!entry || quantised.before === 0) return {};
-  const path = QUANTISATION_KEYS.find((key) => valueAt(source.config, key) === entry) as string;
-  if (quantised.after === 0) return { [path]: undefined };
-  const converted = new Set(groups.map(({ layer }) => layer));
-  const modules = layers.filter(({ layer }) => converted.has(layer)).map(({ prefix }) => `${prefix}experts`);
-  if (modules.length === 0) return {};
-  const [key, added] = entry.config_groups
-    ? ['ignore', modules.map((module) => `re:${module.replaceAll('.', '\\.')}\\..*`)]
-    : ['modules_to_not_convert', modules];
-  const listed = entry[key];
-  return { [`${path}.${key}`]: [...(Array.isArray(listed) ? listed : []), ...added] };
-}
-
-const valueAt = (config: unknown, path: string): unknown =>
-  path.split('.').reduce<unknown>((value, key) => (value as Record<string, unknown> | undefined)?.[key], config);

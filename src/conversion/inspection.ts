@@ -27,7 +27,10 @@ export interface Inspection {
   /** `num_hidden_layers` of the config. */
   readonly hiddenLayers: number | undefined;
   readonly expertLayers: readonly number[];
+  /** The most that a layer has. */
   readonly expertsPerLayer: number;
+  /** Numbers of experts, in the order of `expertLayers`. */
+  readonly expertCounts: readonly number[];
   /** [p, d] of a gate projection. */
   readonly expertShape: readonly number[] | undefined;
   /** How weights are quantised, and how many are. */
@@ -38,6 +41,8 @@ export interface Inspection {
   readonly dtypes: Readonly<Record<string, Tally>>;
   /** Why this checkpoint cannot be converted, where it cannot. */
   readonly obstacle: string | undefined;
+  /** What of the folder is not read or not copied, and where the config and the tensors differ. */
+  readonly notes: readonly string[];
 }
 
 /** First match wins. */
@@ -68,14 +73,15 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
       return {
         family: 'native MoBE',
         layers: [...new Set(groups.map(({ layer }) => layer))].sort((a, b) => a - b),
-        count: problem.experts * parts,
+        counts: [...new Set(groups.map(({ layer }) => layer))].map(() => problem.experts * parts),
         shape: [problem.rows, problem.cols],
       };
     }
-    const { family, layers } = detectModel(checkpoint);
+    const { family, layers, notes } = detectModel(checkpoint);
     const gate = layers[0]?.experts.gate_proj ?? [];
     const shape = gate[0] && [gate[0].rows, gate[0].cols];
-    return { family: family.name, layers: layers.map(({ layer }) => layer), count: gate.length, shape };
+    const counts = layers.map(({ experts }) => experts.gate_proj.length);
+    return { family: family.name, layers: layers.map(({ layer }) => layer), counts, shape, notes };
   });
   const kindOf = ({ name }: TensorInfo): string => KINDS.find(([, pattern]) => pattern.test(name))?.[0] ?? 'other';
   return {
@@ -86,7 +92,8 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
     native,
     hiddenLayers: numberOf(languageConfig(config), 'num_hidden_layers'),
     expertLayers: experts.layers,
-    expertsPerLayer: experts.count,
+    expertsPerLayer: Math.max(0, ...experts.counts),
+    expertCounts: experts.counts,
     expertShape: experts.shape,
     shards: shards.map(({ path, bytes, tensors: held }) => ({ file: basename(path), tensors: held.length, bytes })),
     quantised: countQuantised(checkpoint),
@@ -94,14 +101,16 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
     kinds: tallyBy(tensors, kindOf, checkpoint),
     dtypes: tallyBy(tensors, ({ dtype }) => dtype, checkpoint),
     obstacle: experts.obstacle,
+    notes: [...checkpoint.notes, ...(experts.notes ?? [])],
   };
 }
 
 interface Experts {
   family: string | undefined;
   layers: readonly number[];
-  count: number;
+  counts: readonly number[];
   shape: readonly number[] | undefined;
+  notes?: readonly string[];
   obstacle?: string;
 }
 
@@ -111,7 +120,7 @@ function describeExperts(find: () => Experts): Experts {
     return find();
   } catch (error) {
     if (!(error instanceof MobeError)) throw error;
-    return { family: undefined, layers: [], count: 0, shape: undefined, obstacle: error.message };
+    return { family: undefined, layers: [], counts: [], shape: undefined, obstacle: error.message };
   }
 }
 

@@ -6,7 +6,9 @@ export class InvalidHeaderError extends InputError {
     readonly file: string,
     reason: string,
   ) {
-    super(`${file}: not a safetensors file: ${reason}. Download it again.`);
+    super(
+      `${file}: not a safetensors file: ${reason}. Put the file that the model was published with in its place, or save the model again.`,
+    );
   }
 }
 
@@ -18,7 +20,7 @@ export class HeaderTooLongError extends InputError {
     what: string,
   ) {
     super(
-      `${file}: the header claims ${length} bytes, ${what} ${limit}. The file is damaged or truncated: download it again.`,
+      `${file}: the header claims ${length} bytes, ${what} ${limit}. The file is no safetensors file, or was not downloaded to its end: compare its size with the published one.`,
     );
   }
 }
@@ -29,7 +31,7 @@ export class DuplicateKeyError extends InputError {
     readonly key: string,
   ) {
     super(
-      `${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known: download the file again.`,
+      `${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known, and loaders disagree: save the file again with one of them.`,
     );
   }
 }
@@ -53,7 +55,9 @@ export class OffsetError extends InputError {
     readonly tensor: string,
     reason: string,
   ) {
-    super(`${file}: tensor "${tensor}": ${reason}. The file is damaged: download it again.`);
+    super(
+      `${file}: tensor "${tensor}": ${reason}. The file is damaged, or was written wrongly: compare it with the published one.`,
+    );
   }
 }
 
@@ -65,7 +69,7 @@ export class SizeMismatchError extends InputError {
     readonly actual: number,
   ) {
     super(
-      `${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged.`,
+      `${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged, or was written wrongly: compare it with the published one.`,
     );
   }
 }
@@ -101,7 +105,7 @@ export class MissingScaleError extends InputError {
     readonly scales: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is quantised, but its scales "${scales}" are in no shard: without them its values mean nothing. Download the shard that has them.`,
+      `Tensor "${tensor}" in ${file} is quantised, but its scales "${scales}" are in no shard: without them its values mean nothing. Look for the shard that has them; if there is none, the model was published incomplete.`,
     );
   }
 }
@@ -112,6 +116,8 @@ export class QuantisedShapeError extends InputError {
     readonly file: string,
     what: string,
   ) {
-    super(`Quantised tensor "${tensor}" in ${file}: ${what}. Download the checkpoint again.`);
+    super(
+      `Quantised tensor "${tensor}" in ${file}: ${what}. Its data and scales are not of one matrix: compare the files with the published ones.`,
+    );
   }
 }

@@ -47,6 +47,8 @@ export interface MoeModel {
   readonly family: Family;
   /** Sorted; layers without routed experts are absent. */
   readonly layers: readonly ExpertLayer[];
+  /** Where the config says otherwise than the tensors, which count: a sentence each. */
+  readonly notes: readonly string[];
 }
 
 /** A whole number of the config, or undefined. */

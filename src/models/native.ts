@@ -1,5 +1,5 @@
 /** The native MoBE checkpoint: tensor names and config keys that the reference's modelling files read. */
-import { applyEdits, modify } from 'jsonc-parser';
+import { editPythonJson } from '../checkpoint/python-json.js';
 import type { ExpertLayer, NativeForm, Projection } from './family.js';
 
 /** Matches the bases of a group: prefix, layer, short name of the projection, index of the group where there are several. */
@@ -86,19 +86,5 @@ export function denseConfig({ mobe }: Readonly<Record<string, unknown>>): Config
   };
 }
 
-/**
- * Applies changes to the text of a config, leaving the rest as it was written: parsing and printing it again would turn
- * 10000.0 into 10000, which a strict loader takes for an integer.
- */
-export function editConfig(text: string, changes: ConfigChanges): string {
-  const options = isFormattable(text) ? { formattingOptions: { insertSpaces: true, tabSize: 2, eol: '\n' } } : {};
-  return Object.entries(changes).reduce(
-    (edited, [path, value]) => applyEdits(edited, modify(edited, path.split('.'), value, options)),
-    text,
-  );
-}
-
-/** jsonc-parser formats the line that it changed, in time that grows with the square of its length: 25 s for 100 KB. */
-const MAX_FORMATTED_LINE = 10_000;
-
-const isFormattable = (text: string): boolean => text.split('\n').every(({ length }) => length <= MAX_FORMATTED_LINE);
+/** Applies changes to the text of a config, leaving the rest as it was written. */
+export const editConfig = (text: string, changes: ConfigChanges): string => editPythonJson(text, changes);

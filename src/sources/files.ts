@@ -35,6 +35,11 @@ export interface FileEntry {
 export interface Files extends RangeReader {
   /** All files in a folder and below it, but hidden ones, sorted by path. Throws `NotACheckpointError` where it cannot. */
   list(folder: string): Promise<FileEntry[]>;
+  /**
+   * Links in the folder, or below it, that lead to nothing: `list` has none of them. Absent where files are read that cannot be
+   * such links.
+   */
+  dangling?(folder: string): Promise<string[]>;
   /** Bytes of a file. */
   size(file: string): Promise<number>;
   /** Throws `SourceChangedError` where a file is not what it was when it was first opened. */
@@ -87,8 +92,17 @@ export class LocalFiles implements Files {
   }
 
   async list(folder: string): Promise<FileEntry[]> {
+    return (await this.walk(folder)).entries.sort((a, b) => (a.path < b.path ? -1 : 1));
+  }
+
+  async dangling(folder: string): Promise<string[]> {
+    return (await this.walk(folder)).dangling.sort();
+  }
+
+  private async walk(folder: string): Promise<{ entries: FileEntry[]; dangling: string[] }> {
     const root = resolve(folder);
     const entries: FileEntry[] = [];
+    const dangling: string[] = [];
     const visit = async (below: string): Promise<void> => {
       for (const found of await readdir(join(root, below), { withFileTypes: true })) {
         const { name } = found;
@@ -99,6 +113,7 @@ export class LocalFiles implements Files {
         const entry = await stat(join(root, path)).catch(() => undefined);
         if (found.isDirectory()) await visit(path);
         else if (entry?.isFile()) entries.push({ path, bytes: entry.size, modified: entry.mtimeMs });
+        else if (!entry) dangling.push(path);
       }
     };
     try {
@@ -108,7 +123,7 @@ export class LocalFiles implements Files {
       const reason = code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is a file' : String(code);
       throw new NotACheckpointError(root, reason);
     }
-    return entries.sort((a, b) => (a.path < b.path ? -1 : 1));
+    return { entries, dangling };
   }
 
   async size(file: string): Promise<number> {

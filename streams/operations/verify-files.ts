@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { TensorSpec } from '../../src/checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../../src/checkpoint/open-checkpoint.js';
+import { parsePythonJson } from '../../src/checkpoint/python-json.js';
 import { listSideFiles } from '../../src/checkpoint/side-files.js';
 import type { ModellingFile } from '../../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../../src/models/native.js';
@@ -33,7 +34,7 @@ export async function checkIndex(result: Checkpoint, tensorBytes: number, proble
 
 /** The result's config must be the source's with these changes. */
 export function checkConfig(source: Checkpoint, result: Checkpoint, changes: ConfigChanges, problems: string[]): void {
-  const expected = JSON.parse(editConfig(source.configText, changes)) as Record<string, unknown>;
+  const expected = parsePythonJson(editConfig(source.configText, changes)) as Record<string, unknown>;
   for (const key of new Set([...Object.keys(expected), ...Object.keys(result.config)])) {
     if (!isDeepStrictEqual(expected[key], result.config[key])) {
       problems.push(
