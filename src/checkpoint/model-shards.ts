@@ -148,7 +148,7 @@ function whyMissing({ names, dangling }: Listing, file: string, tensors: number)
 
 const NUMBERED = /^(.+)-(\d+)-of-(\d+)\.safetensors$/;
 /** Copies and parts of a model that loaders open only when they are told to. */
-const APART = /^(?:adapter|consolidated|mtp|optimizer|scheduler)\b|[.-](?:fp16|fp32|bf16|int8|int4)\b/;
+const APART = /^(?:adapter|consolidated|mtp|optimizer|scheduler)(?![a-z])|[.-](?:fp16|fp32|bf16|int8|int4)(?![a-z])/;
 
 async function openWithoutIndex(listing: Listing): Promise<ModelShards> {
   const { root, names, dangling, files } = listing;

@@ -68,13 +68,20 @@ function quoteConstants(json: string, mark: string): string {
       for (i++; i < json.length && json[i] !== '"'; i++) if (json[i] === '\\') i++;
     } else if (character === 'I' || character === 'N' || character === '-') {
       const constant = CONSTANTS.find((it) => json.startsWith(it, i));
-      if (!constant) continue;
+      if (!constant || isKey(json, i + constant.length)) continue;
       parts.push(json.slice(done, i), `"${mark}${constant}"`);
       i += constant.length - 1;
       done = i + 1;
     }
   }
   return parts.length ? parts.join('') + json.slice(done) : json;
+}
+
+/** A colon comes next: no constant can be a key. */
+function isKey(json: string, from: number): boolean {
+  let at = from;
+  while (at < json.length && ' \t\r\n'.includes(json[at] as string)) at++;
+  return json[at] === ':';
 }
 
 const CONSTANTS = ['Infinity', '-Infinity', 'NaN'];
