@@ -56,7 +56,8 @@ export async function openModelShards(listing: Listing): Promise<ModelShards> {
   };
 }
 
-const DANGLING = 'it is a link to a file that is not there, as an interrupted download leaves it';
+/** Why a file cannot be read whose name is there. */
+export const DANGLING = 'it is a link to a file that is not there, as an interrupted download leaves it';
 
 /** Shards at the top of the folder that are not part of the model. */
 const notOf = (model: Iterable<string>, names: readonly string[]): string[] => {

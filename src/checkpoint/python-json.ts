@@ -33,19 +33,26 @@ export function editPythonJson(text: string, changes: Readonly<Record<string, un
   const json = quoteConstants(markOverridden(text.slice(start.length), mark), mark);
   const edited = Object.entries(changes).reduce((before, [path, value]) => {
     const keys = path.split('.');
-    const last = keys.pop() as string;
-    // An entry that is removed must not bring back an earlier one of its name.
-    const overridden = [...keys, `${mark}${last}`];
-    let after = before;
-    while (findNodeAtLocation(parseTree(after) ?? noNode(), overridden)) after = edit(after, overridden, undefined);
-    return edit(after, [...keys, last], value);
+    return edit(value === undefined ? withoutOverridden(before, keys, mark) : before, keys, value);
   }, json);
   const constants = new RegExp(`"${mark}(-?Infinity|NaN)"`, 'g');
   return start + edited.replace(constants, '$1').replaceAll(mark, '');
 }
 
-function noNode(): never {
-  throw new SyntaxError('the text is empty');
+/** An entry that is removed must not bring back an earlier one of its name: those go first. */
+function withoutOverridden(json: string, path: readonly string[], mark: string): string {
+  const root = parseTree(json);
+  const object = root && findNodeAtLocation(root, path.slice(0, -1));
+  const members = object?.type === 'object' ? (object.children ?? []) : [];
+  const parts: string[] = [];
+  let done = 0;
+  members.forEach(({ offset, children }, i) => {
+    const next = members[i + 1]; // there is one: a later entry overrides this
+    if (!next || children?.[0]?.value !== `${mark}${path.at(-1)}`) return;
+    parts.push(json.slice(done, offset));
+    done = next.offset;
+  });
+  return parts.join('') + json.slice(done);
 }
 
 function edit(text: string, path: readonly string[], value: unknown): string {

@@ -73,7 +73,7 @@ test('what lies beside weights of another kind is left out with them; what lies 
   const index = '{"weight_map": {"a": "w/1.safetensors"}}';
   const header = '{"a": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}';
   const folder = write({
-    ...{ 'vae/model.safetensors': EMPTY, 'vae/config.json': '{}', 'vae/deep/x.txt': '' },
+    ...{ 'vae/model.safetensors': EMPTY, 'vae/config.json': '{}', 'vae/deep/x.txt': '', 'vae/x.png': '' },
     ...{
       'model.safetensors.index.json': index,
       'w/1.safetensors': shardOf(header, new Uint8Array(0)),
@@ -81,7 +81,7 @@ test('what lies beside weights of another kind is left out with them; what lies 
     },
   });
   expect(await sorted(folder)).toMatchObject({
-    copied: ['w/words.txt'],
+    copied: ['vae/x.png', 'w/words.txt'],
     notes: [
       'left aside: 1 safetensors file that is not part of the model (model.safetensors).',
       'left out: 3 files of weights in other formats (vae/config.json, vae/deep/x.txt, vae/model.safetensors).',
@@ -128,14 +128,18 @@ describe('a side file that is there by name only', () => {
     expect(notes).toEqual(['tokenizer.json is left out: it is a git-lfs pointer ("git lfs pull" fetches the file).']);
   });
 
-  test('code that the config names: refused, for the model does not load without it', async () => {
+  test('code that the config names: no result is made without it, but the model can be looked at', async () => {
     const config = '{"auto_map": {"AutoConfig": "configuration_x.XConfig"}}';
-    await expect(openCheckpoint(write({ 'config.json': config, 'configuration_x.py': POINTER }))).rejects.toThrow(
-      UnreadableFileError,
-    );
+    const pointer = write({ 'config.json': config, 'configuration_x.py': POINTER });
     const linked = write({ 'config.json': config });
-    symlinkSync('../blobs/none', join(linked, 'modeling_x.py'));
-    await expect(openCheckpoint(linked)).rejects.toThrow('modeling_x.py');
+    symlinkSync('../blobs/none', join(linked, 'configuration_x.py'));
+    for (const folder of [pointer, linked]) {
+      const checkpoint = await openCheckpoint(folder);
+      expect(checkpoint.notes.join()).toContain('configuration_x.py');
+      await expect(listSideFiles(checkpoint)).rejects.toThrow(UnreadableFileError);
+      await expect(listSideFiles(checkpoint)).rejects.toThrow('configuration_x.py');
+      await checkpoint.files.close();
+    }
   });
 
   test.each([

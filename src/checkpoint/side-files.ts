@@ -1,10 +1,11 @@
 /** What a checkpoint's folder holds beside its weights: which files a result gets a copy of, and which are left out. */
-import { ReadError, UnreadableFileError, UnsafePathError } from '../errors.js';
+import { type InputError, ReadError, UnreadableFileError, UnsafePathError } from '../errors.js';
 import { MANIFEST_FILE } from '../output/manifest.js';
 import { fileIn } from '../sources/files.js';
 import { CONFIG_FILE, INDEX_FILE } from './file-names.js';
 import { isLfsPointer, MAX_POINTER_BYTES } from './lfs-pointer.js';
 import { count, listNames } from './list-names.js';
+import { DANGLING } from './model-shards.js';
 import type { Checkpoint } from './open-checkpoint.js';
 import { isPlainPath } from './plain-path.js';
 
@@ -35,7 +36,11 @@ export type SideFileSource = Pick<Checkpoint, 'folder' | 'files'> & Partial<Pick
  * ours, which a new one replaces. A file that is there by name only is left out too (`sideFileNotes` tells), unless it is code
  * that loading needs: then this throws `UnreadableFileError`. Throws `UnsafePathError` for a name that leads elsewhere.
  */
-export const listSideFiles = async (source: SideFileSource): Promise<SideFile[]> => (await survey(source)).sideFiles;
+export async function listSideFiles(source: SideFileSource): Promise<SideFile[]> {
+  const { sideFiles, refusal } = await survey(source);
+  if (refusal) throw refusal;
+  return sideFiles;
+}
 
 /** Sentences on what a result gets no copy of. */
 export async function sideFileNotes(source: SideFileSource): Promise<string[]> {
@@ -54,26 +59,30 @@ interface Survey {
   readonly unreadable: ReadonlyArray<{ readonly path: string; readonly reason: string }>;
   readonly weights: readonly string[];
   readonly unknown: readonly string[];
+  /** Why no result can be made of the folder, which can be looked at all the same. */
+  readonly refusal: InputError | undefined;
 }
 
 async function survey(source: SideFileSource): Promise<Survey> {
   const { folder, files, shards = [], config = {} } = source;
   const own = new Set([CONFIG_FILE, INDEX_FILE, MANIFEST_FILE, ...PAGE_FILES].map((path) => fileIn(folder, path)));
   for (const { path } of shards) own.add(path);
-  const held = (await files.list(folder)).filter(({ path }) => !own.has(fileIn(folder, path)));
+  const all = (await files.list(folder)).filter(({ path }) => !own.has(fileIn(folder, path)));
   // A peer's may be anything, and a folder's what another system takes for a path.
-  for (const { path } of held) if (!isPlainPath(path)) throw new UnsafePathError(folder, path);
+  const unsafe = all.find(({ path }) => !isPlainPath(path));
+  const held = all.filter(({ path }) => isPlainPath(path));
 
   const ours = held.some(({ path }) => path === REPORT_FILE);
   const otherFolders = new Set(held.filter(({ path }) => isWeights(path)).map(({ path }) => parentOf(path)));
   otherFolders.delete('');
   for (const { path } of shards) otherFolders.delete(parentOf(path.slice(folder.length + 1)));
   const isOther = (path: string): boolean =>
-    isWeights(path) || OTHER_FOLDERS.test(path) || parentsOf(path).some((it) => otherFolders.has(it));
+    isWeights(path) ||
+    OTHER_FOLDERS.test(path) ||
+    (!MEDIA.test(path) && parentsOf(path).some((it) => otherFolders.has(it)));
 
-  const found: Survey & { weights: string[]; unknown: string[] } = {
+  const found: { sideFiles: SideFile[]; weights: string[]; unknown: string[] } = {
     sideFiles: [],
-    unreadable: [],
     weights: [],
     unknown: [],
   };
@@ -93,12 +102,15 @@ async function survey(source: SideFileSource): Promise<Survey> {
       else found.sideFiles.push({ source: at, target: path === CARD_FILE ? SOURCE_CARD_FILE : path, bytes });
     }
   }
-  for (const [path, reason] of unreadable)
-    if (path.endsWith('.py') && config.auto_map) throw new UnreadableFileError(fileIn(folder, path), reason);
-  return { ...found, unreadable: [...unreadable].map(([path, reason]) => ({ path, reason })) };
+  const code = [...unreadable].find(([path]) => path.endsWith('.py') && config.auto_map);
+  return {
+    ...found,
+    unreadable: [...unreadable].map(([path, reason]) => ({ path, reason })),
+    refusal:
+      (unsafe && new UnsafePathError(folder, unsafe.path)) ??
+      (code && new UnreadableFileError(fileIn(folder, code[0]), code[1])),
+  };
 }
-
-const DANGLING = 'it is a link to a file that is not there, as an interrupted download leaves it';
 
 const parentOf = (path: string): string => path.slice(0, Math.max(0, path.lastIndexOf('/')));
 

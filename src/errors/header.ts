@@ -105,7 +105,7 @@ export class MissingScaleError extends InputError {
     readonly scales: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is quantised, but its scales "${scales}" are in no shard: without them its values mean nothing. Look for the shard that has them; if there is none, the model was published incomplete.`,
+      `Tensor "${tensor}" in ${file} is quantised, but its scales "${scales}" are in no shard: without them its values mean nothing. Download the shard that has them.`,
     );
   }
 }
@@ -116,8 +116,6 @@ export class QuantisedShapeError extends InputError {
     readonly file: string,
     what: string,
   ) {
-    super(
-      `Quantised tensor "${tensor}" in ${file}: ${what}. Its data and scales are not of one matrix: compare the files with the published ones.`,
-    );
+    super(`Quantised tensor "${tensor}" in ${file}: ${what}. Download the checkpoint again.`);
   }
 }
