@@ -1,8 +1,10 @@
 /** What a result's files say of quantisation: nothing where its weights are plain, else which modules no longer are. */
 import { type QuantisationEntry, quantisationEntries } from '../checkpoint/quantisation-entries.js';
+import { parseJsonObject, readText } from '../checkpoint/read-json.js';
 import { type QuantisableTensor, seemsQuantised } from '../checkpoint/seems-quantised.js';
+import { listSideFiles } from '../checkpoint/side-files.js';
 import type { MoeModel } from '../models/family.js';
-import type { ConfigChanges } from '../models/native.js';
+import { type ConfigChanges, editConfig } from '../models/native.js';
 import type { ConversionPlan } from './conversion-plan.js';
 
 /** ModelOpt's, beside config.json: vLLM and TensorRT-LLM read it first. */
@@ -92,4 +94,20 @@ function wordsOf({
   if (groups) return ['ignore', (module) => `re:${escaped(module)}\\..*`];
   // transformers and vLLM's FP8 take a module's name for all that is below it.
   return ['modules_to_not_convert', (module) => module];
+}
+
+/**
+ * Side files that a result has otherwise than its source, by their place in it: their new text, or undefined where they are left
+ * out.
+ */
+export async function editedSideFiles(
+  plan: ConversionPlan,
+  model: Pick<MoeModel, 'layers'>,
+): Promise<ReadonlyMap<string, string | undefined>> {
+  const { source } = plan;
+  const file = (await listSideFiles(source)).find(({ target }) => target === QUANT_CONFIG_FILE);
+  if (!file) return new Map();
+  const text = await readText(file.source, source.files);
+  const changes = quantConfigFileChanges(plan, model, parseJsonObject(text, file.source));
+  return new Map([[QUANT_CONFIG_FILE, changes === 'leave out' ? undefined : editConfig(text, changes)]]);
 }

@@ -1,5 +1,6 @@
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
+import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resultSettings } from '../../src/conversion/settings.js';
 import { stateFiles } from '../compute/state-file.js';
@@ -67,6 +68,7 @@ export async function compressPlanned(
       );
     },
     modelling: nativeModelling(plan, plan.model),
+    edited: await editedSideFiles(plan, plan.model),
     config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
     record: {
       kind: 'compress',

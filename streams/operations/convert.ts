@@ -71,6 +71,8 @@ export interface Conversion {
   readonly config: ConfigChanges;
   /** Modelling files of ours: of a native output to be added, of an expansion's source to be left behind. */
   readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
+  /** Side files that the result has otherwise, by their place in it: their text, or undefined where they are left out. */
+  readonly edited?: ReadonlyMap<string, string | undefined>;
   readonly record: Pick<StoredReport, 'kind' | 'sourceFingerprint' | 'engine' | 'settings'>;
   /** What decides the bytes beside the settings. */
   readonly circumstances?: Circumstances;
@@ -212,12 +214,15 @@ async function writeSmallFiles(
   output: HashedOutput,
   groups: readonly GroupReport[],
 ): Promise<StoredReport> {
-  const { plan, config, modelling, record, started } = conversion;
+  const { plan, config, modelling, edited, record, started } = conversion;
   const { source, layout, format, parametersBefore, parametersAfter, bytesBefore, bytesAfter } = plan;
   const added = modelling?.add ?? [];
   const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
   for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (ours.has(target)) continue;
+    const text = edited?.get(target);
+    if (text !== undefined) await output.writeText(target, text);
+    if (edited?.has(target)) continue;
     await output.writeFile(target, bytes, wholeFile({ file, start: 0, end: bytes }, source.files));
   }
   for (const { source: file, target } of added) {

@@ -4,6 +4,7 @@ import { configChanges, nativeModelling } from '../../src/conversion/config-chan
 import { type ConversionPlan, expertCopies, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { groupLabel, nativeTensors, planGroups } from '../../src/conversion/group-plan.js';
+import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
 import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
@@ -78,6 +79,7 @@ export async function exportFactors(
         : copyAll(wanted, kept, reader, onGroup);
     },
     modelling: nativeModelling(plan, detected),
+    edited: await editedSideFiles(plan, detected),
     config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
     record: {
       kind: 'export',

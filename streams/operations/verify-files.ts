@@ -1,10 +1,12 @@
 /** The parts of a verification that need no tensor data: names, dtypes, shapes, index, config and side files. */
 import { readFile } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
+import { dtypeContradictions } from '../../src/checkpoint/dtype-claims.js';
 import type { TensorSpec } from '../../src/checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../../src/checkpoint/open-checkpoint.js';
 import { parsePythonJson } from '../../src/checkpoint/python-json.js';
 import { listSideFiles } from '../../src/checkpoint/side-files.js';
+import { QUANT_CONFIG_FILE } from '../../src/conversion/quantisation-changes.js';
 import type { ModellingFile } from '../../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../../src/models/native.js';
 import { type Files, fileIn } from '../../src/sources/files.js';
@@ -44,11 +46,27 @@ export function checkConfig(source: Checkpoint, result: Checkpoint, changes: Con
   }
 }
 
-/** The source's side files and the modelling files must be there, byte for byte. Returns how many there are. */
+/** A loader must not be told of dtypes that the tensors do not have. What the source says wrongly itself is its own affair. */
+export async function checkDtypes(source: Checkpoint, result: Checkpoint, problems: string[]): Promise<void> {
+  const contradictions = async (checkpoint: Checkpoint): Promise<string[]> => {
+    const held = (await listSideFiles(checkpoint)).find(({ target }) => target === QUANT_CONFIG_FILE);
+    return dtypeContradictions(checkpoint, held && (await readJsonObject(held.source, checkpoint.files)));
+  };
+  const own = await contradictions(source);
+  problems.push(...(await contradictions(result)).filter((it) => !own.includes(it)));
+}
+
+/**
+ * The source's side files and the modelling files must be there, byte for byte, and those that a conversion edits as it leaves
+ * them. Returns how many there are.
+ */
 export async function checkSideFiles(
   source: Checkpoint,
   result: Checkpoint,
-  modelling: readonly ModellingFile[],
+  {
+    modelling,
+    edited,
+  }: { readonly modelling: readonly ModellingFile[]; readonly edited: ReadonlyMap<string, string | undefined> },
   problems: string[],
 ): Promise<number> {
   let compared = 0;
@@ -66,7 +84,13 @@ export async function checkSideFiles(
   };
   for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (own.has(target)) continue;
-    compare(target, file, await read(file, bytes, source.files), await actual(target));
+    const text = edited.get(target);
+    if (edited.has(target) && text === undefined) {
+      if (held.has(target)) problems.push(`${target} should not be there`);
+      continue;
+    }
+    const expected = text === undefined ? await read(file, bytes, source.files) : new TextEncoder().encode(text);
+    compare(target, file, expected, await actual(target));
   }
   for (const { source: file, target } of modelling) compare(target, file, await readFile(file), await actual(target));
   return compared;

@@ -22,6 +22,7 @@ import {
   sourceBytes,
 } from '../../src/conversion/group-plan.js';
 import { findNativeGroups } from '../../src/conversion/native-groups.js';
+import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { isFitted, isKept, REPORT_FILE, type StoredReport } from '../../src/conversion/run-report.js';
 import { type CompressOptions, decodedDtype, type Format, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
@@ -35,7 +36,7 @@ import { openFiles, openSource } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { passThrough } from '../stages/pass-through.js';
 import { loadFactors } from '../stages/rebuild.js';
-import { checkConfig, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
+import { checkConfig, checkDtypes, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
 import { checkManifest, type Integrity } from './verify-manifest.js';
 
 /** Errors are recomputed in f32; summation order aside they are the same. */
@@ -100,7 +101,14 @@ export async function verify(
   await checkIndex(result, plan.bytesAfter, problems);
   const changes = configChanges(plan, model, { solver: String(report.settings.solver), sourceFingerprint });
   checkConfig(original, result, changes, problems);
-  const sideFiles = await checkSideFiles(original, result, nativeModelling(plan, model).add, problems);
+  const edited = await editedSideFiles(plan, model);
+  const sideFiles = await checkSideFiles(
+    original,
+    result,
+    { modelling: nativeModelling(plan, model).add, edited },
+    problems,
+  );
+  await checkDtypes(original, result, problems);
 
   const engine = await chooseEngine(choice, threads, groups[0]?.problem);
   const worker = new ComputeWorker({ engine: engine.name, threads }, signal);
