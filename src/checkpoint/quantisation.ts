@@ -11,7 +11,7 @@ import { unsupported } from './quantised/parts.js';
 import { scaledMatrix } from './quantised/scaled.js';
 import type { StoredMatrix } from './stored-matrix.js';
 
-export { QUANTISATION_KEYS, quantisationConfig } from './quantised/config.js';
+export { quantisationConfig } from './quantised/config.js';
 
 /** Data of packed values: `x.weight_packed`, `x.qweight`, and the fused `x_blocks`. */
 const PACKED = /^(.+)(?:\.weight_packed|\.qweight|_blocks)$/;

@@ -7,7 +7,9 @@ export class InvalidHeaderError extends InputError {
     readonly file: string,
     reason: string,
   ) {
-    super(`${file}: not a safetensors file: ${reason}. Download it again.`);
+    super(
+      `${file}: not a safetensors file: ${reason}. Put the file that the model was published with in its place, or save the model again.`,
+    );
   }
 }
 
@@ -20,7 +22,7 @@ export class HeaderTooLongError extends InputError {
     what: string,
   ) {
     super(
-      `${file}: the header claims ${length} bytes, ${what} ${limit}. The file is damaged or truncated: download it again.`,
+      `${file}: the header claims ${length} bytes, ${what} ${limit}. The file is no safetensors file, or was not downloaded to its end: compare its size with the published one.`,
     );
   }
 }
@@ -32,7 +34,7 @@ export class DuplicateKeyError extends InputError {
     readonly key: string,
   ) {
     super(
-      `${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known: download the file again.`,
+      `${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known, and loaders disagree: save the file again with one of them.`,
     );
   }
 }
@@ -58,7 +60,9 @@ export class OffsetError extends InputError {
     readonly tensor: string,
     reason: string,
   ) {
-    super(`${file}: tensor "${tensor}": ${reason}. The file is damaged: download it again.`);
+    super(
+      `${file}: tensor "${tensor}": ${reason}. The file is damaged, or was written wrongly: compare it with the published one.`,
+    );
   }
 }
 
@@ -71,7 +75,7 @@ export class SizeMismatchError extends InputError {
     readonly actual: number,
   ) {
     super(
-      `${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged.`,
+      `${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged, or was written wrongly: compare it with the published one.`,
     );
   }
 }

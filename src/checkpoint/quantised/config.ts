@@ -1,5 +1,6 @@
 /** What `config.json` says of quantisation, as far as the tensors do not say it themselves. */
 import type { Checkpoint } from '../open-checkpoint.js';
+import { isObject, quantisationEntries } from '../quantisation-entries.js';
 
 /** `quantization_config` as far as it is looked at. */
 export interface QuantisationConfig {
@@ -11,27 +12,9 @@ export interface QuantisationConfig {
   readonly [key: string]: unknown;
 }
 
-/** Where a config keeps it: multimodal models nest their language model's. */
-export const QUANTISATION_KEYS = [
-  'quantization_config',
-  'compression_config',
-  'text_config.quantization_config',
-] as const;
-
-/** The config's entry on quantisation, wherever it is kept: the outermost, and none of a vision or audio tower's. */
-export function quantisationConfig(config: Checkpoint['config']): QuantisationConfig | undefined {
-  let level: ReadonlyArray<Checkpoint['config']> = [config];
-  while (level.length > 0) {
-    for (const it of level) {
-      const entry = [it.quantization_config, it.compression_config].find(isObject);
-      if (entry) return entry;
-    }
-    level = level.flatMap((it) =>
-      Object.entries(it).flatMap(([key, value]) => (isObject(value) && !/vision|audio/.test(key) ? [value] : [])),
-    );
-  }
-  return undefined;
-}
+/** The config's outermost entry on quantisation that is not about a vision or audio tower. */
+export const quantisationConfig = (config: Checkpoint['config']): QuantisationConfig | undefined =>
+  quantisationEntries(config).find(({ path }) => !/vision|audio/.test(path))?.entry;
 
 /** `quant_method` in lower case; '' where there is none. */
 export const quantisationMethod = (config: Checkpoint['config']): string =>
@@ -42,9 +25,6 @@ export const weightSchemes = (config: Checkpoint['config']): ReadonlyArray<Reado
   Object.values(quantisationConfig(config)?.config_groups ?? {}).flatMap((group) =>
     isObject(group?.weights) ? [group.weights] : [],
   );
-
-export const isObject = (value: unknown): value is Record<string, unknown> =>
-  typeof value === 'object' && value !== null && !Array.isArray(value);
 
 /** A positive whole number, or undefined. */
 export const positive = (value: unknown): number | undefined =>
