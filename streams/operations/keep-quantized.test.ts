@@ -169,11 +169,11 @@ test('a stored shape that disagrees with the data stops the run, and leaves noth
   expect(existsSync(at('out'))).toBe(false);
 });
 
-/** A matrix that GPTQ packed, which passes through. */
+/** A matrix that HQQ packed, which is not decoded and passes through. */
 const packed = {
-  name: 'model.layers.0.self_attn.q_proj.qweight',
-  dtype: 'I32',
-  shape: [2, 2],
+  name: 'model.layers.0.self_attn.q_proj.W_q',
+  dtype: 'U8',
+  shape: [4, 4],
   bytes: new Uint8Array(16),
 };
 
@@ -183,7 +183,7 @@ test.each([
 ])('an entry on quantisation of which no tensor is known %s', async (_, extra) => {
   const at = (...path: string[]) => join(root, `foreign-${extra.length}`, ...path);
   const config = {
-    quantization_config: { quant_method: 'gptq', bits: 4, modules_in_block_to_quantize: ['self_attn'] },
+    quantization_config: { quant_method: 'hqq', bits: 4, modules: ['self_attn'] },
   };
   const alter: FamilyOptions['alter'] = (tensors) => [...tensors, ...extra];
   const source = await generateFamily(at('model'), 'qwen3_moe', { config, sizes: { layers: 1 }, alter });
