@@ -163,15 +163,14 @@ export { denseParameters, groupParameters } from './methods/sizes.js';
 
 export { decodeFloats, encodeFloats } from './checkpoint/codec.js';
 export { byteLength, type FloatDtype } from './checkpoint/dtype.js';
-export {
-  decodeRows,
-  type Encoding,
-  type FloatEncoding,
-  type Fp8Encoding,
-  type Int4Encoding,
-  type ScaleDtype,
-  storedBytes,
-} from './checkpoint/encoding.js';
+export { decodeRows, type Encoding, type StoredEncoding, storedBytes } from './checkpoint/encoding.js';
+export type { CodesEncoding } from './checkpoint/encodings/codes.js';
+export type { Range, StoredBytes } from './checkpoint/encodings/decoder.js';
+export type { FloatEncoding } from './checkpoint/encodings/float.js';
+export type { Fp4Encoding } from './checkpoint/encodings/fp4.js';
+export type { AwqEncoding, GptqEncoding } from './checkpoint/encodings/grouped-rows.js';
+export type { PackedEncoding } from './checkpoint/encodings/packed.js';
+export type { View } from './checkpoint/encodings/view.js';
 export {
   encodeHeader,
   parseHeader,

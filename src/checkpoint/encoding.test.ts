@@ -1,7 +1,7 @@
-import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { numberSequence, SCALE_PATTERNS, sha256, sha256Floats } from '../../fixtures/number-sequence.js';
 import { QUANTISED } from '../../fixtures/paths.js';
 import { packInt4, quantiseFp8 } from '../../fixtures/quantise.js';
 import { decodeFloats, encodeFloats } from './codec.js';
@@ -18,7 +18,7 @@ type Int4Case = Matrix & { groupSize: number };
 type Decoded = { scaleDtype: ScaleDtype; values: string };
 type Encoded = { data: string; scales: string; values: string };
 
-/** fixtures/quantised.py wrote the file and describes it. */
+/** See fixtures/quantised.py for what it holds. */
 const reference: {
   tables: Record<Float8Dtype, string>;
   fp8: (Fp8Case & Decoded)[];
@@ -28,50 +28,36 @@ const reference: {
 } = JSON.parse(readFileSync(QUANTISED, 'utf8'));
 
 const fp8 = (it: Fp8Case, scaleDtype: ScaleDtype): Encoding => ({
-  kind: 'fp8',
+  kind: 'codes',
   dtype: it.dtype,
   scaleDtype,
   blockRows: it.blockRows,
   blockCols: it.blockCols,
 });
-const int4 = (it: Int4Case, scaleDtype: ScaleDtype): Encoding => ({
-  kind: 'int4',
+const int4 = ({ groupSize }: { groupSize: number }, scaleDtype: ScaleDtype): Encoding => ({
+  kind: 'packed',
+  bits: 4,
   scaleDtype,
-  groupSize: it.groupSize,
+  groupSize,
+  zeroRows: 0,
+  reordered: false,
 });
 
-/** The generator's sequence of u32. */
-function sequence(seed: number): () => number {
-  let x = seed;
-  return () => {
-    x = (Math.imul(1664525, x) + 1013904223) >>> 0;
-    return x;
-  };
-}
-
-/** The generator's patterns of scales, and their bytes. */
-const SCALES: Record<ScaleDtype, [bytes: number, pattern: (x: number) => number]> = {
-  F32: [4, (x) => 0x3a000000 | (x >>> 8)],
-  F16: [2, (x) => 0x1000 | (x >>> 22)],
-  BF16: [2, (x) => 0x3a00 | (x >>> 24)],
-  F8_E8M0: [1, (x) => x >>> 24],
-};
-
-/** Codes and scales, made from the seed as in the generator. */
+/** Codes and scales as the generator makes them from the seed. */
 function stored(encoding: Encoding & { scaleDtype: ScaleDtype }, { rows, cols, seed }: Matrix) {
-  const next = sequence(seed);
+  const next = numberSequence(seed);
   const sizes = storedBytes(encoding, rows, cols);
   const fill = (length: number, bytes: number, pattern: (x: number) => number): Uint8Array => {
     const buffer = Buffer.alloc(length);
     for (let i = 0; i < length; i += bytes) buffer.writeUIntLE(pattern(next()), i, bytes);
     return buffer;
   };
-  const data = encoding.kind === 'int4' ? fill(sizes.data, 4, (x) => x) : fill(sizes.data, 1, (x) => x >>> 24);
-  return { data, scales: fill(sizes.scales, ...SCALES[encoding.scaleDtype]) };
+  const data = encoding.kind === 'packed' ? fill(sizes.data, 4, (x) => x) : fill(sizes.data, 1, (x) => x >>> 24);
+  return { data, scales: fill(sizes.scales, ...SCALE_PATTERNS[encoding.scaleDtype]) };
 }
 
 function randomMatrix({ rows, cols, seed }: Matrix): Float32Array {
-  const next = sequence(seed);
+  const next = numberSequence(seed);
   return Float32Array.from({ length: rows * cols }, (_, i) => ((next() >>> 8) / 2 ** 24 - 0.5) / 2 ** ((i % cols) % 7));
 }
 
@@ -79,15 +65,6 @@ function decodeAll(encoding: Encoding, rows: number, cols: number, data: Uint8Ar
   const values = new Float32Array(rows * cols);
   decodeRows(encoding, cols, { first: 0, count: rows }, data, scales, values);
   return values;
-}
-
-const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex');
-
-/** Bit patterns of f32 numbers. Every NaN has the same one. */
-function sha256Floats(values: Float32Array): string {
-  const bits = new Uint32Array(values.slice().buffer);
-  for (let i = 0; i < bits.length; i++) if (Number.isNaN(values[i])) bits[i] = 0x7fc00000;
-  return sha256(new Uint8Array(bits.buffer));
 }
 
 describe('8-bit floats', () => {
@@ -144,7 +121,7 @@ describe('encoding and decoding', () => {
           minLength: shape.rows * shape.cols,
           maxLength: shape.rows * shape.cols,
         })
-        // Smaller scales are subnormal, and quotients lose digits.
+        // Below that, the scales are subnormal and quotients lose digits.
         .map((values) => Float32Array.from(values, (value) => (Math.abs(value) < 1e-20 ? 0 : value))),
     }),
   );
@@ -154,7 +131,7 @@ describe('encoding and decoding', () => {
     fc.assert(
       fc.property(matrix, ({ values, shape: { rows, cols, blockRows, blockCols } }) => {
         const { data, scales } = quantiseFp8(values, rows, cols, blockRows, blockCols, dtype);
-        const encoding: Encoding = { kind: 'fp8', dtype, scaleDtype: 'F32', blockRows, blockCols };
+        const encoding: Encoding = { kind: 'codes', dtype, scaleDtype: 'F32', blockRows, blockCols };
         const decoded = decodeAll(encoding, rows, cols, data, scales);
         const across = Math.ceil(cols / blockCols);
         values.forEach((value, i) => {
@@ -171,7 +148,7 @@ describe('encoding and decoding', () => {
     fc.assert(
       fc.property(matrix, ({ values, shape: { rows, cols, blockCols: groupSize } }) => {
         const { packed, scales } = packInt4(values, rows, cols, groupSize);
-        const decoded = decodeAll({ kind: 'int4', scaleDtype: 'BF16', groupSize }, rows, cols, packed, scales);
+        const decoded = decodeAll(int4({ groupSize }, 'BF16'), rows, cols, packed, scales);
         const steps = new Float32Array(scales.length / 2);
         decodeFloats('BF16', scales, steps);
         values.forEach((value, i) => {
@@ -185,80 +162,19 @@ describe('encoding and decoding', () => {
   });
 });
 
-/** One encoding of each kind. Ranges of rows begin and end inside its blocks. */
-const ENCODINGS: Encoding[] = [
-  { kind: 'float', dtype: 'F32' },
-  { kind: 'float', dtype: 'BF16' },
-  { kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 4, blockCols: 5 },
-  { kind: 'fp8', dtype: 'F8_E5M2', scaleDtype: 'F8_E8M0', blockRows: 1, blockCols: 32 },
-  { kind: 'int4', scaleDtype: 'BF16', groupSize: 8 },
-  { kind: 'int4', scaleDtype: 'F16', groupSize: 3 },
-];
-
-describe.each(ENCODINGS.map((encoding) => [describeEncoding(encoding), encoding] as const))('%s', (_, encoding) => {
-  const [rows, cols] = [13, 37];
-  const sizes = storedBytes(encoding, rows, cols);
-  const stride = sizes.data / rows;
-  const next = sequence(1);
-  const bytes = (length: number): Uint8Array => Uint8Array.from({ length }, () => (next() >>> 24) & 0x7b);
-  const [data, scales] = [bytes(sizes.data), bytes(sizes.scales)];
-  const whole = decodeAll(encoding, rows, cols, data, scales);
-
-  test('rows decoded in any pieces, at any alignment, are the rows decoded at once', () => {
-    const cuts = fc.uniqueArray(fc.integer({ min: 0, max: rows }), { minLength: 1, maxLength: 5 });
-    fc.assert(
-      fc.property(cuts, fc.nat(3), (inner, shift) => {
-        const moved = (part: Uint8Array): Uint8Array => {
-          const buffer = new Uint8Array(part.length + shift + 1);
-          buffer.set(part, shift);
-          return buffer.subarray(shift, shift + part.length);
-        };
-        const decoded = new Float32Array(rows * cols);
-        const edges = [0, ...inner.sort((a, b) => a - b), rows];
-        edges.slice(1).forEach((end, i) => {
-          const first = edges[i] as number;
-          const target = decoded.subarray(first * cols, end * cols);
-          const piece = moved(data.subarray(first * stride, end * stride));
-          decodeRows(encoding, cols, { first, count: end - first }, piece, moved(scales), target);
-        });
-        expect(decoded).toEqual(whole);
-      }),
-    );
-  });
-
-  test('bytes or a target of the wrong size are refused', () => {
-    const decode = (data: Uint8Array, scales: Uint8Array, length = rows * cols, first = 0) => {
-      const target = new Float32Array(length);
-      return () => decodeRows(encoding, cols, { first, count: rows }, data, scales, target);
-    };
-    const longer = (bytes: Uint8Array): Uint8Array => new Uint8Array(bytes.length + 1);
-    expect(decode(data.subarray(1), scales)).toThrow(/bytes of data/);
-    expect(decode(longer(data), scales)).toThrow(/bytes of data/);
-    expect(decode(data, longer(scales))).toThrow(/bytes of scales/);
-    expect(decode(data, scales, rows * cols - 1)).toThrow(/target/);
-    expect(decode(data, scales, rows * cols + 1)).toThrow(/target/);
-    expect(decode(data, scales, rows * cols, -1)).toThrow(/rows.first/);
-    expect(decode(data, scales, rows * cols, 0.5)).toThrow(/rows.first/);
-    if (encoding.kind !== 'float') {
-      expect(decode(data, scales.subarray(1))).toThrow(/bytes of scales/);
-      expect(decode(data, scales, rows * cols, 13)).toThrow(/bytes of scales/); // these rows have no scales
-    }
-  });
-});
-
 test('blocks without rows or columns are refused', () => {
-  const encoding: Encoding = { kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 0, blockCols: 128 };
+  const encoding: Encoding = { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 0, blockCols: 128 };
   expect(() => storedBytes(encoding, 1, 1)).toThrow(/rows of a block/);
-  expect(() => storedBytes({ kind: 'int4', scaleDtype: 'BF16', groupSize: 0.5 }, 1, 1)).toThrow(/cols of a block/);
+  expect(() => storedBytes(int4({ groupSize: 0.5 }, 'BF16'), 1, 1)).toThrow(/cols of a block/);
 });
 
 test('stored bytes of the matrices of known models', () => {
   // DeepSeek-V3: gate_proj.weight [2048, 7168] and its weight_scale_inv [16, 56]; kv_a_proj_with_mqa [576, 7168], [5, 56].
-  const deepseek: Encoding = { kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 };
+  const deepseek: Encoding = { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 };
   expect(storedBytes(deepseek, 2048, 7168)).toEqual({ data: 2048 * 7168, scales: 4 * 16 * 56 });
   expect(storedBytes(deepseek, 576, 7168)).toEqual({ data: 576 * 7168, scales: 4 * 5 * 56 });
   // Kimi-K2-Thinking: gate_proj.weight_packed [2048, 896] I32 and its weight_scale [2048, 224] BF16.
-  const kimi: Encoding = { kind: 'int4', scaleDtype: 'BF16', groupSize: 32 };
+  const kimi: Encoding = int4({ groupSize: 32 }, 'BF16');
   expect(storedBytes(kimi, 2048, 7168)).toEqual({ data: 4 * 2048 * 896, scales: 2 * 2048 * 224 });
   expect(storedBytes({ kind: 'float', dtype: 'BF16' }, 3, 5)).toEqual({ data: 30, scales: 0 });
 });
@@ -272,8 +188,8 @@ test('floats decode as before', () => {
 
 test('encodings are named for people', () => {
   expect(describeEncoding({ kind: 'float', dtype: 'BF16' })).toBe('BF16');
-  expect(describeEncoding({ kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 })).toBe(
+  expect(describeEncoding({ kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: 128, blockCols: 128 })).toBe(
     'F8_E4M3 in 128 × 128 blocks',
   );
-  expect(describeEncoding({ kind: 'int4', scaleDtype: 'BF16', groupSize: 32 })).toBe('INT4 in groups of 32');
+  expect(describeEncoding(int4({ groupSize: 32 }, 'BF16'))).toBe('INT4 in groups of 32');
 });

@@ -30,9 +30,17 @@ export function multiplyCodes(
   for (; t < end; t++, d++) target[t] = (values[data[d] as number] as number) * scale;
 }
 
-/** Tables from a byte to the values (field − 8) of its lower and its upper four bits. */
-const LOWER = Float32Array.from({ length: 256 }, (_, byte) => (byte & 15) - 8);
-const UPPER = Float32Array.from({ length: 256 }, (_, byte) => (byte >>> 4) - 8);
+/** Byte → the value of its lower and of its upper four bits. */
+export interface NibbleTables {
+  readonly lower: Float32Array;
+  readonly upper: Float32Array;
+}
+
+/** @param value of each of the 16 fields */
+export const nibbleTables = (value: (field: number) => number): NibbleTables => ({
+  lower: Float32Array.from({ length: 256 }, (_, byte) => value(byte & 15)),
+  upper: Float32Array.from({ length: 256 }, (_, byte) => value(byte >>> 4)),
+});
 
 /**
  * Decodes columns `start` to `end` (exclusive) of a row of 4-bit fields and multiplies them by `scale`. The row's bytes begin at
@@ -40,6 +48,8 @@ const UPPER = Float32Array.from({ length: 256 }, (_, byte) => (byte >>> 4) - 8);
  * even.
  */
 export function multiplyNibbles(
+  lower: Float32Array,
+  upper: Float32Array,
   scale: number,
   data: Uint8Array,
   from: number,
@@ -50,25 +60,25 @@ export function multiplyNibbles(
 ): void {
   // A group of an odd size can begin or end inside a byte.
   let d = from + ((start + 1) >>> 1);
-  if (start % 2 === 1) target[to + start] = (UPPER[data[d - 1] as number] as number) * scale;
+  if (start % 2 === 1) target[to + start] = (upper[data[d - 1] as number] as number) * scale;
   let t = to + start + (start % 2);
   for (const last = to + end - 8; t <= last; t += 8, d += 4) {
     const pair0 = data[d] as number;
     const pair1 = data[d + 1] as number;
     const pair2 = data[d + 2] as number;
     const pair3 = data[d + 3] as number;
-    target[t] = (LOWER[pair0] as number) * scale;
-    target[t + 1] = (UPPER[pair0] as number) * scale;
-    target[t + 2] = (LOWER[pair1] as number) * scale;
-    target[t + 3] = (UPPER[pair1] as number) * scale;
-    target[t + 4] = (LOWER[pair2] as number) * scale;
-    target[t + 5] = (UPPER[pair2] as number) * scale;
-    target[t + 6] = (LOWER[pair3] as number) * scale;
-    target[t + 7] = (UPPER[pair3] as number) * scale;
+    target[t] = (lower[pair0] as number) * scale;
+    target[t + 1] = (upper[pair0] as number) * scale;
+    target[t + 2] = (lower[pair1] as number) * scale;
+    target[t + 3] = (upper[pair1] as number) * scale;
+    target[t + 4] = (lower[pair2] as number) * scale;
+    target[t + 5] = (upper[pair2] as number) * scale;
+    target[t + 6] = (lower[pair3] as number) * scale;
+    target[t + 7] = (upper[pair3] as number) * scale;
   }
   for (; t + 2 <= to + end; t += 2, d++) {
-    target[t] = (LOWER[data[d] as number] as number) * scale;
-    target[t + 1] = (UPPER[data[d] as number] as number) * scale;
+    target[t] = (lower[data[d] as number] as number) * scale;
+    target[t + 1] = (upper[data[d] as number] as number) * scale;
   }
-  if (t < to + end) target[t] = (LOWER[data[d] as number] as number) * scale;
+  if (t < to + end) target[t] = (lower[data[d] as number] as number) * scale;
 }

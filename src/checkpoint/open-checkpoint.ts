@@ -1,50 +1,34 @@
 /** Opens a Hugging Face checkpoint folder: config, index and shard headers. No tensor data is read. */
 import { createHash } from 'node:crypto';
 import { basename, resolve } from 'node:path';
-import {
-  DuplicateKeyError,
-  ExtraShardError,
-  InvalidJsonError,
-  MissingShardError,
-  NotACheckpointError,
-  TensorNotInShardError,
-  UnindexedTensorError,
-  UnsafePathError,
-} from '../errors.js';
+import { NotACheckpointError, UnreadableFileError } from '../errors.js';
 import { fileIn } from '../location.js';
-import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
-import { duplicateKey } from './duplicate-key.js';
-import { LENGTH_BYTES, parseHeader, parseHeaderLength, type ShardHeader, type TensorInfo } from './header.js';
-import { isDeeperThan } from './json-depth.js';
-import { isPlainPath } from './plain-path.js';
-import { parseSpan, parseString, type Span, scanObject, stringAt, wholeText } from './scan-json.js';
+import { LocalFiles, type SourceFolder } from '../sources/files.js';
+import { CONFIG_FILE } from './file-names.js';
+import type { TensorInfo } from './header.js';
+import { openModelShards } from './model-shards.js';
+import type { Shard } from './open-shard.js';
+import { parseJsonObject, readText } from './read-json.js';
+import { sideFileNotes } from './side-files.js';
 
-export const INDEX_FILE = 'model.safetensors.index.json';
-export const SINGLE_FILE = 'model.safetensors';
-export const CONFIG_FILE = 'config.json';
-
-/** Index files reach 60 MB, and a text can have 2^29 characters. */
-const MAX_JSON_BYTES = 256 * 1024 * 1024;
-
-/** The deepest nesting of JSON that is read. Configs nest about six deep, and deeper JSON could overflow the stack. */
-const MAX_JSON_DEPTH = 64;
-
-export interface Shard extends ShardHeader {
-  /** Absolute path, or a URL. */
-  readonly path: string;
-  readonly bytes: number;
-}
+export { CONFIG_FILE, INDEX_FILE, SINGLE_FILE } from './file-names.js';
+export { HeaderMemory, openShard, type Shard } from './open-shard.js';
+export { readJsonObject } from './read-json.js';
 
 export interface Checkpoint extends SourceFolder {
   readonly config: Readonly<Record<string, unknown>>;
   /** `config.json` as it is written. */
   readonly configText: string;
+  /** The files of the model. The folder may have other safetensors files. */
   readonly shards: readonly Shard[];
   readonly tensors: ReadonlyMap<string, TensorInfo>;
+  /** Plain sentences on the files that are not read or not copied, and why. They are to be shown once. */
+  readonly notes: readonly string[];
 }
 
 /**
- * Opens and validates a checkpoint. Throws an `InputError` that names the file and the problem.
+ * Opens and validates a checkpoint as its loaders would. Throws an `InputError` that names the file and the problem. `notes` tells
+ * what loaders overlook.
  * @param source a local path, or a folder with an object that reads it (`openSource` takes URLs too)
  */
 export async function openCheckpoint(source: string | SourceFolder): Promise<Checkpoint> {
@@ -52,190 +36,18 @@ export async function openCheckpoint(source: string | SourceFolder): Promise<Che
     typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
   try {
     const names = (await files.list(root)).map(({ path }) => path);
+    const dangling = (await files.dangling?.(root)) ?? [];
+    if (dangling.includes(CONFIG_FILE))
+      throw new UnreadableFileError(fileIn(root, CONFIG_FILE), 'it is a link to nothing');
     if (!names.includes(CONFIG_FILE)) throw new NotACheckpointError(root, `it has no ${CONFIG_FILE}`);
     const configText = await readText(fileIn(root, CONFIG_FILE), files);
     const config = parseJsonObject(configText, fileIn(root, CONFIG_FILE));
-    const shards = await openShards(root, names, files);
-    const tensors = new Map<string, TensorInfo>();
-    for (const shard of shards) {
-      for (const tensor of shard.tensors) {
-        // Two shards have this tensor. The index can name both only by a duplicate key.
-        if (tensors.has(tensor.name)) throw new DuplicateKeyError(fileIn(root, INDEX_FILE), tensor.name);
-        tensors.set(tensor.name, tensor);
-      }
-    }
-    return { folder: root, files, config, configText, shards, tensors };
+    const { shards, tensors, notes } = await openModelShards({ root, names, dangling, files });
+    const opened = { folder: root, files, config, configText, shards, tensors };
+    return { ...opened, notes: [...notes, ...(await sideFileNotes(opened))] };
   } finally {
     await files.close();
   }
-}
-
-async function openShards(root: string, names: readonly string[], files: Files): Promise<Shard[]> {
-  const found = names.filter((name) => /^[^/]+\.safetensors$/.test(name));
-  if (!names.includes(INDEX_FILE)) {
-    if (found.length === 0) throw new NotACheckpointError(root, 'it has no *.safetensors file');
-    if (found.length > 1)
-      throw new NotACheckpointError(root, `it has ${found.length} *.safetensors files but no ${INDEX_FILE}`);
-    return [await openShard(fileIn(root, found[0] as string), files)];
-  }
-  const index = await readIndex(fileIn(root, INDEX_FILE), files);
-  for (const [file, tensors] of index.placed) {
-    if (!found.includes(file)) throw new MissingShardError(fileIn(root, file), tensors.length);
-  }
-  const shards: Shard[] = [];
-  const memory = new HeaderMemory();
-  for (const file of found) {
-    const expected = index.placed.get(file);
-    if (!expected) throw new ExtraShardError(fileIn(root, file));
-    const shard = await openShard(fileIn(root, file), files, memory);
-    checkAgainstIndex(shard, memory.names, expected, index);
-    index.placed.delete(file);
-    shards.push(shard);
-  }
-  return shards;
-}
-
-/** Memory that is reused for all headers. Each may have about 50 MB, and V8 is slow to free memory outside its heap. */
-export class HeaderMemory {
-  private bytes = new Uint8Array(0);
-  /** The names of the tensors in the last header. */
-  names = new Set<string>();
-
-  take(length: number): Uint8Array {
-    // Pages that are never touched take no memory.
-    if (this.bytes.byteLength < length) this.bytes = new Uint8Array(2 ** Math.ceil(Math.log2(length)));
-    return this.bytes.subarray(0, length);
-  }
-}
-
-/** Reads and validates the header of one safetensors file. */
-export async function openShard(path: string, files: Files, memory = new HeaderMemory()): Promise<Shard> {
-  const { json, bytes } = await readHeader(path, files, memory);
-  memory.names = new Set();
-  return { path, bytes, ...parseHeader(json, bytes, path, memory.names) };
-}
-
-async function readHeader(
-  path: string,
-  files: Files,
-  memory: HeaderMemory,
-): Promise<{ json: Uint8Array; bytes: number }> {
-  const bytes = await files.size(path);
-  const prefix = new Uint8Array(Math.min(LENGTH_BYTES, bytes));
-  await files.read(path, 0, prefix);
-  const json = memory.take(parseHeaderLength(prefix, bytes, path));
-  await files.read(path, LENGTH_BYTES, json);
-  return { json, bytes };
-}
-
-/** Reads a whole JSON file. Throws before reading if it is larger than any real one. */
-async function readBytes(path: string, files: Files): Promise<Uint8Array<ArrayBuffer>> {
-  const end = await files.size(path);
-  if (end > MAX_JSON_BYTES) throw new InvalidJsonError(path, `it has ${end} bytes, the limit is ${MAX_JSON_BYTES}`);
-  return files.readRange({ file: path, start: 0, end });
-}
-
-/** A whole text file. */
-async function readText(path: string, files: Files): Promise<string> {
-  return new TextDecoder().decode(await readBytes(path, files));
-}
-
-interface Index {
-  readonly path: string;
-  readonly json: Buffer;
-  /**
-   * For each shard file, the positions in the text where its tensors' names begin. The names of half a million tensors would
-   * take 50 MB.
-   */
-  readonly placed: Map<string, number[]>;
-}
-
-async function readIndex(path: string, files: Files): Promise<Index> {
-  const json = Buffer.from((await readBytes(path, files)).buffer);
-  let placed: Index['placed'] | undefined;
-  const keys = new Set<string>();
-  try {
-    scanObject(json, wholeText(json), (keySpan, span) => {
-      const key = parseString(json, keySpan);
-      if (keys.size === keys.add(key).size) throw new DuplicateKeyError(path, key);
-      if (key === 'weight_map' && json[span.start] === 0x7b) placed = readWeightMap(json, span, path);
-      else parseJson(json.toString('utf8', span.start, span.end), path);
-    });
-  } catch (error) {
-    throw notJson(path, error);
-  }
-  if (!placed) throw new InvalidJsonError(path, 'it has no "weight_map" object');
-  return { path, json, placed };
-}
-
-function readWeightMap(json: Buffer, within: Span, path: string): Index['placed'] {
-  const placed = new Map<string, number[]>();
-  scanObject(json, within, (key, span) => {
-    const file = json[span.start] === 0x22 ? parseString(json, span) : parseSpan(json, span);
-    if (typeof file !== 'string')
-      throw new InvalidJsonError(path, `"weight_map" places "${parseString(json, key)}" in no file`);
-    const tensors = placed.get(file);
-    if (tensors) {
-      tensors.push(key.start);
-      return;
-    }
-    if (basename(file) !== file || !isPlainPath(file)) throw new UnsafePathError(path, file);
-    placed.set(file, [key.start]);
-  });
-  return placed;
-}
-
-/** @param held the names of the shard's tensors; empty afterwards */
-function checkAgainstIndex(
-  { path, tensors }: Shard,
-  held: Set<string>,
-  expected: readonly number[],
-  { json, path: index }: Index,
-): void {
-  for (const start of expected) {
-    const name = indexedName(index, json, start);
-    if (held.delete(name)) continue;
-    throw tensors.some((it) => it.name === name)
-      ? new DuplicateKeyError(index, name)
-      : new TensorNotInShardError(name, path);
-  }
-  for (const name of held) throw new UnindexedTensorError(name, path);
-}
-
-function indexedName(path: string, json: Buffer, start: number): string {
-  try {
-    return parseString(json, stringAt(json, start));
-  } catch (error) {
-    throw notJson(path, error);
-  }
-}
-
-const notJson = (path: string, error: unknown): unknown =>
-  error instanceof SyntaxError ? new InvalidJsonError(path, `not JSON (${error.message})`) : error;
-
-/** Reads a JSON object, refusing duplicate keys. */
-export async function readJsonObject(path: string, files: Files): Promise<Record<string, unknown>> {
-  return parseJsonObject(await readText(path, files), path);
-}
-
-function parseJsonObject(text: string, path: string): Record<string, unknown> {
-  const value = parseJson(text, path);
-  if (typeof value !== 'object' || value === null || Array.isArray(value))
-    throw new InvalidJsonError(path, 'not a JSON object');
-  return value as Record<string, unknown>;
-}
-
-function parseJson(text: string, path: string): unknown {
-  if (isDeeperThan(MAX_JSON_DEPTH, text)) throw new InvalidJsonError(path, `it nests deeper than ${MAX_JSON_DEPTH}`);
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch (error) {
-    throw new InvalidJsonError(path, `not JSON (${(error as Error).message})`);
-  }
-  const duplicate = duplicateKey(text);
-  if (duplicate !== undefined) throw new DuplicateKeyError(path, duplicate);
-  return value;
 }
 
 const FINGERPRINT_SAMPLES = 16;

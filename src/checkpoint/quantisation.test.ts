@@ -1,13 +1,16 @@
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type FamilyOptions, generateFamily } from '../../fixtures/generate-family.js';
+import { EXPERT_FORMATS } from '../../fixtures/quantised-formats.js';
 import type { Quantisation, StoredTensor } from '../../fixtures/quantised-storage.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import * as errors from '../errors.js';
+import { expertsOf } from '../models/expert-names.js';
 import { LocalFiles } from '../sources/files.js';
+import type { TensorInfo } from './header.js';
 import { openCheckpoint } from './open-checkpoint.js';
-import { attachedTo, isQuantised, quantisationConfig, quantisedMatrix } from './quantisation.js';
-import { decodeMatrix, readMatrix } from './stored-matrix.js';
+import { attachedTo, isQuantised, matrixName, quantisationConfig, quantisedMatrix } from './quantisation.js';
+import { decodeMatrix, openMatrix, readMatrix } from './stored-matrix.js';
 
 const root = temporaryFolder();
 let made = 0;
@@ -58,6 +61,53 @@ describe.each(['fp8', 'fp8-e5m2', 'fp8-channel', 'fp8-tensor', 'int4'] as const)
   });
 });
 
+describe.each(EXPERT_FORMATS)('%s', (quantised) => {
+  test('experts are found and decode to what their codes mean, whole and some rows at a time', async () => {
+    const { source, checkpoint } = await open(quantised);
+    const reader = new LocalFiles();
+    const decoded: string[] = [];
+    for (const tensor of checkpoint.tensors.values()) {
+      if (!isQuantised(tensor)) continue;
+      const matrix = quantisedMatrix(tensor, checkpoint);
+      const { name, rows, cols } = matrix;
+      const known = source.weights.get(name);
+      expect([rows, cols], name).toEqual(known?.shape);
+      const values = new Float32Array(rows * cols);
+      decodeMatrix({ ...matrix, transposed: false }, await readMatrix(reader, matrix), values);
+      expect(values, name).toEqual(known?.values);
+      const byRows = new Float32Array(rows * cols);
+      const opened = await openMatrix(reader, matrix);
+      for (let first = 0; first < rows; first += 3) {
+        const count = Math.min(3, rows - first);
+        await opened.decode({ first, count }, byRows.subarray(first * cols, (first + count) * cols));
+      }
+      expect(byRows, name).toEqual(values);
+      decoded.push(name);
+    }
+    await reader.close();
+    const quantisedNames = [...source.weights.values()].filter((it) => it.quantised).map(({ name }) => name);
+    expect(decoded.sort()).toEqual(quantisedNames.sort());
+    expect(decoded.length).toBeGreaterThan(0);
+  });
+
+  test('what accompanies a matrix belongs to it; nothing else does', async () => {
+    const { source, checkpoint } = await open(quantised);
+    const alone = [...checkpoint.tensors.values()].filter((it) => !attachedTo(it, checkpoint));
+    expect(alone.map(({ name }) => matrixName(name)).sort()).toEqual([...source.weights.keys()].sort());
+  });
+
+  test('is close to what was quantised', async () => {
+    const { source } = await open(quantised);
+    const plain = await generateFamily(join(root, String(made++)), 'deepseek_v3', { sizes: SIZES });
+    for (const { name, values, quantised: is } of source.weights.values()) {
+      const before = plain.weights.get(name)?.values as Float32Array;
+      const most = before.reduce((max, it) => Math.max(max, Math.abs(it)), 0);
+      const error = values.reduce((max, it, i) => Math.max(max, Math.abs(it - (before[i] as number))), 0);
+      expect(error / most, name).toBeLessThan(is ? 0.25 : 1e-9);
+    }
+  });
+});
+
 test('a scale beside a matrix that is not quantised is a tensor like any other', async () => {
   const { checkpoint } = await open('fp8', {
     alter: (tensors) => [
@@ -85,11 +135,16 @@ test.each(['quantization_config', 'compression_config'])('the config keeps its e
   const entry = { quant_method: 'fp8' };
   expect(quantisationConfig({ [key]: entry })).toBe(entry);
   expect(quantisationConfig({ text_config: { quantization_config: entry } })).toBe(entry);
+  expect(quantisationConfig({ thinker_config: { text_config: { [key]: entry } } })).toBe(entry);
+  expect(quantisationConfig({ vision_config: { [key]: { quant_method: 'gptq' } }, llm_config: { [key]: entry } })).toBe(
+    entry,
+  );
   expect(quantisationConfig({ text_config: {} })).toBeUndefined();
 });
 
 describe('refused, naming the tensor:', () => {
-  const odd = 'model.layers.1.mlp.experts.1.up_proj.weight';
+  const base = 'model.layers.1.mlp.experts.1.up_proj.';
+  const odd = `${base}weight`;
   const change = (name: string, by: Partial<StoredTensor>) => (tensors: StoredTensor[]) =>
     tensors.map((tensor) => (tensor.name === name ? { ...tensor, ...by } : tensor));
   const without = (name: string) => (tensors: StoredTensor[]) => tensors.filter((tensor) => tensor.name !== name);
@@ -144,32 +199,39 @@ describe('refused, naming the tensor:', () => {
       'has [8,2]',
     ],
     [
-      'INT4 with zero points',
+      'INT4 with zero points of another shape',
       'int4',
       { alter: beside(`${odd}_zero_point`) },
-      errors.UnsupportedQuantisationError,
-      'weight_zero_point',
+      errors.QuantisedShapeError,
+      'weight_zero_point is I32 [1], expected I32 [2,2]',
     ],
     [
-      'INT4 in the order of activations',
+      'INT4 with groups of too few columns',
       'int4',
       { alter: beside(`${odd}_g_idx`) },
-      errors.UnsupportedQuantisationError,
-      'weight_g_idx',
+      errors.QuantisedShapeError,
+      'weight_g_idx is I32 [1], expected I32 [40]',
     ],
     [
-      'INT4 that the config calls asymmetric',
+      'INT4 that the config calls asymmetric, without zero points',
       'int4',
       int4({ num_bits: 4, type: 'int', symmetric: false, group_size: 32 }),
-      errors.UnsupportedQuantisationError,
-      'asymmetric int of 4 bits',
+      errors.MissingScaleError,
+      'weight_zero_point" is in no shard',
     ],
     [
-      'packed integers of 8 bits',
+      'packed integers of other bits than the config says',
       'int4',
       int4({ num_bits: 8, type: 'int', symmetric: true, group_size: 32 }),
-      errors.UnsupportedQuantisationError,
-      'int of 8 bits',
+      errors.QuantisedShapeError,
+      'it holds [16,20] values of 8 bits',
+    ],
+    [
+      'packed integers of bits that do not exist',
+      'int4',
+      int4({ num_bits: 16, type: 'int', symmetric: true, group_size: 32 }),
+      errors.QuantisedShapeError,
+      'values of 16 bits',
     ],
     [
       'packed floats',
@@ -190,7 +252,7 @@ describe('refused, naming the tensor:', () => {
       'int4',
       { alter: change(`${odd}_packed`, { dtype: 'U8', shape: [16, 20] }) },
       errors.UnsupportedQuantisationError,
-      'packed in U8',
+      'it is U8 with scales that are BF16',
     ],
     [
       'INT4 with a stored shape of three numbers',
@@ -213,6 +275,121 @@ describe('refused, naming the tensor:', () => {
       errors.UnsupportedQuantisationError,
       'not a matrix',
     ],
+    ['GPTQ without its scales', 'gptq', { alter: without(`${base}scales`) }, errors.MissingScaleError, 'scales'],
+    ['GPTQ without its zero points', 'gptq', { alter: without(`${base}qzeros`) }, errors.MissingScaleError, 'qzeros'],
+    [
+      'GPTQ with zero points of another size',
+      'gptq',
+      { alter: change(`${base}qzeros`, { shape: [2, 5] }) },
+      errors.QuantisedShapeError,
+      'qzeros is I32 [2,5], expected I32 [5,2]',
+    ],
+    [
+      'GPTQ whose columns are no whole words',
+      'gptq',
+      { alter: change(`${base}g_idx`, { shape: [44], bytes: zeros(176) }) },
+      errors.UnsupportedQuantisationError,
+      'it is GPTQ of 3.6363636363636362 bits; those of 2, 3, 4 and 8 are decoded',
+    ],
+    [
+      'GPTQ of a format with planes of bits',
+      'gptq',
+      { config: { quantization_config: { quant_method: 'gptq', bits: 4, checkpoint_format: 'gptq_p' } } },
+      errors.UnsupportedQuantisationError,
+      'it is GPTQ of format "gptq_p"',
+    ],
+    [
+      'GPTQ and AWQ whose shapes are neither',
+      'awq',
+      { alter: change(`${base}scales`, { shape: [2, 40] }) },
+      errors.QuantisedShapeError,
+      "neither GPTQ's nor AWQ's shapes",
+    ],
+    [
+      'AWQ of version gemv',
+      'awq',
+      { config: { quantization_config: { quant_method: 'awq', bits: 4, version: 'gemv' } } },
+      errors.UnsupportedQuantisationError,
+      'it is AWQ of version "gemv"',
+    ],
+    [
+      'AWQ with more groups than rows make',
+      'awq',
+      {
+        alter: (tensors) =>
+          change(`${base}qzeros`, { shape: [41, 2], bytes: zeros(328) })(
+            change(`${base}scales`, { shape: [41, 16], bytes: zeros(1312) })(tensors),
+          ),
+      },
+      errors.QuantisedShapeError,
+      'do not make 41 groups',
+    ],
+    [
+      'NVFP4 without the scale of the matrix',
+      'nvfp4',
+      { alter: without(`${odd}_scale_2`) },
+      errors.MissingScaleError,
+      'weight_scale_2',
+    ],
+    [
+      'packed NVFP4 without the scale of the matrix',
+      'nvfp4-packed',
+      { alter: without(`${odd}_global_scale`) },
+      errors.MissingScaleError,
+      'weight_global_scale',
+    ],
+    [
+      'NVFP4 with a scale of the matrix for each row',
+      'nvfp4',
+      { alter: change(`${odd}_scale_2`, { shape: [16], bytes: zeros(64) }) },
+      errors.QuantisedShapeError,
+      'weight_scale_2 is F32 [16], expected one F32',
+    ],
+    [
+      'MXFP4 with scales of too few rows',
+      'mxfp4',
+      { alter: change(`${odd}_scale`, { shape: [8, 5], bytes: zeros(40) }) },
+      errors.QuantisedShapeError,
+      'it holds [16,40] values of 4 bits',
+    ],
+    [
+      'FP4 whose inputs are scaled too',
+      'nvfp4',
+      { alter: beside(odd.replace(/weight$/, 'pre_quant_scale')) },
+      errors.UnsupportedQuantisationError,
+      'pre_quant_scale',
+    ],
+    [
+      'asymmetric INT8',
+      'int8',
+      { alter: beside(`${odd}_zero_point`) },
+      errors.UnsupportedQuantisationError,
+      'asymmetric INT8',
+    ],
+    [
+      'packed integers that two schemes of the config fit',
+      'int4',
+      {
+        config: {
+          quantization_config: {
+            quant_method: 'compressed-tensors',
+            config_groups: {
+              group_0: { weights: { num_bits: 4, type: 'int', symmetric: true, group_size: 32 } },
+              group_1: { weights: { num_bits: 8, type: 'int', symmetric: true, group_size: 16 } },
+            },
+          },
+        },
+      },
+      errors.UnsupportedQuantisationError,
+      'INT4 in groups of 32, INT8 in groups of 16',
+    ],
+    [
+      'sparse integers',
+      'int4',
+      { alter: beside(odd.replace(/weight$/, 'meta')) },
+      errors.UnsupportedQuantisationError,
+      'marlin-24',
+    ],
   ];
   test.each(cases)('%s', async (_, quantised, options, error, says) => {
     const { checkpoint } = await open(quantised, options);
@@ -220,7 +397,55 @@ describe('refused, naming the tensor:', () => {
       [...checkpoint.tensors.values()].filter(isQuantised).map((tensor) => quantisedMatrix(tensor, checkpoint));
     expect(decodeAll).toThrow(error);
     expect(decodeAll).toThrow(says);
-    if (options.alter) expect(decodeAll).toThrow(odd);
+    if (options.alter) expect(decodeAll).toThrow(base);
+    expect(decodeAll).not.toThrow(/download/i);
+  });
+
+  // x.weight and what lies beside it → the name it must be refused by.
+  const foreign: ReadonlyArray<[name: string, data: [string, string, number[]], beside: string[], method?: string]> = [
+    ['bitsandbytes', ['weight', 'U8', [320, 1]], ['weight.absmax', 'weight.quant_map']],
+    ['bitsandbytes', ['weight', 'I8', [16, 40]], ['SCB']],
+    ['HQQ', ['W_q', 'U8', [16, 20]], ['scale', 'zero']],
+    ['AQLM', ['codes', 'I16', [16, 5, 1]], ['codebooks', 'scales']],
+    ['EXL2', ['q_weight', 'I32', [5, 16]], ['q_scale', 'q_groups']],
+    ['EXL3', ['trellis', 'I16', [1, 2, 48]], ['suh', 'svh']],
+    ['QuIP#', ['Qidxs', 'I64', [16, 5]], ['SU', 'SV']],
+    ['VPTQ', ['indices', 'I32', [1, 5, 16]], ['centroids.weight']],
+    ['GGUF', ['qweight', 'U8', [16, 44]], ['qweight_type']],
+    ['MLX', ['weight', 'U32', [16, 5]], ['scales', 'biases']],
+    ['BitNet', ['weight', 'U8', [4, 40]], ['weight_scale'], 'bitnet'],
+  ];
+  test.each(foreign)('%s, by its name: %j', async (name, [suffix, dtype, shape], besides, method) => {
+    const { checkpoint } = await open('fp8', {
+      config: { quantization_config: { quant_method: method ?? name.toLowerCase() } },
+      alter: (tensors) => [
+        ...tensors.filter((it) => !it.name.startsWith(base)),
+        { name: `${base}${suffix}`, dtype, shape, bytes: zeros(shape.reduce((a, b) => a * b) * BYTES[dtype as 'U8']) },
+        ...besides.map((it) => ({ name: `${base}${it}`, dtype: 'F32', shape: [1], bytes: zeros(4) })),
+      ],
+    });
+    const data = checkpoint.tensors.get(`${base}${suffix}`) as TensorInfo;
+    expect(() => expertsOf(data, checkpoint)).toThrow(errors.UnsupportedQuantisationError);
+    expect(() => expertsOf(data, checkpoint)).toThrow(`it is ${name}`);
+    expect(() => expertsOf(data, checkpoint)).not.toThrow(/download/i);
+  });
+  const BYTES = { U8: 1, I8: 1, I16: 2, I32: 4, U32: 4, I64: 8 };
+
+  test.each(['gptq', 'int4'] as const)('%s whose g_idx names no group, when that is read', async (quantised) => {
+    const indices = new Uint8Array(new Int32Array(40).fill(7).buffer);
+    const name = quantised === 'gptq' ? `${base}g_idx` : `${odd}_g_idx`;
+    const { checkpoint } = await open(quantised, {
+      alter: (tensors) => [
+        ...tensors.filter((it) => it.name !== name),
+        { name, dtype: 'I32', shape: [40], bytes: indices },
+      ],
+    });
+    const data = checkpoint.tensors.get(quantised === 'gptq' ? `${base}qweight` : `${odd}_packed`) as TensorInfo;
+    const reader = new LocalFiles();
+    const reading = readMatrix(reader, quantisedMatrix(data, checkpoint));
+    await expect(reading).rejects.toThrow(errors.QuantisedShapeError);
+    await expect(reading).rejects.toThrow('its g_idx names group 7');
+    await reader.close();
   });
 
   test.each(['I32', 'I64'])('a stored shape in %s that disagrees with the data, when that is read', async (dtype) => {

@@ -2,7 +2,8 @@
 import { QuantisedShapeError, UnsupportedDtypeError } from '../errors.js';
 import type { ByteRange, RangeReader } from '../sources/files.js';
 import { isFloatDtype } from './dtype.js';
-import { decodeRows, type Encoding, storedBytes } from './encoding.js';
+import { decodeRows, type Encoding, rowSpan, scaleFault, storedBytes } from './encoding.js';
+import type { Range } from './encodings/decoder.js';
 import type { TensorInfo } from './header.js';
 
 /** One matrix. It may be a part of a tensor, or data and scales in several tensors. */
@@ -16,10 +17,20 @@ export interface StoredMatrix {
   readonly data: ByteRange;
   /** Scales of a quantised matrix. They may lie in another shard. */
   readonly scales?: ByteRange;
-  /** A stored copy of the shape (compressed-tensors' `weight_shape`). It is compared when the data is read. */
+  /** What its encoding wants behind the scales: zero points, indices of groups, a scale of the whole matrix. */
+  readonly besides?: readonly ByteRange[];
+  /** A stored copy of its shape (compressed-tensors' `weight_shape`), to be compared when the data is read. */
   readonly declaredShape?: ByteRange;
-  /** The matrix's place in a checkpoint with the source's layout: a tensor, and the element at which it begins. */
-  readonly place: { readonly tensor: string; readonly element: number };
+  readonly place: MatrixPlace;
+}
+
+/** Where a matrix belongs in a checkpoint of the source's own layout. */
+export interface MatrixPlace {
+  readonly tensor: string;
+  /** The element of that tensor at which the matrix begins. */
+  readonly element: number;
+  /** Elements from one row, and from one column, to the next; undefined: row-major, without gaps. */
+  readonly steps?: { readonly row: number; readonly column: number };
 }
 
 /** A tensor of floats as a matrix whose rows are the last axis. Throws an `UnsupportedDtypeError`. */
@@ -43,18 +54,63 @@ export function matrixBytes({ encoding, rows, cols }: Pick<MatrixFormat, 'rows' 
   return data + scales;
 }
 
-/** Reads the data and then the scales into one new buffer. Throws a `ReadError` or a `QuantisedShapeError`. */
+/** The data, then the scales and what comes with them: one buffer, in memory of its own. */
 export async function readMatrix(reader: RangeReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
-  const { data, scales } = matrix;
+  const { data } = matrix;
   const bytes = new Uint8Array(matrixBytes(matrix));
   const size = data.end - data.start;
   await reader.read(data.file, data.start, bytes.subarray(0, size));
-  if (scales) await reader.read(scales.file, scales.start, bytes.subarray(size));
-  await checkDeclaredShape(reader, matrix);
+  await fillScales(reader, matrix, bytes.subarray(size));
   return bytes;
 }
 
-/** Compares the stored copy of the shape, if there is one. Throws a `QuantisedShapeError` if it differs. */
+/** What `decodeRows` needs besides data, for the whole matrix: empty for plain floats. */
+export async function readScales(reader: RangeReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
+  const bytes = new Uint8Array(storedBytes(matrix.encoding, matrix.rows, matrix.cols).scales);
+  await fillScales(reader, matrix, bytes);
+  return bytes;
+}
+
+/** Throws `QuantisedShapeError` where they, or a stored copy of the matrix's shape, do not fit the data. */
+async function fillScales(reader: RangeReader, matrix: StoredMatrix, target: Uint8Array<ArrayBuffer>): Promise<void> {
+  const { name, rows, cols, encoding, scales, besides = [] } = matrix;
+  let done = 0;
+  for (const { file, start, end } of scales ? [scales, ...besides] : []) {
+    await reader.read(file, start, target.subarray(done, done + end - start));
+    done += end - start;
+  }
+  const fault = scaleFault(encoding, rows, cols, target);
+  if (fault) throw new QuantisedShapeError(name, matrix.data.file, fault);
+  await checkDeclaredShape(reader, matrix);
+}
+
+/** A matrix whose rows are read and decoded some at a time. */
+export interface OpenMatrix {
+  /** @param target (rows.count, cols) f32 */
+  decode(rows: Range, target: Float32Array): Promise<void>;
+}
+
+/**
+ * Reads the scales, so that rows can be decoded. Data whose rows do not lie one after another (a transpose, GPTQ) is read whole,
+ * once, and held: an expert has at most some tens of MB.
+ */
+export async function openMatrix(reader: RangeReader, matrix: StoredMatrix): Promise<OpenMatrix> {
+  const { encoding, cols, data } = matrix;
+  const scales = await readScales(reader, matrix);
+  let held: { start: number; end: number; bytes: Uint8Array } | undefined;
+  return {
+    async decode(rows, target) {
+      const { start, end } = rowSpan(encoding, cols, rows);
+      if (held?.start !== start || held.end !== end) {
+        const range = { file: data.file, start: data.start + start, end: data.start + end };
+        held = { start, end, bytes: await reader.readRange(range) };
+      }
+      decodeRows(encoding, cols, rows, held.bytes, scales, target);
+    },
+  };
+}
+
+/** Throws where a shape is stored beside the data and says something else. */
 export async function checkDeclaredShape(
   reader: RangeReader,
   { name, rows, cols, declaredShape }: StoredMatrix,
@@ -74,15 +130,26 @@ export async function checkDeclaredShape(
     );
 }
 
-/** Decodes the bytes of `readMatrix` into `target`, (rows, cols) or, if transposed, (cols, rows). */
-export function decodeMatrix(
-  { encoding, rows, cols, transposed }: MatrixFormat,
+/**
+ * Decodes some rows of the bytes of `readMatrix`, as they are stored.
+ * @param target (range.count, cols) f32
+ */
+export function decodePart(
+  { encoding, rows, cols }: Omit<MatrixFormat, 'transposed'>,
   bytes: Uint8Array,
+  range: Range,
   target: Float32Array,
 ): void {
-  const size = storedBytes(encoding, rows, cols).data;
+  const { data } = storedBytes(encoding, rows, cols);
+  const { start, end } = rowSpan(encoding, cols, range);
+  decodeRows(encoding, cols, range, bytes.subarray(start, end), bytes.subarray(data), target);
+}
+
+/** Decodes the bytes of `readMatrix` into `target`, transposed where the format says so. */
+export function decodeMatrix(format: MatrixFormat, bytes: Uint8Array, target: Float32Array): void {
+  const { rows, cols, transposed } = format;
   const values = transposed ? new Float32Array(rows * cols) : target;
-  decodeRows(encoding, cols, { first: 0, count: rows }, bytes.subarray(0, size), bytes.subarray(size), values);
+  decodePart(format, bytes, { first: 0, count: rows }, values);
   if (transposed) transpose(values, rows, cols, target);
 }
 

@@ -3,6 +3,7 @@ import type { TimedPlan } from '../conversion/estimate.js';
 import { formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { formatNotes } from './notes.js';
 import { formatTable, left } from './table.js';
 
 /** The terms of memory in words. */
@@ -75,5 +76,6 @@ export function describePlan(planned: TimedPlan): string {
     ['disk', `${formatBytes(diskBytes)} in ${layout.shards.length} shard(s), ${settings.format} format`],
     ['time', `about ${formatSeconds(estimatedSeconds)}`],
   );
-  return formatTable([left(''), left('')], rows);
+  const notes = formatNotes([...source.notes, ...model.notes]);
+  return [formatTable([left(''), left('')], rows), notes].filter(Boolean).join('\n\n');
 }

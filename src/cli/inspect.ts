@@ -5,6 +5,7 @@ import { formatRanges } from '../conversion/group-plan.js';
 import type { Inspection, Tally } from '../conversion/inspection.js';
 import { formatBytes, formatCount, formatPercent } from '../format.js';
 import type { PeerOptions } from '../transport/peer-options.js';
+import { formatNotes } from './notes.js';
 import { json, MODEL } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { formatTable, left, right } from './table.js';
@@ -60,7 +61,7 @@ function describe(inspection: Inspection): string {
     architecture,
     hiddenLayers,
     expertLayers,
-    expertsPerLayer,
+    expertCounts,
     expertShape,
     shards,
     total,
@@ -72,7 +73,7 @@ function describe(inspection: Inspection): string {
       'layers',
       `${hiddenLayers ?? 'unknown'}, with routed experts: ${expertLayers.length ? formatRanges(expertLayers) : 'none'}`,
     ],
-    ['experts a layer', expertShape ? `${expertsPerLayer} of ${expertShape.join(' × ')}` : 'none'],
+    ['experts a layer', expertShape ? `${formatRanges(expertCounts)} of ${expertShape.join(' × ')}` : 'none'],
     ...Object.entries(inspection.quantised).map(([kind, count]) => ['quantised', `${count} tensors: ${kind}`]),
     ['shards', `${shards.length} (${formatBytes(shards.reduce((sum, { bytes }) => sum + bytes, 0))} on disk)`],
     ['tensors', String(total.tensors)],
@@ -83,6 +84,7 @@ function describe(inspection: Inspection): string {
     formatTable([left(''), left('')], facts),
     tallies('kind', inspection.kinds, total),
     tallies('dtype', inspection.dtypes, total),
+    formatNotes(inspection.notes),
     inspection.obstacle && `Cannot be converted: ${inspection.obstacle}`,
   ]
     .filter(Boolean)

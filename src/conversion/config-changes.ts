@@ -1,11 +1,11 @@
 /** The changes that a conversion makes to the source's `config.json`. */
-import { QUANTISATION_KEYS, quantisationConfig } from '../checkpoint/quantisation.js';
 import { UnevenFactorsError } from '../errors.js';
 import type { MoeModel, Projection } from '../models/family.js';
 import { type ModellingFile, modellingFiles } from '../models/modelling-files.js';
 import type { ConfigChanges } from '../models/native.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from './group-plan.js';
+import { quantisationChanges } from './quantisation-changes.js';
 import { isNative } from './settings.js';
 
 /**
@@ -75,27 +75,3 @@ function checkUniform(
     }
   }
 }
-
-/**
- * Removes the quantisation entry if no tensor is quantised any more. Otherwise it adds the decoded experts to the entry's list
- * of modules that are not quantised. compressed-tensors calls this list `ignore`, the other loaders `modules_to_not_convert`.
- */
-function quantisationChanges({ source, groups, quantised }: ConversionPlan, { layers }: MoeModel): ConfigChanges {
-  const entry = quantisationConfig(source.config) as Record<string, unknown> | undefined;
-  // No tensor here is quantised in a known way. The entry is then about tensors that pass through (for example GPTQ's
-  // attention).
-  if (!entry || quantised.before === 0) return {};
-  const path = QUANTISATION_KEYS.find((key) => valueAt(source.config, key) === entry) as string;
-  if (quantised.after === 0) return { [path]: undefined };
-  const converted = new Set(groups.map(({ layer }) => layer));
-  const modules = layers.filter(({ layer }) => converted.has(layer)).map(({ prefix }) => `${prefix}experts`);
-  if (modules.length === 0) return {};
-  const [key, added] = entry.config_groups
-    ? ['ignore', modules.map((module) => `re:${module.replaceAll('.', '\\.')}\\..*`)]
-    : ['modules_to_not_convert', modules];
-  const listed = entry[key];
-  return { [`${path}.${key}`]: [...(Array.isArray(listed) ? listed : []), ...added] };
-}
-
-const valueAt = (config: unknown, path: string): unknown =>
-  path.split('.').reduce<unknown>((value, key) => (value as Record<string, unknown> | undefined)?.[key], config);

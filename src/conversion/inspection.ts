@@ -28,7 +28,10 @@ export interface Inspection {
   /** `num_hidden_layers` of the config. */
   readonly hiddenLayers: number | undefined;
   readonly expertLayers: readonly number[];
+  /** The most that a layer has. */
   readonly expertsPerLayer: number;
+  /** The number of experts in each of `expertLayers`, in the same order. */
+  readonly expertCounts: readonly number[];
   /** The shape [p, d] of an expert's gate projection. */
   readonly expertShape: readonly number[] | undefined;
   /** The number of quantised matrices of each kind. */
@@ -39,6 +42,8 @@ export interface Inspection {
   readonly dtypes: Readonly<Record<string, Tally>>;
   /** The reason why this checkpoint cannot be converted; undefined if it can. */
   readonly obstacle: string | undefined;
+  /** What of the folder is not read or not copied, and where the config and the tensors differ. */
+  readonly notes: readonly string[];
 }
 
 /** Kinds of tensors by name. The first match counts. */
@@ -69,14 +74,15 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
       return {
         family: `native ${native.title}`,
         layers: [...new Set(groups.map(({ layer }) => layer))].sort((a, b) => a - b),
-        count: problem.experts * parts,
+        counts: [...new Set(groups.map(({ layer }) => layer))].map(() => problem.experts * parts),
         shape: [problem.rows, problem.cols],
       };
     }
-    const { family, layers } = detectModel(checkpoint);
+    const { family, layers, notes } = detectModel(checkpoint);
     const gate = layers[0]?.experts.gate_proj ?? [];
     const shape = gate[0] && [gate[0].rows, gate[0].cols];
-    return { family: family.name, layers: layers.map(({ layer }) => layer), count: gate.length, shape };
+    const counts = layers.map(({ experts }) => experts.gate_proj.length);
+    return { family: family.name, layers: layers.map(({ layer }) => layer), counts, shape, notes };
   });
   const kindOf = ({ name }: TensorInfo): string => KINDS.find(([, pattern]) => pattern.test(name))?.[0] ?? 'other';
   return {
@@ -87,7 +93,8 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
     native: native !== undefined,
     hiddenLayers: numberOf(languageConfig(config), 'num_hidden_layers'),
     expertLayers: experts.layers,
-    expertsPerLayer: experts.count,
+    expertsPerLayer: Math.max(0, ...experts.counts),
+    expertCounts: experts.counts,
     expertShape: experts.shape,
     shards: shards.map(({ path, bytes, tensors: held }) => ({ file: basename(path), tensors: held.length, bytes })),
     quantised: countQuantised(checkpoint),
@@ -95,14 +102,16 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
     kinds: tallyBy(tensors, kindOf, checkpoint),
     dtypes: tallyBy(tensors, ({ dtype }) => dtype, checkpoint),
     obstacle: experts.obstacle,
+    notes: [...checkpoint.notes, ...(experts.notes ?? [])],
   };
 }
 
 interface Experts {
   family: string | undefined;
   layers: readonly number[];
-  count: number;
+  counts: readonly number[];
   shape: readonly number[] | undefined;
+  notes?: readonly string[];
   obstacle?: string;
 }
 
@@ -112,7 +121,7 @@ function describeExperts(find: () => Experts): Experts {
     return find();
   } catch (error) {
     if (!(error instanceof MobeError)) throw error;
-    return { family: undefined, layers: [], count: 0, shape: undefined, obstacle: error.message };
+    return { family: undefined, layers: [], counts: [], shape: undefined, obstacle: error.message };
   }
 }
 

@@ -38,7 +38,26 @@ export class InvalidJsonError extends InputError {
     readonly file: string,
     reason: string,
   ) {
-    super(`${file}: ${reason}. The file is damaged: download it again.`);
+    super(`${file}: ${reason}. Correct it, or put the file that the model was published with in its place.`);
+  }
+}
+
+/** git left it in the place of a file, where git-lfs was not there to fetch that. */
+export class LfsPointerError extends InputError {
+  constructor(readonly file: string) {
+    super(
+      `${file} is a git-lfs pointer, a few lines of text in the place of the file. Run "git lfs install" and "git lfs pull" in its folder; they fetch all files that are pointers.`,
+    );
+  }
+}
+
+/** A file that loading needs is there by name only. */
+export class UnreadableFileError extends InputError {
+  constructor(
+    readonly file: string,
+    reason: string,
+  ) {
+    super(`${file} cannot be read: ${reason}. The model does not load without it: run its download again to its end.`);
   }
 }
 
@@ -46,39 +65,33 @@ export class InvalidJsonError extends InputError {
 export class MissingShardError extends InputError {
   constructor(
     readonly file: string,
-    readonly tensors: number,
+    reason: string,
   ) {
-    super(`${file} is missing; the index places ${tensors} tensor(s) in it. Download that shard.`);
+    super(`${file} is missing: ${reason}. Download that file; the others can stay.`);
   }
 }
 
-/** The folder has a shard that the index does not name. */
-export class ExtraShardError extends InputError {
-  constructor(readonly file: string) {
-    super(`${file} is not named by the index. It belongs to another download: remove it, or fetch the matching index.`);
-  }
-}
-
-/** A shard lacks a tensor that the index places in it. */
-export class TensorNotInShardError extends InputError {
+/** Two shards hold a tensor of the same name, and no index says which one counts. */
+export class AmbiguousTensorError extends InputError {
   constructor(
     readonly tensor: string,
     readonly file: string,
+    readonly other: string,
   ) {
     super(
-      `The index places tensor "${tensor}" in ${file}, which does not hold it. Index and shards are of different downloads.`,
+      `${file} and ${other} both hold tensor "${tensor}", and there is no model.safetensors.index.json to say which counts. Add the index that the model was published with, or give a folder with one of the two.`,
     );
   }
 }
 
-/** A shard holds a tensor that the index does not place in it. */
-export class UnindexedTensorError extends InputError {
+/** The folder holds several sets of weights, and no index says which is the model. */
+export class SeveralModelsError extends InputError {
   constructor(
-    readonly tensor: string,
-    readonly file: string,
+    readonly folder: string,
+    readonly sets: readonly string[],
   ) {
     super(
-      `${file} holds tensor "${tensor}", which the index does not place there. Index and shards are of different downloads.`,
+      `${folder} holds several sets of weights (${sets.join(', ')}), and no model.safetensors.index.json to say which is the model. Add the index that it was published with, or give a folder with one of them.`,
     );
   }
 }

@@ -7,7 +7,9 @@ export class InvalidHeaderError extends InputError {
     readonly file: string,
     reason: string,
   ) {
-    super(`${file}: not a safetensors file: ${reason}. Download it again.`);
+    super(
+      `${file}: not a safetensors file: ${reason}. Put the file that the model was published with in its place, or save the model again.`,
+    );
   }
 }
 
@@ -20,7 +22,7 @@ export class HeaderTooLongError extends InputError {
     what: string,
   ) {
     super(
-      `${file}: the header claims ${length} bytes, ${what} ${limit}. The file is damaged or truncated: download it again.`,
+      `${file}: the header claims ${length} bytes, ${what} ${limit}. The file is no safetensors file, or was not downloaded to its end: compare its size with the published one.`,
     );
   }
 }
@@ -32,7 +34,7 @@ export class DuplicateKeyError extends InputError {
     readonly key: string,
   ) {
     super(
-      `${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known: download the file again.`,
+      `${file}: the key ${JSON.stringify(key)} appears twice. Which one is meant cannot be known, and loaders disagree: save the file again with one of them.`,
     );
   }
 }
@@ -58,7 +60,9 @@ export class OffsetError extends InputError {
     readonly tensor: string,
     reason: string,
   ) {
-    super(`${file}: tensor "${tensor}": ${reason}. The file is damaged: download it again.`);
+    super(
+      `${file}: tensor "${tensor}": ${reason}. The file is damaged, or was written wrongly: compare it with the published one.`,
+    );
   }
 }
 
@@ -71,7 +75,7 @@ export class SizeMismatchError extends InputError {
     readonly actual: number,
   ) {
     super(
-      `${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged.`,
+      `${file}: tensor "${tensor}" has ${actual} bytes, its dtype and shape need ${expected}. The file is damaged, or was written wrongly: compare it with the published one.`,
     );
   }
 }
@@ -84,7 +88,7 @@ export class UnsupportedDtypeError extends InputError {
     readonly dtype: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is ${dtype}; weights are decoded from F32, F16, BF16, FP8 with scales, and INT4 of compressed-tensors. Convert the checkpoint to bf16 first.`,
+      `Tensor "${tensor}" in ${file} is ${dtype}; weights are decoded from F32, F16, BF16 and the quantisations of docs/families.md. Convert the checkpoint to bf16 first.`,
     );
   }
 }
@@ -97,7 +101,7 @@ export class UnsupportedQuantisationError extends InputError {
     what: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is quantised in a way mobe does not decode: ${what}. FP8 with scales of blocks, rows or the whole tensor and symmetric INT4 of compressed-tensors are decoded; convert the checkpoint to bf16 first.`,
+      `Tensor "${tensor}" in ${file} is quantised in a way mobe does not decode: ${what}. FP8, MXFP4, MXFP8, NVFP4, GPTQ, AWQ and the integers of compressed-tensors are decoded; convert the checkpoint to bf16 first.`,
     );
   }
 }
@@ -110,7 +114,7 @@ export class MissingScaleError extends InputError {
     readonly scales: string,
   ) {
     super(
-      `Tensor "${tensor}" in ${file} is quantised, but its scales "${scales}" are in no shard: without them its values mean nothing. Download the shard that has them.`,
+      `Tensor "${tensor}" in ${file} is quantised, but "${scales}" is in no shard: without it its values mean nothing. Take a copy of the checkpoint whose index lists it.`,
     );
   }
 }
@@ -122,6 +126,8 @@ export class QuantisedShapeError extends InputError {
     readonly file: string,
     what: string,
   ) {
-    super(`Quantised tensor "${tensor}" in ${file}: ${what}. Download the checkpoint again.`);
+    super(
+      `Quantised tensor "${tensor}" in ${file}: ${what}. Its parts, or config.json, are of another conversion: take all files from one.`,
+    );
   }
 }

@@ -31,7 +31,7 @@ export class MissingExpertError extends InputError {
     readonly folder: string,
   ) {
     super(
-      `${folder}: expert tensor "${tensor}" is missing while others of its layer are there. The download is incomplete.`,
+      `${folder}: expert tensor "${tensor}" is missing while others of its layer are there. Look for the shard that has it; if there is none, the model was saved incomplete.`,
     );
   }
 }
@@ -41,12 +41,9 @@ export class MissingLayerError extends InputError {
   constructor(
     readonly file: string,
     readonly layer: number,
-    expected: boolean,
   ) {
     super(
-      expected
-        ? `${file} gives layer ${layer} routed experts, but no shard has them. The download is incomplete, or the config is of another model.`
-        : `${file} makes layer ${layer} a dense one, but the shards hold routed experts for it. Config and weights are of different models.`,
+      `${file} gives layer ${layer} routed experts, but no shard has them. Look for the shard that has them, or for the config.json of these weights.`,
     );
   }
 }
@@ -59,7 +56,7 @@ export class UnequalExpertError extends InputError {
     what: string,
   ) {
     super(
-      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike: the files are of different conversions, or damaged. Download them again.`,
+      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike to be factorised together: save the model with experts of one shape and dtype.`,
     );
   }
 }
@@ -99,7 +96,7 @@ export class ConfigValueError extends InputError {
     readonly value: unknown,
   ) {
     super(
-      `${file}: "${key}" is ${value === undefined ? 'missing' : JSON.stringify(value)}, expected ${expected}. The file is damaged or of another model: download it again.`,
+      `${file}: "${key}" is ${value === undefined ? 'missing' : JSON.stringify(value)}, expected ${expected}. Put the config.json of these weights in its place.`,
     );
   }
 }
@@ -110,7 +107,9 @@ export class MissingTensorError extends InputError {
     readonly tensor: string,
     readonly folder: string,
   ) {
-    super(`${folder} has no tensor "${tensor}", which its config.json asks for. The download is incomplete.`);
+    super(
+      `${folder} has no tensor "${tensor}", which its config.json asks for. Look for the shard that has it, or for the config.json of these weights.`,
+    );
   }
 }
 
@@ -157,7 +156,9 @@ export class TokenizerError extends InputError {
     readonly file: string,
     reason: string,
   ) {
-    super(`${file}: ${reason}. The model's tokenizer is needed to read and write text: download it again.`);
+    super(
+      `${file}: ${reason}. The model's tokenizer is needed to read and write text: put the one it was published with in its place.`,
+    );
   }
 }
 

@@ -1,8 +1,8 @@
 /** Finds and reads a model's weights, in any encoding of the checkpoint. */
-import { decodeRows, storedBytes } from '../checkpoint/encoding.js';
+import { decodeRows, rowSpan } from '../checkpoint/encoding.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
-import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
-import { checkDeclaredShape, plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { dataOf, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
+import { plainMatrix, readScales, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingTensorError, WeightShapeError } from '../errors.js';
 import { type RangeReader, READ_BYTES } from '../sources/files.js';
 
@@ -26,7 +26,7 @@ export const shapesOf = (
 
 /** Finds a weight and checks its shape, without reading it. Throws a `MissingTensorError` or a `WeightShapeError`. */
 export function findWeight(checkpoint: Checkpoint, name: string, shape: readonly number[]): Weight {
-  const tensor = checkpoint.tensors.get(name) ?? checkpoint.tensors.get(`${name}_packed`);
+  const tensor = dataOf(name, checkpoint);
   if (!tensor) throw new MissingTensorError(name, checkpoint.folder);
   const matrix = isQuantised(tensor) ? quantisedMatrix(tensor, checkpoint) : plainMatrix(tensor);
   const [rows, cols] = shape.length === 1 ? [1, shape[0]] : shape;
@@ -60,16 +60,14 @@ export class WeightReader {
    */
   async fill(target: Float32Array, matrix: StoredMatrix, rows: Rows = { first: 0, count: matrix.rows }): Promise<void> {
     const { cols, encoding, data } = matrix;
-    await checkDeclaredShape(this.files, matrix);
-    const scales = matrix.scales ? await this.files.readRange(matrix.scales) : new Uint8Array(0);
-    const stride = storedBytes(encoding, 1, cols).data;
-    const most = Math.max(1, Math.floor(READ_BYTES / stride));
+    const scales = await readScales(this.files, matrix);
+    const most = rowsAtOnce(matrix, rows);
     for (let done = 0; done < rows.count; done += most) {
-      const count = Math.min(most, rows.count - done);
-      const bytes = this.scratch(count * stride);
-      const first = rows.first + done;
-      await this.files.read(data.file, data.start + first * stride, bytes);
-      decodeRows(encoding, cols, { first, count }, bytes, scales, target.subarray(done * cols, (done + count) * cols));
+      const part = { first: rows.first + done, count: Math.min(most, rows.count - done) };
+      const { start, end } = rowSpan(encoding, cols, part);
+      const bytes = this.scratch(end - start);
+      await this.files.read(data.file, data.start + start, bytes);
+      decodeRows(encoding, cols, part, bytes, scales, target.subarray(done * cols, (done + part.count) * cols));
       this.read += bytes.byteLength;
     }
   }
@@ -78,4 +76,13 @@ export class WeightReader {
     if (this.buffer.byteLength < bytes) this.buffer = new Uint8Array(bytes);
     return this.buffer.subarray(0, bytes);
   }
+}
+
+/** As many rows as fit a read; all of them where each needs all data. */
+function rowsAtOnce({ encoding, cols }: StoredMatrix, { first, count }: Rows): number {
+  const bytes = (rows: number): number => {
+    const { start, end } = rowSpan(encoding, cols, { first, count: rows });
+    return end - start;
+  };
+  return bytes(1) === bytes(count) ? Math.max(1, count) : Math.max(1, Math.floor((READ_BYTES * count) / bytes(count)));
 }

@@ -5,6 +5,7 @@ import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate
 import { generateFamily } from '../../fixtures/generate-family.js';
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import type { TensorSpec } from '../checkpoint/header.js';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import * as errors from '../errors.js';
 import { detectModel } from './detect.js';
@@ -68,10 +69,12 @@ describe('which layers have experts is what the config says:', () => {
     await expect(run).rejects.toThrow('gives layer 3 routed experts');
   });
 
-  test('a layer that it makes dense has experts: refused', async () => {
-    const run = layersOf('bailing_moe_v2', { first_k_dense_replace: 2 }, []);
-    await expect(run).rejects.toThrow(errors.MissingLayerError);
-    await expect(run).rejects.toThrow('makes layer 1 a dense one');
+  test('a layer that it makes dense has experts: they are read, for the tensors say what is there', async () => {
+    expect(await layersOf('bailing_moe_v2', { first_k_dense_replace: 2 }, [])).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test('a layer that a list gives no experts has none', async () => {
+    expect(await layersOf('qwen3_moe', { num_experts: [2, 2, 0, 2, 2, 2] }, [2])).toEqual([0, 1, 3, 4, 5]);
   });
 
   test('a family that mobe does not know has those that are there', async () => {
@@ -107,14 +110,106 @@ describe('refused:', () => {
     await expect(run).rejects.toThrow(errors.UnequalExpertError);
     await expect(run).rejects.toThrow(odd);
   });
+});
+
+describe('sizes come from the tensors:', () => {
+  // They were refused before: loaders of pruned and latent experts read what is there.
+  test.each([
+    ['num_experts', 13, 'layer 0 has 12 experts'],
+    ['moe_intermediate_size', 5, 'layer 0 has 4 rows an expert'],
+    ['hidden_size', 16, 'layer 0 has 8 columns an expert'],
+  ])('a config that says another %s is told so, and has no native form', async (key, value, says) => {
+    const { family, notes } = await detect({ config: { [key]: value } });
+    expect(notes).toEqual([`config.json says "${key}": ${value}, ${says}: the tensors count.`]);
+    expect(family.native).toBeUndefined();
+  });
+
+  const pruned = (counts: readonly number[]) => (tensors: TensorSpec[]) =>
+    tensors.filter(({ name }) => {
+      const [, layer, expert] = /layers\.(\d+)\.mlp\.experts\.(\d+)\./.exec(name) ?? [];
+      return expert === undefined || Number(expert) < (counts[Number(layer)] as number);
+    });
+
+  test.each<[string, object, number]>([
+    ['a scalar beside a list', { num_experts: 12, num_experts_per_layer: [12, 5] }, 1],
+    ['a list', { num_experts: [12, 5] }, 0],
+    ['nothing', { num_experts: undefined }, 0],
+  ])('layers with different numbers of experts, of which the config says %s', async (_, config, notes) => {
+    const model = await detect({ config: { ...config }, alter: pruned([12, 5]) });
+    expect(model.layers.map(({ experts }) => experts.gate_proj.length)).toEqual([12, 5]);
+    expect(model.notes).toHaveLength(notes);
+    expect(model.family.native).toBeUndefined();
+    expect(model.family.name).toContain('not all as config.json says');
+  });
+
+  test('experts that are narrower than hidden_size, under a model_type that mobe does not know', async () => {
+    const narrow = ({ name, shape, ...rest }: TensorSpec): TensorSpec => {
+      if (!name.includes('.experts.')) return { name, shape, ...rest };
+      const latent = shape.map((size) => (size === 8 ? 6 : size));
+      return { ...rest, name, shape: latent, bytes: 2 * 4 * 6 };
+    };
+    const config = { model_type: 'kimi_k3', moe_latent_size: 6 };
+    const { layers } = await detect({ config, alter: (tensors) => tensors.map(narrow) });
+    const [{ experts }] = layers as [(typeof layers)[number]];
+    expect([experts.gate_proj[0], experts.down_proj[0]].map((it) => [it?.rows, it?.cols])).toEqual([
+      [4, 6],
+      [6, 4],
+    ]);
+  });
+
+  test('zero experts that are counted and have no weights', async () => {
+    const { layers } = await detect({ config: { model_type: 'longcat_flash', num_experts: 18, zero_expert_num: 6 } });
+    expect(layers.map(({ experts }) => experts.gate_proj.length)).toEqual([12, 12]);
+  });
+
+  test('the config of the language model counts, wherever it is nested', async () => {
+    for (const nest of [
+      (it: object) => ({ text_config: it }),
+      (it: object) => ({ llm_config: it }),
+      (it: object) => ({ language_config: it }),
+      (it: object) => ({
+        thinker_config: { text_config: it },
+        talker_config: { text_config: { num_hidden_layers: 9 } },
+      }),
+    ]) {
+      const { layers } = await detect({
+        layers: 3,
+        config: { ...nest({ num_hidden_layers: 2 }), model_type: 'multimodal' },
+      });
+      expect(layers).toHaveLength(2);
+    }
+  });
+});
+
+describe('experts that cannot be read:', () => {
+  const renamed = (to: string) => (tensors: TensorSpec[]) =>
+    tensors.map((it) => ({ ...it, name: it.name.replace(/mlp\.experts\.(\d+)\.(\w+)\.weight$/, to) }));
+
+  test('names that look like experts are shown with their shapes', async () => {
+    const run = detect({ alter: renamed('moe.expert_list.$1.$2.matrix') });
+    await expect(run).rejects.toThrow(errors.UnknownModelError);
+    await expect(run).rejects.toThrow('model.layers.0.moe.expert_list.0.gate_proj.matrix (BF16 [4,8])');
+  });
+
+  test('a dense model is called one', async () => {
+    const run = detect({ alter: (tensors) => tensors.filter(({ name }) => !name.includes('experts')) });
+    await expect(run).rejects.toThrow('seems to be a dense model');
+  });
 
   test.each([
-    ['num_experts', 13],
-    ['moe_intermediate_size', 5],
-    ['hidden_size', 16],
-  ])('a config that says another %s', async (key, value) => {
-    const run = detect({ config: { [key]: value } });
-    await expect(run).rejects.toThrow(errors.ConfigMismatchError);
-    await expect(run).rejects.toThrow(key);
+    ['of the config', { quant_method: 'x9' }, 'codes', 'x9, as config.json says'],
+    [
+      'of the config, with its bits',
+      { quant_method: 'bitsandbytes', bits: 4 },
+      'weight.absmax',
+      'bitsandbytes of 4 bits',
+    ],
+    ['that its tensors have', undefined, 'codes', 'AQLM, by its name'],
+  ])('a quantisation is called by the name %s', async (_, entry, suffix, says) => {
+    const config = { model_type: 'other', text_config: entry ? { quantization_config: entry } : {} };
+    const run = detect({ config, alter: renamed(`moe.experts.$1.$2.${suffix}`) });
+    await expect(run).rejects.toThrow(errors.UnsupportedQuantisationError);
+    await expect(run).rejects.toThrow(says);
+    await expect(run).rejects.not.toThrow('ownload');
   });
 });

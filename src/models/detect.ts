@@ -4,14 +4,7 @@ import { isDeepStrictEqual } from 'node:util';
 import { describeEncoding } from '../checkpoint/encoding.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import {
-  ConfigMismatchError,
-  MissingExpertError,
-  MissingLayerError,
-  UnequalExpertError,
-  UnknownModelError,
-  UnsupportedLayoutError,
-} from '../errors.js';
+import { MissingExpertError, MissingLayerError, UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
 import { bailing, bailingV2 } from './bailing.js';
 import { deepseekV2, deepseekV3, kimiK2 } from './deepseek.js';
 import { expertsOf } from './expert-names.js';
@@ -25,9 +18,13 @@ import {
   type Projection,
 } from './family.js';
 import { glm4Moe } from './glm.js';
+import { languageConfig } from './language-config.js';
 import { mixtral } from './mixtral.js';
 import { olmoe } from './olmoe.js';
 import { qwen2Moe, qwen3Moe } from './qwen-moe.js';
+import { unknownExperts } from './unknown-experts.js';
+
+export { languageConfig } from './language-config.js';
 
 export const FAMILIES: readonly Family[] = [
   qwen3Moe,
@@ -51,32 +48,23 @@ const generic = (modelType: string, config: Config): Family => ({
   rowsKey: 'moe_intermediate_size',
 });
 
-/** The config of the language model. In a multimodal model it is nested in `text_config`. */
-export const languageConfig = (config: Config): Config =>
-  typeof config.text_config === 'object' && config.text_config !== null
-    ? { ...config, ...(config.text_config as Config) }
-    : config;
-
 /**
- * Finds the family and the expert layers. Throws an `InputError` if experts are missing, differ in shape, or contradict the
- * config.
+ * Finds the family and the expert layers. Throws an `InputError` if experts are missing or differ in shape, or if none is known.
+ * Where the config and the tensors differ, the tensors count.
  */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
   const config = languageConfig(checkpoint.config);
   const modelType = String(checkpoint.config.model_type ?? 'unknown');
   const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config);
   const layers = collectLayers(checkpoint, config);
-  if (layers.length === 0) {
-    const sample = [...checkpoint.tensors.keys()]
-      .filter((name) => /expert|mlp|feed_forward|moe/.test(name))
-      .slice(0, 3);
-    throw new UnknownModelError(
-      checkpoint.folder,
-      `Its model_type is "${modelType}"${sample.length ? `, its tensors are like ${sample.join(', ')}` : ''}; expected names like model.layers.0.mlp.experts.0.gate_proj.weight.`,
-    );
-  }
-  checkConfig(checkpoint, config, family, layers);
-  return { family, layers };
+  if (layers.length === 0) throw unknownExperts(checkpoint, modelType);
+  checkLayers(checkpoint, config, family, layers);
+  const notes = configDifferences(config, family, layers);
+  if (notes.length === 0 && areAlike(layers)) return { family, layers, notes };
+  // A native checkpoint's modelling files make every layer as the config says.
+  const { native, ...loadable } = family;
+  const name = native ? `${family.name} with layers that are not all as config.json says` : family.name;
+  return { family: { ...loadable, name }, layers, notes };
 }
 
 type Slots = Record<Projection, Array<StoredMatrix | undefined>>;
@@ -90,6 +78,7 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
       const slots = entry.slots[projection];
       const other = slots[expert]?.place.tensor;
       if (other) throw new UnsupportedLayoutError(tensor.name, tensor.file, `"${other}" holds expert ${expert} too`);
+      checkConvertible(matrix);
       slots[expert] = matrix;
     }
   }
@@ -103,6 +92,16 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
       .map(([prefix, { layer, slots }]) => ({ layer, prefix, experts: completeExperts(checkpoint, prefix, slots) }))
       .sort((a, b) => a.layer - b.layer)
   );
+}
+
+/** A conversion reads rows that follow each other in the file, and writes experts row by row. */
+function checkConvertible({ data, encoding, place }: StoredMatrix): void {
+  if (encoding.kind === 'view')
+    throw new UnsupportedLayoutError(
+      place.tensor,
+      data.file,
+      `they are ${describeEncoding(encoding)}${place.steps ? ', transposed or interleaved' : ''}, which mobe decodes but does not convert yet`,
+    );
 }
 
 /** The part of a layer's prefix before `layers.{i}.`. */
@@ -141,19 +140,10 @@ function checkAlike({ name, data, rows, cols, encoding }: StoredMatrix, first: S
   }
 }
 
-function checkConfig({ folder }: Checkpoint, config: Config, family: Family, layers: readonly ExpertLayer[]): void {
-  const file = join(folder, CONFIG_FILE);
-  const expect = (key: string, found: number): void => {
-    const configured = numberOf(config, key);
-    if (configured !== undefined && configured !== found) throw new ConfigMismatchError(file, key, configured, found);
-  };
-  // transformers 5 writes `num_local_experts` instead of a family's own key.
-  const countKey = family.expertCountKey in config ? family.expertCountKey : 'num_local_experts';
+/** Throws if a projection does not fit the others, or if the config gives experts to a layer that has none. */
+function checkLayers({ folder }: Checkpoint, config: Config, family: Family, layers: readonly ExpertLayer[]): void {
   for (const { experts } of layers) {
     const [gate, down] = [experts.gate_proj[0], experts.down_proj[0]] as [StoredMatrix, StoredMatrix];
-    expect(countKey, experts.gate_proj.length);
-    expect(family.rowsKey, gate.rows);
-    expect('hidden_size', gate.cols);
     if (down.rows !== gate.cols || down.cols !== gate.rows)
       throw new UnequalExpertError(
         down.name,
@@ -163,8 +153,47 @@ function checkConfig({ folder }: Checkpoint, config: Config, family: Family, lay
   }
   const hidden = numberOf(config, 'num_hidden_layers') ?? 0;
   const held = new Set(layers.map(({ layer }) => layer));
+  const counts = config[countKey(family, config)];
   for (let layer = 0; family.isMoeLayer && layer < hidden; layer++) {
-    const expected = family.isMoeLayer(layer, config);
-    if (expected !== held.has(layer)) throw new MissingLayerError(file, layer, expected);
+    const pruned = Array.isArray(counts) && counts[layer] === 0;
+    if (family.isMoeLayer(layer, config) && !held.has(layer) && !pruned)
+      throw new MissingLayerError(join(folder, CONFIG_FILE), layer);
   }
+}
+
+/** transformers 5 writes `num_local_experts` where a family's own key was another. */
+const countKey = ({ expertCountKey }: Family, config: Config): string =>
+  expertCountKey in config ? expertCountKey : 'num_local_experts';
+
+/** How many experts there are and what shape they have, by layer. */
+const sizesOf = ({ experts: { gate_proj: gate } }: ExpertLayer) => {
+  const { rows, cols } = gate[0] as StoredMatrix;
+  return { count: gate.length, rows, cols };
+};
+
+const areAlike = (layers: readonly ExpertLayer[]): boolean =>
+  layers.every((layer) => isDeepStrictEqual(sizesOf(layer), sizesOf(layers[0] as ExpertLayer)));
+
+/**
+ * Sentences on entries of the config that differ from the tensors. Experts may be narrower than `hidden_size` (they work in a latent
+ * space), pruned to another number in each layer, or counted with zero experts that have no weights.
+ */
+function configDifferences(config: Config, family: Family, layers: readonly ExpertLayer[]): string[] {
+  const notes: string[] = [];
+  const compare = (key: string, what: string, size: (layer: ExpertLayer) => number): void => {
+    const configured = numberOf(config, key);
+    const other = layers.find((layer) => configured !== undefined && size(layer) !== configured);
+    if (other)
+      notes.push(
+        `${CONFIG_FILE} says "${key}": ${configured}, layer ${other.layer} has ${size(other)} ${what}: the tensors count.`,
+      );
+  };
+  compare(countKey(family, config), 'experts', (layer) => sizesOf(layer).count);
+  compare(family.rowsKey, 'rows an expert', (layer) => sizesOf(layer).rows);
+  compare('hidden_size', 'columns an expert', (layer) => sizesOf(layer).cols);
+  const hidden = numberOf(config, 'num_hidden_layers') ?? 0;
+  const dense = layers.find(({ layer }) => layer < hidden && family.isMoeLayer?.(layer, config) === false);
+  if (dense)
+    notes.push(`${CONFIG_FILE} makes layer ${dense.layer} a dense one, but it has routed experts: the tensors count.`);
+  return notes;
 }

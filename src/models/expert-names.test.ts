@@ -57,18 +57,20 @@ describe('refused:', () => {
     });
   const fused = 'model.layers.0.mlp.experts.';
 
-  test('fused experts that multiply from the right, as those of Llama 4', async () => {
+  test('fused experts whose sizes fit neither orientation', async () => {
+    const alter = reshape({ gate_up_proj: [3, 4, 16], down_proj: [3, 4, 8] });
+    const { model } = await generate('qwen3_moe', { fused: true, alter });
+    await expect(model()).rejects.toThrow(errors.UnsupportedLayoutError);
+    await expect(model()).rejects.toThrow(
+      "an expert's gate_up_proj is [4,16] and its down_proj [4,8]; [2p, d] with [d, p] is read, and [d, 2p] with [p, d]",
+    );
+  });
+
+  test('fused experts that multiply from the right, while they cannot be converted', async () => {
     const alter = reshape({ gate_up_proj: [3, 8, 8], down_proj: [3, 4, 8] });
     const { model } = await generate('qwen3_moe', { fused: true, alter });
     await expect(model()).rejects.toThrow(errors.UnsupportedLayoutError);
-    await expect(model()).rejects.toThrow('only [n, 2p, d] with [n, d, p] is read');
-  });
-
-  test('the same where d is not 2p', async () => {
-    const sizes = { ...SIZES, cols: 12 };
-    const alter = reshape({ gate_up_proj: [3, 12, 8], down_proj: [3, 4, 12] });
-    const { model } = await generate('qwen3_moe', { fused: true, sizes, alter });
-    await expect(model()).rejects.toThrow(errors.UnsupportedLayoutError);
+    await expect(model()).rejects.toThrow('they are BF16, transposed or interleaved, which mobe decodes but does not');
   });
 
   test.each(['down_proj', 'gate_up_proj'])('fused experts without %s', async (missing) => {
@@ -84,14 +86,21 @@ describe('refused:', () => {
     await expect(model()).rejects.toThrow(errors.UnequalExpertError);
   });
 
-  test.each(['F8_E4M3', 'U8'])('fused experts in %s', async (dtype) => {
-    const alter = (tensors: StoredTensor[]) =>
-      tensors.map((it) =>
-        it.name === `${fused}down_proj` ? { ...it, dtype, bytes: it.bytes.subarray(0, it.bytes.length / 2) } : it,
-      );
-    const { model } = await generate('qwen3_moe', { fused: true, alter });
-    await expect(model()).rejects.toThrow(errors.UnsupportedLayoutError);
-    await expect(model()).rejects.toThrow(`they are ${dtype}`);
+  const halved = (dtype: string) => (tensors: StoredTensor[]) =>
+    tensors.map((it) =>
+      it.name === `${fused}down_proj` ? { ...it, dtype, bytes: it.bytes.subarray(0, it.bytes.length / 2) } : it,
+    );
+
+  test('fused experts in FP8 without scales', async () => {
+    const { model } = await generate('qwen3_moe', { fused: true, alter: halved('F8_E4M3') });
+    await expect(model()).rejects.toThrow(errors.MissingScaleError);
+    await expect(model()).rejects.toThrow('down_proj_scale_inv" is in no shard');
+  });
+
+  test('fused experts in bytes', async () => {
+    const { model } = await generate('qwen3_moe', { fused: true, alter: halved('U8') });
+    await expect(model()).rejects.toThrow(errors.UnsupportedQuantisationError);
+    await expect(model()).rejects.toThrow('fused experts are U8');
   });
 
   test.each(['0.up_proj.weight', '0.w3.weight'])('fused experts with %s beside them', async (name) => {
@@ -101,12 +110,12 @@ describe('refused:', () => {
     await expect(model()).rejects.toThrow('holds expert 0 too');
   });
 
-  test("GPTQ's tensors, with what was seen", async () => {
+  test("GPTQ's tensors without those that accompany them", async () => {
     const alter = (tensors: StoredTensor[]) =>
       tensors.map((it) => ({ ...it, name: it.name.replace(/(experts\..*)\.weight$/, '$1.qweight') }));
     const { model } = await generate('qwen3_moe', { alter });
-    await expect(model()).rejects.toThrow(errors.UnknownModelError);
-    await expect(model()).rejects.toThrow('.qweight');
+    await expect(model()).rejects.toThrow(errors.MissingScaleError);
+    await expect(model()).rejects.toThrow('.scales');
   });
 
   test('integers', async () => {

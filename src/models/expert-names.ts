@@ -1,16 +1,18 @@
 /** The names of expert tensors in checkpoints of all families. */
-import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
+import { floatBytes } from '../checkpoint/dtype.js';
+import type { Encoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
-import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
-import { plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { isQuantised, matrixName, quantisedMatrix } from '../checkpoint/quantisation.js';
+import { type MatrixStack, matrixStack } from '../checkpoint/quantised/stack.js';
+import { type MatrixPlace, plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
 import type { Projection } from './family.js';
 
 /** One tensor for each expert. Mixtral, MiniMax and others name the projections w1, w3 and w2. */
 const SEPARATE =
-  /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight(?:_packed)?$/;
-/** All experts of a layer in one tensor: gate above up (n, 2p, d), and down (n, d, p). */
+  /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$/;
+/** All experts of a layer in one tensor: gate and up (n, 2p, d), and down (n, d, p), or the transpose of each. */
 const FUSED = /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(gate_up_proj|down_proj)$/;
 
 /**
@@ -35,19 +37,22 @@ export interface FoundExpert {
  * The expert matrices in a tensor; none if it is not an expert tensor. Throws an `InputError` if its shape or dtype is wrong.
  */
 export function expertsOf(tensor: TensorInfo, checkpoint: Checkpoint): FoundExpert[] {
-  const separate = SEPARATE.exec(tensor.name);
+  const standard = matrixName(tensor.name);
+  const separate = SEPARATE.exec(standard);
   if (separate) {
     const [, prefix, layer, expert, name] = separate as unknown as [string, string, string, string, string];
     const projection = PROJECTION[name] ?? (name as Projection);
-    const matrix = isQuantised(tensor) ? quantisedMatrix(tensor, checkpoint) : floatMatrix(tensor);
+    const isPlain = standard === tensor.name && !isQuantised(tensor);
+    const matrix = isPlain ? floatMatrix(tensor) : quantisedMatrix(tensor, checkpoint);
     return [{ prefix, layer: Number(layer), expert: Number(expert), projection, matrix }];
   }
-  const fused = FUSED.exec(tensor.name);
+  const fused = FUSED.exec(standard);
   if (!fused) return [];
-  const [, prefix, layer, name] = fused as unknown as [string, string, string, 'gate_up_proj' | 'down_proj'];
-  const projections: readonly Projection[] = name === 'down_proj' ? ['down_proj'] : ['gate_proj', 'up_proj'];
-  return slices(tensor, projections, prefix, checkpoint).map((it) => ({ prefix, layer: Number(layer), ...it }));
+  const [, prefix, layer, name] = fused as unknown as [string, string, string, FusedName];
+  return slices(tensor, name, prefix, checkpoint).map((it) => ({ prefix, layer: Number(layer), ...it }));
 }
+
+type FusedName = 'gate_up_proj' | 'down_proj';
 
 function floatMatrix(tensor: TensorInfo): StoredMatrix {
   const { name, file, shape } = tensor;
@@ -55,60 +60,102 @@ function floatMatrix(tensor: TensorInfo): StoredMatrix {
   return plainMatrix(tensor);
 }
 
-/** The matrices of a fused tensor, each a range of it, in stored order. */
+/** The matrices of a fused tensor, in stored order. */
 function slices(
   tensor: TensorInfo,
-  projections: readonly Projection[],
+  fused: FusedName,
   prefix: string,
   checkpoint: Checkpoint,
 ): Array<Pick<FoundExpert, 'expert' | 'projection' | 'matrix'>> {
-  const { name, file, dtype, shape, start } = tensor;
-  if (shape.length !== 3) throw new UnequalExpertError(name, file, `has shape [${shape}], not [experts, rows, cols]`);
-  if (!isFloatDtype(dtype))
-    throw new UnsupportedLayoutError(name, file, `they are ${dtype}; fused ones are read from F32, F16 and BF16`);
-  checkOrientation(tensor, prefix, checkpoint);
-  const [experts, allRows, cols] = shape as [number, number, number];
-  if (experts > MAX_EXPERTS || shape.includes(0))
+  const { name, file, shape } = tensor;
+  if (shape.length !== 3 && shape.length !== 4)
+    throw new UnequalExpertError(name, file, `has shape [${shape}], not [experts, rows, cols]`);
+  if ((shape[0] as number) > MAX_EXPERTS || shape.includes(0))
     throw new UnequalExpertError(name, file, `has shape [${shape}]: more than ${MAX_EXPERTS} experts, or empty ones`);
-  const rows = allRows / projections.length;
-  return Array.from({ length: experts * projections.length }, (_, i) => {
+  const stack = matrixStack(tensor, checkpoint);
+  const transposed = isTransposed(tensor, prefix, checkpoint);
+  const projections: readonly Projection[] = fused === 'down_proj' ? ['down_proj'] : ['gate_proj', 'up_proj'];
+  const split: Split = {
+    transposed,
+    count: projections.length,
+    interleaved: projections.length > 1 && interleavesGateAndUp(checkpoint),
+    // Formats that pack along the rows turn experts around: as floats, gpt-oss has them as they are multiplied.
+    placedTransposed: transposed || name !== matrixName(name),
+  };
+  return Array.from({ length: stack.count * projections.length }, (_, i) => {
     const expert = Math.floor(i / projections.length);
     const projection = projections[i % projections.length] as Projection;
-    const element = i * rows * cols;
-    const matrix: StoredMatrix = {
-      name: `${prefix}experts.${expert}.${projection}.weight`,
-      rows,
-      cols,
-      encoding: { kind: 'float', dtype },
-      data: {
-        file,
-        start: start + element * floatBytes(dtype),
-        end: start + (element + rows * cols) * floatBytes(dtype),
-      },
-      place: { tensor: name, element },
-    };
-    return { expert, projection, matrix };
+    const matrixOf = `${prefix}experts.${expert}.${projection}.weight`;
+    return { expert, projection, matrix: slice(stack, expert, i % projections.length, split, matrixOf, name) };
   });
 }
 
+/** How a matrix of a stack is cut into projections. */
+interface Split {
+  readonly transposed: boolean;
+  readonly count: number;
+  /** Gate has every other row, of the transpose where that is stored; else the first half of them. */
+  readonly interleaved: boolean;
+  /** The tensor it belongs to holds the transpose. */
+  readonly placedTransposed: boolean;
+}
+
+function slice(
+  stack: MatrixStack,
+  expert: number,
+  part: number,
+  { transposed, count, interleaved, placedTransposed }: Split,
+  name: string,
+  tensor: string,
+): StoredMatrix {
+  const [outputs, cols] = transposed ? [stack.cols, stack.rows] : [stack.rows, stack.cols];
+  const rows = outputs / count;
+  const [first, step] = interleaved ? [part, count] : [part * rows, 1];
+  const start = expert * outputs * cols;
+  const steps = placedTransposed ? { row: step, column: outputs } : { row: step * cols, column: 1 };
+  const place: MatrixPlace = {
+    tensor: matrixName(tensor),
+    element: start + first * (placedTransposed ? 1 : cols),
+    ...((placedTransposed || interleaved) && { steps }),
+  };
+  const { encoding } = stack;
+  const { file, start: from, end } = stack.data(expert);
+  if (encoding.kind === 'float' && !transposed && !interleaved) {
+    const bytes = rows * cols * floatBytes(encoding.dtype);
+    const own = { file, start: from + part * bytes, end: from + (part + 1) * bytes };
+    return { name, rows, cols, encoding, data: own, place };
+  }
+  const view: Encoding = { kind: 'view', of: encoding, rows: stack.rows, cols: stack.cols, first, step, transposed };
+  const data = { file, start: from, end };
+  const scales = stack.scales && { scales: stack.scales(expert) };
+  return { name, rows, cols, encoding: view, data, ...scales, place };
+}
+
 /**
- * Checks the orientation of fused tensors. gate_up (n, 2p, d) with down (n, d, p) multiplies from the left, like separate
- * experts. (n, d, 2p) with (n, p, d), as in Llama 4 and gpt-oss, multiplies from the right and is refused. The two shapes
+/**
+ * Reads the orientation of fused tensors. gate_up (n, 2p, d) with down (n, d, p) multiplies from the left, like separate
+ * experts. (n, d, 2p) with (n, p, d), as in Llama 4, Qwen3-VL-MoE and gpt-oss, multiplies from the right. The two shapes
  * together show which it is.
  */
-function checkOrientation({ name, file }: TensorInfo, prefix: string, { tensors }: Checkpoint): void {
-  const gateUp = tensors.get(`${prefix}experts.gate_up_proj`)?.shape;
-  const down = tensors.get(`${prefix}experts.down_proj`)?.shape;
-  if (!gateUp || !down) {
-    const missing = gateUp ? 'down_proj' : 'gate_up_proj';
-    throw new UnsupportedLayoutError(name, file, `there is no ${prefix}experts.${missing} beside it`);
-  }
-  const [, gateUpRows = 0, gateUpCols = 0] = gateUp;
-  const [, downRows = 0, downCols = 0] = down;
-  if (gateUpRows === 2 * downCols && gateUpCols === downRows) return;
+function isTransposed({ name, file }: TensorInfo, prefix: string, checkpoint: Checkpoint): boolean {
+  const sides = (fused: FusedName): readonly [number, number] => {
+    const base = `${prefix}experts.${fused}`;
+    const { tensors } = checkpoint;
+    const shape = tensors.get(base)?.shape ?? tensors.get(`${base}_blocks`)?.shape;
+    if (!shape) throw new UnsupportedLayoutError(name, file, `there is no ${base} beside it`);
+    const [, rows = 0, cols = 0, bytes] = shape;
+    return [rows, bytes === undefined ? cols : cols * bytes * 2];
+  };
+  const [gateUp, down] = [sides('gate_up_proj'), sides('down_proj')];
+  if (gateUp[0] === 2 * down[1] && gateUp[1] === down[0]) return false;
+  if (gateUp[1] === 2 * down[0] && gateUp[0] === down[1]) return true;
   throw new UnsupportedLayoutError(
     name,
     file,
-    `gate_up_proj is [${gateUp}] and down_proj [${down}]; only [n, 2p, d] with [n, d, p] is read`,
+    `an expert's gate_up_proj is [${gateUp}] and its down_proj [${down}]; [2p, d] with [d, p] is read, and [d, 2p] with [p, d]`,
   );
 }
+
+/** gpt-oss alternates gate and up, which no shape tells. */
+const interleavesGateAndUp = ({ config }: Checkpoint): boolean =>
+  [config, config.text_config].some((it) => (it as Checkpoint['config'] | undefined)?.model_type === 'gpt_oss');

@@ -54,6 +54,8 @@ export interface MoeModel {
   readonly family: Family;
   /** The layers with routed experts, sorted. */
   readonly layers: readonly ExpertLayer[];
+  /** Where the config says otherwise than the tensors, which count: a sentence each. */
+  readonly notes: readonly string[];
 }
 
 /** An entry of the config if it is a whole number, else undefined. */

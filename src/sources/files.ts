@@ -43,6 +43,11 @@ export interface Files extends RangeReader {
    * listed.
    */
   list(folder: string): Promise<FileEntry[]>;
+  /**
+   * Links in the folder or below it whose target is missing, sorted by path. `list` leaves them out. Absent for sources that
+   * cannot have such links.
+   */
+  dangling?(folder: string): Promise<string[]>;
   /** The size of a file in bytes. */
   size(file: string): Promise<number>;
   /** Throws `SourceChangedError` if a file has changed since it was first opened. */
@@ -92,8 +97,17 @@ export class LocalFiles implements Files {
   }
 
   async list(folder: string): Promise<FileEntry[]> {
+    return (await this.walk(folder)).entries.sort((a, b) => (a.path < b.path ? -1 : 1));
+  }
+
+  async dangling(folder: string): Promise<string[]> {
+    return (await this.walk(folder)).dangling.sort();
+  }
+
+  private async walk(folder: string): Promise<{ entries: FileEntry[]; dangling: string[] }> {
     const root = resolve(folder);
     const entries: FileEntry[] = [];
+    const dangling: string[] = [];
     const visit = async (below: string): Promise<void> => {
       for (const found of await readdir(join(root, below), { withFileTypes: true })) {
         const { name } = found;
@@ -104,6 +118,7 @@ export class LocalFiles implements Files {
         const entry = await stat(join(root, path)).catch(() => undefined);
         if (found.isDirectory()) await visit(path);
         else if (entry?.isFile()) entries.push({ path, bytes: entry.size, modified: entry.mtimeMs });
+        else if (!entry) dangling.push(path);
       }
     };
     try {
@@ -113,7 +128,7 @@ export class LocalFiles implements Files {
       const reason = code === 'ENOENT' ? 'there is no such folder' : code === 'ENOTDIR' ? 'it is a file' : String(code);
       throw new NotACheckpointError(root, reason);
     }
-    return entries.sort((a, b) => (a.path < b.path ? -1 : 1));
+    return { entries, dangling };
   }
 
   async size(file: string): Promise<number> {

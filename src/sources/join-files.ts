@@ -12,6 +12,7 @@ export function joinFiles(...folders: readonly SourceFolder[]): Files {
   const all = [...new Set(folders.map(({ files }) => files))];
   return {
     list: async (folder) => filesOf(folder).list(folder),
+    dangling: async (folder) => (await filesOf(folder).dangling?.(folder)) ?? [],
     size: async (file) => filesOf(file).size(file),
     read: async (file, position, target) => filesOf(file).read(file, position, target),
     readRange: async (range) => filesOf(range.file).readRange(range),

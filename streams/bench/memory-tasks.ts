@@ -20,7 +20,7 @@ const ENCODINGS: Readonly<Partial<Record<MemoryTask, Encoding>>> = {
   bf16: { kind: 'float', dtype: 'BF16' },
   normalise: { kind: 'float', dtype: 'BF16' },
   fp16: { kind: 'float', dtype: 'F16' },
-  fp8: { kind: 'fp8', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: BLOCK, blockCols: BLOCK },
+  fp8: { kind: 'codes', dtype: 'F8_E4M3', scaleDtype: 'F32', blockRows: BLOCK, blockCols: BLOCK },
 };
 
 /** Processes one expert after another for `SECONDS`, after a warm-up for V8's compiler. */

@@ -5,6 +5,7 @@
  */
 import { z } from 'zod';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
+import { encodingSchema } from '../../src/checkpoint/encoding.js';
 import { asFactorised, asStored, decodeMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
@@ -23,19 +24,6 @@ const size = z
   .positive()
   .max(2 ** 24);
 const floatDtype = z.enum(['F32', 'F16', 'BF16']);
-const scaleDtype = z.enum(['F32', 'F16', 'BF16', 'F8_E8M0']);
-
-const encoding = z.discriminatedUnion('kind', [
-  z.strictObject({ kind: z.literal('float'), dtype: floatDtype }),
-  z.strictObject({
-    kind: z.literal('fp8'),
-    dtype: z.enum(['F8_E4M3', 'F8_E5M2']),
-    scaleDtype,
-    blockRows: size,
-    blockCols: size,
-  }),
-  z.strictObject({ kind: z.literal('int4'), scaleDtype, groupSize: size }),
-]);
 
 const label = z.string().max(1024);
 
@@ -47,7 +35,7 @@ export const fitJob = z
     /** The shape of the group and the sizes of its factors. The method's own schema checks it below. */
     problem: z.custom<GroupShape>((it) => typeof it === 'object' && it !== null, 'not an object'),
     /** How the experts are stored. */
-    format: z.strictObject({ encoding, rows: size, cols: size, transposed: z.boolean() }),
+    format: z.strictObject({ encoding: encodingSchema, rows: size, cols: size, transposed: z.boolean() }),
     /** The dtype of the output. */
     dtype: floatDtype,
     written: z.enum(['factors', 'weights']),

@@ -1,6 +1,7 @@
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
+import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, holdsWeights, resultSettings } from '../../src/conversion/settings.js';
 import { withRunners } from '../compute/runners.js';
@@ -64,6 +65,7 @@ export async function compressWith(
     ...branch,
     companions: {
       modelling: nativeModelling(plan, plan.model),
+      edited: await editedSideFiles(plan, plan.model),
       config: configChanges(plan, plan.model, { solver: settings.solver, sourceFingerprint }),
     },
     record: {

@@ -11,6 +11,7 @@ import {
   groupOf,
   productOf,
 } from '../../src/conversion/group-plan.js';
+import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
 import {
   type CompressOptions,
@@ -101,6 +102,7 @@ export async function exportFactors(
     },
     companions: {
       modelling: nativeModelling(plan, detected),
+      edited: await editedSideFiles(plan, detected),
       config: configChanges(plan, detected, { solver: String(fitted.solver), sourceFingerprint }),
     },
     record: {

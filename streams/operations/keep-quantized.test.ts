@@ -169,14 +169,28 @@ test('a stored shape that disagrees with the data stops the run, and leaves noth
   expect(existsSync(at('out'))).toBe(false);
 });
 
-test('an entry on quantisation of which no tensor is known stays: what it speaks of passes through', async () => {
-  const at = (...path: string[]) => join(root, 'foreign', ...path);
+/** A matrix that HQQ packed, which is not decoded and passes through. */
+const packed = {
+  name: 'model.layers.0.self_attn.q_proj.W_q',
+  dtype: 'U8',
+  shape: [4, 4],
+  bytes: new Uint8Array(16),
+};
+
+test.each([
+  ['stays where tensors of an unknown format are there: they pass through', [packed]],
+  ['goes where all tensors are plain: a result in bf16 does not say that it is quantised', []],
+])('an entry on quantisation of which no tensor is known %s', async (_, extra) => {
+  const at = (...path: string[]) => join(root, `foreign-${extra.length}`, ...path);
   const config = {
-    quantization_config: { quant_method: 'gptq', bits: 4, modules_in_block_to_quantize: ['self_attn'] },
+    quantization_config: { quant_method: 'hqq', bits: 4, modules: ['self_attn'] },
   };
-  const source = await generateFamily(at('model'), 'qwen3_moe', { config, sizes: { layers: 1 } });
+  const alter: FamilyOptions['alter'] = (tensors) => [...tensors, ...extra];
+  const source = await generateFamily(at('model'), 'qwen3_moe', { config, sizes: { layers: 1 }, alter });
   await compress(at('model'), at('out'), { ...OUTPUT, bases: 3, steps: 3, format: 'hf' });
-  expect(JSON.parse(readFileSync(at('out', 'config.json'), 'utf8'))).toEqual(source.config);
+  const { quantization_config: _entry, ...plain } = source.config;
+  const written = JSON.parse(readFileSync(at('out', 'config.json'), 'utf8'));
+  expect(written).toEqual(extra.length ? source.config : plain);
   expect((await verify(at('model'), at('out'))).problems).toEqual([]);
 });
 

@@ -30,6 +30,8 @@ export interface Companions {
    * Modelling files of this project: those to add to a native output, and those not to copy from the source of an expansion.
    */
   readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
+  /** The new text of side files that the result does not copy unchanged, by target; undefined leaves the file out. */
+  readonly edited?: ReadonlyMap<string, string | undefined>;
 }
 
 /** The part of a conversion that its small files record. */
@@ -76,7 +78,7 @@ export async function writeSmallFiles(
 
 async function writeCompanions(
   { plan, record }: Recorded,
-  { config, modelling }: Companions,
+  { config, modelling, edited }: Companions,
   output: Output,
   groups: readonly GroupReport[],
 ): Promise<void> {
@@ -85,6 +87,9 @@ async function writeCompanions(
   const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
   for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (ours.has(target)) continue;
+    const text = edited?.get(target);
+    if (text !== undefined) await output.writeText(target, text);
+    if (edited?.has(target)) continue;
     await output.writeFile(target, bytes, wholeFile({ file, start: 0, end: bytes }, source.files));
   }
   for (const { source: file, target } of added) await output.writeText(target, await readFile(file, 'utf8'));

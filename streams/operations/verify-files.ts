@@ -1,9 +1,12 @@
 /** The checks of a verification that need no tensor data: names, dtypes, shapes, index, config and side files. */
 import { readFile } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
+import { dtypeContradictions } from '../../src/checkpoint/dtype-claims.js';
 import type { TensorSpec } from '../../src/checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE, readJsonObject } from '../../src/checkpoint/open-checkpoint.js';
+import { parsePythonJson } from '../../src/checkpoint/python-json.js';
 import { listSideFiles } from '../../src/checkpoint/side-files.js';
+import { QUANT_CONFIG_FILE } from '../../src/conversion/quantisation-changes.js';
 import { fileIn } from '../../src/location.js';
 import type { ModellingFile } from '../../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../../src/models/native.js';
@@ -36,7 +39,7 @@ export async function checkIndex(result: Checkpoint, tensorBytes: number, proble
 
 /** Checks that the result's config is the source's config with these changes. Adds to `problems`. */
 export function checkConfig(source: Checkpoint, result: Checkpoint, changes: ConfigChanges, problems: string[]): void {
-  const expected = JSON.parse(editConfig(source.configText, changes)) as Record<string, unknown>;
+  const expected = parsePythonJson(editConfig(source.configText, changes)) as Record<string, unknown>;
   for (const key of new Set([...Object.keys(expected), ...Object.keys(result.config)])) {
     if (!isDeepStrictEqual(expected[key], result.config[key])) {
       problems.push(
@@ -46,14 +49,27 @@ export function checkConfig(source: Checkpoint, result: Checkpoint, changes: Con
   }
 }
 
+/** Checks that the result's files do not tell loaders other dtypes than its tensors have. Faults of the source are not reported. */
+export async function checkDtypes(source: Checkpoint, result: Checkpoint, problems: string[]): Promise<void> {
+  const contradictions = async (checkpoint: Checkpoint): Promise<string[]> => {
+    const held = (await listSideFiles(checkpoint)).find(({ target }) => target === QUANT_CONFIG_FILE);
+    return dtypeContradictions(checkpoint, held && (await readJsonObject(held.source, checkpoint.files)));
+  };
+  const own = await contradictions(source);
+  problems.push(...(await contradictions(result)).filter((it) => !own.includes(it)));
+}
+
 /**
- * Checks that the source's side files and the modelling files are in the result, byte for byte. Adds to `problems`. Returns how
- * many files were compared.
+ * Checks that the source's side files and the modelling files are in the result, byte for byte, and edited ones as the conversion
+ * leaves them. Adds to `problems`. Returns how many files were compared.
  */
 export async function checkSideFiles(
   source: Checkpoint,
   result: Checkpoint,
-  modelling: readonly ModellingFile[],
+  {
+    modelling,
+    edited,
+  }: { readonly modelling: readonly ModellingFile[]; readonly edited: ReadonlyMap<string, string | undefined> },
   problems: string[],
 ): Promise<number> {
   let compared = 0;
@@ -71,7 +87,13 @@ export async function checkSideFiles(
   };
   for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (own.has(target)) continue;
-    compare(target, file, await read(file, bytes, source.files), await actual(target));
+    const text = edited.get(target);
+    if (edited.has(target) && text === undefined) {
+      if (held.has(target)) problems.push(`${target} should not be there`);
+      continue;
+    }
+    const expected = text === undefined ? await read(file, bytes, source.files) : new TextEncoder().encode(text);
+    compare(target, file, expected, await actual(target));
   }
   for (const { source: file, target } of modelling) compare(target, file, await readFile(file), await actual(target));
   return compared;

@@ -18,6 +18,7 @@ import {
   sourceBytes,
 } from '../../src/conversion/group-plan.js';
 import { findNativeGroups } from '../../src/conversion/native-groups.js';
+import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { isFitted, isKept, REPORT_FILE, type StoredReport } from '../../src/conversion/run-report.js';
 import {
   type CompressOptions,
@@ -39,7 +40,7 @@ import { openFiles, openSource, type Source } from '../machines/remote-files.js'
 import type { RunHooks } from '../run-options.js';
 import { passThrough } from '../stages/pass-through.js';
 import { type FactorRanges, loadFactors, readFactors } from '../stages/rebuild.js';
-import { checkConfig, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
+import { checkConfig, checkDtypes, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
 import { checkManifest, type Integrity } from './verify-manifest.js';
 
 /** Largest relative difference between a recomputed error and the reported one. f32 sums in another order differ slightly. */
@@ -107,7 +108,14 @@ export async function verify(
   await checkIndex(result, plan.bytesAfter, problems);
   const changes = configChanges(plan, model, { solver: String(report.settings.solver), sourceFingerprint });
   checkConfig(original, result, changes, problems);
-  const sideFiles = await checkSideFiles(original, result, nativeModelling(plan, model).add, problems);
+  const edited = await editedSideFiles(plan, model);
+  const sideFiles = await checkSideFiles(
+    original,
+    result,
+    { modelling: nativeModelling(plan, model).add, edited },
+    problems,
+  );
+  await checkDtypes(original, result, problems);
 
   const engine = await chooseEngine(choice, threads, productOf(groups[0]));
   const thread = new ComputeThread({ engine: engine.name, threads }, signal);

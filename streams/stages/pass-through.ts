@@ -2,7 +2,7 @@
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
-import { checkDeclaredShape, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { readScales, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan, Copy } from '../../src/conversion/conversion-plan.js';
 import { expertCopies } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupKey, groupLabel } from '../../src/conversion/group-plan.js';
@@ -107,8 +107,7 @@ export interface DecodedRows {
 export async function* decodedRows(matrix: StoredMatrix, reader: RangeReader): AsyncGenerator<DecodedRows> {
   const { encoding, rows, cols, data } = matrix;
   const { data: rowBytes } = storedBytes(encoding, 1, cols);
-  const scales = matrix.scales ? await reader.readRange(matrix.scales) : new Uint8Array(0);
-  await checkDeclaredShape(reader, matrix);
+  const scales = await readScales(reader, matrix);
   const rowsAtOnce = Math.max(1, Math.floor(READ_BYTES / (4 * cols)));
   const values = new Float32Array(Math.min(rows, rowsAtOnce) * cols);
   for (let first = 0; first < rows; first += rowsAtOnce) {

@@ -1,0 +1,129 @@
+/** Scales that blocks of a matrix share, and the loops over those blocks. */
+import { z } from 'zod';
+import { decodeFloats } from '../codec.js';
+import { type FloatDtype, floatBytes } from '../dtype.js';
+import { float8Values } from '../float8.js';
+import { multiplyCodes, multiplyNibbles, type NibbleTables } from '../multiply-codes.js';
+import { checkWhole, type Window } from './decoder.js';
+
+export const SCALE_DTYPES = ['F32', 'F16', 'BF16', 'F8_E8M0', 'F8_E4M3'] as const;
+export const scaleDtype = z.enum(SCALE_DTYPES);
+export type ScaleDtype = (typeof SCALE_DTYPES)[number];
+
+/** One scale for each block of rows × cols, (⌈R / rows⌉, ⌈C / cols⌉), row-major. */
+export interface BlockScales {
+  readonly dtype: ScaleDtype;
+  readonly rows: number;
+  readonly cols: number;
+}
+
+const isFloat8 = (dtype: ScaleDtype): dtype is Exclude<ScaleDtype, FloatDtype> =>
+  dtype === 'F8_E8M0' || dtype === 'F8_E4M3';
+
+/** Bytes of one scale. */
+export const scaleBytes = (dtype: ScaleDtype): number => (isFloat8(dtype) ? 1 : floatBytes(dtype));
+
+/** Bytes of all scales of a matrix. */
+export function blockScaleBytes(blocks: BlockScales, rows: number, cols: number): number {
+  checkWhole('rows of a block', blocks.rows, 1);
+  checkWhole('cols of a block', blocks.cols, 1);
+  return Math.ceil(rows / blocks.rows) * Math.ceil(cols / blocks.cols) * scaleBytes(blocks.dtype);
+}
+
+export function decodeScales(dtype: ScaleDtype, bytes: Uint8Array): Float32Array {
+  const decoded = new Float32Array(bytes.length / scaleBytes(dtype));
+  if (isFloat8(dtype)) multiplyCodes(float8Values(dtype), 1, bytes, 0, decoded, 0, bytes.length);
+  else decodeFloats(dtype, bytes, decoded);
+  return decoded;
+}
+
+/** What is common to the loops below. */
+export interface BlockWindow {
+  readonly blocks: BlockScales;
+  readonly cols: number;
+  readonly window: Window;
+  /** Those of the whole matrix. */
+  readonly scales: Uint8Array;
+  /** Bytes of a row of data. */
+  readonly stride: number;
+  /** Applied to each scale, and rounded to f32, before it is used. */
+  readonly outer?: (scale: number) => number;
+}
+
+/** Decodes 8-bit codes. Rows one by one, not blocks: memory is then read and written in order. */
+export function multiplyCodeBlocks(
+  values: Float32Array,
+  it: BlockWindow,
+  data: Uint8Array,
+  target: Float32Array,
+): void {
+  const { rows, columns } = it.window;
+  const { cols: width } = it.blocks;
+  const last = columns.first + columns.count;
+  const { factors, firstOf } = blockFactors(it);
+  for (let row = 0; row < rows.count; row++) {
+    const block = firstOf(row);
+    const [from, to] = [row * it.stride, row * columns.count - columns.first];
+    for (let i = Math.floor(columns.first / width); i * width < last; i++) {
+      const start = Math.max(i * width, columns.first);
+      const end = Math.min((i + 1) * width, last);
+      multiplyCodes(values, factors[block + i] as number, data, from + start, target, to + start, end - start);
+    }
+  }
+}
+
+/** Decodes 4-bit codes, likewise. */
+export function multiplyNibbleBlocks(
+  { lower, upper }: NibbleTables,
+  it: BlockWindow,
+  data: Uint8Array,
+  target: Float32Array,
+): void {
+  const { rows, columns } = it.window;
+  const { cols: width } = it.blocks;
+  const last = columns.first + columns.count;
+  const { factors, firstOf } = blockFactors(it);
+  for (let row = 0; row < rows.count; row++) {
+    const block = firstOf(row);
+    const [from, to] = [row * it.stride, row * columns.count - columns.first];
+    for (let i = Math.floor(columns.first / width); i * width < last; i++) {
+      const start = Math.max(i * width, columns.first);
+      const end = Math.min((i + 1) * width, last);
+      multiplyNibbles(lower, upper, factors[block + i] as number, data, from, start, end, target, to);
+    }
+  }
+}
+
+/** The scales that a window needs, and which of them is the first of a row of the window. */
+function blockFactors({ blocks, cols, window: { rows }, scales, outer }: BlockWindow): {
+  factors: Float32Array;
+  firstOf: (row: number) => number;
+} {
+  checkWhole('rows of a block', blocks.rows, 1);
+  checkWhole('cols of a block', blocks.cols, 1);
+  const across = Math.ceil(cols / blocks.cols);
+  const first = Math.floor(rows.first / blocks.rows);
+  const end = Math.ceil((rows.first + rows.count) / blocks.rows);
+  const factors = scalesOfBlockRows(blocks.dtype, scales, across, first, end);
+  return {
+    factors: outer ? factors.map(outer) : factors,
+    firstOf: (row) => (Math.floor((rows.first + row) / blocks.rows) - first) * across,
+  };
+}
+
+/** The scales of some rows of blocks. Only those: with a scale for each channel, all would cost more than the rows. */
+function scalesOfBlockRows(
+  dtype: ScaleDtype,
+  scales: Uint8Array,
+  across: number,
+  first: number,
+  end: number,
+): Float32Array {
+  const bytesAcross = across * scaleBytes(dtype);
+  if (scales.length % bytesAcross !== 0 || scales.length < end * bytesAcross) {
+    throw new RangeError(
+      `${scales.length} bytes of scales do not make ${end} or more rows of blocks of ${bytesAcross} bytes`,
+    );
+  }
+  return decodeScales(dtype, scales.subarray(first * bytesAcross, end * bytesAcross));
+}

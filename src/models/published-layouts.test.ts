@@ -1,0 +1,124 @@
+/** Experts as published checkpoints store them: fused from either side, gate and up side by side or alternating. */
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { decodeExperts } from '../../fixtures/decode-experts.js';
+import { readFloats } from '../../fixtures/dequantise.js';
+import type { StoredTensor } from '../../fixtures/quantised-storage.js';
+import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { encodeFloats } from '../checkpoint/codec.js';
+import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { PROJECTIONS, type Projection } from './family.js';
+
+const root = temporaryFolder();
+let made = 0;
+
+const [N, P, D] = [3, 8, 32];
+const LAYER = 'model.layers.0.mlp.experts.';
+
+/** Element (i, j) of an expert's projection: a different bf16 number each. */
+const element = (expert: number, projection: Projection, i: number, j: number): number =>
+  (expert * 3 + PROJECTIONS.indexOf(projection) + 1) * (i - j / 32) * (i % 2 ? -1 : 1);
+
+const rounded = (value: number): number =>
+  readFloats('BF16', encodeFloats('BF16', Float32Array.of(value)))[0] as number;
+
+/** (n, height, width), row-major, of what each element is. */
+function stack(height: number, width: number, at: (expert: number, y: number, x: number) => number): Float32Array {
+  return Float32Array.from({ length: N * height * width }, (_, i) =>
+    at(Math.floor(i / height / width), Math.floor(i / width) % height, i % width),
+  );
+}
+
+const bf16 = (name: string, shape: number[], values: Float32Array): StoredTensor => ({
+  name: `${LAYER}${name}`,
+  dtype: 'BF16',
+  shape,
+  bytes: encodeFloats('BF16', values),
+});
+
+const experts = (tensors: readonly StoredTensor[], config: object) =>
+  decodeExperts(join(root, String(made++)), tensors, config);
+
+/** Every expert of every projection is there once, with its own numbers. */
+async function expectExperts(tensors: readonly StoredTensor[], config: object): Promise<StoredMatrix[]> {
+  const decoded = await experts(tensors, config);
+  expect(decoded.map(({ expert, projection }) => `${expert} ${projection}`).sort()).toEqual(
+    PROJECTIONS.flatMap((projection) => Array.from({ length: N }, (_, expert) => `${expert} ${projection}`)).sort(),
+  );
+  for (const { expert, projection, matrix, values } of decoded) {
+    const [rows, cols] = projection === 'down_proj' ? [D, P] : [P, D];
+    expect([matrix.rows, matrix.cols]).toEqual([rows, cols]);
+    const expected = values.map((_, i) => rounded(element(expert, projection, Math.floor(i / cols), i % cols)));
+    expect(values, matrix.name).toEqual(expected);
+  }
+  return decoded.map(({ matrix }) => matrix);
+}
+
+/** What an expert's place says must lie where the source has it. */
+function expectPlaces(matrices: readonly StoredMatrix[], tensors: readonly StoredTensor[]): void {
+  for (const { name, rows, cols, place } of matrices) {
+    const { bytes, dtype } = tensors.find((it) => it.name === place.tensor) as StoredTensor;
+    const values = readFloats(dtype, bytes);
+    const { row, column } = place.steps ?? { row: cols, column: 1 };
+    const [, expert, projection] = /(\d+)\.(\w+)\.weight$/.exec(name) as unknown as [string, string, Projection];
+    for (let i = 0; i < rows; i++)
+      for (let j = 0; j < cols; j++)
+        expect(values[place.element + i * row + j * column]).toBe(rounded(element(Number(expert), projection, i, j)));
+  }
+}
+
+const half = (y: number): Projection => (y < P ? 'gate_proj' : 'up_proj');
+const other = (y: number): Projection => (y % 2 === 0 ? 'gate_proj' : 'up_proj');
+
+const down = (transposed: boolean): StoredTensor =>
+  transposed
+    ? bf16(
+        'down_proj',
+        [N, P, D],
+        stack(P, D, (e, y, x) => element(e, 'down_proj', x, y)),
+      )
+    : bf16(
+        'down_proj',
+        [N, D, P],
+        stack(D, P, (e, y, x) => element(e, 'down_proj', y, x)),
+      );
+
+describe('experts are found with their own numbers and places:', () => {
+  test('gate over up, from the left', async () => {
+    const values = stack(2 * P, D, (e, y, x) => element(e, half(y), y % P, x));
+    const tensors = [bf16('gate_up_proj', [N, 2 * P, D], values), down(false)];
+    expectPlaces(await expectExperts(tensors, { model_type: 'qwen3_moe' }), tensors);
+  });
+
+  test('gate beside up, from the right: Qwen3-VL-MoE and Llama 4', async () => {
+    const values = stack(D, 2 * P, (e, y, x) => element(e, half(x), x % P, y));
+    const tensors = [bf16('gate_up_proj', [N, D, 2 * P], values), down(true)];
+    expectPlaces(await expectExperts(tensors, { model_type: 'qwen3_vl_moe' }), tensors);
+  });
+
+  test.each([{ model_type: 'gpt_oss' }, { model_type: 'any', text_config: { model_type: 'gpt_oss' } }])(
+    'gate and up alternating, from the right: gpt-oss, %j',
+    async (config) => {
+      const values = stack(D, 2 * P, (e, y, x) => element(e, other(x), Math.floor(x / 2), y));
+      const bias = bf16('gate_up_proj_bias', [N, 2 * P], new Float32Array(N * 2 * P));
+      const tensors = [bf16('gate_up_proj', [N, D, 2 * P], values), down(true), bias];
+      expectPlaces(await expectExperts(tensors, config), tensors);
+    },
+  );
+
+  test('from the right where p = d, which one of the two shapes cannot tell', async () => {
+    const values = new Float32Array(2 * 8 * 16).map((_, i) => i);
+    const square = (name: string, shape: number[]) =>
+      bf16(
+        name,
+        shape,
+        values.subarray(
+          0,
+          shape.reduce((a, b) => a * b),
+        ),
+      );
+    const decoded = await experts([square('gate_up_proj', [2, 8, 16]), square('down_proj', [2, 8, 8])], {});
+    const up = decoded.find(({ expert, projection }) => expert === 0 && projection === 'up_proj');
+    expect([...(up?.values.subarray(0, 8) ?? [])]).toEqual(Array.from({ length: 8 }, (_, j) => 8 + 16 * j));
+  });
+});
