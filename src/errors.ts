@@ -4,9 +4,9 @@
  */
 export * from './errors/base.js';
 export * from './errors/checkpoint.js';
-export * from './errors/header.js';
 export * from './errors/model.js';
 export * from './errors/option.js';
 export * from './errors/peer.js';
 export * from './errors/run.js';
+export * from './errors/shard-header.js';
 export * from './errors/torch.js';

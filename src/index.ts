@@ -156,8 +156,8 @@ export type {
   StoredFactors,
   Targets,
 } from './methods/method.js';
+export { denseParameters, groupParameters } from './methods/parameters.js';
 export { METHODS, registerMethod } from './methods/registry.js';
-export { denseParameters, groupParameters } from './methods/sizes.js';
 
 // Sources, and the checkpoints in them.
 
@@ -254,7 +254,7 @@ export { type Graph, type Inputs, type Shapes, trace } from './engine/graph.js';
 export * as ops from './engine/ops.js';
 export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine } from './engine/probe.js';
 export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
-export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link.js';
+export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link-tensorflow.js';
 
 // The mathematics of MoBE, and of what it is compared with.
 

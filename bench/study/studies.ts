@@ -1,6 +1,6 @@
 /** Defines the studies: the compared variants of the fixture and their names. */
 import { type Activation, factorParameters, type SolverName } from '../../src/methods/mobe/problem.js';
-import { denseParameters } from '../../src/methods/sizes.js';
+import { denseParameters } from '../../src/methods/parameters.js';
 import { meanAndDeltas, perExpert, sharedLeft, sharedRight } from './rivals.js';
 import { GROUP, mobe, noise, noiseLike, rival, source, type Variant } from './variants.js';
 

@@ -51,7 +51,7 @@ export function parseHeaderLength(prefix: Uint8Array, fileBytes: number, file: s
 /**
  * Parses and checks the JSON part of a header: dtype, shape and offsets of every tensor. No key may occur twice, and the data
  * must fill the rest of the file without holes and overlaps (safetensors format description, "Format"). Throws one of the
- * errors of src/errors/header.ts.
+ * errors of src/errors/shard-header.ts.
  * @param names an empty set; it gets the tensors' names
  */
 export function parseHeader(json: Uint8Array, fileBytes: number, file: string, names = new Set<string>()): ShardHeader {

@@ -3,7 +3,7 @@ import type { Command } from 'commander';
 import { fastest } from '../engine/choose-engine.js';
 import { ENGINE_NAMES } from '../engine/create-engine.js';
 import { type BrokenEngine, probeEngine, type WorkingEngine, works } from '../engine/probe.js';
-import { type LinkedTensorflow, linkTensorflow } from '../engine/tensorflow/link.js';
+import { type LinkedTensorflow, linkTensorflow } from '../engine/tensorflow/link-tensorflow.js';
 import { formatBytes } from '../format.js';
 import { json, threads } from './options.js';
 import { formatTable, left, right } from './table.js';

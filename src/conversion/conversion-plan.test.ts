@@ -6,7 +6,7 @@ import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import * as errors from '../errors.js';
 import { factorParameters, type Problem } from '../methods/mobe/problem.js';
-import { groupParameters } from '../methods/sizes.js';
+import { groupParameters } from '../methods/parameters.js';
 import { planCompression } from './compression-plan.js';
 import { estimateSeconds } from './estimate.js';
 import { formatRanges, type GroupPlan } from './group-plan.js';

@@ -4,7 +4,7 @@ import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/hea
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { denseParameters, groupParameters } from '../methods/sizes.js';
+import { denseParameters, groupParameters } from '../methods/parameters.js';
 import { expertsOf } from '../models/expert-names.js';
 import type { ExpertLayer } from '../models/family.js';
 import { type Layout, layoutShards } from '../output/layout.js';

@@ -7,7 +7,7 @@ import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { encodeHeader } from '../checkpoint/header.js';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotSmallerError, OptionError } from '../errors.js';
-import { groupParameters } from '../methods/sizes.js';
+import { groupParameters } from '../methods/parameters.js';
 import type { Problem as SvdProblem } from '../methods/svd/problem.js';
 import { planCompression } from './compression-plan.js';
 import { estimateSeconds } from './estimate.js';

@@ -2,7 +2,7 @@ import type { ExpertFactors, Factors, Method } from '../method.js';
 import { solveAdam } from './adam.js';
 import { largestBatch } from './batches.js';
 import { batchBytes, memory, operations } from './costs.js';
-import { native } from './native.js';
+import { native } from './native-form.js';
 import { type Problem, problemSchema, type SharedFactors, SOLVERS, stores } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
 import { createRefit } from './refit.js';

@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import type { LossPoint } from '../loss-curve.js';
 import type { FitOptions, FitStep, GroupShape, StoredFactors } from '../method.js';
-import { storedParameters } from '../sizes.js';
+import { storedParameters } from '../parameters.js';
 
 /**
  * A group to factorise: W_i/σ ≈ A_i · f(Σ_j α_ij B_j) for n experts W_i (p×d). Each expert has its own A_i (p×r), and all share

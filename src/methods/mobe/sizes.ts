@@ -7,7 +7,7 @@ import {
   type ProjectionShape,
   type Quality,
 } from '../method.js';
-import { denseParameters } from '../sizes.js';
+import { denseParameters } from '../parameters.js';
 import { type Activation, factorParameters, type Problem, type SolverName } from './problem.js';
 
 /** The most steps of a fit, by quality and solver. Those of adam are in the paper's range. */

@@ -1,7 +1,7 @@
 /** Chooses the rank from the options. */
 import { NotSmallerError, OptionError } from '../../errors.js';
 import { type CompleteOptions, DEFAULT_KEEP, type MethodOptions, type ProjectionShape } from '../method.js';
-import { denseParameters, storedParameters } from '../sizes.js';
+import { denseParameters, storedParameters } from '../parameters.js';
 import { type Problem, stores } from './problem.js';
 
 /** Fills in defaults. Throws `OptionError` if both rank and share are given. */

@@ -9,7 +9,7 @@ import {
   NotATensorflowWheelError,
   UnsupportedPlatformError,
 } from '../../errors.js';
-import { linkTensorflow } from './link.js';
+import { linkTensorflow } from './link-tensorflow.js';
 
 const root = temporaryFolder();
 const wheel = join(root, 'site-packages, all', 'tensorflow'); // neither blanks nor commas are special
