@@ -1,6 +1,6 @@
 /**
- * mobe-stream as a library: everything the commands do, and what they are made of. `docs/library.md` shows how to build on it.
- * Nothing here prints: progress goes to the `onProgress` hook, and every failure a user can cause is a `MobeError`.
+ * mobe-stream as a library: the commands as functions, and the parts that they consist of. `docs/library.md` shows how to use it.
+ * Nothing here prints. Progress goes to the `onProgress` hook, and every failure that a user can cause is a `MobeError`.
  *
  * ```ts
  * import { compress } from 'mobe-stream';
@@ -33,7 +33,7 @@ export { streamCheckpoint } from '../streams/operations/stream.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';
 export { type Integrity, verifyIntegrity } from '../streams/operations/verify-manifest.js';
 
-// What a run is given, tells and returns.
+// The options, the progress and the result of a run.
 
 export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/run-options.js';
 export type {
@@ -46,7 +46,7 @@ export type {
 } from './conversion/run-report.js';
 export * from './errors.js';
 
-// Plans: what a run will do, from headers and options.
+// Plans: the work of a run, planned from headers and options.
 
 export { type CompressionPlan, planCompression } from './conversion/compression-plan.js';
 export type { ConversionPlan, Copy } from './conversion/conversion-plan.js';
@@ -63,7 +63,7 @@ export {
   type Settings,
 } from './conversion/settings.js';
 
-// A pipeline: its branches, the stages that they are made of, and what composes these.
+// A pipeline: its branches, their stages, and the functions that compose them.
 
 export { BufferPool, type OnHeld, type PooledBuffer } from '../streams/flow/buffer-pool.js';
 export { ByteBudget, type Lease } from '../streams/flow/byte-budget.js';
@@ -98,7 +98,7 @@ export { keepGroup, passThrough } from '../streams/stages/pass-through.js';
 export { readExperts } from '../streams/stages/read-experts.js';
 export { type WriteHooks, writeOutput } from '../streams/stages/write-output.js';
 
-// Jobs: the fit of a group, and what runs it.
+// Jobs: the fit of a group, and its runners.
 
 export type {
   Compute,
@@ -256,7 +256,7 @@ export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine }
 export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
 export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link-tensorflow.js';
 
-// The mathematics of MoBE, and of what it is compared with.
+// The mathematics of MoBE and of its baselines.
 
 export { solveAdam } from './methods/mobe/adam.js';
 export {

@@ -70,7 +70,7 @@ export function encodeFinite(dtype: FloatDtype, values: Float32Array, tensor: st
 
 /**
  * Encodes values, rounded to the nearest value of `dtype`, ties to even. A value that is too large becomes infinite.
- * `memory`, where it is given, gets the bytes if it is large enough and aligned; otherwise new memory is allocated.
+ * The bytes go into `memory` if it is given, large enough and aligned; otherwise new memory is allocated.
  */
 export function encodeFloats(dtype: FloatDtype, values: Float32Array): Uint8Array<ArrayBuffer>;
 export function encodeFloats(dtype: FloatDtype, values: Float32Array, memory: Uint8Array | undefined): Uint8Array;

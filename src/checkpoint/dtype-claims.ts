@@ -1,10 +1,10 @@
-/** Where a checkpoint's config files say something else of its dtypes than its tensors do: a loader would misread it. */
+/** Finds contradictions between a checkpoint's config files and its tensors' dtypes. A loader would misread such a checkpoint. */
 import { CONFIG_FILE } from './file-names.js';
 import type { Checkpoint } from './open-checkpoint.js';
 import { describeQuantisation, quantisationEntries } from './quantisation-entries.js';
 import { seemsQuantised } from './seems-quantised.js';
 
-/** What `torch_dtype` calls the dtypes that headers name. */
+/** Values of `torch_dtype`, with the dtypes of safetensors headers that they stand for. */
 const TORCH_DTYPES: Readonly<Record<string, string>> = {
   bfloat16: 'BF16',
   float16: 'F16',
@@ -15,8 +15,8 @@ const TORCH_DTYPES: Readonly<Record<string, string>> = {
 };
 
 /**
- * The contradictions, a sentence each; none where files and tensors agree.
- * @param quantConfig the content of `hf_quant_config.json`, where the folder has one
+ * Returns a sentence for each contradiction; none if files and tensors agree.
+ * @param quantConfig the content of `hf_quant_config.json`, if the folder has one
  */
 export function dtypeContradictions(
   { config, tensors }: Pick<Checkpoint, 'config' | 'tensors'>,

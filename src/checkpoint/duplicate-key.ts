@@ -1,14 +1,14 @@
-/** A key that a later one of the same object overrides. */
+/** A key that occurs again later in the same object, so that its value does not count. */
 export interface OverriddenKey {
-  /** What it means, escapes resolved. */
+  /** The key with its escapes resolved. */
   readonly key: string;
-  /** Where its opening quote is in the text. */
+  /** The position of its opening quote in the text. */
   readonly start: number;
 }
 
 /**
- * Finds a key that occurs twice in one object of a JSON text. `JSON.parse` silently keeps the last one, but a header with two
- * entries for one name is ambiguous and must be refused. The text must be valid JSON.
+ * Finds a key that occurs twice in one object of a JSON text; undefined if there is none. `JSON.parse` silently keeps the last
+ * one, but a header with two entries for one name is ambiguous and must be refused. The text must be valid JSON.
  */
 export const duplicateKey = (json: string): string | undefined => overriddenKeys(json)[0]?.key;
 

@@ -1,4 +1,4 @@
-/** Decodes stored matrices: plain floats, and codes of 1 to 8 bits that share scales. */
+/** Decodes stored matrices: plain floats, and quantised ones, whose codes of 1 to 8 bits share scales. */
 import { z } from 'zod';
 import type { FloatDtype } from './dtype.js';
 import { codesDecoder, codesSchema } from './encodings/codes.js';
@@ -23,10 +23,10 @@ const storedSchema = z.discriminatedUnion('kind', [
 /** How the bytes of a stored matrix (rows × cols, row-major) become numbers. */
 export type StoredEncoding = Readonly<z.infer<typeof storedSchema>>;
 
-/** The same, or a part of one, or of the transpose of one. */
+/** The encoding of a stored matrix, of a part of one, or of a part of the transpose of one. */
 export type Encoding = StoredEncoding | View<StoredEncoding>;
 
-/** An encoding as it comes from another machine. */
+/** Checks an encoding that comes from another machine. */
 export const encodingSchema = z.union([storedSchema, viewSchema(storedSchema)]);
 
 type Decoders = { readonly [K in StoredEncoding['kind']]: Decoder<Extract<StoredEncoding, { kind: K }>> };
@@ -48,24 +48,24 @@ const VIEW = viewDecoder(storedDecoder);
 const decoderOf = (encoding: Encoding): Decoder<Encoding> =>
   (encoding.kind === 'view' ? VIEW : storedDecoder(encoding)) as unknown as Decoder<Encoding>;
 
-/** Bytes of a stored matrix: its data, and the scales that follow it. */
+/** The bytes of a stored matrix: of its data, and of the scales that follow it. */
 export const storedBytes = (encoding: Encoding, rows: number, cols: number): StoredBytes =>
   decoderOf(encoding).storedBytes(encoding, rows, cols);
 
-/** For people: "BF16", "F8_E4M3 in 128 × 128 blocks", "INT4 in groups of 32". */
+/** The encoding in words: "BF16", "F8_E4M3 in 128 × 128 blocks", "INT4 in groups of 32". */
 export const describeEncoding = (encoding: Encoding): string => decoderOf(encoding).describe(encoding);
 
-/** The dtype of a matrix that is stored as plain floats, in whatever orientation; undefined for a quantised one. */
+/** The dtype of a matrix that is stored as plain floats, in any orientation; undefined for a quantised one. */
 export function floatDtypeOf(encoding: Encoding): FloatDtype | undefined {
   const stored = encoding.kind === 'view' ? encoding.of : encoding;
   return stored.kind === 'float' ? stored.dtype : undefined;
 }
 
-/** What is wrong with the scales of a matrix, where that shows only when they are read; undefined where nothing is. */
+/** A fault in the values of a matrix's scales, which shows only when they are read; undefined if there is none. */
 export const scaleFault = (encoding: Encoding, rows: number, cols: number, scales: Uint8Array): string | undefined =>
   decoderOf(encoding).fault?.(encoding, rows, cols, scales);
 
-/** The bytes of the data that `decodeRows` needs for some rows: all of them where rows do not lie one after another. */
+/** The part of the data that `decodeRows` needs for some rows. It is all data if rows do not follow each other in the file. */
 export const rowSpan = (encoding: Encoding, cols: number, rows: Range): Span =>
   decoderOf(encoding).rowSpan(encoding, cols, rows);
 
@@ -73,9 +73,9 @@ export const rowSpan = (encoding: Encoding, cols: number, rows: Range): Span =>
  * Decodes `rows.count` rows of a matrix, from row `rows.first` on. They may begin and end inside a block.
  *
  * @param data the bytes of `rowSpan`, and no others; at any alignment
- * @param scales all that follows the data, empty for floats; at any alignment
+ * @param scales all bytes that follow the data, empty for floats; at any alignment
  * @param target (rows.count, cols) f32: value · scale, rounded once to f32, as in PyTorch's `w.float() * scale.float()`.
- *   (compressed-tensors multiplies in the scales' dtype, and so rounds int4 weights to bf16 where those are bf16.)
+ *   (compressed-tensors multiplies in the scales' dtype. If that is bf16, it rounds int4 weights to bf16.)
  * @throws RangeError if a length does not fit. Headers were checked before, so this is a mistake of the caller.
  */
 export function decodeRows(

@@ -1,4 +1,4 @@
-/** Folders as people have them, from end to end: converted, verified, and equal to what the tidy folder becomes. */
+/** Converts and verifies untidy folders. The results equal that of the tidy folder. */
 import {
   appendFileSync,
   existsSync,

@@ -1,4 +1,4 @@
-/** Files that git left in the place of large ones, where it was run without git-lfs. */
+/** Recognises git-lfs pointers: short files that git puts in the place of large ones if it runs without git-lfs. */
 
 /** A pointer is three short lines (git-lfs specification, "The Pointer"). */
 export const MAX_POINTER_BYTES = 1024;

@@ -1,7 +1,7 @@
-/** How many names a sentence has, at most. */
+/** The most names that a sentence lists. */
 const MOST = 3;
 
-/** "a, b, c, …": some of the names, for a sentence that counts them all. */
+/** "a, b, c, …": the first few names, for a sentence that has the number of all. */
 export const listNames = (names: readonly string[]): string =>
   names.slice(0, MOST).join(', ') + (names.length > MOST ? ', …' : '');
 

@@ -1,4 +1,4 @@
-/** Index, headers and folder may disagree: the model is what transformers and vLLM would load of it. */
+/** Index, headers and folder may disagree. The model is the one that transformers and vLLM would load. */
 import { cpSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -30,7 +30,7 @@ function write(files: Record<string, string | Uint8Array>): string {
   return folder;
 }
 
-/** Each tensor's byte and the file that it is read from; and what was told. */
+/** Opens a folder. Returns the byte of each tensor, the names of the shards, and the notes. */
 async function open(files: Record<string, string | Uint8Array>) {
   const folder = write(files);
   const { tensors, shards, notes } = await openCheckpoint(folder);

@@ -1,6 +1,6 @@
 /**
- * Which safetensors files make the model, and which tensors are in it: as transformers and vLLM have it, so that a folder which
- * they load is read as they read it. Whatever is left aside is told in one sentence each.
+ * Decides which safetensors files of a folder are the model and which tensors it has. The rules are those of transformers and
+ * vLLM, so a folder is read as they load it. A note says what is not read.
  */
 import { AmbiguousTensorError, MissingShardError, NotACheckpointError, SeveralModelsError } from '../errors.js';
 import { fileIn } from '../location.js';
@@ -14,9 +14,9 @@ import { owners, readIndex, type ShardIndex } from './read-index.js';
 /** The files of a folder. */
 export interface Listing {
   readonly root: string;
-  /** Paths in it, sorted. */
+  /** The paths of its files, relative to `root`, sorted. */
   readonly names: readonly string[];
-  /** Those that lead to no file: links into a cache whose download was interrupted. */
+  /** Links whose target is missing. Interrupted downloads into a cache leave such links. */
   readonly dangling: readonly string[];
   readonly files: Files;
 }
@@ -24,13 +24,16 @@ export interface Listing {
 export interface ModelShards {
   readonly shards: readonly Shard[];
   readonly tensors: ReadonlyMap<string, TensorInfo>;
-  /** Sentences on what was left aside, or is not as the index says. */
+  /** Sentences on files that are not read and on differences between the index and the shards. */
   readonly notes: readonly string[];
 }
 
 /**
- * A complete `model.safetensors` is the model, whatever lies beside it. Else the index says which files are; else those that are
- * numbered as shards are, or all there are. Every tensor of these files is part of the model, listed by the index or not.
+ * Finds and opens the files of the model. If there is an index, they are the files that it names. But `model.safetensors` is the
+ * model if it is not in the index and holds all tensors of the index, or if all shards of the index are missing. Without an
+ * index, `model.safetensors` is the model, else the shards of one numbered set, else all files except adapters and the like.
+ * Every tensor in these files is part of the model, even if the index does not list it. Throws an `InputError` if a file of the
+ * model is missing or damaged, or if several sets of files could be the model.
  */
 export async function openModelShards(listing: Listing): Promise<ModelShards> {
   const { root, names, dangling, files } = listing;
@@ -57,10 +60,10 @@ export async function openModelShards(listing: Listing): Promise<ModelShards> {
   };
 }
 
-/** Why a file cannot be read whose name is there. */
+/** The reason why a link without a target cannot be read. */
 export const DANGLING = 'it is a link to a file that is not there, as an interrupted download leaves it';
 
-/** Shards at the top of the folder that are not part of the model. */
+/** Safetensors files at the top of the folder that are not part of the model. */
 const notOf = (model: Iterable<string>, names: readonly string[]): string[] => {
   const held = new Set(model);
   return names.filter((name) => /^[^/]+\.safetensors$/.test(name) && !held.has(name));
@@ -73,7 +76,7 @@ const asideNote = (names: readonly string[]): string[] =>
       ]
     : [];
 
-/** Tensors that the index names and the file does not hold. */
+/** The number of tensors that the index names and the file does not hold. */
 function countLacking({ placed, nameAt }: ShardIndex, held: ReadonlySet<string>): number {
   let lacking = 0;
   for (const starts of placed.values()) for (const start of starts) if (!held.has(nameAt(start))) lacking++;
@@ -149,7 +152,7 @@ function whyMissing({ names, dangling }: Listing, file: string, tensors: number)
 }
 
 const NUMBERED = /^(.+)-(\d+)-of-(\d+)\.safetensors$/;
-/** Copies and parts of a model that loaders open only when they are told to. */
+/** Names of copies and parts of a model that loaders open only on request. */
 const APART = /^(?:adapter|consolidated|mtp|optimizer|scheduler)(?![a-z])|[.-](?:fp16|fp32|bf16|int8|int4)(?![a-z])/;
 
 async function openWithoutIndex(listing: Listing): Promise<ModelShards> {
@@ -204,8 +207,8 @@ function unnumberedFiles({ root, dangling }: Listing, found: readonly string[]):
 }
 
 /**
- * The tensors of all shards by name. Of two of a name `choose` picks one; the other is no longer in its shard.
- * @returns also the names that came twice
+ * Collects the tensors of all shards by name. If two have the same name, `choose` picks one, and the other is removed from its
+ * shard. `doubled` has the names that occurred more than once.
  */
 function merge(
   shards: readonly Shard[],

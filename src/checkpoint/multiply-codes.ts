@@ -30,13 +30,13 @@ export function multiplyCodes(
   for (; t < end; t++, d++) target[t] = (values[data[d] as number] as number) * scale;
 }
 
-/** Byte → the value of its lower and of its upper four bits. */
+/** The values of the lower and of the upper four bits of each byte. */
 export interface NibbleTables {
   readonly lower: Float32Array;
   readonly upper: Float32Array;
 }
 
-/** @param value of each of the 16 fields */
+/** @param value returns the value of each of the 16 fields */
 export const nibbleTables = (value: (field: number) => number): NibbleTables => ({
   lower: Float32Array.from({ length: 256 }, (_, byte) => value(byte & 15)),
   upper: Float32Array.from({ length: 256 }, (_, byte) => value(byte >>> 4)),

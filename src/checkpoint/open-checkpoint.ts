@@ -17,18 +17,18 @@ export { readJsonObject } from './read-json.js';
 
 export interface Checkpoint extends SourceFolder {
   readonly config: Readonly<Record<string, unknown>>;
-  /** `config.json` as it is written. */
+  /** The text of `config.json`. */
   readonly configText: string;
   /** The files of the model. The folder may have other safetensors files. */
   readonly shards: readonly Shard[];
   readonly tensors: ReadonlyMap<string, TensorInfo>;
-  /** Plain sentences on the files that are not read or not copied, and why. They are to be shown once. */
+  /** Sentences on files that are not read or not copied, and on faults of the index. The caller shows them once. */
   readonly notes: readonly string[];
 }
 
 /**
- * Opens and validates a checkpoint as its loaders would. Throws an `InputError` that names the file and the problem. `notes` tells
- * what loaders overlook.
+ * Opens and validates a checkpoint as its loaders would. Throws an `InputError` that names the file and the problem. Faults that
+ * loaders ignore do not throw; they are in `notes`.
  * @param source a local path, or a folder with an object that reads it (`openSource` takes URLs too)
  */
 export async function openCheckpoint(source: string | SourceFolder): Promise<Checkpoint> {
@@ -55,7 +55,7 @@ const FINGERPRINT_SAMPLE_BYTES = 4096;
 
 /**
  * Tells two checkpoints apart without reading them whole: SHA-256 over the config, every shard's name, size and header,
- * and 16 evenly spaced blocks of 4 KiB of each shard's data (fine-tunes of a model differ nowhere in their headers).
+ * and 16 evenly spaced blocks of 4 KiB of each shard's data (the headers of a model and its fine-tunes are equal).
  * @returns 64 hexadecimal digits
  */
 export const fingerprint = async (checkpoint: Checkpoint): Promise<string> => (await fingerprints(checkpoint)).whole;

@@ -1,4 +1,4 @@
-/** Opens one safetensors file: its header. No tensor data is read. */
+/** Opens one safetensors file by its header. No tensor data is read. */
 import { LfsPointerError } from '../errors.js';
 import type { Files } from '../sources/files.js';
 import { LENGTH_BYTES, parseHeader, parseHeaderLength, type ShardHeader } from './header.js';
@@ -10,10 +10,10 @@ export interface Shard extends ShardHeader {
   readonly bytes: number;
 }
 
-/** For one header after another. Each may have some 50 MB, and V8 is in no hurry to collect what lies outside its heap. */
+/** Memory that is reused for one header after another. A header may have 50 MB, and V8 is slow to free memory outside its heap. */
 export class HeaderMemory {
   private bytes = new Uint8Array(0);
-  /** Of the tensors of the last header. */
+  /** The names of the tensors of the last header. */
   names = new Set<string>();
 
   take(length: number): Uint8Array {

@@ -72,7 +72,7 @@ test('100 000 keys of one name are removed in time', () => {
   expect(performance.now() - started).toBeLessThan(2000);
 });
 
-/** As Python's `json.dumps` writes it: what JSON has no word for is a bare constant. */
+/** Prints a value as Python's `json.dumps` does: infinities and NaN are bare constants. */
 const dumps = (value: unknown): string => {
   if (typeof value === 'number') return Object.is(value, -0) ? '-0.0' : String(value);
   if (Array.isArray(value)) return `[${value.map(dumps).join(', ')}]`;

@@ -1,6 +1,6 @@
 /**
- * JSON as Python reads and writes it, which configs are written with: bare `Infinity`, `-Infinity` and `NaN` are numbers (Mamba's
- * `time_step_limit` is [0.0, Infinity]), the last of duplicate keys counts, and a byte order mark may come first.
+ * Reads and edits JSON as Python does, because Python writes the configs. Bare `Infinity`, `-Infinity` and `NaN` are numbers
+ * (Mamba's `time_step_limit` is [0.0, Infinity]), the last of duplicate keys counts, and a byte order mark may come first.
  */
 import { randomUUID } from 'node:crypto';
 import { applyEdits, findNodeAtLocation, modify, parseTree } from 'jsonc-parser';
@@ -8,7 +8,7 @@ import { overriddenKeys } from './duplicate-key.js';
 
 const BYTE_ORDER_MARK = '\ufeff';
 
-/** Parses a text. Throws a `SyntaxError` for what Python refuses too. */
+/** Parses a text. Throws a `SyntaxError` if it is not JSON, apart from the exceptions above. */
 export function parsePythonJson(text: string): unknown {
   const json = text.startsWith(BYTE_ORDER_MARK) ? text.slice(1) : text;
   try {
@@ -24,8 +24,8 @@ export function parsePythonJson(text: string): unknown {
 }
 
 /**
- * Sets, or for undefined removes, entries by their dotted path, and leaves the rest of the text as it was written: printing the
- * parsed value would turn 10000.0 into 10000, which a strict loader takes for an integer.
+ * Sets entries by their dotted path, or removes those whose value is undefined. The rest of the text stays as it was written.
+ * Printing the parsed value would turn 10000.0 into 10000, which a strict loader takes for an integer.
  */
 export function editPythonJson(text: string, changes: Readonly<Record<string, unknown>>): string {
   const start = text.startsWith(BYTE_ORDER_MARK) ? BYTE_ORDER_MARK : '';
@@ -39,7 +39,7 @@ export function editPythonJson(text: string, changes: Readonly<Record<string, un
   return start + edited.replace(constants, '$1').replaceAll(mark, '');
 }
 
-/** An entry that is removed must not bring back an earlier one of its name: those go first. */
+/** Removes the earlier entries of a name. Otherwise the removal of the last one would bring back the one before it. */
 function withoutOverridden(json: string, path: readonly string[], mark: string): string {
   const root = parseTree(json);
   const object = root && findNodeAtLocation(root, path.slice(0, -1));
@@ -47,7 +47,7 @@ function withoutOverridden(json: string, path: readonly string[], mark: string):
   const parts: string[] = [];
   let done = 0;
   members.forEach(({ offset, children }, i) => {
-    const next = members[i + 1]; // there is one: a later entry overrides this
+    const next = members[i + 1]; // a marked entry is never the last, because a later one overrides it
     if (!next || children?.[0]?.value !== `${mark}${path.at(-1)}`) return;
     parts.push(json.slice(done, offset));
     done = next.offset;
@@ -60,12 +60,12 @@ function edit(text: string, path: readonly string[], value: unknown): string {
   return applyEdits(text, modify(text, [...path], value, options));
 }
 
-/** jsonc-parser formats the line that it changed, in time that grows with the square of its length: 25 s for 100 KB. */
+/** jsonc-parser formats the line that it changed. Its time grows with the square of the line's length: 25 s for 100 KB. */
 const MAX_FORMATTED_LINE = 10_000;
 
 const isFormattable = (text: string): boolean => text.split('\n').every(({ length }) => length <= MAX_FORMATTED_LINE);
 
-/** Python's constants, outside of strings, as strings that begin with the mark; the mark occurs nowhere else. */
+/** Replaces Python's constants outside of strings by strings that begin with the mark. The mark occurs nowhere else. */
 function quoteConstants(json: string, mark: string): string {
   const parts: string[] = [];
   let done = 0;
@@ -84,7 +84,7 @@ function quoteConstants(json: string, mark: string): string {
   return parts.length ? parts.join('') + json.slice(done) : json;
 }
 
-/** A colon comes next: no constant can be a key. */
+/** Whether a colon comes next. A constant cannot be a key. */
 function isKey(json: string, from: number): boolean {
   let at = from;
   while (at < json.length && ' \t\r\n'.includes(json[at] as string)) at++;
@@ -93,7 +93,7 @@ function isKey(json: string, from: number): boolean {
 
 const CONSTANTS = ['Infinity', '-Infinity', 'NaN'];
 
-/** The mark before every key that a later one of the same object overrides: an edit then finds the one that counts. */
+/** Puts the mark before every key that a later one of the same object overrides. Then an edit finds the key that counts. */
 function markOverridden(json: string, mark: string): string {
   const starts = overriddenKeys(json)
     .map(({ start }) => start + 1)

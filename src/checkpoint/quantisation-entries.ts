@@ -1,15 +1,15 @@
-/** Where a config says that weights are quantised: anywhere in it, and more than once. */
+/** Finds the entries of a config that describe a quantisation. They may be at any level, and there may be several. */
 
-/** The keys that loaders read; compressed-tensors' own was the second. */
+/** The keys that loaders read. compressed-tensors used to write the second one. */
 const KEYS: readonly string[] = ['quantization_config', 'compression_config'];
 
 export interface QuantisationEntry {
-  /** Dotted, e.g. `thinker_config.text_config.quantization_config`. */
+  /** The keys that lead to the entry, with dots between them, e.g. `thinker_config.text_config.quantization_config`. */
   readonly path: string;
   readonly entry: Readonly<Record<string, unknown>>;
 }
 
-/** All entries on quantisation, outermost first. Of two in one object, `quantization_config` comes first. */
+/** All entries on quantisation, outermost first. If one object has two, `quantization_config` comes first. */
 export function quantisationEntries(config: Readonly<Record<string, unknown>>): QuantisationEntry[] {
   const found: QuantisationEntry[] = [];
   const visit = (value: Readonly<Record<string, unknown>>, below: string): void => {
@@ -18,7 +18,7 @@ export function quantisationEntries(config: Readonly<Record<string, unknown>>): 
       if (isObject(entry)) found.push({ path: below + key, entry });
     }
     for (const [key, entry] of Object.entries(value)) {
-      // A key with a dot would make another path of it; no config of a model has one.
+      // A key with a dot would make the path ambiguous. No published config has one.
       if (isObject(entry) && !key.includes('.') && !KEYS.includes(key)) visit(entry, `${below}${key}.`);
     }
   };
@@ -40,7 +40,7 @@ const NAMES: Readonly<Record<string, string>> = {
   modelopt: 'ModelOpt',
 };
 
-/** How an entry calls its format, for people: "GPTQ of 4 bits". */
+/** The format that an entry names, in words: "GPTQ of 4 bits". */
 export function describeQuantisation({ entry }: QuantisationEntry): string {
   const method = String(entry.quant_method ?? 'a format without a name');
   const bits = entry.bits ?? entry.w_bit;

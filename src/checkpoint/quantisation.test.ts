@@ -401,7 +401,7 @@ describe('refused, naming the tensor:', () => {
     expect(decodeAll).not.toThrow(/download/i);
   });
 
-  // x.weight and what lies beside it → the name it must be refused by.
+  // The name that the error must have, the data tensor, the tensors beside it, and the `quant_method`.
   const foreign: ReadonlyArray<[name: string, data: [string, string, number[]], beside: string[], method?: string]> = [
     ['bitsandbytes', ['weight', 'U8', [320, 1]], ['weight.absmax', 'weight.quant_map']],
     ['bitsandbytes', ['weight', 'I8', [16, 40]], ['SCB']],

@@ -1,6 +1,6 @@
 /**
- * Quantised weights: which tensors together make one matrix, whatever wrote them. The parts may lie in different shards. The kinds
- * of quantisation are in ./quantised: codes with scales (FP8, INT8, FP4), packed integers, GPTQ and AWQ.
+ * Finds the tensors that together are one quantised matrix. They may lie in different shards. The kinds of quantisation are in
+ * ./quantised: codes with scales (FP8, INT8, FP4), packed integers, GPTQ and AWQ.
  */
 import type { TensorInfo } from './header.js';
 import type { Checkpoint } from './open-checkpoint.js';
@@ -13,18 +13,18 @@ import type { StoredMatrix } from './stored-matrix.js';
 
 export { quantisationConfig } from './quantised/config.js';
 
-/** Data of packed values: `x.weight_packed`, `x.qweight`, and the fused `x_blocks`. */
+/** Names of tensors with packed values: `x.weight_packed`, `x.qweight`, and `x_blocks` for fused experts. */
 const PACKED = /^(.+)(?:\.weight_packed|\.qweight|_blocks)$/;
-/** What accompanies data: scales, zero points, shapes, and scales of activations, of no use without it. */
+/** Names of tensors that belong to data: its scales, zero points and shape, and scales of activations. */
 const ATTACHMENT =
   /^(.+)\.(?:weight_(?:scale_inv|scale_2|scale|global_scale|zero_point|shape|g_idx)|(?:input|activation|output|k|v)_scale|input_global_scale|scale|scales|qzeros|g_idx)$/;
-/** What accompanies fused experts. */
+/** Names of tensors that belong to the data of fused experts. */
 const FUSED_ATTACHMENT = /^(.+\.experts\.\w+?)_(?:scale_inv|scale|scales|weight_scale|input_scale)$/;
 
-/** Whether a dtype is 8-bit float codes of weights. */
+/** Whether a dtype is one of the 8-bit floats that weights are stored in. */
 export const isFp8 = (dtype: string): dtype is 'F8_E4M3' | 'F8_E5M2' => dtype === 'F8_E4M3' || dtype === 'F8_E5M2';
 
-/** Whether a tensor holds the data of a quantised matrix, or of several. */
+/** Whether a tensor holds the data of one or several quantised matrices. */
 export function isQuantised({ name, dtype, shape }: TensorInfo): boolean {
   if (ATTACHMENT.test(name) || FUSED_ATTACHMENT.test(name)) return false; // scales can be FP8 themselves
   if (isFp8(dtype) || dtype === 'F4') return true;
@@ -43,7 +43,7 @@ export function attachedTo({ name }: TensorInfo, { tensors }: Checkpoint): Tenso
   return candidates.map((it) => tensors.get(it)).find((it) => it !== undefined && isQuantised(it));
 }
 
-/** What the matrix whose data this tensor holds is called where it is not quantised: the tensor's own name for most. */
+/** The name that the matrix with this data tensor has if it is not quantised. For most tensors, it is the tensor's own name. */
 export function matrixName(name: string): string {
   const [, base] = PACKED.exec(name) ?? [];
   if (base === undefined) return foreignMatrix(name) ?? name;
@@ -55,8 +55,8 @@ export const dataOf = (weight: string, { tensors }: Checkpoint): TensorInfo | un
   tensors.get(weight) ?? tensors.get(`${weight}_packed`) ?? tensors.get(weight.replace(/\.weight$/, '.qweight'));
 
 /**
- * The matrix whose data this tensor holds. Throws where its scales are missing or do not fit, or where it is quantised in a way
- * that is not decoded.
+ * The matrix whose data this tensor holds. Throws a `MissingScaleError` if its scales are missing, a `QuantisedShapeError` if they
+ * do not fit, and an `UnsupportedQuantisationError` if its format is not decoded.
  */
 export function quantisedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMatrix {
   const foreign = foreignQuantisation(data, checkpoint);

@@ -1,4 +1,4 @@
-/** Reads `model.safetensors.index.json`, without an object or a string for each of its half a million entries. */
+/** Reads `model.safetensors.index.json` without an object or a string for each entry. There can be half a million. */
 import { InvalidJsonError, UnsafePathError } from '../errors.js';
 import type { Files } from '../sources/files.js';
 import { isPlainPath } from './plain-path.js';
@@ -8,9 +8,9 @@ import { parseSpan, parseString, type Span, scanObject, stringAt, wholeText } fr
 export interface ShardIndex {
   /** Absolute path, or a URL. */
   readonly path: string;
-  /** Shard files by their path in the folder, each with where in the text the names of its tensors begin. */
+  /** Shard files by their path in the folder. The numbers are the positions in the text at which the tensors' names begin. */
   readonly placed: ReadonlyMap<string, readonly number[]>;
-  /** The name that begins there. */
+  /** The tensor's name that begins at this position. */
   nameAt(start: number): string;
 }
 
@@ -32,7 +32,7 @@ export async function readIndex(path: string, files: Files): Promise<ShardIndex>
 
 function readWeightMap(json: Buffer, within: Span, path: string): Map<string, number[]> {
   const placed = new Map<string, number[]>();
-  const spelled = new Map<string, number[]>(); // as the text spells it: "./a" is "a"
+  const spelled = new Map<string, number[]>(); // by the spelling in the text: "./a" and "a" are the same file
   scanObject(json, within, (key, span) => {
     const file = json[span.start] === 0x22 ? parseString(json, span) : parseSpan(json, span);
     if (typeof file !== 'string')
@@ -58,7 +58,7 @@ function nameAt(json: Buffer, start: number, path: string): string {
   }
 }
 
-/** Each tensor's file, the last where the index names it twice. Takes some 100 bytes a tensor: only for an index that needs it. */
+/** Each tensor's file. If the index names a tensor twice, the last one counts. It takes some 100 bytes for each tensor. */
 export function owners({ placed, nameAt }: ShardIndex): Map<string, string> {
   const last = new Map<string, { start: number; file: string }>();
   for (const [file, starts] of placed) {

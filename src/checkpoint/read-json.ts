@@ -8,10 +8,10 @@ import { parsePythonJson } from './python-json.js';
 /** Index files reach 60 MB, and a text can have 2^29 characters. */
 const MAX_JSON_BYTES = 256 * 1024 * 1024;
 
-/** Configs nest some six deep; what walks them does so by recursion. */
+/** Configs have about six levels. The limit protects functions that walk them recursively. */
 const MAX_JSON_DEPTH = 64;
 
-/** A whole file of JSON. One that is larger than any real one is refused before it is read, and a git-lfs pointer is named as such. */
+/** Reads a whole file. Throws an `InvalidJsonError` if it is larger than any real one, and an `LfsPointerError`. */
 export async function readBytes(path: string, files: Files): Promise<Uint8Array<ArrayBuffer>> {
   const end = await files.size(path);
   if (end > MAX_JSON_BYTES) throw new InvalidJsonError(path, `it has ${end} bytes, the limit is ${MAX_JSON_BYTES}`);
@@ -20,12 +20,12 @@ export async function readBytes(path: string, files: Files): Promise<Uint8Array<
   return bytes;
 }
 
-/** A whole text file, its byte order mark included. */
+/** Reads a whole text file. Its byte order mark is kept. */
 export async function readText(path: string, files: Files): Promise<string> {
   return new TextDecoder('utf-8', { ignoreBOM: true }).decode(await readBytes(path, files));
 }
 
-/** Reads a JSON object; of duplicate keys the last counts. */
+/** Reads a JSON object. If a key occurs twice, the last one counts. */
 export async function readJsonObject(path: string, files: Files): Promise<Record<string, unknown>> {
   return parseJsonObject(await readText(path, files), path);
 }
@@ -48,6 +48,6 @@ export function parseJson(text: string, path: string): unknown {
   }
 }
 
-/** An `InvalidJsonError` in the place of a `SyntaxError`; any other error as it is. */
+/** Turns a `SyntaxError` into an `InvalidJsonError`. Returns any other error unchanged. */
 export const notJson = (path: string, error: unknown): unknown =>
   error instanceof SyntaxError ? new InvalidJsonError(path, `not JSON (${error.message})`) : error;

@@ -1,4 +1,4 @@
-/** What a checkpoint's folder holds beside its weights: which files a result gets a copy of, and which are left out. */
+/** Lists the files of a checkpoint's folder beside its weights: those that a result gets a copy of and those that are left out. */
 import { type InputError, ReadError, UnreadableFileError, UnsafePathError } from '../errors.js';
 import { fileIn } from '../location.js';
 import { MANIFEST_FILE } from '../output/manifest.js';
@@ -27,15 +27,15 @@ export interface SideFile {
   readonly bytes: number;
 }
 
-/** A folder whose side files are listed. With its shards and config, more can be told about them. */
+/** A folder whose side files are listed. Its shards are not side files. Its config shows whether loading needs code. */
 export type SideFileSource = Pick<Checkpoint, 'folder' | 'files'> & Partial<Pick<Checkpoint, 'shards' | 'config'>>;
 
 /**
- * Lists the files that a result gets a copy of: tokenizer, generation settings, remote code, templates, licence, pictures. Hidden
- * files (download caches, version control) are left out, and so are weights in other formats, which are of the uncompressed model,
- * and large files of unknown kinds. A source's README is kept under another name, unless this program wrote it; then a new one
- * replaces it. A file that cannot be read is left out too (`sideFileNotes` tells). If it is code that loading needs, this throws
- * an `UnreadableFileError`. Throws an `UnsafePathError` for a name that leads out of the folder.
+ * Lists the files that a result gets a copy of: tokenizer, generation settings, remote code, templates, licence, pictures. It
+ * leaves out hidden files (download caches, version control), weights in other formats, because they are of the uncompressed
+ * model, and large or binary files of unknown kinds. A source's README is kept under another name. If this program wrote it, a
+ * new one replaces it. A file that cannot be read is left out, with a sentence in `sideFileNotes`. If it is code that loading
+ * needs, this throws an `UnreadableFileError`. Throws an `UnsafePathError` for a name that leads out of the folder.
  */
 export async function listSideFiles(source: SideFileSource): Promise<SideFile[]> {
   const { sideFiles, refusal } = await survey(source);
@@ -43,7 +43,7 @@ export async function listSideFiles(source: SideFileSource): Promise<SideFile[]>
   return sideFiles;
 }
 
-/** Sentences on what a result gets no copy of. */
+/** Sentences on the files that a result gets no copy of. */
 export async function sideFileNotes(source: SideFileSource): Promise<string[]> {
   const { unreadable, weights, unknown } = await survey(source);
   const left = (names: readonly string[], what: string): string[] =>
@@ -60,7 +60,7 @@ interface Survey {
   readonly unreadable: ReadonlyArray<{ readonly path: string; readonly reason: string }>;
   readonly weights: readonly string[];
   readonly unknown: readonly string[];
-  /** Why no result can be made of the folder, which can be looked at all the same. */
+  /** The error if no result can be made from the folder. The folder can still be inspected. */
   readonly refusal: InputError | undefined;
 }
 
@@ -93,7 +93,7 @@ async function survey(source: SideFileSource): Promise<Survey> {
     if (path === REPORT_FILE || (ours && path === CARD_FILE)) continue;
     const at = fileIn(folder, path);
     if (isOther(path)) {
-      if (!/^[^/]+\.safetensors$/.test(path)) found.weights.push(path); // those are told with the shards
+      if (!/^[^/]+\.safetensors$/.test(path)) found.weights.push(path); // openModelShards has a note on the others
     } else if (bytes > limitOf(path)) found.unknown.push(path);
     else {
       const head = await readHead(source, at, bytes);
@@ -121,24 +121,24 @@ const parentsOf = (path: string): string[] => {
   return parents;
 };
 
-/** Formats of weights, of archives and of what training leaves; with what their parts and unfinished downloads are called. */
+/** Names of weights, archives and files of a training, also of their parts and unfinished downloads. */
 const WEIGHTS =
   /\.(?:safetensors|bin|pth?|ckpt|gguf|ggml|llamafile|onnx|h5|hdf5|keras|msgpack|ot|tflite|pb|distcp|nemo|np[yz]|pdparams|pdiparams|pkl|pickle|joblib|mlmodel|mlpackage|pte|engine|trt|tar|tar\.\w+|tgz|zip|7z|rar|dat|parquet|arrow|bak|aria2|incomplete)(?:[._](?:data|part[0-9a-z]*|bak|aria2|old|tmp|incomplete|metadata|\d+))*$/i;
-/** An index of such weights, a model description beside them, an adapter's settings: a loader would take the result for that. */
+/** Names of files that describe other weights: an index, OpenVINO's model, an adapter's settings. They would mislead loaders. */
 const OF_WEIGHTS = /\.index(?:\.[^./]+)?\.json$|(?:^|\/)(?:openvino_\w*\.xml|adapter_config\.json)$/;
-/** Folders that publishers keep copies of a model in. */
+/** Folders in which publishers keep copies of a model. */
 const OTHER_FOLDERS = /^(?:original|metal|onnx|openvino|coreml|gguf|mlx|tflite|flax|nemo)\//i;
 
 const isWeights = (path: string): boolean => WEIGHTS.test(path) || OF_WEIGHTS.test(path);
 
-/** Text, which tokenizers, settings, code, templates and licences are. Tokenizers have some 30 MB. */
+/** Names of text files: tokenizers, settings, code, templates, licences. A tokenizer may have 30 MB. */
 const TEXT =
   /\.(?:jsonl?|txt|md|rst|py|pyi|ya?ml|toml|jinja2?|j2|model|spm|tiktoken|vocab|bpe|merges|csv|tsv|html|ipynb|txt\.gz)$/i;
 const MAX_TEXT_BYTES = 256 * 1024 * 1024;
-/** Pictures of a README, sounds and clips of a multimodal model's examples. */
+/** Names of a README's pictures, and of the sounds and clips of a multimodal model's examples. */
 const MEDIA = /\.(?:png|jpe?g|gif|webp|svg|ico|bmp|pdf|wav|mp3|flac|ogg|mp4|webm|ttf|otf)$/i;
 const MAX_MEDIA_BYTES = 16 * 1024 * 1024;
-/** A file of any other name is copied where it is text and small: a licence, a policy, a script. */
+/** A file with any other name is copied if it is text and not larger than this, for example a licence or a script. */
 const MAX_UNKNOWN_BYTES = 1024 * 1024;
 
 const isKnown = (path: string): boolean => TEXT.test(path) || MEDIA.test(path);
@@ -146,10 +146,10 @@ const isKnown = (path: string): boolean => TEXT.test(path) || MEDIA.test(path);
 const limitOf = (path: string): number =>
   TEXT.test(path) ? MAX_TEXT_BYTES : MEDIA.test(path) ? MAX_MEDIA_BYTES : MAX_UNKNOWN_BYTES;
 
-/** Faults of one file, not of a disk or a connection. */
+/** The error codes that concern one file, not a disk or a connection. */
 const UNREADABLE: ReadonlySet<string | undefined> = new Set(['EACCES', 'EPERM', 'ENOENT', 'ELOOP']);
 
-/** The whole of a file that is not known by its name, the beginning of any other; why not, where it cannot be read. */
+/** Reads the beginning of a file, or all of it if its name is not known. If it cannot be read, returns the reason. */
 async function readHead({ files }: SideFileSource, file: string, bytes: number): Promise<Uint8Array | string> {
   const end = isKnown(file) ? Math.min(bytes, MAX_POINTER_BYTES) : bytes;
   try {

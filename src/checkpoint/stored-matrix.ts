@@ -17,19 +17,19 @@ export interface StoredMatrix {
   readonly data: ByteRange;
   /** Scales of a quantised matrix. They may lie in another shard. */
   readonly scales?: ByteRange;
-  /** What its encoding wants behind the scales: zero points, indices of groups, a scale of the whole matrix. */
+  /** The parts that its encoding needs after the scales: zero points, indices of groups, or a scale of the whole matrix. */
   readonly besides?: readonly ByteRange[];
   /** A stored copy of its shape (compressed-tensors' `weight_shape`), to be compared when the data is read. */
   readonly declaredShape?: ByteRange;
   readonly place: MatrixPlace;
 }
 
-/** Where a matrix belongs in a checkpoint of the source's own layout. */
+/** The place of a matrix in a checkpoint with the source's layout. */
 export interface MatrixPlace {
   readonly tensor: string;
   /** The element of that tensor at which the matrix begins. */
   readonly element: number;
-  /** Elements from one row, and from one column, to the next; undefined: row-major, without gaps. */
+  /** The elements from one row to the next and from one column to the next. If undefined, it is row-major without gaps. */
   readonly steps?: { readonly row: number; readonly column: number };
 }
 
@@ -54,7 +54,7 @@ export function matrixBytes({ encoding, rows, cols }: Pick<MatrixFormat, 'rows' 
   return data + scales;
 }
 
-/** The data, then the scales and what comes with them: one buffer, in memory of its own. */
+/** Reads the data, the scales and the other parts of a matrix into one new buffer, in this order. */
 export async function readMatrix(reader: RangeReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
   const { data } = matrix;
   const bytes = new Uint8Array(matrixBytes(matrix));
@@ -64,14 +64,14 @@ export async function readMatrix(reader: RangeReader, matrix: StoredMatrix): Pro
   return bytes;
 }
 
-/** What `decodeRows` needs besides data, for the whole matrix: empty for plain floats. */
+/** Reads the scales and other parts that `decodeRows` needs, for the whole matrix. Empty for plain floats. */
 export async function readScales(reader: RangeReader, matrix: StoredMatrix): Promise<Uint8Array<ArrayBuffer>> {
   const bytes = new Uint8Array(storedBytes(matrix.encoding, matrix.rows, matrix.cols).scales);
   await fillScales(reader, matrix, bytes);
   return bytes;
 }
 
-/** Throws `QuantisedShapeError` where they, or a stored copy of the matrix's shape, do not fit the data. */
+/** Reads the scales. Throws `QuantisedShapeError` if they or a stored copy of the matrix's shape do not fit the data. */
 async function fillScales(reader: RangeReader, matrix: StoredMatrix, target: Uint8Array<ArrayBuffer>): Promise<void> {
   const { name, rows, cols, encoding, scales, besides = [] } = matrix;
   let done = 0;
@@ -84,15 +84,15 @@ async function fillScales(reader: RangeReader, matrix: StoredMatrix, target: Uin
   await checkDeclaredShape(reader, matrix);
 }
 
-/** A matrix whose rows are read and decoded some at a time. */
+/** A matrix whose rows can be read and decoded in parts. */
 export interface OpenMatrix {
   /** @param target (rows.count, cols) f32 */
   decode(rows: Range, target: Float32Array): Promise<void>;
 }
 
 /**
- * Reads the scales, so that rows can be decoded. Data whose rows do not lie one after another (a transpose, GPTQ) is read whole,
- * once, and held: an expert has at most some tens of MB.
+ * Reads the scales, so that rows can be decoded. If rows do not follow each other in the data (a transpose, GPTQ), all data is
+ * read once and held. An expert has at most some tens of MB.
  */
 export async function openMatrix(reader: RangeReader, matrix: StoredMatrix): Promise<OpenMatrix> {
   const { encoding, cols, data } = matrix;
@@ -110,7 +110,7 @@ export async function openMatrix(reader: RangeReader, matrix: StoredMatrix): Pro
   };
 }
 
-/** Throws where a shape is stored beside the data and says something else. */
+/** Throws `QuantisedShapeError` if a shape is stored beside the data and differs from it. */
 export async function checkDeclaredShape(
   reader: RangeReader,
   { name, rows, cols, declaredShape }: StoredMatrix,
@@ -145,7 +145,7 @@ export function decodePart(
   decodeRows(encoding, cols, range, bytes.subarray(start, end), bytes.subarray(data), target);
 }
 
-/** Decodes the bytes of `readMatrix` into `target`, transposed where the format says so. */
+/** Decodes the bytes of `readMatrix` into `target`, transposed if the format is `transposed`. */
 export function decodeMatrix(format: MatrixFormat, bytes: Uint8Array, target: Float32Array): void {
   const { rows, cols, transposed } = format;
   const values = transposed ? new Float32Array(rows * cols) : target;

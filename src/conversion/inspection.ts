@@ -17,7 +17,7 @@ export interface Tally {
   readonly bytes: number;
 }
 
-/** A checkpoint as its headers and its config tell of it. */
+/** A description of a checkpoint from its headers and its config. */
 export interface Inspection {
   readonly folder: string;
   readonly modelType: string;
@@ -42,7 +42,7 @@ export interface Inspection {
   readonly dtypes: Readonly<Record<string, Tally>>;
   /** The reason why this checkpoint cannot be converted; undefined if it can. */
   readonly obstacle: string | undefined;
-  /** What of the folder is not read or not copied, and where the config and the tensors differ. */
+  /** Sentences on files that are not read or not copied, and on differences between the config and the tensors. */
   readonly notes: readonly string[];
 }
 

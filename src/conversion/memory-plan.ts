@@ -1,4 +1,4 @@
-/** How a run is arranged to stay within its memory budget; memory-terms.ts has what an arrangement holds. */
+/** Arranges a run so that it stays within its memory budget. memory-terms.ts has the memory that an arrangement takes. */
 
 import type { ChosenEngine } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
@@ -11,46 +11,46 @@ import { expectedPeak, type MemoryTerms, MIB, memoryTerms } from './memory-terms
 import type { Settings } from './settings.js';
 
 /**
- * A step's working set without a wish for more: large enough for full GEMM speed, the same on every machine. A GPU needs more
- * at once to be kept busy.
+ * The working set of a step's batch, unless the user sets the batch. It is large enough for full GEMM speed and the same on every
+ * machine. A GPU needs larger batches to be kept busy.
  */
 const BATCH_BYTES: Record<Engine['kind'], number> = { cpu: 128 * MIB, gpu: 2048 * MIB };
-/** Smaller batches than this waste time on the calls themselves; other economies come first. */
+/** Smaller batches than this waste time on the calls themselves, so other ways to save memory come first. */
 const LEAST_BATCH = 4;
 
-/** Below this many multiply-adds a matrix product of a group does not fill more than one core. */
+/** A matrix product with fewer multiply-adds than this does not keep more than one core busy. */
 const SMALL_GROUP = 1e9;
 
-/** How a run is arranged so that it stays within its memory budget. */
+/** The arrangement of a run that stays within its memory budget. */
 export interface MemoryPlan {
-  /** Groups fitted side by side, each in a worker of its own. */
+  /** The number of groups that are fitted at the same time, each in a worker of its own. */
   readonly workers: number;
   readonly threadsPerWorker: number;
   readonly batchExperts: number;
   /** The decoded targets are kept for the whole fit. */
   readonly holdTargets: boolean;
-  /** The parts of a layer and projection are all in memory at once, for their σ; otherwise they are read twice. */
+  /** All parts of a layer and projection are in memory at once, to compute their σ. Otherwise they are read twice. */
   readonly holdParts: boolean;
   /** Source bytes of groups that may be read and not yet written. */
   readonly groupBytes: number;
-  /** What memory is expected to hold at the peak. */
+  /** The expected peak by what holds the memory. */
   readonly terms: MemoryTerms;
   /** Expected peak, bytes: the sum of the terms. */
   readonly expectedBytes: number;
 }
 
-/** What other machines fit with. */
+/** The engine and the threads of the machines that fit for this one. */
 export interface RemoteFitters {
-  /** Of all of them. */
+  /** The engine of all machines. */
   readonly engine: ChosenEngine;
-  /** CPU threads of each machine. */
+  /** The number of CPU threads of each machine. */
   readonly threads: readonly number[];
 }
 
 /**
- * Throws `BudgetTooSmallError` naming the smallest budget, or `TensorTooLargeError` where the device's limit on tensors
- * rules a group out. What a device holds is counted as if it were held here: with memory that is shared, it is.
- * @param tensors of the source
+ * Plans a run's memory. Throws `BudgetTooSmallError` with the smallest budget that would do, or `TensorTooLargeError` if a group
+ * exceeds the device's limit on tensors. Device memory counts as memory of this process, because some devices share it.
+ * @param tensors the number of the source's tensors
  */
 export function planMemory(
   groups: readonly GroupPlan[],
@@ -61,10 +61,10 @@ export function planMemory(
 ): MemoryPlan {
   const small = groups.every((group) => groupProduct(group) < SMALL_GROUP);
   if (remote) return planRemote(groups, settings, tensors, remote, small);
-  // Threads of the CPU can be shared out; other engines are there once.
+  // The CPU's threads can be divided among workers. Another engine has one device.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
   const mostExperts = Math.min(...groups.map(({ method, problem }) => method.largestBatch(problem, engine)));
-  // From the fastest to the most frugal; each gives up one thing.
+  // From the fastest to the one that needs the least memory. Each differs from the one before it in one setting.
   const arrangements: Arrangement[] = [
     { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH, holdParts: true },
     { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH },
@@ -89,8 +89,9 @@ function firstThatFits(plans: readonly MemoryPlan[], settings: Settings): Memory
 }
 
 /**
- * Where other machines fit, this one holds a group for each of them, and one read ahead, while it is under way. They are as many
- * as fit the budget. What a fit itself takes is theirs to bound (streams/compute/worker.ts).
+ * Plans the memory of a run whose groups are fitted on other machines. This machine holds one group for each session with them,
+ * and one that is read ahead if the budget allows. The plan has as many sessions as fit the budget. The other machines bound the
+ * memory of the fits themselves (streams/compute/worker.ts).
  */
 function planRemote(
   groups: readonly GroupPlan[],
@@ -138,13 +139,13 @@ interface Arrangement {
   holdTargets: boolean;
   /** See `MemoryPlan`. */
   holdParts?: boolean;
-  /** Groups read ahead. */
+  /** The number of groups that are read ahead. */
   prefetch: number;
-  /** Experts a batch must at least have. */
+  /** The fewest experts of a batch. */
   leastBatch: number;
 }
 
-/** The largest batch that the arrangement leaves room for, and the memory that takes. */
+/** The plan of an arrangement with the largest batch that fits the budget, or with the smallest allowed batch if none fits. */
 function arrange(
   groups: readonly GroupPlan[],
   settings: Settings,
@@ -186,7 +187,7 @@ function arrange(
   };
 }
 
-/** Experts a batch, where memory is plentiful. */
+/** The number of experts in a batch if there is enough memory. */
 export const usualBatch = ({ method, problem }: MethodProblem, kind: Engine['kind']): number =>
   Math.max(1, Math.floor(BATCH_BYTES[kind] / method.batchBytes(problem)));
 

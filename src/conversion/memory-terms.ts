@@ -1,20 +1,20 @@
 /**
- * The memory of a process that converts or fits: one formula, for a run, for a run whose groups are fitted elsewhere, and for
- * `mobe worker`. The peak of its resident memory is expected to be the sum of these terms:
+ * The memory of a process that converts or fits. One formula serves a local run, a run whose groups are fitted on other machines,
+ * and `mobe worker`. The expected peak of resident memory is the sum of these terms:
  *
  *     process      Node and this program, with ONNX Runtime's library
- *     headers      of the source: index, plan, places and hashes, by tensor
- *     engine       another engine's library, with its driver
+ *     headers      the source's index, plan, places and hashes, for each of its tensors
+ *     engine       the library and the driver of an engine other than onnx-cpu
  *     threads      each thread that fits: V8, this program again, and its compiled programs
- *     connections  to workers or to those who ask for work: what may be under way, both ways
- *     groups       weights as stored, that are read and not yet written
- *     targets      the same, decoded to f32, while they are kept for a fit
- *     state        what a solver holds from step to step, with the programs that move it
+ *     connections  bytes in transit to and from workers or clients
+ *     groups       weights in their stored form, that are read and not yet written
+ *     targets      the same weights decoded to f32, if they are kept for a fit
+ *     state        arrays that a solver keeps between steps, with the programs that update them
  *     batch        the programs that compute with a batch of experts
  *     copies       blocks of tensors that are copied
- *     allocator    memory that is free already and not yet given back: buffers before their collection, pieces between others
+ *     allocator    freed memory that the system does not have back yet: buffers before their collection, fragments
  *
- * The constants are measured peaks of processes of their own; memory.test.ts compares plans with peaks in every test run.
+ * The constants are peaks that were measured in separate processes. memory.test.ts compares plans with peaks in every test run.
  */
 import type { EngineName } from '../engine/create-engine.js';
 import type { FitMemory } from '../methods/method.js';
@@ -24,9 +24,9 @@ import { DEFAULT_CREDIT_BYTES } from '../transport/limits.js';
 export const MIB = 2 ** 20;
 
 const PROCESS_BYTES = 125 * MIB;
-/** At 50 000 tensors. */
+/** Measured with 50 000 tensors. */
 const TENSOR_BYTES = 4000;
-/** On SwiftShader, and on TensorFlow's CPU. */
+/** Measured on SwiftShader and on TensorFlow's CPU. */
 const ENGINE_BYTES: Record<EngineName, number> = {
   'onnx-cpu': 0,
   'onnx-webgpu': 400 * MIB,
@@ -34,22 +34,22 @@ const ENGINE_BYTES: Record<EngineName, number> = {
   tensorflow: 350 * MIB,
 };
 const THREAD_BYTES = 115 * MIB;
-/** Of a group and of its results, what may be under way. */
+/** The bytes of a group and of its results that can be in transit at once. */
 const connectionBytes = (group: number): number => 2 * Math.min(group, DEFAULT_CREDIT_BYTES);
 
-/** Blocks that are read and not yet written: two that are being written, one that is being read. */
+/** The blocks that are read and not yet written: two are being written, one is being read. */
 export const PASS_THROUGH_BLOCKS = 3;
-/** Those, and a block's numbers where it is decoded. */
+/** The bytes of these blocks, and of one block's decoded numbers. */
 const COPIED_BYTES = (PASS_THROUGH_BLOCKS + 1) * READ_BYTES;
 
 /**
- * The allocator's share of weights and copies, which come and go in many buffers, and its most for each fit: the C library keeps
- * what is freed in pieces below its mapping threshold of 32 MiB, and larger buffers go back at once.
+ * The allocator's term is this share of the weights and copies, which use many short-lived buffers, and at most this many bytes
+ * for each fit. The C library keeps freed buffers below its mapping threshold of 32 MiB. It returns larger ones at once.
  */
 const ALLOCATOR_SHARE = 0.5;
 const ALLOCATOR_BYTES = 256 * MIB;
 
-/** Bytes by what they hold; see above. */
+/** The bytes of each term; see above. */
 export interface MemoryTerms {
   readonly process: number;
   readonly headers: number;
@@ -64,16 +64,16 @@ export interface MemoryTerms {
   readonly allocator: number;
 }
 
-/** What a process has to do. */
+/** The work of a process, as far as its memory depends on it. */
 export interface Workload {
-  /** Tensors of the source; 0 where it is read elsewhere. */
+  /** The number of the source's tensors; 0 if another process reads the source. */
   readonly tensors?: number;
-  /** The engine of its threads; undefined where it has none. */
+  /** The engine of its threads; undefined if it has none. */
   readonly engine?: EngineName | undefined;
   readonly threads?: number;
-  /** Of each connection, the bytes of the group that goes over it. */
+  /** For each connection, the bytes of the group that it carries. */
   readonly connections?: readonly number[];
-  /** Bytes of stored weights in memory. */
+  /** The bytes of stored weights in memory. */
   readonly groupBytes?: number;
   /** The fits that run at the same time. */
   readonly fits?: readonly FitMemory[];

@@ -1,4 +1,4 @@
-/** A result in bf16 says nowhere that it is quantised, and a partly quantised one says so in its reader's words. */
+/** A result in bf16 has no entry on quantisation. A partly quantised one lists its plain modules as its loaders read them. */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';

@@ -1,4 +1,7 @@
-/** What a result's files say of quantisation: nothing where its weights are plain, else which modules no longer are. */
+/**
+ * Changes the entries on quantisation in a result's config files. They are removed if nothing is quantised any more. Otherwise
+ * they list the modules that are no longer quantised.
+ */
 import { type QuantisationEntry, quantisationEntries } from '../checkpoint/quantisation-entries.js';
 import { parseJsonObject, readText } from '../checkpoint/read-json.js';
 import { type QuantisableTensor, seemsQuantised } from '../checkpoint/seems-quantised.js';
@@ -7,14 +10,14 @@ import type { MoeModel } from '../models/family.js';
 import { type ConfigChanges, editConfig } from '../models/native.js';
 import type { ConversionPlan } from './conversion-plan.js';
 
-/** ModelOpt's, beside config.json: vLLM and TensorRT-LLM read it first. */
+/** ModelOpt's config beside config.json. vLLM and TensorRT-LLM read it first. */
 export const QUANT_CONFIG_FILE = 'hf_quant_config.json';
 
-/** What has to happen to an entry on quantisation. */
+/** The change to an entry on quantisation. */
 type Outcome =
-  /** It stays: none of its tensors was decoded. */
+  /** The entry stays, because none of its tensors was decoded. */
   | 'keep'
-  /** It goes: nothing is quantised any more. */
+  /** The entry is removed, because nothing is quantised any more. */
   | 'remove'
   /** These modules are no longer quantised, others are. */
   | { readonly plain: readonly string[] };
@@ -23,7 +26,7 @@ type Converted = Pick<ConversionPlan, 'groups' | 'quantised' | 'layout'>;
 
 function outcome({ groups, quantised, layout }: Converted, { layers }: Pick<MoeModel, 'layers'>): Outcome {
   if (quantised.before === 0) {
-    // Whatever is quantised passes through, in a format that mobe does not know.
+    // Tensors in a format that mobe does not know are copied as they are.
     const tensors: readonly QuantisableTensor[] = layout.shards.flatMap((shard) => shard.tensors);
     return tensors.some(seemsQuantised) ? 'keep' : 'remove';
   }
@@ -33,7 +36,7 @@ function outcome({ groups, quantised, layout }: Converted, { layers }: Pick<MoeM
   return plain.length ? { plain } : 'keep';
 }
 
-/** Changes of `config.json`: of every entry on quantisation, at any level. */
+/** The changes to `config.json`: to every entry on quantisation, at any level. */
 export function quantisationChanges(plan: ConversionPlan, model: Pick<MoeModel, 'layers'>): ConfigChanges {
   const entries = quantisationEntries(plan.source.config);
   const result = entries.length ? outcome(plan, model) : 'keep';
@@ -43,8 +46,7 @@ export function quantisationChanges(plan: ConversionPlan, model: Pick<MoeModel, 
 }
 
 /**
- * What becomes of the source's `hf_quant_config.json`: it is left out where nothing is quantised any more, and else a copy with
- * these changes.
+ * The changes to the source's `hf_quant_config.json` for its copy in the result. It is left out if nothing is quantised any more.
  */
 export function quantConfigFileChanges(
   plan: Converted,
@@ -62,13 +64,13 @@ export function quantConfigFileChanges(
   );
 }
 
-/** Lists of modules that an entry may have; loaders read the one of its format. */
+/** The keys of lists of modules in an entry. Loaders read the list of the entry's format. */
 const LISTS = ['ignore', 'modules_to_not_convert', 'exclude_modules', 'ignored_layers'] as const;
 
-/** The modules added to the lists that an entry has, or to the one that the loaders of its format read. */
+/** Adds modules to the lists that an entry has. If it has none, adds the list that the loaders of its format read. */
 function exclusions({ path, entry }: QuantisationEntry, modules: readonly string[]): ConfigChanges {
   if (entry.quant_method === 'gptq') {
-    // GPTQModel has no list: "-:" before a pattern leaves a module out.
+    // GPTQModel has no list. A pattern in `dynamic` that begins with "-:" excludes modules.
     const patterns = modules.map((module) => [`-:${escaped(module)}\\..*`, {}] as const);
     return { [`${path}.dynamic`]: { ...(entry.dynamic as object | undefined), ...Object.fromEntries(patterns) } };
   }
@@ -83,22 +85,22 @@ function exclusions({ path, entry }: QuantisationEntry, modules: readonly string
 
 const escaped = (module: string): string => module.replaceAll('.', '\\.');
 
-/** The list that loaders of a format read, and how they match the modules in it. */
+/** The list that loaders of a format read, and the form in which it names a module and all that is below it. */
 function wordsOf({
   quant_method: method,
   config_groups: groups,
 }: QuantisationEntry['entry']): [string, (module: string) => string] {
   // vLLM and TensorRT-LLM match with wildcards; config.json has `ignore`, hf_quant_config.json `exclude_modules`.
   if (method === 'modelopt') return ['ignore', (module) => `${module}*`];
-  // compressed-tensors matches whole names, or what "re:" begins from the start of the name.
+  // compressed-tensors matches whole names. After "re:" it matches a pattern from the start of the name.
   if (groups) return ['ignore', (module) => `re:${escaped(module)}\\..*`];
-  // transformers and vLLM's FP8 take a module's name for all that is below it.
+  // In transformers and vLLM's FP8, a module's name stands for all that is below it.
   return ['modules_to_not_convert', (module) => module];
 }
 
 /**
- * Side files that a result has otherwise than its source, by their place in it: their new text, or undefined where they are left
- * out.
+ * The side files that differ between the source and the result, by their path in the result. The value is their new text, or
+ * undefined if they are left out.
  */
 export async function editedSideFiles(
   plan: ConversionPlan,

@@ -42,7 +42,7 @@ export class InvalidJsonError extends InputError {
   }
 }
 
-/** git left it in the place of a file, where git-lfs was not there to fetch that. */
+/** The file is a git-lfs pointer. git puts pointers in the place of files if it runs without git-lfs. */
 export class LfsPointerError extends InputError {
   constructor(readonly file: string) {
     super(
@@ -51,7 +51,7 @@ export class LfsPointerError extends InputError {
   }
 }
 
-/** A file that loading needs is there by name only. */
+/** A file that loading needs is listed but cannot be read, for example because it is a link without a target. */
 export class UnreadableFileError extends InputError {
   constructor(
     readonly file: string,

@@ -78,7 +78,7 @@ export class WeightReader {
   }
 }
 
-/** As many rows as fit a read; all of them where each needs all data. */
+/** The number of rows that fit into one read; all rows if each of them needs all data. */
 function rowsAtOnce({ encoding, cols }: StoredMatrix, { first, count }: Rows): number {
   const bytes = (rows: number): number => {
     const { start, end } = rowSpan(encoding, cols, { first, count: rows });

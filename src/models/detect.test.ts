@@ -113,7 +113,7 @@ describe('refused:', () => {
 });
 
 describe('sizes come from the tensors:', () => {
-  // They were refused before: loaders of pruned and latent experts read what is there.
+  // Models with pruned or latent experts have such configs, and their loaders take the sizes from the tensors.
   test.each([
     ['num_experts', 13, 'layer 0 has 12 experts'],
     ['moe_intermediate_size', 5, 'layer 0 has 4 rows an expert'],

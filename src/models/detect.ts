@@ -50,7 +50,7 @@ const generic = (modelType: string, config: Config): Family => ({
 
 /**
  * Finds the family and the expert layers. Throws an `InputError` if experts are missing or differ in shape, or if none is known.
- * Where the config and the tensors differ, the tensors count.
+ * If the config and the tensors differ, the tensors count.
  */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
   const config = languageConfig(checkpoint.config);
@@ -61,7 +61,7 @@ export function detectModel(checkpoint: Checkpoint): MoeModel {
   checkLayers(checkpoint, config, family, layers);
   const notes = configDifferences(config, family, layers);
   if (notes.length === 0 && areAlike(layers)) return { family, layers, notes };
-  // A native checkpoint's modelling files make every layer as the config says.
+  // The modelling files of a native checkpoint build every layer from the config, so a model that differs has no native form.
   const { native, ...loadable } = family;
   const name = native ? `${family.name} with layers that are not all as config.json says` : family.name;
   return { family: { ...loadable, name }, layers, notes };
@@ -94,7 +94,10 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
   );
 }
 
-/** A conversion reads rows that follow each other in the file, and writes experts row by row. */
+/**
+ * Refuses views: experts in GPTQ or AWQ, and fused experts that are quantised, transposed, or alternate gate and up. A conversion
+ * needs experts whose rows are complete and follow each other in the file.
+ */
 function checkConvertible({ data, encoding, place }: StoredMatrix): void {
   if (encoding.kind === 'view')
     throw new UnsupportedLayoutError(
@@ -161,11 +164,11 @@ function checkLayers({ folder }: Checkpoint, config: Config, family: Family, lay
   }
 }
 
-/** transformers 5 writes `num_local_experts` where a family's own key was another. */
+/** The config key with the number of experts. transformers 5 writes `num_local_experts` instead of a family's own key. */
 const countKey = ({ expertCountKey }: Family, config: Config): string =>
   expertCountKey in config ? expertCountKey : 'num_local_experts';
 
-/** How many experts there are and what shape they have, by layer. */
+/** The number of experts of a layer and the shape of their gate projection. */
 const sizesOf = ({ experts: { gate_proj: gate } }: ExpertLayer) => {
   const { rows, cols } = gate[0] as StoredMatrix;
   return { count: gate.length, rows, cols };
@@ -176,7 +179,7 @@ const areAlike = (layers: readonly ExpertLayer[]): boolean =>
 
 /**
  * Sentences on entries of the config that differ from the tensors. Experts may be narrower than `hidden_size` (they work in a latent
- * space), pruned to another number in each layer, or counted with zero experts that have no weights.
+ * space) or pruned to another number in each layer. The config's number may include zero experts, which have no weights.
  */
 function configDifferences(config: Config, family: Family, layers: readonly ExpertLayer[]): string[] {
   const notes: string[] = [];

@@ -79,7 +79,7 @@ function slices(
     transposed,
     count: projections.length,
     interleaved: projections.length > 1 && interleavesGateAndUp(checkpoint),
-    // Formats that pack along the rows turn experts around: as floats, gpt-oss has them as they are multiplied.
+    // gpt-oss's MXFP4 tensors are the transpose of its float tensors, and the place is that in the float tensor.
     placedTransposed: transposed || name !== matrixName(name),
   };
   return Array.from({ length: stack.count * projections.length }, (_, i) => {
@@ -90,13 +90,13 @@ function slices(
   });
 }
 
-/** How a matrix of a stack is cut into projections. */
+/** The way in which a matrix of a stack is divided into projections. */
 interface Split {
   readonly transposed: boolean;
   readonly count: number;
-  /** Gate has every other row, of the transpose where that is stored; else the first half of them. */
+  /** Rows (columns, if transposed) of gate and up alternate. Otherwise gate is the first half of them. */
   readonly interleaved: boolean;
-  /** The tensor it belongs to holds the transpose. */
+  /** The tensor of the matrix's place holds the transpose. */
   readonly placedTransposed: boolean;
 }
 
@@ -132,7 +132,6 @@ function slice(
 }
 
 /**
-/**
  * Reads the orientation of fused tensors. gate_up (n, 2p, d) with down (n, d, p) multiplies from the left, like separate
  * experts. (n, d, 2p) with (n, p, d), as in Llama 4, Qwen3-VL-MoE and gpt-oss, multiplies from the right. The two shapes
  * together show which it is.
@@ -156,6 +155,6 @@ function isTransposed({ name, file }: TensorInfo, prefix: string, checkpoint: Ch
   );
 }
 
-/** gpt-oss alternates gate and up, which no shape tells. */
+/** Whether gate and up alternate, as in gpt-oss. Shapes do not show it, so `model_type` decides. */
 const interleavesGateAndUp = ({ config }: Checkpoint): boolean =>
   [config, config.text_config].some((it) => (it as Checkpoint['config'] | undefined)?.model_type === 'gpt_oss');

@@ -14,7 +14,7 @@ export const DEFAULT_PROJECTIONS: readonly Projection[] = ['gate_proj', 'up_proj
 /** The content of a `config.json`. */
 export type Config = Readonly<Record<string, unknown>>;
 
-/** A family of models: how its checkpoints are told from others and how their experts are named. */
+/** A family of models: how its checkpoints are recognised and how their experts are named. */
 export interface Family {
   /** The name in messages. */
   readonly name: string;
@@ -54,7 +54,7 @@ export interface MoeModel {
   readonly family: Family;
   /** The layers with routed experts, sorted. */
   readonly layers: readonly ExpertLayer[];
-  /** Where the config says otherwise than the tensors, which count: a sentence each. */
+  /** Sentences on differences between the config and the tensors. The tensors count. */
   readonly notes: readonly string[];
 }
 

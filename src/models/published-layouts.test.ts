@@ -1,4 +1,4 @@
-/** Experts as published checkpoints store them: fused from either side, gate and up side by side or alternating. */
+/** Reads experts in the layouts of published checkpoints: fused or transposed, with gate and up in halves or alternating. */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { decodeExperts } from '../../fixtures/decode-experts.js';
@@ -15,14 +15,14 @@ let made = 0;
 const [N, P, D] = [3, 8, 32];
 const LAYER = 'model.layers.0.mlp.experts.';
 
-/** Element (i, j) of an expert's projection: a different bf16 number each. */
+/** The value of element (i, j) of an expert's projection, before it is rounded to bf16. */
 const element = (expert: number, projection: Projection, i: number, j: number): number =>
   (expert * 3 + PROJECTIONS.indexOf(projection) + 1) * (i - j / 32) * (i % 2 ? -1 : 1);
 
 const rounded = (value: number): number =>
   readFloats('BF16', encodeFloats('BF16', Float32Array.of(value)))[0] as number;
 
-/** (n, height, width), row-major, of what each element is. */
+/** A tensor (n, height, width), row-major, whose elements `at` computes. */
 function stack(height: number, width: number, at: (expert: number, y: number, x: number) => number): Float32Array {
   return Float32Array.from({ length: N * height * width }, (_, i) =>
     at(Math.floor(i / height / width), Math.floor(i / width) % height, i % width),
@@ -39,7 +39,7 @@ const bf16 = (name: string, shape: number[], values: Float32Array): StoredTensor
 const experts = (tensors: readonly StoredTensor[], config: object) =>
   decodeExperts(join(root, String(made++)), tensors, config);
 
-/** Every expert of every projection is there once, with its own numbers. */
+/** Checks that every expert of every projection is found once and decodes to its own numbers. */
 async function expectExperts(tensors: readonly StoredTensor[], config: object): Promise<StoredMatrix[]> {
   const decoded = await experts(tensors, config);
   expect(decoded.map(({ expert, projection }) => `${expert} ${projection}`).sort()).toEqual(
@@ -54,7 +54,7 @@ async function expectExperts(tensors: readonly StoredTensor[], config: object): 
   return decoded.map(({ matrix }) => matrix);
 }
 
-/** What an expert's place says must lie where the source has it. */
+/** Checks that the elements at each expert's place in the source are the expert's. */
 function expectPlaces(matrices: readonly StoredMatrix[], tensors: readonly StoredTensor[]): void {
   for (const { name, rows, cols, place } of matrices) {
     const { bytes, dtype } = tensors.find((it) => it.name === place.tensor) as StoredTensor;

@@ -1,4 +1,4 @@
-/** Quantised experts as published checkpoints store them: fused MXFP4 and FP8, FP8 by whoever wrote it, several dtypes at once. */
+/** Decodes quantised experts in the forms of published checkpoints: fused MXFP4 and FP8, FP8 of several writers, mixed dtypes. */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { decodeExperts } from '../../fixtures/decode-experts.js';
@@ -264,7 +264,7 @@ describe('FP8 in separate tensors, by whoever wrote it:', () => {
     ];
     const decoded = await experts(tensors, { quantization_config: { quant_method: 'fp8' } });
     expect(decoded[0]?.matrix).toMatchObject({ rows: P, cols: D });
-    // 37 is 5 and 2: e2m1's 3 and 1, times 2.
+    // The byte 37 has the codes 5 and 2, which are 3 and 1 in e2m1. The scale is 2.
     expect([...(decoded[0]?.values.subarray(0, 4) ?? [])]).toEqual([0, 0, 6, 2]);
   });
 });

@@ -1,11 +1,11 @@
-/** Why a checkpoint has no experts that mobe can read: the error that says what it has instead. */
+/** Makes the error for a checkpoint without experts that mobe can read. It shows the tensors that the checkpoint has instead. */
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { describeQuantisation, quantisationEntries } from '../checkpoint/quantisation-entries.js';
 import { foreignQuantisation } from '../checkpoint/quantised/foreign.js';
 import { type InputError, UnknownModelError, UnsupportedQuantisationError } from '../errors.js';
 
-/** How many tensors are shown. */
+/** The number of tensors that the error shows. */
 const SHOWN = 3;
 
 export function unknownExperts(checkpoint: Checkpoint, modelType: string): InputError {
@@ -25,7 +25,7 @@ export function unknownExperts(checkpoint: Checkpoint, modelType: string): Input
   return new UnknownModelError(folder, `Its model_type is "${modelType}". ${seen}`);
 }
 
-/** The largest tensors, in the order of the checkpoint: experts are larger than what routes to them. */
+/** The largest tensors, in the order of the checkpoint. Experts are larger than routers. */
 function largest(tensors: readonly TensorInfo[]): TensorInfo[] {
   const bytes = ({ start, end }: TensorInfo): number => end - start;
   const least = [...tensors].sort((a, b) => bytes(b) - bytes(a)).slice(0, SHOWN);

@@ -1,11 +1,11 @@
-/** Hands what callbacks give to whoever iterates. */
+/** Passes items from callbacks to a consumer that iterates over them. */
 export class HandOver<T> implements AsyncIterable<T> {
   private readonly items: T[] = [];
   private ended = false;
   private failure: Error | undefined;
   /** Wakes the iteration. */
   private arrived = (): void => {};
-  /** Wakes who waits for room. */
+  /** Wakes the caller that waits for room. */
   private taken = (): void => {};
 
   push(item: T): void {
@@ -13,14 +13,14 @@ export class HandOver<T> implements AsyncIterable<T> {
     this.arrived();
   }
 
-  /** No more comes. What came before is still handed over, and then the error thrown. */
+  /** Ends the items. The iteration still returns those that were pushed before, and then throws `failure` if it is given. */
   end(failure?: Error): void {
     this.ended = true;
     this.failure ??= failure;
     this.arrived();
   }
 
-  /** Resolves when fewer than `most` items wait, or nobody iterates any more. One may wait at a time. */
+  /** Resolves when fewer than `most` items wait, or when nobody iterates any more. Only one caller may wait at a time. */
   async room(most: number): Promise<void> {
     while (this.items.length >= most && !this.ended)
       await new Promise<void>((resolve) => {

@@ -16,7 +16,7 @@ export interface BadTensor {
 
 /** The result of `checkWeights`. */
 export interface WeightCheck {
-  /** Number of tensors that were decoded: those that hold floats. */
+  /** Number of weight tensors that were decoded: plain floats and quantised ones. */
   readonly tensors: number;
   /** Number of weights in them. */
   readonly weights: number;

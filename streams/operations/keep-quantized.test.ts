@@ -169,7 +169,7 @@ test('a stored shape that disagrees with the data stops the run, and leaves noth
   expect(existsSync(at('out'))).toBe(false);
 });
 
-/** A matrix that HQQ packed, which is not decoded and passes through. */
+/** A matrix in HQQ's format, which mobe does not decode and copies as it is. */
 const packed = {
   name: 'model.layers.0.self_attn.q_proj.W_q',
   dtype: 'U8',

@@ -49,7 +49,7 @@ export function checkConfig(source: Checkpoint, result: Checkpoint, changes: Con
   }
 }
 
-/** Checks that the result's files do not tell loaders other dtypes than its tensors have. Faults of the source are not reported. */
+/** Checks that the result's config files agree with its tensors' dtypes. Faults that the source has too are not reported. */
 export async function checkDtypes(source: Checkpoint, result: Checkpoint, problems: string[]): Promise<void> {
   const contradictions = async (checkpoint: Checkpoint): Promise<string[]> => {
     const held = (await listSideFiles(checkpoint)).find(({ target }) => target === QUANT_CONFIG_FILE);
@@ -60,8 +60,8 @@ export async function checkDtypes(source: Checkpoint, result: Checkpoint, proble
 }
 
 /**
- * Checks that the source's side files and the modelling files are in the result, byte for byte, and edited ones as the conversion
- * leaves them. Adds to `problems`. Returns how many files were compared.
+ * Checks that the result has the source's side files and the modelling files, byte for byte. Side files that the conversion edits
+ * must have the edited text. Adds to `problems`. Returns the number of files that were compared.
  */
 export async function checkSideFiles(
   source: Checkpoint,

@@ -170,7 +170,7 @@ function* neighbours(copies: readonly Copy[]): Generator<Copy[]> {
 
 /**
  * A group that is not fitted: its weights as they are, in the dtype and the places of rebuilt ones, and its report. Throws
- * `DroppedGroupError` where the output has no places for weights.
+ * `DroppedGroupError` if the output has no places for weights.
  */
 export async function* keepGroup(
   group: GroupPlan,

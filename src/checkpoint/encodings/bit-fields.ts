@@ -3,12 +3,12 @@
  * bit i · bits. (Fields of 2, 4 and 8 bits never cross a word.)
  */
 
-/** Words that so many fields fill. */
+/** The number of words that this many fields fill. */
 export const wordsOf = (fields: number, bits: number): number => Math.ceil((fields * bits) / 32);
 
 /**
- * One field.
- * @param word of the stream, by its number
+ * The value of one field.
+ * @param word returns a word of the stream by its index
  */
 export function fieldAt(word: (index: number) => number, field: number, bits: number): number {
   const at = field * bits;
@@ -21,7 +21,7 @@ export function fieldAt(word: (index: number) => number, field: number, bits: nu
 
 export const viewOf = (bytes: Uint8Array): DataView => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 
-/** The bytes as words: in place where they are aligned, else a copy. */
+/** The bytes as words. Bytes that are not aligned are copied. */
 export function wordArray(bytes: Uint8Array): Int32Array {
   const { buffer, byteOffset, byteLength } = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
   return new Int32Array(buffer, byteOffset, byteLength / 4);

@@ -1,4 +1,4 @@
-/** Scales that blocks of a matrix share, and the loops over those blocks. */
+/** Scales that the elements of a block share, and the loops over the blocks of a matrix. */
 import { z } from 'zod';
 import { decodeFloats } from '../codec.js';
 import { type FloatDtype, floatBytes } from '../dtype.js';
@@ -10,7 +10,7 @@ export const SCALE_DTYPES = ['F32', 'F16', 'BF16', 'F8_E8M0', 'F8_E4M3'] as cons
 export const scaleDtype = z.enum(SCALE_DTYPES);
 export type ScaleDtype = (typeof SCALE_DTYPES)[number];
 
-/** One scale for each block of rows × cols, (⌈R / rows⌉, ⌈C / cols⌉), row-major. */
+/** One scale for each block of rows × cols. The scales of a matrix (R, C) are (⌈R / rows⌉, ⌈C / cols⌉), row-major. */
 export interface BlockScales {
   readonly dtype: ScaleDtype;
   readonly rows: number;
@@ -20,10 +20,10 @@ export interface BlockScales {
 const isFloat8 = (dtype: ScaleDtype): dtype is Exclude<ScaleDtype, FloatDtype> =>
   dtype === 'F8_E8M0' || dtype === 'F8_E4M3';
 
-/** Bytes of one scale. */
+/** The bytes of one scale. */
 export const scaleBytes = (dtype: ScaleDtype): number => (isFloat8(dtype) ? 1 : floatBytes(dtype));
 
-/** Bytes of all scales of a matrix. */
+/** The bytes of all scales of a matrix. */
 export function blockScaleBytes(blocks: BlockScales, rows: number, cols: number): number {
   checkWhole('rows of a block', blocks.rows, 1);
   checkWhole('cols of a block', blocks.cols, 1);
@@ -37,20 +37,20 @@ export function decodeScales(dtype: ScaleDtype, bytes: Uint8Array): Float32Array
   return decoded;
 }
 
-/** What is common to the loops below. */
+/** The input that the loops below have in common. */
 export interface BlockWindow {
   readonly blocks: BlockScales;
   readonly cols: number;
   readonly window: Window;
-  /** Those of the whole matrix. */
+  /** The scales of the whole matrix. */
   readonly scales: Uint8Array;
   /** Bytes of a row of data. */
   readonly stride: number;
-  /** Applied to each scale, and rounded to f32, before it is used. */
+  /** Replaces each scale before it is used. The result is rounded to f32. */
   readonly outer?: (scale: number) => number;
 }
 
-/** Decodes 8-bit codes. Rows one by one, not blocks: memory is then read and written in order. */
+/** Decodes 8-bit codes. It goes row by row, not block by block, to read and write memory in order. */
 export function multiplyCodeBlocks(
   values: Float32Array,
   it: BlockWindow,
@@ -72,7 +72,7 @@ export function multiplyCodeBlocks(
   }
 }
 
-/** Decodes 4-bit codes, likewise. */
+/** Decodes 4-bit codes, also row by row. */
 export function multiplyNibbleBlocks(
   { lower, upper }: NibbleTables,
   it: BlockWindow,
@@ -94,7 +94,7 @@ export function multiplyNibbleBlocks(
   }
 }
 
-/** The scales that a window needs, and which of them is the first of a row of the window. */
+/** The scales that a window needs, and for each row of the window the index of its first scale. */
 function blockFactors({ blocks, cols, window: { rows }, scales, outer }: BlockWindow): {
   factors: Float32Array;
   firstOf: (row: number) => number;
@@ -111,7 +111,7 @@ function blockFactors({ blocks, cols, window: { rows }, scales, outer }: BlockWi
   };
 }
 
-/** The scales of some rows of blocks. Only those: with a scale for each channel, all would cost more than the rows. */
+/** Decodes the scales of some rows of blocks. With one scale for each channel, decoding all would cost more than the rows. */
 function scalesOfBlockRows(
   dtype: ScaleDtype,
   scales: Uint8Array,

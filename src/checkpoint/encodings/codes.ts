@@ -13,9 +13,9 @@ export const codesSchema = z.strictObject({
 });
 
 /**
- * W = code · scale of its block; scales (⌈rows / blockRows⌉, ⌈cols / blockCols⌉), row-major. DeepSeek-V3 has blocks of
- * 128 × 128, MXFP8 of 1 × 32. One scale for the tensor is a block of rows × cols, one for each output channel a block of
- * 1 × cols.
+ * W = code · scale of its block. The scales are (⌈rows / blockRows⌉, ⌈cols / blockCols⌉), row-major. DeepSeek-V3 has blocks of
+ * 128 × 128, MXFP8 of 1 × 32. One scale for the whole tensor is a block of rows × cols. One scale for each output channel is a
+ * block of 1 × cols.
  */
 export type CodesEncoding = Readonly<z.infer<typeof codesSchema>>;
 
@@ -25,7 +25,7 @@ const blocksOf = ({ scaleDtype, blockRows, blockCols }: CodesEncoding): BlockSca
   cols: blockCols,
 });
 
-/** Two's complement. */
+/** The value of each byte in two's complement. */
 const INT8 = Float32Array.from({ length: 256 }, (_, code) => (code << 24) >> 24);
 
 export const codesDecoder: Decoder<CodesEncoding> = {

@@ -1,32 +1,32 @@
-/** The interface of an encoding. A new one touches a file here and the registry in ../encoding.ts. */
+/** The interface of an encoding. A new encoding needs a file here and an entry in the registry of ../encoding.ts. */
 import { z } from 'zod';
 
 export interface Decoder<E> {
-  /** For people: "F8_E4M3 in 128 × 128 blocks". */
+  /** The encoding in words: "F8_E4M3 in 128 × 128 blocks". */
   describe(encoding: E): string;
   storedBytes(encoding: E, rows: number, cols: number): StoredBytes;
-  /** Where in the data some rows lie. */
+  /** The part of the data that is needed to decode some rows. */
   rowSpan(encoding: E, cols: number, rows: Range): Span;
   /**
    * Decodes some columns of some rows.
    *
    * @param data the bytes of `rowSpan`, at any alignment
-   * @param scales everything that follows the data, whole; at any alignment
+   * @param scales all bytes that follow the data of the whole matrix; at any alignment
    * @param target (rows.count, columns.count) f32
    */
   decode(encoding: E, cols: number, window: Window, data: Uint8Array, scales: Uint8Array, target: Float32Array): void;
-  /** What is wrong with the scales of a matrix, where that shows only when they are read. */
+  /** A fault in the values of a matrix's scales, which shows only when they are read. Absent if there can be none. */
   fault?(encoding: E, rows: number, cols: number, scales: Uint8Array): string | undefined;
 }
 
-/** Bytes of a stored matrix. */
+/** The bytes of a stored matrix. */
 export interface StoredBytes {
   readonly data: number;
-  /** Scales, zero points and whatever else is needed to decode the data. */
+  /** Scales, zero points and all else that is needed to decode the data. */
   readonly scales: number;
 }
 
-/** Rows or columns. */
+/** A range of rows or columns. */
 export interface Range {
   readonly first: number;
   readonly count: number;
@@ -37,25 +37,25 @@ export interface Window {
   readonly columns: Range;
 }
 
-/** Bytes from `start` up to `end`. */
+/** Bytes from `start` up to, but not including, `end`. */
 export interface Span {
   readonly start: number;
   readonly end: number;
 }
 
-/** The span of rows that lie one after another, each `stride` bytes long. */
+/** The span of some rows, if rows follow each other and each is `stride` bytes long. */
 export const spanOfRows = (stride: number, { first, count }: Range): Span => ({
   start: first * stride,
   end: (first + count) * stride,
 });
 
-/** A size in an encoding. The cap is far above any model's: it keeps sizes computed from several exact. */
+/** A size in an encoding. The cap is far above any model's sizes. It keeps the byte counts computed from them exact. */
 export const size = z
   .int()
   .positive()
   .max(2 ** 24);
 
-/** Indices of groups, i32, that are the last bytes of the scales. */
+/** Checks the `count` indices of groups, i32, that are the last bytes of the scales. Returns the fault, if there is one. */
 export function groupFault(count: number, groups: number, scales: Uint8Array): string | undefined {
   const bytes = new Uint8Array(scales.subarray(scales.length - 4 * count));
   const wrong = new Int32Array(bytes.buffer).find((group) => group < 0 || group >= groups);

@@ -1,4 +1,4 @@
-/** What holds for every encoding, and what other programs decode. */
+/** Checks properties that all encodings share, and compares decoded numbers with those of other programs. */
 import { readFileSync } from 'node:fs';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
@@ -38,7 +38,7 @@ const reference: {
   awq: (Case & { groupSize: number })[];
 } = JSON.parse(readFileSync(QUANTISED_FORMATS, 'utf8'));
 
-/** Bytes, made of the generator's numbers in its order. */
+/** Bytes made from the generator's numbers in their order. */
 class Parts {
   private readonly next: () => number;
   constructor(seed: number) {
@@ -153,7 +153,7 @@ describe('decoding equals that of others, bit for bit:', () => {
 
 const [ROWS, COLS] = [13, 37];
 
-/** One of each kind, with blocks that pieces of rows cut through; of 13 × 37, or of its transpose. */
+/** Encodings of every kind for a matrix of 13 × 37 or its transpose. Parts of rows begin and end inside their blocks. */
 const STORED: StoredEncoding[] = [
   { kind: 'float', dtype: 'F32' },
   { kind: 'float', dtype: 'BF16' },
@@ -188,7 +188,7 @@ function sized(of: StoredEncoding, rows: number): StoredEncoding {
 const label = (encoding: Encoding): string =>
   encoding.kind === 'view' ? `${describeEncoding(encoding)}, ${JSON.stringify(encoding)}` : JSON.stringify(encoding);
 
-/** Random bytes that decode to numbers; the indices of groups at their end name only groups there are. */
+/** Random bytes that decode to finite numbers. The indices of groups at their end are all in range. */
 function sample(encoding: Encoding, rows: number, cols: number) {
   const next = numberSequence(1);
   const sizes = storedBytes(encoding, rows, cols);
@@ -293,7 +293,7 @@ function field(bytes: Uint8Array, at: number, bits: number): number {
 }
 
 const anyBytes = (length: number) => fc.uint8Array({ minLength: length, maxLength: length });
-/** f16 that is finite. */
+/** Bytes of finite f16 numbers. */
 const anyScales = (count: number) => anyBytes(2 * count).map((bytes) => bytes.map((it, i) => (i % 2 ? it & 0xbb : it)));
 
 describe('the published formulas, in f64 and rounded once:', () => {
@@ -351,7 +351,7 @@ describe('the published formulas, in f64 and rounded once:', () => {
         it: fc.constant({ ...it, rows, zeroStride }),
         data: anyBytes(4 * it.words * it.cols),
         scales: anyScales(it.groups * it.cols),
-        // Without fields of all ones, of which the formula has no carry.
+        // The mask excludes fields of all ones, because the formula does not carry out of them.
         zeros: anyBytes(it.groups * zeroStride).map((bytes) => bytes.map((byte) => byte & 0x66)),
         order: fc.array(fc.nat(it.groups - 1), { minLength: rows, maxLength: rows }),
       });

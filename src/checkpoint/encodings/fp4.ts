@@ -9,18 +9,18 @@ export const fp4Schema = z.strictObject({
   kind: z.literal('fp4'),
   scaleDtype,
   groupSize: size,
-  /** How the scale of the whole matrix acts: ModelOpt multiplies by it, compressed-tensors divides by it. */
+  /** The effect of the scale of the whole matrix: ModelOpt multiplies by it, compressed-tensors divides by it. */
   matrixScale: z.enum(['none', 'multiplies', 'divides']),
 });
 
 /**
- * W = code · scale of its group; codes (rows, ⌈cols / 2⌉) U8, two e2m1 a byte, the lower half first; scales
- * (rows, ⌈cols / groupSize⌉). MXFP4 has groups of 32 and scales e8m0 (OCP Microscaling Formats 1.0). NVFP4 has groups of 16,
- * scales e4m3, and behind them one f32 that multiplies or divides each scale.
+ * W = code · scale of its group. The codes are (rows, ⌈cols / 2⌉) U8, two e2m1 in each byte, the lower half first. The scales are
+ * (rows, ⌈cols / groupSize⌉). MXFP4 has groups of 32 and scales in e8m0 (OCP Microscaling Formats 1.0). NVFP4 has groups of 16,
+ * scales in e4m3, and after them one f32 that multiplies or divides each scale.
  */
 export type Fp4Encoding = Readonly<z.infer<typeof fp4Schema>>;
 
-/** e2m1: sign, two bits of exponent with bias 1, one of fraction. */
+/** The values of e2m1: a sign, two bits of exponent with bias 1, and one bit of fraction. */
 const E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0, -0.5, -1, -1.5, -2, -3, -4, -6];
 const TABLES = nibbleTables((field) => E2M1[field] as number);
 

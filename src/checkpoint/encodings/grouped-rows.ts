@@ -1,6 +1,6 @@
 /**
- * GPTQ and AWQ: integers of a matrix (in, out), whose rows share scales and zero points by groups. It is the transpose of the
- * (out, in) that linear layers have otherwise: `view.ts` turns it around.
+ * GPTQ and AWQ: the integers of a matrix (in, out), whose rows share scales and zero points in groups. Other formats store linear
+ * layers as (out, in), so `view.ts` transposes this matrix.
  */
 import { z } from 'zod';
 import { fieldAt, viewOf, wordArray, wordsOf } from './bit-fields.js';
@@ -13,31 +13,32 @@ export const gptqSchema = z.strictObject({
   kind: z.literal('gptq'),
   bits: z.union([z.literal(2), z.literal(3), z.literal(4), z.literal(8)]),
   ...groups,
-  /** Zero points are stored less one: all checkpoints but those of `checkpoint_format` "gptq_v2". */
+  /** Zero points are stored minus 1, as in all checkpoints except those of `checkpoint_format` "gptq_v2". */
   zerosLessOne: z.boolean(),
-  /** Rows name their groups (`g_idx`); else they are in order. */
+  /** `g_idx` has the group of each row. Otherwise the rows of a group follow each other. */
   reordered: z.boolean(),
 });
 
 /**
- * GPTQ: words (⌈in · bits / 32⌉, out) i32, each with fields of one column, lowest bits first. What follows them:
- * scales (groups, out), zero points (groups, ⌈out · bits / 32⌉) i32 with fields of one row, and the group of each row, (in) i32.
- * W = (field − zero) · scale.
+ * GPTQ: the data is words (⌈in · bits / 32⌉, out) i32. A word has fields of one column, lowest bits first. The scales (groups, out)
+ * follow; then zero points (groups, ⌈out · bits / 32⌉) i32, whose words have fields of one row; then, if `reordered`, the group of
+ * each row, (in) i32. W = (field − zero) · scale.
  */
 export type GptqEncoding = Readonly<z.infer<typeof gptqSchema>>;
 
 export const awqSchema = z.strictObject({ kind: z.literal('awq'), ...groups });
 
 /**
- * AWQ, 4 bits, version "gemm": words (in, out / 8) i32, each with eight fields of one row, which are the columns 0 2 4 6 1 3 5 7
- * of eight. Scales (groups, out) and zero points (groups, out / 8) i32 in that order of columns follow. W = (field − zero) · scale.
+ * AWQ, 4 bits, version "gemm": the data is words (in, out / 8) i32. A word has eight fields of one row, for the columns
+ * 0 2 4 6 1 3 5 7 of eight. Scales (groups, out) follow, then zero points (groups, out / 8) i32 in the same order of columns as
+ * the data. W = (field − zero) · scale.
  */
 export type AwqEncoding = Readonly<z.infer<typeof awqSchema>>;
 
 const WORD_BYTES = 4;
 const INDEX_BYTES = 4;
 
-/** What gptqmodel adds to a word of zero points: one in each field. */
+/** The word that gptqmodel adds to a word of zero points: 1 in each field. */
 const ONES = { 2: 0x55555555, 4: 0x11111111, 8: 0x01010101 } as const;
 
 export const gptqDecoder: Decoder<GptqEncoding> = {
@@ -61,7 +62,7 @@ export const gptqDecoder: Decoder<GptqEncoding> = {
       const start = zeroStart + group * zeroWords * WORD_BYTES;
       const stored = (index: number): number => others.getInt32(start + index * WORD_BYTES, true);
       if (!zerosLessOne) return fieldAt(stored, column, bits);
-      // The carry from a field into the next undoes the borrow with which it was written.
+      // A carry into the next field undoes the borrow that happened when 1 was subtracted from the word.
       if (bits !== 3) return fieldAt((index) => stored(index) + ONES[bits], column, bits);
       return (fieldAt(stored, column, bits) + 1) & 7;
     };
@@ -87,14 +88,14 @@ export const gptqDecoder: Decoder<GptqEncoding> = {
   fault: ({ groups, reordered }, rows, _, scales) => (reordered ? groupFault(rows, groups, scales) : undefined),
 };
 
-/** Rows of words in which some rows lie. */
+/** The rows of words that hold some rows of the matrix. */
 function wordRows(bits: number, { first, count }: Range): Range {
   const word = Math.floor((first * bits) / 32);
   return { first: word, count: count === 0 ? 0 : wordsOf(first + count, bits) - word };
 }
 
 const AWQ_BITS = 4;
-/** Column of eight → the first bit of its field. */
+/** The first bit of the field of each of eight columns. */
 const AWQ_SHIFT = Int32Array.of(0, 16, 4, 20, 8, 24, 12, 28);
 
 export const awqDecoder: Decoder<AwqEncoding> = {
@@ -136,7 +137,7 @@ interface Group {
   readonly zeros: Int32Array;
 }
 
-/** Scales and zero points of some columns, by group; each is decoded once. */
+/** Returns the scales and zero points of some columns by group. Each group is decoded once. */
 function groupTable(
   { scaleDtype: dtype, groups }: Pick<GptqEncoding, 'scaleDtype' | 'groups'>,
   scales: Uint8Array,

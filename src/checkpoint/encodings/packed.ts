@@ -18,18 +18,18 @@ export const packedSchema = z.strictObject({
   bits: z.int().min(1).max(8),
   scaleDtype,
   groupSize: size,
-  /** Words of zero points above one another; 0 where the zero of every group is the middle of its range. */
+  /** The rows of words of zero points. 0 if the zero of every group is the middle of its range. */
   zeroRows: z.int().nonnegative(),
-  /** The columns name their groups, instead of being in order. */
+  /** `weight_g_idx` has the group of each column. Otherwise the columns of a group follow each other. */
   reordered: z.boolean(),
 });
 
 /**
- * Words (rows, ⌈cols · bits / 32⌉) i32, whose fields hold value + 2^(bits − 1), lowest bits first. What follows them:
+ * The data is words (rows, ⌈cols · bits / 32⌉) i32, whose fields hold value + 2^(bits − 1), lowest bits first. After it come:
  *
  * - scales (rows, ⌈cols / groupSize⌉)
- * - asymmetric: zero points of that shape, with the same offset and packed along the columns: (⌈rows · bits / 32⌉, groups) i32
- * - reordered: the group of each column, (cols) i32 (`weight_g_idx`)
+ * - if asymmetric, a zero point for each scale, with the same offset, packed along the columns: (⌈rows · bits / 32⌉, groups) i32
+ * - if reordered, the group of each column, (cols) i32 (`weight_g_idx`)
  *
  * W = (value − zero) · scale.
  */
@@ -72,7 +72,7 @@ export const packedDecoder: Decoder<PackedEncoding> = {
     reordered ? groupFault(cols, Math.ceil(cols / groupSize), scales) : undefined,
 };
 
-/** One field after another, whatever its zero and its group. */
+/** Decodes one field after another, with any zero points and any order of groups. */
 function decodeFields(
   { bits, scaleDtype, groupSize, zeroRows, reordered }: PackedEncoding,
   cols: number,

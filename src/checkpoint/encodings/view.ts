@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import { type Decoder, size, type Window } from './decoder.js';
 
-/** @param of the schema of what can be viewed */
+/** @param of the schema of the encodings that can be viewed */
 export const viewSchema = <T extends z.ZodType>(of: T) =>
   z.strictObject({
     kind: z.literal('view'),
@@ -15,8 +15,8 @@ export const viewSchema = <T extends z.ZodType>(of: T) =>
   });
 
 /**
- * The rows `first`, `first + step`, … of a stored matrix (rows, cols); of its transpose, so columns of the stored one, where it is
- * transposed. The data and the scales are those of the whole stored matrix.
+ * The rows `first`, `first + step`, … of a stored matrix (rows, cols), or of its transpose if `transposed`. Rows of the transpose
+ * are columns of the stored matrix. The data and the scales are those of the whole stored matrix.
  */
 export interface View<E> {
   readonly kind: 'view';
@@ -28,7 +28,7 @@ export interface View<E> {
   readonly transposed: boolean;
 }
 
-/** Elements of a stored matrix that are decoded at once on the way to the transpose: 1 MiB. */
+/** The elements of a stored matrix that are decoded at once to be transposed. In f32 they take 1 MiB. */
 const TILE = 2 ** 18;
 
 export function viewDecoder<E>(decoderOf: (encoding: E) => Decoder<E>): Decoder<View<E>> {
@@ -51,7 +51,7 @@ export function viewDecoder<E>(decoderOf: (encoding: E) => Decoder<E>): Decoder<
   };
 }
 
-/** From the first to the last of `count` things that are `step` apart. */
+/** The number of positions from the first to the last of `count` items that are `step` apart. */
 const reach = (count: number, step: number): number => (count === 0 ? 0 : (count - 1) * step + 1);
 
 function decodeRowsOf<E>(

@@ -1,8 +1,8 @@
-/** What `config.json` says of quantisation, as far as the tensors do not say it themselves. */
+/** Reads the facts about a quantisation that only `config.json` has, because tensors do not show them. */
 import type { Checkpoint } from '../open-checkpoint.js';
 import { isObject, quantisationEntries } from '../quantisation-entries.js';
 
-/** `quantization_config` as far as it is looked at. */
+/** The parts of `quantization_config` that are read. */
 export interface QuantisationConfig {
   readonly quant_method?: unknown;
   readonly weight_block_size?: unknown;
@@ -12,15 +12,15 @@ export interface QuantisationConfig {
   readonly [key: string]: unknown;
 }
 
-/** The config's outermost entry on quantisation that is not about a vision or audio tower. */
+/** The outermost entry on quantisation that does not belong to a vision or audio tower. */
 export const quantisationConfig = (config: Checkpoint['config']): QuantisationConfig | undefined =>
   quantisationEntries(config).find(({ path }) => !/vision|audio/.test(path))?.entry;
 
-/** `quant_method` in lower case; '' where there is none. */
+/** `quant_method` in lower case; '' if there is none. */
 export const quantisationMethod = (config: Checkpoint['config']): string =>
   String(quantisationConfig(config)?.quant_method ?? '').toLowerCase();
 
-/** The `weights` of compressed-tensors' groups. */
+/** The `weights` of each of compressed-tensors' `config_groups`. */
 export const weightSchemes = (config: Checkpoint['config']): ReadonlyArray<Readonly<Record<string, unknown>>> =>
   Object.values(quantisationConfig(config)?.config_groups ?? {}).flatMap((group) =>
     isObject(group?.weights) ? [group.weights] : [],

@@ -1,9 +1,9 @@
-/** Quantisations that are not decoded, by the tensors they leave; they are refused by name. */
+/** Recognises quantisations that are not decoded by their tensors, so that errors can name them. */
 import type { TensorInfo } from '../header.js';
 import type { Checkpoint } from '../open-checkpoint.js';
 import { quantisationMethod } from './config.js';
 
-/** Tensors that hold data under a name no other quantisation uses: `x.<suffix>`. */
+/** Suffixes of data tensors, `x.<suffix>`, that only one quantisation uses. */
 const DATA: Readonly<Record<string, string>> = {
   W_q: 'HQQ',
   codes: 'AQLM',
@@ -26,7 +26,7 @@ const DATA_NAME = new RegExp(
     .join('|')})$`,
 );
 
-/** Tensors beside `x.weight` or `x.qweight` that give a quantisation away. */
+/** Suffixes of tensors beside `x.weight` or `x.qweight` that show which quantisation it is. */
 const BESIDE: ReadonlyArray<readonly [suffix: string, name: string]> = [
   ['weight.absmax', 'bitsandbytes'],
   ['weight.quant_map', 'bitsandbytes'],
@@ -38,7 +38,7 @@ const BESIDE: ReadonlyArray<readonly [suffix: string, name: string]> = [
   ['biases', 'MLX'],
 ];
 
-/** Methods whose tensors look like another's. */
+/** Values of `quant_method`, in lower case, for methods whose tensors look like those of another. */
 const METHODS: Readonly<Record<string, string>> = {
   bitnet: 'BitNet',
   gguf: 'GGUF',
@@ -56,13 +56,13 @@ export const foreignMatrix = (name: string): string | undefined => {
   return base && `${base}.weight`;
 };
 
-/** What quantised this tensor, where that is not decoded. */
+/** The name of this tensor's quantisation if it is one of those above; undefined otherwise. */
 export function foreignQuantisation({ name, dtype }: TensorInfo, checkpoint: Checkpoint): string | undefined {
   const suffix = DATA_NAME.exec(name)?.[2];
   if (suffix) return DATA[suffix];
   const base = name.replace(/(?:weight|qweight|weight_packed)$/, '');
   const beside = BESIDE.find(([it]) => checkpoint.tensors.has(`${base}${it}`));
   if (beside) return beside[1];
-  // FP8 with scales means one thing, whatever wrote it.
+  // FP8 with scales has the same meaning in every method.
   return dtype.startsWith('F8_') ? undefined : METHODS[quantisationMethod(checkpoint.config)];
 }

@@ -1,6 +1,6 @@
 /**
- * GPTQ (also gptqmodel's, AutoRound's) and AWQ: `x.qweight`, `x.qzeros`, `x.scales`, and for GPTQ `x.g_idx`. The shapes tell which
- * of the two it is: GPTQ packs along the columns, AWQ along the rows.
+ * GPTQ (also by gptqmodel and AutoRound) and AWQ: `x.qweight`, `x.qzeros`, `x.scales`, and for GPTQ `x.g_idx`. The shapes show
+ * which of the two it is: GPTQ packs along the columns, AWQ along the rows.
  */
 
 import type { StoredEncoding } from '../encoding.js';
@@ -12,7 +12,7 @@ import { positive, quantisationConfig, quantisationMethod } from './config.js';
 import { checkPart, misshapen, partOf, scaleDtypeOf, unsupported } from './parts.js';
 
 const AWQ_BITS = 4;
-/** Of GPTQ, where nothing says. */
+/** The bits of GPTQ if the config does not have them. */
 const DEFAULT_BITS = 4;
 const GPTQ_BITS = [2, 3, 4, 8] as const;
 
@@ -69,7 +69,7 @@ export function groupedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredM
 
 function groupSize(data: TensorInfo, rows: number, groups: number, { config }: Checkpoint): number {
   const size = positive(quantisationConfig(config)?.group_size) ?? Math.ceil(rows / groups);
-  // −1 is one group; a configured size can be that of other layers.
+  // A configured size of −1 means one group. A configured size may also belong to other layers.
   for (const it of [size, Math.ceil(rows / groups)]) if (Math.ceil(rows / it) === groups) return it;
   throw misshapen(data, `its ${rows} rows do not make ${groups} groups`);
 }
@@ -82,14 +82,14 @@ function gptqBits(
   const [height] = data.shape as [number];
   const configured = positive(quantisationConfig(config)?.bits) ?? DEFAULT_BITS;
   const rows = indices?.shape[0];
-  // What the tensors say goes first: AutoRound gives some layers other bits than the config's.
+  // The tensors decide if they differ from the config: AutoRound gives some layers other bits.
   const bits = !rows || wordsOf(rows, configured) === height ? configured : (height * 32) / rows;
   const known = GPTQ_BITS.find((it) => it === bits);
   if (known === undefined) throw unsupported(data, `it is GPTQ of ${bits} bits; those of 2, 3, 4 and 8 are decoded`);
   return known;
 }
 
-/** Formats of GPTQ by `checkpoint_format`, `format` or AutoRound's `packing_format`. */
+/** Whether zero points are stored minus 1, by `checkpoint_format`, AutoRound's `packing_format` or `format`. */
 function zerosLessOne(data: TensorInfo, { config }: Checkpoint): boolean {
   const entry = quantisationConfig(config);
   const format = String(entry?.checkpoint_format ?? entry?.packing_format ?? entry?.format ?? 'gptq').toLowerCase();

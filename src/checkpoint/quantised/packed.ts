@@ -1,6 +1,6 @@
 /**
- * "pack-quantized" of compressed-tensors (Kimi-K2-Thinking): `x.weight_packed`, `x.weight_scale`, `x.weight_shape`; asymmetric
- * ones have `x.weight_zero_point`, those in the order of activations `x.weight_g_idx`.
+ * "pack-quantized" of compressed-tensors (Kimi-K2-Thinking): `x.weight_packed`, `x.weight_scale`, `x.weight_shape`. Asymmetric
+ * matrices also have `x.weight_zero_point`, and matrices in activation order have `x.weight_g_idx`.
  */
 import { wordsOf } from '../encodings/bit-fields.js';
 import type { TensorInfo } from '../header.js';
@@ -10,7 +10,7 @@ import { positive, weightSchemes } from './config.js';
 import { checkPart, misshapen, partOf, scaleDtypeOf, unsupported } from './parts.js';
 import { scaledMatrix } from './scaled.js';
 
-/** Where the config does not say. */
+/** The bits if the config does not have them. */
 const DEFAULT_BITS = 4;
 
 export function packedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMatrix {
@@ -52,13 +52,13 @@ export function packedMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMa
   };
 }
 
-/** As the config says of all that it says of integers. */
+/** Whether the config has integer schemes and all of them are asymmetric. */
 function isAsymmetric({ config }: Checkpoint): boolean {
   const integers = weightSchemes(config).filter(({ type = 'int' }) => type === 'int');
   return integers.length > 0 && integers.every(({ symmetric }) => symmetric === false);
 }
 
-/** FP4 is packed two to a byte; other floats have no layout that is known here. */
+/** FP4 has two codes in each byte. Other packed floats are refused, because their layout is not known. */
 function packedFloats(data: TensorInfo, checkpoint: Checkpoint): StoredMatrix {
   const scheme = weightSchemes(checkpoint.config).find(({ type, num_bits: bits }) => type === 'float' && bits !== 4);
   const other = weightSchemes(checkpoint.config).some(({ type, num_bits: bits }) => type === 'float' && bits === 4);
@@ -72,7 +72,7 @@ interface Packing {
   readonly groupSize: number;
 }
 
-/** The one of the configured schemes that the shapes fit. */
+/** The configured scheme that fits the shapes. Throws if none fits or several do. */
 function packing(data: TensorInfo, scales: TensorInfo, { config }: Checkpoint): Packing {
   const [rows, words] = data.shape as [number, number];
   const [scaleRows, scaleCols = 0] = scales.shape;
@@ -89,7 +89,7 @@ function packing(data: TensorInfo, scales: TensorInfo, { config }: Checkpoint): 
   }));
   const fitting = wanted.flatMap(({ bits, size }): Packing[] => {
     if (!Number.isInteger(bits) || bits < 1 || bits > 8) return [];
-    // Rows that do not fill their last word are told by weight_shape, which is compared when the data is read.
+    // If rows do not fill their last word, weight_shape has their length. It is compared when the data is read.
     const full = Math.floor((words * 32) / bits);
     const cols = (words * 32) % bits === 0 || !size ? full : Math.min(full, scaleCols * size);
     const groupSize = size ?? Math.ceil(cols / (scaleCols || 1));

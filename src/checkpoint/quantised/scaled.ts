@@ -1,11 +1,11 @@
 /**
- * `x.weight` whose elements are codes, and `x.weight_scale` or the like:
+ * Matrices whose `x.weight` holds codes, with their scales in `x.weight_scale` or a similar name:
  *
- * - FP8 (DeepSeek-V3, Kimi-K2, Qwen3-FP8): `x.weight_scale_inv`, one factor for each block of 128 × 128. Despite its name it
- *   multiplies. `x.weight_scale` for blocks, rows, groups of columns or all (compressed-tensors, ModelOpt); `x.scale`
- *   (DeepSeek-V4). With e8m0 scales by 32 it is MXFP8.
+ * - FP8 with `x.weight_scale_inv` (DeepSeek-V3, Kimi-K2, Qwen3-FP8), one factor for each block of 128 × 128. Despite its name it
+ *   multiplies. FP8 with `x.weight_scale` for blocks, rows, groups of columns or the whole matrix (compressed-tensors, ModelOpt),
+ *   or with `x.scale` (DeepSeek-V4). MXFP8 is FP8 with an e8m0 scale for 32 columns.
  * - INT8 of compressed-tensors, symmetric
- * - FP4, two codes a byte: MXFP4 (e8m0 by 32), NVFP4 (e4m3 by 16, and a scale of the matrix)
+ * - FP4, two codes in each byte: MXFP4 (an e8m0 scale for 32 columns) and NVFP4 (an e4m3 scale for 16, and a scale of the matrix)
  */
 import { QuantisedShapeError } from '../../errors.js';
 import type { CodesEncoding } from '../encodings/codes.js';
@@ -16,9 +16,9 @@ import type { StoredMatrix } from '../stored-matrix.js';
 import { positive, quantisationConfig, weightSchemes } from './config.js';
 import { checkScalar, firstOf, misshapen, partOf, scaleDtypeOf, unsupported } from './parts.js';
 
-/** What DeepSeek-V3 and all that followed it use; the config may say otherwise. */
+/** The block size of DeepSeek-V3 and its successors, if the config has none. */
 const DEFAULT_BLOCK = [128, 128] as const;
-/** Of the OCP's microscaling formats, and of DeepSeek-V4.1 */
+/** The block sizes of the OCP's microscaling formats and of DeepSeek-V4.1. */
 const MX_BLOCKS = [
   [1, 32],
   [32, 32],
@@ -26,7 +26,7 @@ const MX_BLOCKS = [
 
 type Block = readonly [rows: number, cols: number];
 
-/** The names that scales go by, for the data `x.weight`. */
+/** The possible names of the scales of the data `x.weight`. */
 const scaleNames = (name: string): string[] => [
   `${name}_scale_inv`,
   `${name}_scale`,
@@ -54,7 +54,7 @@ export function scaledMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMa
   return { name, rows, cols, encoding, data, scales, place: { tensor: name, element: 0 } };
 }
 
-/** Two codes a byte. DeepSeek-V4 has them as I8, with an e8m0 scale for each 16 bytes. */
+/** Whether each byte holds two codes. DeepSeek-V4 stores them as I8, with an e8m0 scale for each 16 bytes. */
 function isFp4({ dtype, shape }: TensorInfo, scales: TensorInfo): boolean {
   if (dtype === 'F4') return true;
   const perScale = (shape.at(-1) ?? 0) / (scales.shape.at(-1) ?? 1);
@@ -72,7 +72,7 @@ function fp4Matrix(data: TensorInfo, base: string, scales: TensorInfo, checkpoin
   const divisor = firstOf([`${base}_global_scale`], checkpoint);
   const factor = firstOf([`${base}_scale_2`], checkpoint);
   const scaleDtype = scaleDtypeOf(scales);
-  // Scales in e4m3 alone reach from 2⁻⁹ to 448 only: NVFP4 never comes without a scale of the matrix.
+  // e4m3 only reaches from 2⁻⁹ to 448, so NVFP4 always has a scale of the matrix too.
   const ofMatrix =
     scaleDtype === 'F8_E4M3' ? partOf(data, matrixScaleNames(data, base), checkpoint) : (factor ?? divisor);
   if (factor && divisor) throw unsupported(data, `it has both ${factor.name} and ${divisor.name}`);
@@ -87,11 +87,11 @@ function fp4Matrix(data: TensorInfo, base: string, scales: TensorInfo, checkpoin
   return { name: base, rows, cols, encoding, data, scales, ...besides, place: { tensor: base, element: 0 } };
 }
 
-/** The likelier one first: it is named where both are missing. */
+/** The possible names of the scale of the matrix. The likelier one is first, because an error names it if both are missing. */
 const matrixScaleNames = ({ name }: TensorInfo, base: string): string[] =>
   name.endsWith('_packed') ? [`${base}_global_scale`, `${base}_scale_2`] : [`${base}_scale_2`, `${base}_global_scale`];
 
-/** The size of blocks that the shape of the scales allows, the configured ones first. */
+/** The first block size that fits the shape of the scales; configured sizes come first. Throws a `QuantisedShapeError`. */
 export function blockSize(
   data: TensorInfo,
   rows: number,
@@ -123,11 +123,11 @@ export function blockSize(
   );
 }
 
-/** ModelOpt keeps (blocks down, 1, blocks across, 1). */
+/** Removes the axes of size 1 from ModelOpt's (blocks down, 1, blocks across, 1). */
 const withoutAxes = (shape: readonly number[]): readonly number[] =>
   shape.length === 4 && shape[1] === 1 && shape[3] === 1 ? [shape[0] as number, shape[2] as number] : shape;
 
-/** `weight_block_size` of DeepSeek; `block_structure` or `group_size` of compressed-tensors' groups. */
+/** The block sizes in the config: DeepSeek's `weight_block_size`, and compressed-tensors' `block_structure` or `group_size`. */
 function configuredBlocks({ config }: Checkpoint): Block[] {
   const stated = [
     quantisationConfig(config)?.weight_block_size,

@@ -1,4 +1,4 @@
-/** Several matrices of one size in one tensor, as a layer's fused experts are. */
+/** Reads tensors that hold several matrices of one size, such as a layer's fused experts. */
 import type { ByteRange } from '../../sources/files.js';
 import { floatBytes, isFloatDtype } from '../dtype.js';
 import type { StoredEncoding } from '../encoding.js';
@@ -10,7 +10,7 @@ import { blockSize } from './scaled.js';
 
 export interface MatrixStack {
   readonly count: number;
-  /** Of each matrix, as it is stored. */
+  /** The size of each matrix as it is stored. */
   readonly rows: number;
   readonly cols: number;
   readonly encoding: StoredEncoding;
@@ -20,8 +20,8 @@ export interface MatrixStack {
 }
 
 /**
- * Reads (n, rows, cols) of floats; of FP8 with `x_scale_inv`, `x_scale` or `x_weight_scale`; and gpt-oss's MXFP4, `x_blocks`
- * (n, rows, cols / 32, 16) with `x_scales`.
+ * Describes a tensor of floats (n, rows, cols); of FP8 with `x_scale_inv`, `x_scale` or `x_weight_scale`; or of gpt-oss's MXFP4,
+ * `x_blocks` (n, rows, cols / 32, 16) with `x_scales`. Throws an `InputError` for other formats and for parts that do not fit.
  */
 export function matrixStack(tensor: TensorInfo, checkpoint: Checkpoint): MatrixStack {
   const { dtype, shape } = tensor;
@@ -45,7 +45,7 @@ export function matrixStack(tensor: TensorInfo, checkpoint: Checkpoint): MatrixS
   const own = { ...scales, shape: shared ? [] : scales.shape.slice(1) };
   if (!shared && scales.shape[0] !== count)
     throw misshapen(tensor, `it is [${shape}], ${scales.name} [${scales.shape}]`);
-  // In transposed experts, a scale for each output channel is one for each column.
+  // In transposed experts, one scale for each output channel is one scale for each column.
   const [blockRows, blockCols] = blockSize(tensor, rows, cols, own, checkpoint, [[rows, 1]]);
   const bytes = Math.ceil(rows / blockRows) * Math.ceil(cols / blockCols) * scaleBytes(scaleDtype);
   return {

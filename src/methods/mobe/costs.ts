@@ -1,10 +1,10 @@
-/** What a fit holds and computes. */
+/** The memory and the operations of a fit. */
 import type { FitMemory, FitMemoryOptions, MetricForm, MetricMatrixForm } from '../method.js';
 import type { Problem } from './problem.js';
 
 /**
  * Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products.
- * In a metric also FC, WC and RC; P(RC); and the expert's own C and P.
+ * A metric adds FC, WC and RC; P(RC); and the expert's own C and P.
  */
 export function batchBytes({ rows: p, cols: d, rank: r }: Problem, metric: MetricForm = {}): number {
   const plain = 6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r;
@@ -13,7 +13,7 @@ export function batchBytes({ rows: p, cols: d, rank: r }: Problem, metric: Metri
   return 4 * (plain + columns + rows + metricElements({ rows: p, cols: d }, metric, false));
 }
 
-/** The numbers of those matrices of a metric that all experts share, or else of those that each has of its own. */
+/** The number of elements of a metric's matrices: if `shared`, of those that all experts share, else of an expert's own. */
 function metricElements(
   { rows: p, cols: d }: Pick<Problem, 'rows' | 'cols'>,
   { rows, columns }: MetricForm,
@@ -36,7 +36,7 @@ export function memory(problem: Problem, options: FitMemoryOptions): FitMemory {
   };
 }
 
-/** W of every expert, its WC, and its own C and P, where they are kept; the matrices that all share are kept in any case. */
+/** Bytes of every expert's W, WC, and own C and P, if targets are held. The matrices that all experts share are always held. */
 function targetBytes(
   { experts: n, rows: p, cols: d }: Problem,
   { holdTargets, metric = {} }: Pick<FitMemoryOptions, 'holdTargets' | 'metric'>,
@@ -47,17 +47,18 @@ function targetBytes(
 }
 
 /**
- * Seventeen arrays have the size of all bases: B, M and those before and after them, zeros, the gradient before and after a batch;
- * two copies of results before their collection; five intermediate results of the update; at the end the result. It takes four steps until a solver has all of its own: 15.6 were measured. The bases' Gram matrices are there three
- * times and in a copy, G⁻¹ twice.
+ * Seventeen arrays have the size of all bases: B, M, and the previous and the next of each; zeros; the gradient before and after
+ * a batch; two copies of results that are not collected yet; five intermediate results of the update; and the final result. A
+ * solver has allocated all of them after four steps; 15.6 were measured. The bases' Gram matrices exist four times, one of them
+ * a copy, and G⁻¹ twice.
  */
 const varproState = ({ experts: n, cols: d, bases: m, rank: r }: Problem): number =>
   4 * (17 * m * r * d + 4 * m * r * r + 2 * n * r * r);
 
 function adamState({ experts: n, rows: p, cols: d, bases: m, rank: r }: Problem): number {
-  // A and B with two moments each, twice over while they are updated.
+  // A and B have two moments each. All of these exist twice while they are updated.
   const steps = 4 * (8 * m * r * d + 7 * n * p * r);
-  // Before that, the decomposition of a block of experts in f64: the matrix, its triangle, vectors of the halves and of it.
+  // The start decomposes a block of experts in f64. It holds the matrix, its triangle, and vectors of the halves and the whole.
   const block = Math.ceil(n / m) * p;
   const [short, long] = [Math.min(block, d), Math.max(block, d)];
   const start = 4 * (m * r * d + n * p * r + block * d) + 8 * (block * d + 3 * short * short + r * long);
@@ -74,11 +75,11 @@ function programBatches({ experts: n }: Problem, { solver, batchExperts }: FitMe
   return batchExperts + (solver === 'adam' ? rest || batchExperts : rest);
 }
 
-/** For each of these experts: a step, and for varpro five arrays of the size of G in the program that starts an inverse. */
+/** Bytes for each of these experts: those of a step, and for varpro five arrays like G in the program that starts an inverse. */
 const programBytes = (problem: Problem, { solver, metric }: FitMemoryOptions): number =>
   batchBytes(problem, metric) + (solver === 'varpro' ? 4 * 5 * problem.rank ** 2 : 0);
 
-/** Solver steps' worth of arithmetic in the final refit and its check, per expert. */
+/** The final refit and its check take as many operations for each expert as this number of solver steps. */
 const REFIT_STEPS = 8;
 
 /** Floating-point operations of a fit and of all A. */

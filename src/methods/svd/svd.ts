@@ -26,7 +26,7 @@ export const svd: Method<Problem> = {
   describe: ({ experts: n, rows: p, cols: d, rank: r }) => `${n} A of ${p} × ${r} and ${n} V of ${r} × ${d}`,
   scaled: 'A',
   stores,
-  // A fit reads no targets: all is done by the experts' factors, one at a time.
+  // A fit reads no targets. `expertFactors` does all the work, one expert at a time.
   memory: (problem) => ({ targets: 0, state: 0, batch: workingBytes(problem) }),
   batchBytes: workingBytes,
   largestBatch,
