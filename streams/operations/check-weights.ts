@@ -2,6 +2,7 @@ import { isFloatDtype } from '../../src/checkpoint/dtype.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
 import { plainMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { InterruptedError } from '../../src/errors.js';
+import { expertsOf } from '../../src/models/expert-names.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { countNonFinite, decodedRows } from '../stages/pass-through.js';
@@ -34,7 +35,10 @@ export async function checkWeights(
   const source = await openSource(model, { peers });
   const matrices = [...source.tensors.values()].flatMap((tensor): StoredMatrix[] => {
     if (attachedTo(tensor, source)) return []; // scales are read with the data they belong to
-    if (isQuantised(tensor)) return [quantisedMatrix(tensor, source)];
+    if (isQuantised(tensor)) {
+      const experts = expertsOf(tensor, source); // a fused tensor has several matrices
+      return experts.length > 0 ? experts.map(({ matrix }) => matrix) : [quantisedMatrix(tensor, source)];
+    }
     return isFloatDtype(tensor.dtype) ? [plainMatrix(tensor)] : [];
   });
   const total = matrices.reduce((sum, { data }) => sum + data.end - data.start, 0);

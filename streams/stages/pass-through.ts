@@ -1,8 +1,7 @@
 /** The pass-through stage: tensors that are not factorised are copied as byte ranges, or decoded if they are quantised. */
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import { floatBytes } from '../../src/checkpoint/dtype.js';
-import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
-import { readScales, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { openMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan, Copy } from '../../src/conversion/conversion-plan.js';
 import { expertCopies } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupKey, groupLabel } from '../../src/conversion/group-plan.js';
@@ -105,17 +104,14 @@ export interface DecodedRows {
 
 /** Decodes a matrix in parts of about 8 MiB. Its scales are small and are read whole. */
 export async function* decodedRows(matrix: StoredMatrix, reader: RangeReader): AsyncGenerator<DecodedRows> {
-  const { encoding, rows, cols, data } = matrix;
-  const { data: rowBytes } = storedBytes(encoding, 1, cols);
-  const scales = await readScales(reader, matrix);
+  const { rows, cols } = matrix;
+  const opened = await openMatrix(reader, matrix);
   const rowsAtOnce = Math.max(1, Math.floor(READ_BYTES / (4 * cols)));
   const values = new Float32Array(Math.min(rows, rowsAtOnce) * cols);
   for (let first = 0; first < rows; first += rowsAtOnce) {
     const count = Math.min(rowsAtOnce, rows - first);
-    const start = data.start + first * rowBytes;
-    const bytes = await reader.readRange({ file: data.file, start, end: start + count * rowBytes });
     const part = values.subarray(0, count * cols);
-    decodeRows(encoding, cols, { first, count }, bytes, scales, part);
+    await opened.decode({ first, count }, part);
     yield { first, values: part };
   }
 }
