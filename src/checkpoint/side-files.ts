@@ -2,11 +2,12 @@
 import { type InputError, ReadError, UnreadableFileError, UnsafePathError } from '../errors.js';
 import { fileIn } from '../location.js';
 import { MANIFEST_FILE } from '../output/manifest.js';
+import type { SourceFolder } from '../sources/files.js';
 import { CONFIG_FILE, INDEX_FILE } from './file-names.js';
 import { isLfsPointer, MAX_POINTER_BYTES } from './lfs-pointer.js';
 import { count, listNames } from './list-names.js';
 import { DANGLING } from './model-shards.js';
-import type { Checkpoint } from './open-checkpoint.js';
+import type { Shard } from './open-shard.js';
 import { isPlainPath } from './plain-path.js';
 
 /** The record and the model card of a result; see src/conversion/run-report.ts and model-card.ts. */
@@ -28,7 +29,10 @@ export interface SideFile {
 }
 
 /** A folder whose side files are listed. Its shards are not side files. Its config shows whether loading needs code. */
-export type SideFileSource = Pick<Checkpoint, 'folder' | 'files'> & Partial<Pick<Checkpoint, 'shards' | 'config'>>;
+export interface SideFileSource extends SourceFolder {
+  readonly shards?: ReadonlyArray<Pick<Shard, 'path'>>;
+  readonly config?: Readonly<Record<string, unknown>>;
+}
 
 /**
  * Lists the files that a result gets a copy of: tokenizer, generation settings, remote code, templates, licence, pictures. It

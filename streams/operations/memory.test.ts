@@ -8,6 +8,7 @@ import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate
 import { CLI, RECORD_PEAK, TINY_MODEL } from '../../fixtures/paths.js';
 import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { thoroughBut } from '../../fixtures/thorough.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { planCompression } from '../../src/conversion/compression-plan.js';
 import { type GroupPlan, sourceBytes } from '../../src/conversion/group-plan.js';
@@ -59,17 +60,21 @@ const WIDE = { layers: 2, experts: 128, rows: 64, cols: 4096 };
 const FLAT = { layers: 1, experts: 64, rows: 16, cols: 8192 };
 const BALANCED = { layers: 1, experts: 64, rows: 128, cols: 1024 };
 
-test.each<[string, GeneratedModel | undefined, CompressOptions]>([
+const SHAPES: ReadonlyArray<readonly [string, GeneratedModel | undefined, CompressOptions]> = [
   ['the process and its threads', undefined, { bases: 8, steps: 20, threads: 2 }],
   ['groups as stored', WIDE, { method: 'svd', format: 'hf', rank: 2, threads: 1 }],
   ['decoded targets', WIDE, { bases: 2, rank: 8, steps: 2, threads: 1, batchExperts: 8 }],
   ["a solver's state", FLAT, { bases: 40, steps: 4, threads: 1, batchExperts: 4 }],
   ['batches of two sizes', BALANCED, { bases: 2, steps: 2, threads: 1, batchExperts: 40 }],
-])('a run that holds most in %s', { timeout: PATIENCE_MS }, async (name, shape, options) => {
-  const source = shape ? await model(shape) : TINY_MODEL;
-  const { memory } = await planCompression(await openCheckpoint(source), options);
-  expectPromise(await compress(name, source, options), memory.expectedBytes);
-});
+];
+const cost = thoroughBut('the process and its threads', 'groups as stored', "a solver's state");
+
+for (const [name, shape, options] of SHAPES)
+  test(`a run that holds most in ${name}`, { ...cost(name), timeout: PATIENCE_MS }, async () => {
+    const source = shape ? await model(shape) : TINY_MODEL;
+    const { memory } = await planCompression(await openCheckpoint(source), options);
+    expectPromise(await compress(name, source, options), memory.expectedBytes);
+  });
 
 test('a worker, and the run that it fits for', { timeout: PATIENCE_MS }, async () => {
   const source = await model(BALANCED);
