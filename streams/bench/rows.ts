@@ -1,7 +1,7 @@
 /** Turns samples into rows: medians, spreads, ratios, and the stage that limits a pipeline. */
 import { bottleneck, type StageTimes } from '../flow/stage-clock.js';
 import type { Sample } from './sample.js';
-import { NORMALISE, OURS, SHA256, type Way } from './ways.js';
+import { OURS, SHA256, type Way } from './ways.js';
 
 /** The samples of a way, one for each round. */
 export interface Measured extends Omit<Way, 'task'> {
@@ -105,7 +105,6 @@ function shareOf({ stage, working, starved, blocked, bytes }: StageTimes): Stage
 const ALONE: Readonly<Record<string, { stage: Way['stage']; way: string; resource: string }>> = {
   read: { stage: 'read', way: OURS, resource: 'read' },
   'read experts': { stage: 'read', way: OURS, resource: 'read' },
-  normalise: { stage: 'compute', way: NORMALISE, resource: 'processor' },
   hash: { stage: 'compute', way: SHA256, resource: 'processor' },
   write: { stage: 'write', way: OURS, resource: 'disk' },
 };

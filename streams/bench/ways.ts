@@ -49,7 +49,6 @@ export const PWRITE = 'pwrite 8 MiB + fsync';
 export const CP = 'cp + fsync';
 export const BF16 = MEMORY_NAMES.bf16;
 export const COPY = MEMORY_NAMES.copy;
-export const NORMALISE = MEMORY_NAMES.normalise;
 export const SHA256 = MEMORY_NAMES.sha256;
 
 /** All ways to measure, in their order. */
