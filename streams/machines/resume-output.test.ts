@@ -9,6 +9,7 @@ import { generateCheckpoint } from '../../fixtures/generate.js';
 import { interceptedFileSystem, systemError } from '../../fixtures/intercepted-file-system.js';
 import { startProxy } from '../../fixtures/peers.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import { parseIdentity } from '../../src/conversion/run-identity.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
@@ -232,7 +233,7 @@ test('a machine that comes back with another token ends the run, and what is fin
   expect(fitted).toBeLessThan(6);
 });
 
-describe('a sender that gives up', () => {
+describe('a sender that gives up', THOROUGH, () => {
   const { shards } = layoutShards([{ name: 'a', dtype: 'U8', shape: [2 ** 21], bytes: 2 ** 21 }], 2 ** 22);
   const wanted = { kind: 'compress', sourceFingerprint: '0', settings: {} } as const;
   const identity = parseIdentity({
@@ -277,7 +278,7 @@ describe('a sender that gives up', () => {
   });
 });
 
-describe('started again while its first connection is not given up yet:', () => {
+describe('started again while its first connection is not given up yet:', THOROUGH, () => {
   /** Cuts a conversion off from its receiver in the middle, without either noticing. */
   async function cutOff(name: string) {
     const receiver = await startReceiver(at(name));
@@ -311,7 +312,7 @@ describe('started again while its first connection is not given up yet:', () => 
   });
 });
 
-describe('a receiver that lies about what it has', () => {
+describe('a receiver that lies about what it has', THOROUGH, () => {
   const { shards } = layoutShards([{ name: 'a', dtype: 'U8', shape: [8], bytes: 8 }], 100);
   const group = { layer: 1, projection: 'up_proj', group: 0, groups: 1 } as const;
   const report = { ...group, relativeError: 0.2, mse: 1e-4, sigma: 0.01, steps: 3, seconds: 1 };
