@@ -1,4 +1,4 @@
-/** What docs/architecture.md says of the files, held against the files. */
+/** Compares the files that docs/architecture.md names with the files that exist. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { dirname, join, normalize } from 'node:path';
 import { expect, test } from 'vitest';

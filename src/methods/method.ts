@@ -132,7 +132,7 @@ export interface FitStep {
 /** The state of a fit, from which its next steps follow. Arrays are saved and loaded bit by bit. */
 export type FitState = Readonly<Record<string, Float32Array | Float64Array>>;
 
-/** Where a fit saves its state, and finds it again after an interruption. */
+/** A fit saves its state here. After an interruption, it reads it here again. */
 export interface StateStore {
   /** Loads the last saved state of this fit; undefined if there is none. */
   load(): Promise<FitState | undefined>;
@@ -142,13 +142,13 @@ export interface StateStore {
   save(state: FitState): Promise<void>;
 }
 
-/** What a fit is given beside its targets. */
+/** The options of a fit. */
 export interface FitOptions {
   /** One of the method's `solvers`. */
   readonly solver: string;
   /** The most steps to take. */
   readonly steps: number;
-  /** By default, the solver chooses it. */
+  /** If undefined, the solver chooses it. */
   readonly learningRate?: number | undefined;
   /** Experts in a batch. This bounds a step's working set. */
   readonly batchExperts: number;

@@ -14,7 +14,7 @@ export const DEFAULT_METHOD: Method = mobe;
 /** The modules of registered methods. Each compute thread registers them anew, since it shares no memory with this one. */
 const modules = new Map<string, Method>();
 
-/** What `registerMethod` was called with so far. */
+/** The methods that `registerMethod` added. */
 export const registeredModules = (): string[] => [...modules.keys()];
 
 /**

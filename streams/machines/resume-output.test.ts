@@ -233,18 +233,19 @@ test('a machine that comes back with another token ends the run, and what is fin
   expect(fitted).toBeLessThan(6);
 });
 
+const wanted = { kind: 'compress', sourceFingerprint: '0', settings: {} } as const;
+const identity = parseIdentity({
+  wanted,
+  version: '0',
+  layout: '0',
+  circumstances: {},
+  headers: '',
+  modified: {},
+  contents: {},
+});
+
 describe('a sender that gives up', THOROUGH, () => {
   const { shards } = layoutShards([{ name: 'a', dtype: 'U8', shape: [2 ** 21], bytes: 2 ** 21 }], 2 ** 22);
-  const wanted = { kind: 'compress', sourceFingerprint: '0', settings: {} } as const;
-  const identity = parseIdentity({
-    wanted,
-    version: '0',
-    layout: '0',
-    circumstances: {},
-    headers: '',
-    modified: {},
-    contents: {},
-  });
 
   async function begin(url: string): Promise<Output> {
     const opened = await remoteOutput(url, { wanted, neededBytes: 1, inputs: [], identity }, {});
@@ -334,16 +335,6 @@ describe('a receiver that lies about what it has', THOROUGH, () => {
       answerRequests(channel, channel, handlers),
     );
     cleanups.push(listener.close);
-    const wanted = { kind: 'compress', sourceFingerprint: '0', settings: {} } as const;
-    const identity = parseIdentity({
-      wanted,
-      version: '0',
-      layout: '0',
-      circumstances: {},
-      headers: '',
-      modified: {},
-      contents: {},
-    });
     const opened = await remoteOutput(listener.url, { wanted, neededBytes: 1, inputs: [], identity }, {});
     const { output } = opened as { output: Output };
     cleanups.push(() => output.abandon());

@@ -7,7 +7,13 @@ import { setImmediate } from 'node:timers/promises';
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
-import { asFactorised, decodeMatrix, type MatrixFormat, readMatrix } from '../../src/checkpoint/stored-matrix.js';
+import {
+  asFactorised,
+  decodeMatrix,
+  type MatrixFormat,
+  readMatrix,
+  type StoredMatrix,
+} from '../../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import { DegenerateGroupError, NonFiniteWeightError, OverflowError } from '../../src/errors.js';
 import { addMoments, deviation, type Moments, measureMoments, NO_MOMENTS } from '../../src/linalg/moments.js';
@@ -50,7 +56,7 @@ export async function* normalise(
       continue;
     }
     const key = `${layer} ${projection}`;
-    const parts = all.filter((part) => part.layer === layer && part.projection === projection);
+    const parts = partsOf(all, it.group);
     const known = layers.get(key) ?? { parts, waiting: [] };
     layers.set(key, known);
     if (!holdParts || parts.some((part) => !coming.has(part))) {
@@ -60,8 +66,10 @@ export async function* normalise(
     }
     known.waiting.push(it);
     if (known.waiting.length < parts.length) continue;
-    const held = new Map(known.waiting.map((part) => [part.group, part] as const));
-    const sigma = await sigmaOfParts(parts, (part) => measureGroup(held.get(part) as ExpertGroup, writesWeights));
+    const held = new Map(known.waiting.map((part) => [part.group, part.experts] as const));
+    const sigma = await sigmaOfParts(parts, (part) =>
+      measureGroup(part, (expert) => (held.get(part) as ExpertGroup['experts'])[expert] as Uint8Array, writesWeights),
+    );
     layers.delete(key);
     for (const part of known.waiting) yield { ...part, sigma };
   }
@@ -85,9 +93,12 @@ async function sigmaOfParts(
  * memory. Throws `NonFiniteWeightError` and `DegenerateGroupError`.
  */
 export async function sigmaIn(groups: readonly GroupPlan[], group: GroupPlan, reader: RangeReader): Promise<number> {
-  const parts = groups.filter(({ layer, projection }) => layer === group.layer && projection === group.projection);
-  return sigmaOfParts(parts, (part) => measureStored(part, reader, false));
+  return sigmaOfParts(partsOf(groups, group), (part) => measureStored(part, reader, false));
 }
+
+/** The groups of a group's layer and projection. */
+const partsOf = (groups: readonly GroupPlan[], { layer, projection }: GroupPlan): readonly GroupPlan[] =>
+  groups.filter((it) => it.layer === layer && it.projection === projection);
 
 /** Throws `DegenerateGroupError` if all weights are equal. */
 function sigmaOf(moments: Moments, label: string): number {
@@ -97,17 +108,19 @@ function sigmaOf(moments: Moments, label: string): number {
 }
 
 /** Reads a group's weights and returns their moments, holding one expert in memory. Throws as `ExpertMeasure.finish` does. */
-async function measureStored(group: GroupPlan, reader: RangeReader, writesWeights: boolean): Promise<Moments> {
-  let moments = NO_MOMENTS;
-  for (const [expert, matrix] of group.experts.entries())
-    moments = await measureExpert(moments, group, expert, await readMatrix(reader, matrix), writesWeights);
-  return moments;
+function measureStored(group: GroupPlan, reader: RangeReader, writesWeights: boolean): Promise<Moments> {
+  const { experts } = group;
+  return measureGroup(group, (expert) => readMatrix(reader, experts[expert] as StoredMatrix), writesWeights);
 }
 
-async function measureGroup({ group, experts }: ExpertGroup, writesWeights: boolean): Promise<Moments> {
+async function measureGroup(
+  group: GroupPlan,
+  bytesOf: (expert: number) => Uint8Array | Promise<Uint8Array>,
+  writesWeights: boolean,
+): Promise<Moments> {
   let moments = NO_MOMENTS;
-  for (const [expert, bytes] of experts.entries())
-    moments = await measureExpert(moments, group, expert, bytes, writesWeights);
+  for (const expert of group.experts.keys())
+    moments = await measureExpert(moments, group, expert, await bytesOf(expert), writesWeights);
   return moments;
 }
 

@@ -164,7 +164,7 @@ export async function solveAdam(
       for (const constant of Object.values(constants)) constant.dispose();
       const loss = squared / (n * p * d);
       if (!Number.isFinite(loss)) throw new DivergedError(options.label, t);
-      // As in the reference, the loss is of the state before this step, but the state after it is kept.
+      // The reference does the same: it compares the loss before this step, and keeps the state after it.
       if (t % KEEP_EVERY === 0 || t === options.steps) await keep(loss);
       curve.add(t, loss);
       await save(t);

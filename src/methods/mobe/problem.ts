@@ -55,7 +55,7 @@ export interface Solution extends SharedFactors {
   readonly losses: readonly LossPoint[];
 }
 
-/** What a solver is given beside the problem and its targets. */
+/** The options of a solver. */
 export type SolverOptions = Omit<FitOptions, 'solver' | 'sigma'>;
 
 /** Returns a function that reports steps with the expected remaining time. */
