@@ -164,11 +164,10 @@ async function write(
     onBytes: (bytes) => run.onProgress?.({ kind: 'bytes', bytes }),
     async onFinished(report) {
       groups.push(report);
-      run.onProgress?.({ kind: 'group', report });
       const unit = units.get(groupLabel(report));
-      if (!unit) return; // a native export leaves out whole layers: their groups are reported but not written
-      await output.finish?.(unit, report);
-      if (states) await removeState(states.folder, report, run.fileSystem);
+      if (unit) await output.finish?.(unit, report); // a native export leaves out whole layers: nothing of them is written
+      run.onProgress?.({ kind: 'group', report }); // only now, so that an interruption keeps every group that was reported
+      if (unit && states) await removeState(states.folder, report, run.fileSystem);
     },
   });
   return false;
