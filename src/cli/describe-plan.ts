@@ -1,6 +1,5 @@
-import { describeEncoding } from '../checkpoint/encoding.js';
 import type { TimedPlan } from '../conversion/estimate.js';
-import { formatRanges } from '../conversion/group-plan.js';
+import { describeEncodings, formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatNotes } from './notes.js';
@@ -58,7 +57,7 @@ export function describePlan(planned: TimedPlan): string {
       'weights of layers that are cut into groups are read twice, first for their standard deviation',
     ]);
   if (quantised.before) {
-    const kinds = [...new Set(groups.map(({ format }) => describeEncoding(format.encoding)))].join(', ');
+    const kinds = [...new Set(groups.flatMap(describeEncodings))].join(', ');
     rows.push([
       'quantised',
       `${quantised.before} tensors (experts: ${kinds}); ${quantised.after ? `${quantised.after} stay so, the others are` : 'all are'} decoded`,

@@ -1,14 +1,15 @@
 /** Plans which experts are factorised together, and the sizes of their factors. */
 import type { FloatDtype } from '../checkpoint/dtype.js';
+import { describeEncoding, floatDtypeOf } from '../checkpoint/encoding.js';
 import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
-import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { type MatrixShape, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
-import { factorisedFormat, turnedSize } from './orientation.js';
+import { factorisedShape, turnedSize } from './orientation.js';
 import { decodedDtype, isNative, type Settings } from './settings.js';
 
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
@@ -20,8 +21,8 @@ export interface GroupPlan extends GroupNumber {
   readonly problem: GroupShape;
   /** The dense weights, in expert order. */
   readonly experts: readonly StoredMatrix[];
-  /** How each of the experts is stored. */
-  readonly format: MatrixFormat;
+  /** The size of each expert as stored, and its orientation. Encodings may differ from expert to expert. */
+  readonly format: MatrixShape;
   /** The dtype of the output. */
   readonly dtype: FloatDtype;
   /** The names of the factors in a native checkpoint; empty if the method has no native form. */
@@ -48,8 +49,13 @@ export const compareGroups = (a: Omit<GroupKey, 'groups'>, b: Omit<GroupKey, 'gr
   a.layer - b.layer || PROJECTIONS.indexOf(a.projection) - PROJECTIONS.indexOf(b.projection) || a.group - b.group;
 
 /** Bytes of a group's dense weights as stored. */
-export const sourceBytes = ({ experts, format }: Pick<GroupPlan, 'experts' | 'format'>): number =>
-  experts.length * matrixBytes(format);
+export const sourceBytes = ({ experts }: Pick<GroupPlan, 'experts'>): number =>
+  experts.reduce((sum, expert) => sum + matrixBytes(expert), 0);
+
+/** The encodings of a group's experts, in words. */
+export const describeEncodings = ({ experts }: Pick<GroupPlan, 'experts'>): string[] => [
+  ...new Set(experts.map(({ encoding }) => describeEncoding(encoding))),
+];
 
 /** The layers to convert. Throws `OptionError` for a layer that has no routed experts. */
 export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | undefined): ExpertLayer[] {
@@ -155,8 +161,6 @@ function cut(
   settings: Pick<Settings, 'dtype'>,
 ): GroupPlan[] {
   const all = experts[projection];
-  const stored = all[0] as StoredMatrix;
-  const { encoding } = stored;
   const size = problem.experts;
   const groups = all.length / size;
   return Array.from({ length: groups }, (_, group) => ({
@@ -167,10 +171,16 @@ function cut(
     method,
     problem,
     experts: all.slice(group * size, (group + 1) * size),
-    format: factorisedFormat(projection, stored),
-    dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
+    format: factorisedShape(projection, all[0] as StoredMatrix),
+    dtype: (settings.dtype ? undefined : dtypeOf(all)) ?? decodedDtype(settings),
     names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
+}
+
+/** The float dtype of the matrices that are not quantised; F32 if they have several; undefined if there are none. */
+function dtypeOf(experts: readonly StoredMatrix[]): FloatDtype | undefined {
+  const [dtype, ...others] = new Set(experts.flatMap(({ encoding }) => floatDtypeOf(encoding) ?? []));
+  return others.length ? 'F32' : dtype;
 }
 
 const NO_NAMES: GroupNames = { shared: {}, experts: [] };

@@ -95,11 +95,10 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
 }
 
 /**
- * Refuses views: experts in GPTQ or AWQ, and fused experts that are quantised, transposed, or alternate gate and up. A conversion
- * needs experts whose rows are complete and follow each other in the file.
+ * Refuses fused experts that are quantised, transposed, or alternate gate and up.
  */
-function checkConvertible({ data, encoding, place }: StoredMatrix): void {
-  if (encoding.kind === 'view')
+function checkConvertible({ name, data, encoding, place }: StoredMatrix): void {
+  if (encoding.kind === 'view' && place.tensor !== name)
     throw new UnsupportedLayoutError(
       place.tensor,
       data.file,
@@ -130,17 +129,13 @@ function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): 
   return { gate_proj: complete('gate_proj'), up_proj: complete('up_proj'), down_proj: complete('down_proj') };
 }
 
-function checkAlike({ name, data, rows, cols, encoding }: StoredMatrix, first: StoredMatrix): void {
+function checkAlike({ name, data, rows, cols }: StoredMatrix, first: StoredMatrix): void {
   if (rows !== first.rows || cols !== first.cols)
     throw new UnequalExpertError(
       name,
       data.file,
       `has shape [${rows},${cols}], expert 0 has [${first.rows},${first.cols}]`,
     );
-  if (!isDeepStrictEqual(encoding, first.encoding)) {
-    const [own, other] = [describeEncoding(encoding), describeEncoding(first.encoding)];
-    throw new UnequalExpertError(name, data.file, `is ${own}, expert 0 is ${other}`);
-  }
 }
 
 /** Throws if a projection does not fit the others, or if the config gives experts to a layer that has none. */
