@@ -2,6 +2,7 @@ import type { TimedPlan } from '../conversion/estimate.js';
 import { describeEncodings, formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { PROJECTIONS } from '../models/family.js';
 import { formatNotes } from './notes.js';
 import { formatTable, left } from './table.js';
 
@@ -30,12 +31,13 @@ export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;
   const [first] = groups;
+  const projections = PROJECTIONS.filter((it) => groups.some(({ projection }) => projection === it));
   const rows = [
     ['source', `${source.folder} (${model.family.name}, ${source.shards.length} shards)`],
     [
       'convert',
       groups.length
-        ? `layers ${formatRanges(groups.map(({ layer }) => layer))}, ${settings.projections.join(', ')}: ${groups.length} groups`
+        ? `layers ${formatRanges(groups.map(({ layer }) => layer))}, ${projections.join(', ')}: ${groups.length} groups`
         : 'nothing',
     ],
   ];

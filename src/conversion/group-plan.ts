@@ -1,4 +1,5 @@
 /** Plans which experts are factorised together, and the sizes of their factors. */
+import { isDeepStrictEqual } from 'node:util';
 import type { FloatDtype } from '../checkpoint/dtype.js';
 import { describeEncoding, floatDtypeOf } from '../checkpoint/encoding.js';
 import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
@@ -7,7 +8,13 @@ import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
-import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
+import {
+  DEFAULT_PROJECTIONS,
+  type ExpertLayer,
+  type MoeModel,
+  PROJECTIONS,
+  type Projection,
+} from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedShape, turnedSize } from './orientation.js';
 import { decodedDtype, isNative, type Settings } from './settings.js';
@@ -71,6 +78,22 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
   return layers.filter(({ layer }) => wanted.includes(layer));
 }
 
+/** The projections that a layer's experts have. */
+const projectionsOf = ({ experts }: ExpertLayer): Projection[] =>
+  PROJECTIONS.filter((projection) => experts[projection].length > 0);
+
+/** The wanted projections that there are. Throws `OptionError` if one is missing, unless it is only wanted by default. */
+function selectProjections(layers: readonly ExpertLayer[], wanted: readonly Projection[]): readonly Projection[] {
+  const known = new Set(layers.flatMap(projectionsOf));
+  const missing = wanted.filter((projection) => !known.has(projection));
+  if (layers.length > 0 && missing.length > 0 && !isDeepStrictEqual(wanted, DEFAULT_PROJECTIONS))
+    throw new OptionError(
+      '--projections',
+      `the experts of this model have no ${missing.join(', ')}; they have ${[...known].join(', ')}`,
+    );
+  return wanted.filter((projection) => known.has(projection));
+}
+
 /**
  * Plans the groups, sorted by their place in the shards, so that each is read early. Throws `OptionError` if options do not fit
  * the model.
@@ -79,12 +102,13 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
   const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
+  const wanted = selectProjections(layers, settings.projections);
   const projections = layers.flatMap((layer) =>
-    PROJECTIONS.map((projection) => ({
+    projectionsOf(layer).map((projection) => ({
       layer,
       projection,
       ...shapeOf(layer, projection),
-      factorised: settings.projections.includes(projection),
+      factorised: wanted.includes(projection),
       example: layer.experts[projection][0] as StoredMatrix,
     })),
   );
@@ -143,7 +167,7 @@ export function groupOf(
   known?: MethodProblem,
 ): GroupPlan | undefined {
   const layer = model.layers.find((it) => it.layer === number);
-  if (!layer) return undefined;
+  if (!layer || layer.experts[projection].length === 0) return undefined;
   const { experts, rows, cols } = shapeOf(layer, projection);
   const shape = { experts: experts / groups, rows, cols };
   const { method, problem } = known ?? { method: DEFAULT_METHOD, problem: shape };
