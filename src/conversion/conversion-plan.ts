@@ -130,7 +130,8 @@ export function planConversion(input: PlanInput): ConversionPlan {
     }
     const dtype = group?.dtype ?? wanted;
     const { place } = matrices[0] as StoredMatrix;
-    put(floatTensor(place.tensor, dtype, ...fusedShape(experts)));
+    // DBRX's tensors have two axes, (n·p, d).
+    put(floatTensor(place.tensor, dtype, ...(isQuantised(tensor) ? fusedShape(experts) : tensor.shape)));
     const scattered = matrices.some((matrix) => matrix.place.steps);
     if (scattered && group) return; // a group's weights are written with those that lie between them
     if (scattered) for (const own of experts) copies.push(assembledCopy(sliceOf(own), dtype));
