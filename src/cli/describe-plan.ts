@@ -46,6 +46,7 @@ export function describePlan(planned: TimedPlan): string {
     rows.push(
       ['engine', `${engine.name} on ${engine.device}`],
       ['each group', `${n} experts of ${p} × ${d} → ${method.describe(problem)}`],
+      ...(planned.sizesNote ? [['sizes', planned.sizesNote]] : []),
       [
         'solver',
         `${settings.solver}, ${settings.steps} steps, ${memory.workers} group(s) at a time on ${memory.workers * memory.threadsPerWorker} thread(s), ${memory.batchExperts} experts a batch`,

@@ -40,7 +40,7 @@ function summary(planned: TimedPlan) {
     estimatedSeconds,
     shards: layout.shards.map(({ file, tensors, bytes }) => ({ file, tensors: tensors.length, bytes })),
     quantised,
-    notes: [...planned.source.notes, ...planned.model.notes],
+    notes: [...planned.source.notes, ...planned.model.notes, ...(planned.sizesNote ? [planned.sizesNote] : [])],
     groups: groups.map(({ layer, projection, group, groups: parts, problem, dtype, format }) => ({
       layer,
       projection,

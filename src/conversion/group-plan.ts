@@ -4,7 +4,7 @@ import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
 import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
-import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
+import type { DefaultSizes, FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
@@ -70,18 +70,9 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
  * the model.
  */
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
-  const layers = selectLayers(model, settings.layers);
   const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
-  const projections = layers.flatMap((layer) =>
-    PROJECTIONS.map((projection) => ({
-      layer,
-      projection,
-      ...shapeOf(layer, projection),
-      factorised: settings.projections.includes(projection),
-      example: layer.experts[projection][0] as StoredMatrix,
-    })),
-  );
+  const projections = projectionsOf(model, settings);
   const problems = method.plan(projections, settings);
   const groups = projections
     .filter(({ factorised }) => factorised)
@@ -96,6 +87,22 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const place = (group: GroupPlan): string => firstByte.get(key(group)) as string;
   return groups.sort((a, b) => (place(a) === place(b) ? a.group - b.group : place(a) < place(b) ? -1 : 1));
 }
+
+/** The projections of all layers to convert. */
+const projectionsOf = (model: MoeModel, settings: Settings) =>
+  selectLayers(model, settings.layers).flatMap((layer) =>
+    PROJECTIONS.map((projection) => ({
+      layer,
+      projection,
+      ...shapeOf(layer, projection),
+      factorised: settings.projections.includes(projection),
+      example: layer.experts[projection][0] as StoredMatrix,
+    })),
+  );
+
+/** The sizes that `planGroups` takes because the default share cannot be kept in the usual way; undefined if it can. */
+export const defaultSizes = (model: MoeModel, settings: Settings): DefaultSizes | undefined =>
+  methodNamed(settings.method).defaultSizes?.(projectionsOf(model, settings), settings);
 
 /** Throws `OptionError` if the output cannot be a native checkpoint. */
 export function checkNative(
