@@ -12,8 +12,8 @@ export function paperSizes({ experts, rows, cols }: GroupShape): Sizes | undefin
   return found && { ...found, rank: Math.min(rows, cols) };
 }
 
-/** At equal parameters, the error was least with about this many bases for each expert: 0.2 to 0.4 in all measured groups. */
-const BASES_PER_EXPERT = 0.3;
+/** The number of bases at which the error was least, among pairs of equal parameters. */
+const bestBases = (experts: number): number => 0.39 * experts ** 0.85;
 /** ln(error) grows by this times ln(bases / best number)². */
 const OFF_BEST = 0.4;
 /** ln(error) grows by this times the unused share of the dense parameters. */
@@ -35,7 +35,7 @@ export function leastErrorSizes(shape: GroupShape, parameters: number): Sizes | 
     const rank = possible < step || possible === most ? possible : possible - (possible % step);
     const sizes = { experts: n, rows: p, cols: d, bases, rank };
     const unused = (parameters - factorParameters(sizes)) / denseParameters(shape);
-    const error = UNUSED * unused + OFF_BEST * Math.log(bases / (BASES_PER_EXPERT * n)) ** 2;
+    const error = UNUSED * unused + OFF_BEST * Math.log(bases / bestBases(n)) ** 2;
     if (error >= least) continue;
     least = error;
     best = sizes;

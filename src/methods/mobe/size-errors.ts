@@ -67,10 +67,16 @@ export function shareTooSmall(
   const { keep = 1, keepGiven, rank, groups } = options;
   const basis = groups === 1 ? 'one basis' : 'one basis a group';
   const least = Math.ceil(1000 * leastShare(projections, options)) / 1000;
+  const smallerAt = (at: number | undefined, wanted: CompleteOptions): boolean => {
+    const bases = basesToKeep(projections, { ...wanted, rank: at }) / groups;
+    return (
+      bases >= 1 && parts.every((part) => isSmaller({ ...part, bases, rank: at ?? Math.min(part.rows, part.cols) }))
+    );
+  };
   const wanted = keepGiven ? `${keep}` : `${keep}, the default of --keep`;
   const ways: string[] = [];
-  if (least < 1) ways.push(`--keep ${least}`);
-  const reaching = rankReaching(projections, parts, options);
+  if (least < 1 && smallerAt(rank, { ...options, keep: least })) ways.push(`--keep ${least}`);
+  const reaching = ranksToTry(projections, parts, options).find((it) => smallerAt(it, options));
   if (reaching !== undefined) ways.push(`--rank ${reaching}, which reaches ${keep}`);
   const all = projections.map((it) => ({ ...it, factorised: true }));
   if (all.length > parts.length && basesToKeep(all, options) >= groups) ways.push('all --projections');
@@ -81,18 +87,14 @@ export function shareTooSmall(
   );
 }
 
-/** A rank at which the wanted share can be kept: that of least expected error, or the largest. */
-function rankReaching(
+/** Ranks at which the wanted share may be possible: that of least expected error, and the largest. */
+function ranksToTry(
   projections: readonly ProjectionShape[],
   parts: readonly Part[],
   options: CompleteOptions,
-): number | undefined {
-  const { keep = 1, groups } = options;
-  const share = shareOfFactorised(projections, keep);
+): number[] {
+  const share = shareOfFactorised(projections, options.keep ?? 1);
   const ranks = parts.map((part) => leastErrorSizes(part, share * denseParameters(part))?.rank ?? 0);
-  return [Math.min(...ranks), rankToKeep(projections, options)].find((rank) => {
-    if (rank < 1) return false;
-    const bases = basesToKeep(projections, { ...options, rank }) / groups;
-    return bases >= 1 && parts.every(({ experts, rows, cols }) => isSmaller({ experts, rows, cols, rank, bases }));
-  });
+  const most = Math.min(...parts.map(({ rows, cols }) => Math.min(rows, cols)));
+  return [Math.min(...ranks), Math.min(most, rankToKeep(projections, options))].filter((rank) => rank >= 1);
 }

@@ -65,7 +65,8 @@ function chooseSizes(projections: readonly ProjectionShape[], options: CompleteO
   const parts = partsOf(projections, options);
   if (parts.length === 0) return { sizes: [] };
   const bases = options.bases ?? basesToKeep(projections, options);
-  const sizes = bases < options.groups ? undefined : parts.map((part) => sized(part, bases, options));
+  const possible = options.bases !== undefined || bases >= options.groups;
+  const sizes = possible ? parts.map((part) => sized(part, bases, options)) : undefined;
   if (options.bases === undefined && options.rank === undefined && !options.keepGiven && !sizes?.every(isSmaller))
     return sizesByProjection(projections, parts, options);
   if (!sizes) throw shareTooSmall(projections, parts, options);
