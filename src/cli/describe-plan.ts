@@ -4,6 +4,7 @@ import { formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { formatNotes } from './notes.js';
+import { planNotes } from './plan-notes.js';
 import { formatTable, left } from './table.js';
 
 /** The terms of memory in words. */
@@ -77,6 +78,6 @@ export function describePlan(planned: TimedPlan): string {
     ['disk', `${formatBytes(diskBytes)} in ${layout.shards.length} shard(s), ${settings.format} format`],
     ['time', `about ${formatSeconds(estimatedSeconds)}`],
   );
-  const notes = formatNotes([...source.notes, ...model.notes]);
+  const notes = formatNotes(planNotes(planned));
   return [formatTable([left(''), left('')], rows), notes].filter(Boolean).join('\n\n');
 }
