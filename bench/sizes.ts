@@ -52,7 +52,7 @@ const stacked = (experts: readonly Float32Array[], count: number): Float32Array[
 async function trained(name: string): Promise<Group[]> {
   const subject = subjects().find((it) => it.name === name);
   const experts = (await subject?.experts()) ?? [];
-  const cut = [96, 64, 40].map((cols) => ({
+  const cut = [96, 88, 64, 40].map((cols) => ({
     name: `${name}, its first ${cols} columns`,
     rows: 64,
     cols,

@@ -72,7 +72,7 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
-  const projections = projectionsOf(model, settings);
+  const projections = shapesToPlan(model, settings);
   const problems = method.plan(projections, settings);
   const groups = projections
     .filter(({ factorised }) => factorised)
@@ -89,7 +89,7 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
 }
 
 /** The projections of all layers to convert. */
-const projectionsOf = (model: MoeModel, settings: Settings) =>
+const shapesToPlan = (model: MoeModel, settings: Settings) =>
   selectLayers(model, settings.layers).flatMap((layer) =>
     PROJECTIONS.map((projection) => ({
       layer,
@@ -102,7 +102,7 @@ const projectionsOf = (model: MoeModel, settings: Settings) =>
 
 /** The sizes that `planGroups` takes because the default share cannot be kept in the usual way; undefined if it can. */
 export const defaultSizes = (model: MoeModel, settings: Settings): DefaultSizes | undefined =>
-  methodNamed(settings.method).defaultSizes?.(projectionsOf(model, settings), settings);
+  methodNamed(settings.method).defaultSizes?.(shapesToPlan(model, settings), settings);
 
 /** Throws `OptionError` if the output cannot be a native checkpoint. */
 export function checkNative(
