@@ -128,6 +128,7 @@ export type { StateFile, StatePlace } from '../streams/compute/state-file.js';
 export type { LossPoint } from './methods/loss-curve.js';
 export type {
   CompleteOptions,
+  DefaultSizes,
   ExpertFactors,
   FactorShape,
   Factors,

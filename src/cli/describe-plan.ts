@@ -4,6 +4,7 @@ import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { PROJECTIONS } from '../models/family.js';
 import { formatNotes } from './notes.js';
+import { planNotes } from './plan-notes.js';
 import { formatTable, left } from './table.js';
 
 /** The terms of memory in words. */
@@ -48,6 +49,7 @@ export function describePlan(planned: TimedPlan): string {
     rows.push(
       ['engine', `${engine.name} on ${engine.device}`],
       ['each group', `${n} experts of ${p} × ${d} → ${method.describe(problem)}`],
+      ...(planned.sizesNote ? [['sizes', planned.sizesNote]] : []),
       [
         'solver',
         `${settings.solver}, ${settings.steps} steps, ${memory.workers} group(s) at a time on ${memory.workers * memory.threadsPerWorker} thread(s), ${memory.batchExperts} experts a batch`,
@@ -78,6 +80,6 @@ export function describePlan(planned: TimedPlan): string {
     ['disk', `${formatBytes(diskBytes)} in ${layout.shards.length} shard(s), ${settings.format} format`],
     ['time', `about ${formatSeconds(estimatedSeconds)}`],
   );
-  const notes = formatNotes([...source.notes, ...model.notes]);
+  const notes = formatNotes(planNotes(planned));
   return [formatTable([left(''), left('')], rows), notes].filter(Boolean).join('\n\n');
 }

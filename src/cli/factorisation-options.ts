@@ -50,13 +50,13 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--keep <share>',
-        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; decides the number of bases, or the rank of svd (default: 0.76)",
+        "share of the converted layers' routed-expert parameters (gate, up and down) to keep; decides the number of bases, or the rank of svd (default: 0.76; if full rank keeps more, a smaller rank is chosen with it, or the paper's sizes)",
       ).argParser(share),
     )
     .addOption(
       new Option(
         '--rank <r>',
-        'rows of each basis (default: as many as a gate projection has); with --method svd: the rank of each expert',
+        'rows of each basis (default: full rank, the smaller side of an expert, if it can keep 0.76; see --keep); with --method svd: the rank of each expert',
       ).argParser(positiveInteger),
     )
     .addOption(

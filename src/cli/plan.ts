@@ -5,6 +5,7 @@ import { describePlan } from './describe-plan.js';
 import { addFactorisationOptions, format } from './factorisation-options.js';
 import { compressOptions, json, keepQuantized, MODEL, maxError, shardSize } from './options.js';
 import { ca, peerOptions, tokenFile, workers } from './peers.js';
+import { planNotes } from './plan-notes.js';
 
 export function define(command: Command): void {
   command.argument(...MODEL).addOption(format());
@@ -40,7 +41,7 @@ function summary(planned: TimedPlan) {
     estimatedSeconds,
     shards: layout.shards.map(({ file, tensors, bytes }) => ({ file, tensors: tensors.length, bytes })),
     quantised,
-    notes: [...planned.source.notes, ...planned.model.notes],
+    notes: [...planNotes(planned), ...(planned.sizesNote === undefined ? [] : [planned.sizesNote])],
     groups: groups.map((group) => ({
       ...groupKey(group),
       encoding: describeEncodings(group).join(', '),

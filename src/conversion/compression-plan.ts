@@ -4,7 +4,7 @@ import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
 import { type ConversionPlan, outputBytes, planConversion } from './conversion-plan.js';
-import { planGroups, productOf } from './group-plan.js';
+import { defaultSizes, planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
 import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
 
@@ -14,6 +14,8 @@ export interface CompressionPlan extends ConversionPlan {
   readonly engine: ChosenEngine;
   readonly model: MoeModel;
   readonly memory: MemoryPlan;
+  /** Says which sizes were chosen and why, if the default share cannot be kept in the usual way. */
+  readonly sizesNote: string | undefined;
   /** Bytes of the output's shards on disk, including headers. */
   readonly diskBytes: number;
 }
@@ -32,7 +34,8 @@ export async function planCompression(
   const model = detectModel(source);
   const groups = planGroups(model, given);
   const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, productOf(groups[0])));
-  const settings = { ...given, engine: engine.name };
+  const sizes = defaultSizes(model, given);
+  const settings = { ...given, ...sizes?.options, engine: engine.name };
   const memory = planMemory(groups, settings, source.tensors.size, engine, fitters);
   const { format, shardSize: shardBytes, keepQuantized: keepQuantised } = settings;
   const plan = planConversion({
@@ -44,5 +47,5 @@ export async function planCompression(
     keepQuantised,
     decodedDtype: decodedDtype(settings),
   });
-  return { ...plan, settings, engine, model, memory, diskBytes: outputBytes(plan) };
+  return { ...plan, settings, engine, model, memory, sizesNote: sizes?.note, diskBytes: outputBytes(plan) };
 }

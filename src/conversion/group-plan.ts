@@ -6,7 +6,7 @@ import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
 import { type MatrixShape, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
-import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
+import type { DefaultSizes, FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import {
   DEFAULT_PROJECTIONS,
@@ -102,19 +102,9 @@ function selectProjections(layers: readonly ExpertLayer[], wanted: readonly Proj
  * the model.
  */
 export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
-  const layers = selectLayers(model, settings.layers);
   const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
-  const wanted = selectProjections(layers, settings.projections);
-  const projections = layers.flatMap((layer) =>
-    projectionsOf(layer).map((projection) => ({
-      layer,
-      projection,
-      ...shapeOf(layer, projection),
-      factorised: wanted.includes(projection),
-      example: layer.experts[projection][0] as StoredMatrix,
-    })),
-  );
+  const projections = shapesToPlan(model, settings);
   const problems = method.plan(projections, settings);
   const groups = projections
     .filter(({ factorised }) => factorised)
@@ -130,6 +120,25 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const place = (group: GroupPlan): string => firstByte.get(key(group)) as string;
   return groups.sort((a, b) => (place(a) === place(b) ? compareGroups(a, b) : place(a) < place(b) ? -1 : 1));
 }
+
+/** The projections of all layers to convert. */
+function shapesToPlan(model: MoeModel, settings: Settings) {
+  const layers = selectLayers(model, settings.layers);
+  const wanted = selectProjections(layers, settings.projections);
+  return layers.flatMap((layer) =>
+    projectionsOf(layer).map((projection) => ({
+      layer,
+      projection,
+      ...shapeOf(layer, projection),
+      factorised: wanted.includes(projection),
+      example: layer.experts[projection][0] as StoredMatrix,
+    })),
+  );
+}
+
+/** The sizes that `planGroups` takes because the default share cannot be kept in the usual way; undefined if it can. */
+export const defaultSizes = (model: MoeModel, settings: Settings): DefaultSizes | undefined =>
+  methodNamed(settings.method).defaultSizes?.(shapesToPlan(model, settings), settings);
 
 /** Throws `OptionError` if the output cannot be a native checkpoint. */
 export function checkNative(

@@ -9,6 +9,7 @@ import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotSmallerError, OptionError } from '../errors.js';
 import { groupParameters } from '../methods/parameters.js';
 import type { Problem as SvdProblem } from '../methods/svd/problem.js';
+import { svd } from '../methods/svd/svd.js';
 import { planCompression } from './compression-plan.js';
 import { estimateSeconds } from './estimate.js';
 import { encodeFactorMetadata, factorFileName, factorTensors, openFactorFile } from './factor-files.js';
@@ -68,6 +69,13 @@ describe('--method svd', () => {
     const run = plan({ method: 'svd', ...options });
     await expect(run).rejects.toThrow(error);
     await expect(run).rejects.toThrow(message);
+  });
+
+  test('no rank is named if none makes anything smaller', () => {
+    const shape = { experts: 8, rows: 1, cols: 64, example: { name: 'experts.0.gate_proj.weight', rows: 1, cols: 64 } };
+    const run = () => svd.plan([{ ...shape, factorised: true }], svd.complete({ rank: 1 }));
+    expect(run).toThrow(NotSmallerError);
+    expect(run).toThrow('Even rank 1 makes some experts no smaller. Leave them out with --layers or --projections');
   });
 
   test('the largest rank that is named is taken', async () => {

@@ -17,9 +17,11 @@ export class NotSmallerError extends InputError {
     readonly before: number,
     readonly after: number,
     remedy: string,
+    /** One of the experts' tensors. */
+    readonly example: { readonly name: string; readonly rows: number; readonly cols: number },
   ) {
     super(
-      `The factors would hold ${after} parameters, the experts they replace ${before}: nothing would become smaller. ${remedy}`,
+      `The factors would hold ${after} parameters, the experts they replace ${before}: nothing would become smaller (experts like ${example.name}, ${example.rows} × ${example.cols}). ${remedy}`,
     );
   }
 }

@@ -57,6 +57,16 @@ export interface CompleteOptions extends MethodOptions {
   readonly solver: string;
   /** The most steps of a fit. */
   readonly steps: number;
+  /** Whether the caller gave `keep`. */
+  readonly keepGiven?: boolean | undefined;
+}
+
+/** Sizes that a method takes because the default share cannot be kept in the usual way. */
+export interface DefaultSizes {
+  /** Says which sizes, and why. */
+  readonly note: string;
+  /** The options that give the same sizes; empty if sizes differ between layers. */
+  readonly options: Pick<MethodOptions, 'bases' | 'keep' | 'rank'>;
 }
 
 /** A factor that a method stores: its name within the method, and its shape. */
@@ -281,6 +291,8 @@ export interface Method<P extends GroupShape = GroupShape> {
    * @param projections all projections of the layers to convert
    */
   plan(projections: readonly ProjectionShape[], options: CompleteOptions): P[];
+  /** The sizes that `plan` chooses because the default share cannot be kept in the usual way; undefined if it can. */
+  defaultSizes?(projections: readonly ProjectionShape[], options: CompleteOptions): DefaultSizes | undefined;
 
   /** The schema of a problem as JSON. */
   readonly problemSchema: z.ZodType<P>;

@@ -6,7 +6,7 @@ import { native } from './native-form.js';
 import { type Problem, problemSchema, type SharedFactors, SOLVERS, stores } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
 import { createRefit } from './refit.js';
-import { completeOptions, planSizes } from './sizes.js';
+import { completeOptions, defaultSizes, planSizes } from './sizes.js';
 import { solveVarpro } from './varpro.js';
 
 /** Mixture of Basis Experts: W ≈ A·f(Σ αB), arXiv 2508.05257. */
@@ -19,6 +19,7 @@ export const mobe: Method<Problem> = {
   options: ['bases', 'keep', 'rank', 'groups', 'activation', 'quality', 'steps', 'learningRate', 'batchExperts'],
   complete: completeOptions,
   plan: planSizes,
+  defaultSizes,
   problemSchema,
   details: ({ activation }) => ({ activation }),
   problemOf({ A = [], B = [] }, { activation }) {

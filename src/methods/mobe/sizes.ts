@@ -1,14 +1,19 @@
 /** Chooses the sizes of a group's factors from the options. */
-import { NotSmallerError, OptionError } from '../../errors.js';
+import { OptionError } from '../../errors.js';
+import { formatPercent } from '../../format.js';
 import {
   type CompleteOptions,
   DEFAULT_KEEP,
+  type DefaultSizes,
   type MethodOptions,
   type ProjectionShape,
   type Quality,
 } from '../method.js';
 import { denseParameters } from '../parameters.js';
-import { type Activation, factorParameters, type Problem, type SolverName } from './problem.js';
+import { leastErrorSizes, paperSizes } from './default-sizes.js';
+import { basesToKeep, leastShare, type Part, shareOfFactorised } from './kept-share.js';
+import { type Activation, factorParameters, type Problem, type Sizes, type SolverName } from './problem.js';
+import { checkSmaller, isSmaller, nothingSmaller, shareTooSmall } from './size-errors.js';
 
 /** The most steps of a fit, by quality and solver. Those of adam are in the paper's range. */
 export const QUALITIES = {
@@ -20,7 +25,8 @@ export const QUALITIES = {
 /** Fills in defaults. */
 export function completeOptions({
   bases,
-  keep = DEFAULT_KEEP,
+  keep,
+  rank,
   groups = 1,
   activation = 'silu',
   solver = 'varpro',
@@ -28,7 +34,9 @@ export function completeOptions({
   steps = QUALITIES[quality][solver as SolverName],
   ...given
 }: MethodOptions & { readonly solver?: string | undefined }): CompleteOptions {
-  return { ...given, bases, keep: bases === undefined ? keep : undefined, groups, activation, solver, quality, steps };
+  const sizes = { bases, rank, keep: bases === undefined ? (keep ?? DEFAULT_KEEP) : undefined };
+  const keepGiven = keep !== undefined;
+  return { ...given, ...sizes, keepGiven, groups, activation, solver, quality, steps };
 }
 
 /**
@@ -36,25 +44,55 @@ export function completeOptions({
  * reference's `train_group.py`). Throws `OptionError` and `NotSmallerError`.
  */
 export function planSizes(projections: readonly ProjectionShape[], options: CompleteOptions): Problem[] {
-  const { groups, activation } = options;
+  const activation = options.activation as Activation;
+  return chooseSizes(projections, options).sizes.map((sizes) => ({ ...sizes, activation }));
+}
+
+/** The sizes that are taken because the default share is not possible at full rank, and why; else undefined. */
+export function defaultSizes(
+  projections: readonly ProjectionShape[],
+  options: CompleteOptions,
+): DefaultSizes | undefined {
+  return chooseSizes(projections, options).instead;
+}
+
+interface Chosen {
+  readonly sizes: Sizes[];
+  readonly instead?: DefaultSizes;
+}
+
+function chooseSizes(projections: readonly ProjectionShape[], options: CompleteOptions): Chosen {
+  const parts = partsOf(projections, options);
+  if (parts.length === 0) return { sizes: [] };
   const bases = options.bases ?? basesToKeep(projections, options);
-  const problems = projections
+  const possible = options.bases !== undefined || bases >= options.groups;
+  const sizes = possible ? parts.map((part) => sized(part, bases, options)) : undefined;
+  if (options.bases === undefined && options.rank === undefined && !options.keepGiven && !sizes?.every(isSmaller))
+    return sizesByProjection(projections, parts, options);
+  if (!sizes) throw shareTooSmall(projections, parts, options);
+  checkSmaller(sizes, parts, options);
+  return { sizes };
+}
+
+/** The first part of each factorised projection. Throws `OptionError` if the experts cannot be cut into groups. */
+function partsOf(projections: readonly ProjectionShape[], { rank, groups }: CompleteOptions): Part[] {
+  return projections
     .filter(({ factorised }) => factorised)
-    .map(({ experts, rows, cols, example }): Problem => {
+    .map(({ experts, rows, cols, example }) => {
       const most = Math.min(rows, cols);
-      const rank = options.rank ?? most;
-      if (rank > most)
+      if (rank !== undefined && rank > most)
         throw new OptionError(
           '--rank',
           `${rank} is more than an expert has: ${example.name} is ${example.rows}×${example.cols}, so at most ${most}`,
         );
       checkDivisible('experts of a layer', experts, groups);
-      checkDivisible('bases', bases, groups);
-      const part = { experts: experts / groups, rows, cols, bases: bases / groups, rank };
-      return { ...part, activation: activation as Activation };
+      return { experts: experts / groups, rows, cols, example };
     });
-  for (const problem of problems) checkSmaller(problem, groups);
-  return problems;
+}
+
+function sized({ experts, rows, cols }: Part, bases: number, { groups, rank }: CompleteOptions): Sizes {
+  checkDivisible('bases', bases, groups);
+  return { experts, rows, cols, bases: bases / groups, rank: rank ?? Math.min(rows, cols) };
 }
 
 function checkDivisible(what: string, count: number, groups: number): void {
@@ -62,37 +100,53 @@ function checkDivisible(what: string, count: number, groups: number): void {
     throw new OptionError('--groups', `the ${count} ${what} cannot be cut into ${groups} equal parts`);
 }
 
-/** The largest m with which at most `keep` of the layers' routed-expert parameters remain. */
-function basesToKeep(
+/**
+ * Sizes for each projection by itself: the paper's if it has some, else those of least expected error that keep the default share.
+ * Where even the smallest factors keep more, these are taken. Throws `NotSmallerError` if they are not smaller than the experts.
+ */
+function sizesByProjection(
   projections: readonly ProjectionShape[],
-  { keep = 1, rank: wanted, groups }: CompleteOptions,
-): number {
-  let total = 0;
-  let fixed = 0; // parameters that do not depend on m
-  let perBasis = 0;
-  for (const { experts: n, rows: p, cols: d, factorised } of projections) {
-    const r = wanted ?? Math.min(p, d);
-    total += n * p * d;
-    fixed += factorised ? n * p * r : n * p * d;
-    if (factorised) perBasis += r * d + n / groups;
-  }
-  const bases = groups * Math.floor((keep * total - fixed) / perBasis / groups);
-  if (projections.length && bases < 1) {
-    const least = Math.ceil((1000 * (fixed + groups * perBasis)) / total) / 1000;
-    throw new OptionError(
-      '--keep',
-      `even ${groups === 1 ? 'one basis' : 'one basis a group'} keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Lower --rank to go below.`,
-    );
-  }
-  return bases;
+  parts: readonly Part[],
+  options: CompleteOptions,
+): Chosen {
+  const { groups, keep = DEFAULT_KEEP } = options;
+  const share = shareOfFactorised(projections, keep);
+  let paper = true;
+  const sizes = parts.map((part): Sizes => {
+    const whole = paperSizes({ ...part, experts: part.experts * groups });
+    if (whole && whole.bases % groups === 0) return { ...whole, experts: part.experts, bases: whole.bases / groups };
+    paper = false;
+    const { experts, rows, cols } = part;
+    const least = { experts, rows, cols, rank: 1, bases: 1 };
+    const chosen = leastErrorSizes(part, share * denseParameters(part)) ?? least;
+    if (!isSmaller(chosen)) throw nothingSmaller(part);
+    return chosen;
+  });
+  return { sizes, instead: describeDefaults(projections, sizes, options, paper) };
 }
 
-function checkSmaller(problem: Problem, groups: number): void {
-  const before = denseParameters(problem);
-  const after = factorParameters(problem);
-  if (after < before) return;
-  const { experts: n, rows: p, cols: d, rank: r } = problem;
-  const most = Math.ceil((n * p * (d - r)) / (r * d + n)) - 1;
-  const remedy = most >= 1 ? `Use at most --bases ${most * groups} at rank ${r}.` : `Lower --rank (${r}).`;
-  throw new NotSmallerError(before, after, remedy);
+function describeDefaults(
+  projections: readonly ProjectionShape[],
+  sizes: readonly Sizes[],
+  { groups, keep = DEFAULT_KEEP }: CompleteOptions,
+  paper: boolean,
+): DefaultSizes {
+  const least = leastShare(projections, { rank: undefined, groups });
+  const total = projections.reduce((sum, it) => sum + denseParameters(it), 0);
+  const saved = sizes.reduce((sum, it) => sum + groups * (denseParameters(it) - factorParameters(it)), 0);
+  const [first] = sizes as [Sizes];
+  const bases = first.bases * groups;
+  const alike = sizes.every(({ bases: m, rank: r }) => m === first.bases && r === first.rank);
+  const pair = `rank ${first.rank} and ${bases} ${bases === 1 ? 'basis' : 'bases'}`;
+  const chosen = paper
+    ? `the paper's sizes for these experts, ${pair}, are taken`
+    : `the sizes of least expected error are taken, ${alike ? pair : "each layer's and projection's own"}`;
+  const reason =
+    least > keep
+      ? `${formatPercent(keep)} of the experts' parameters cannot be kept at full rank, where the least is ${formatPercent(least)}`
+      : 'one number of bases at full rank does not make the experts of every layer smaller';
+  return {
+    note: `${reason}: ${chosen}; they keep ${formatPercent(1 - saved / total)}`,
+    options: alike ? { bases, rank: first.rank, keep: undefined } : {},
+  };
 }

@@ -15,16 +15,19 @@ export function completeOptions({ rank, keep, ...given }: MethodOptions): Comple
 /** Plans the factors. Throws `OptionError` and `NotSmallerError`. */
 export function planSizes(projections: readonly ProjectionShape[], options: CompleteOptions): Problem[] {
   const rank = options.rank ?? rankToKeep(projections, options.keep);
-  return projections
-    .filter(({ factorised }) => factorised)
-    .map(({ experts, rows, cols }) => {
-      const problem = { experts, rows, cols, rank };
-      const before = denseParameters(problem);
-      const after = storedParameters(stores(problem), experts);
-      if (after < before) return problem;
-      const most = Math.ceil((rows * cols) / (rows + cols)) - 1;
-      throw new NotSmallerError(before, after, `Use at most --rank ${most}.`);
-    });
+  const factorised = projections.filter((it) => it.factorised);
+  const most = Math.min(...factorised.map(({ rows, cols }) => Math.ceil((rows * cols) / (rows + cols)) - 1));
+  return factorised.map(({ experts, rows, cols, example }) => {
+    const problem = { experts, rows, cols, rank };
+    const before = denseParameters(problem);
+    const after = storedParameters(stores(problem), experts);
+    if (after < before) return problem;
+    const remedy =
+      most >= 1
+        ? `Use at most --rank ${most}.`
+        : 'Even rank 1 makes some experts no smaller. Leave them out with --layers or --projections.';
+    throw new NotSmallerError(before, after, remedy, example);
+  });
 }
 
 /** The largest r with which at most `keep` of the layers' routed-expert parameters remain. */
@@ -38,11 +41,15 @@ function rankToKeep(projections: readonly ProjectionShape[], keep = 1): number {
     else fixed += n * p * d;
   }
   const rank = Math.floor((keep * total - fixed) / perRank);
-  if (projections.length && rank < 1) {
+  if (perRank > 0 && rank < 1) {
     const least = Math.ceil((1000 * (fixed + perRank)) / total) / 1000;
+    const ways = [
+      ...(least < 1 ? [`--keep ${least}`] : []),
+      ...(projections.every(({ factorised }) => factorised) ? [] : ['more --projections']),
+    ];
     throw new OptionError(
       '--keep',
-      `even rank 1 keeps more than ${keep} of the experts' parameters; the least possible is ${least}. Factorise more --projections to go below.`,
+      `even rank 1 keeps more than ${keep} of the experts' parameters; the least possible is ${least}.${ways.length ? ` Use ${ways.join(', or ')}.` : ''}`,
     );
   }
   return rank;
