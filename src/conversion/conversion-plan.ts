@@ -130,7 +130,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     }
     const dtype = group?.dtype ?? wanted;
     const { place } = matrices[0] as StoredMatrix;
-    put(floatTensor(place.tensor, dtype, ...fusedShape(experts)));
+    put(floatTensor(place.tensor, dtype, ...(place.tensor === tensor.name ? tensor.shape : fusedShape(experts))));
     const scattered = matrices.some((matrix) => matrix.place.steps);
     if (scattered && group) return; // a group's weights are written with those that lie between them
     if (scattered) for (const own of experts) copies.push(assembledCopy(sliceOf(own), dtype));
@@ -208,7 +208,7 @@ function byExpert(found: ReturnType<typeof expertsOf>): StoredMatrix[][] {
   return experts;
 }
 
-/** The shape of a fused tensor of plain floats. */
+/** The shape of a fused tensor of plain floats, if that of the quantised one is another. */
 function fusedShape(experts: ReadonlyArray<readonly StoredMatrix[]>): number[] {
   const matrices = experts[0] as readonly StoredMatrix[];
   const { cols, place } = matrices[0] as StoredMatrix;

@@ -1,7 +1,6 @@
 /** Finds a checkpoint's experts from its config and tensor names. The folder's name is not used. */
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { describeEncoding } from '../checkpoint/encoding.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingExpertError, MissingLayerError, UnequalExpertError, UnsupportedLayoutError } from '../errors.js';

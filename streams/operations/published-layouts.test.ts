@@ -21,8 +21,12 @@ import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { encodeFloats } from '../../src/checkpoint/codec.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { isFitted, isKept } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
+import { detectModel } from '../../src/models/detect.js';
+import { layoutOf, placeIn } from '../../src/models/expert-layout.js';
+import { PROJECTIONS } from '../../src/models/family.js';
 import type { Progress } from '../run-options.js';
 import { compress } from './compress.js';
 import { exportFactors } from './export.js';
@@ -109,6 +113,16 @@ function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<
     const extra = biases.reduce((sum, { bytes }) => sum + bytes.byteLength / 2, 0);
     expect(own.total.parameters).toBe(separate.total.parameters + extra);
     expect(own).toMatchObject({ expertShape: [SIZES.rows, SIZES.cols], obstacle: undefined });
+  });
+
+  test('have a layout from which their places follow', async () => {
+    const checkpoint = await openCheckpoint(at('model'));
+    for (const layer of detectModel(checkpoint).layers) {
+      const found = layoutOf(layer, checkpoint.tensors);
+      for (const projection of PROJECTIONS)
+        for (const [expert, matrix] of layer.experts[projection].entries())
+          expect(placeIn(found, layer.prefix, projection, expert, matrix)).toEqual(matrix.place);
+    }
   });
 
   test('fit and export write the same', async () => {
