@@ -18,6 +18,7 @@ import {
 } from '../../fixtures/published-layouts.js';
 import type { StoredTensor } from '../../fixtures/quantised-storage.js';
 import { readFolder } from '../../fixtures/read-folder.js';
+import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { encodeFloats } from '../../src/checkpoint/codec.js';
@@ -187,6 +188,50 @@ function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<
     if (layout !== 'fp8') expect(fitted).toEqual(expect.arrayContaining([gate, up]));
     expect(differingFiles(at('resumed'), at('hf'))).toEqual([]);
     expect((await verifyIntegrity(at('resumed'))).problems).toEqual([]);
+  });
+
+  test('over three other machines, and again after the sender stopped: the same bytes', THOROUGH, async () => {
+    const services = await Promise.all([
+      startService(['serve', at('model')]),
+      startService(['worker', '--threads', '1']),
+      startService(['receive', at('received')]),
+    ]);
+    const [from, worker, to] = services.map(({ url }) => url) as [string, string, string];
+    const options = { ...QUICK, format: 'hf' } as const;
+    const controller = new AbortController();
+    let finished = 0;
+    const onProgress = ({ kind }: Progress): void => {
+      if (kind === 'group' && ++finished === 2) controller.abort();
+    };
+    const stopped = compress(from, to, options, { workers: [worker], onProgress, signal: controller.signal });
+    await expect(stopped).rejects.toMatchObject({ kept: to });
+    const fitted: Progress[] = [];
+    await compress(from, to, options, {
+      workers: [worker],
+      onProgress: (it) => it.kind === 'group' && fitted.push(it),
+    });
+    await Promise.all(services.map((service) => service.stop()));
+    expect(fitted.length).toBeLessThan(2 * source.moeLayers.length);
+    expect(differingFiles(at('received'), at('hf'))).toEqual([]);
+    expect((await verify(at('model'), at('received'), { threads: 1 })).problems).toEqual([]);
+  });
+
+  test('--keep-quantized decodes the experts of converted layers, and names them in the config', THOROUGH, async () => {
+    const [first = 0] = source.moeLayers;
+    await convert('kept', { layers: [first], keepQuantized: true });
+    const written = readFolder(at('kept'));
+    const wanted = new Map((await expected({ layers: [first] })).map((tensor) => [tensor.name, tensor]));
+    const isConverted = (name: string): boolean => name.includes(`layers.${first}.`) && !name.startsWith('mtp');
+    for (const tensor of published.tensors) {
+      if (isConverted(tensor.name) && /experts\.(gate_up|down)_proj(_|$)(?!bias)/.test(tensor.name)) continue;
+      expect(Buffer.compare(written.get(tensor.name)?.bytes ?? Buffer.of(), tensor.bytes), tensor.name).toBe(0);
+    }
+    for (const [name, { bytes }] of wanted)
+      if (isConverted(name)) expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).toBe(0);
+    const { quantization_config: entry } = JSON.parse(readFileSync(at('kept', 'config.json'), 'utf8'));
+    const module = `model.layers.${first}.mlp.experts`;
+    if (source.config.quantization_config) expect(entry.modules_to_not_convert).toContain(module);
+    else expect(entry).toBeUndefined();
   });
 
   test('verify finds a wrong weight beside rebuilt ones', THOROUGH, async () => {
