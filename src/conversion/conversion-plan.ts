@@ -131,14 +131,16 @@ export function planConversion(input: PlanInput): ConversionPlan {
     const dtype = group?.dtype ?? wanted;
     const { place } = matrices[0] as StoredMatrix;
     put(floatTensor(place.tensor, dtype, ...(place.tensor === tensor.name ? tensor.shape : fusedShape(experts))));
-    const scattered = matrices.some((matrix) => matrix.place.steps);
-    if (scattered && group) return; // a group's weights are written with those that lie between them
-    if (scattered) for (const own of experts) copies.push(assembledCopy(sliceOf(own), dtype));
-    else
-      for (const matrix of matrices) {
-        const offset = matrix.place.element * floatBytes(dtype);
-        if (!owners.has(matrix.name)) copy(matrix, place.tensor, offset, dtype);
-      }
+    if (matrices.some((matrix) => matrix.place.steps)) {
+      // A slice with weights of a group is written with them.
+      for (const own of experts)
+        if (!own.some(({ name }) => owners.has(name))) copies.push(assembledCopy(sliceOf(own), dtype));
+      return;
+    }
+    for (const matrix of matrices) {
+      const offset = matrix.place.element * floatBytes(dtype);
+      if (!owners.has(matrix.name)) copy(matrix, place.tensor, offset, dtype);
+    }
   };
 
   for (const tensor of source.shards.flatMap((shard) => shard.tensors)) {

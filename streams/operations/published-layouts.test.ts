@@ -2,7 +2,7 @@
  * Experts in published layouts are converted to the same numbers as separate experts, which families.test.ts checks, and are
  * written where the source has them.
  */
-import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles } from '../../fixtures/compare-weights.js';
@@ -188,6 +188,25 @@ function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<
     if (layout !== 'fp8') expect(fitted).toEqual(expect.arrayContaining([gate, up]));
     expect(differingFiles(at('resumed'), at('hf'))).toEqual([]);
     expect((await verifyIntegrity(at('resumed'))).problems).toEqual([]);
+  });
+
+  test('factors of a part of the experts are exported, the others stay', THOROUGH, async () => {
+    const options = { ...QUICK, groups: 2 };
+    await fitFactors(at('model'), at('parts'), options);
+    const files = readdirSync(at('parts')).filter((file) => file.endsWith('.group-1.safetensors'));
+    for (const file of files) rmSync(at('parts', file));
+    const { groups } = await exportFactors(at('model'), at('parts'), at('parts-export'), { ...QUICK, format: 'hf' });
+    expect(groups).toHaveLength(2 * source.moeLayers.length);
+    expect((await verify(at('model'), at('parts-export'), { threads: 1 })).problems).toEqual([]);
+    const written = readFolder(at('parts-export'));
+    const [all, none] = [await expected({ groups: 2 }), await expected({ layers: [] })];
+    for (const [i, { name, bytes }] of all.entries()) {
+      if (!name.endsWith('gate_up_proj') || name.startsWith('mtp')) continue;
+      const half = bytes.length / 2;
+      const own = written.get(name)?.bytes ?? Buffer.of();
+      expect(Buffer.compare(own.subarray(0, half), bytes.subarray(0, half)), name).toBe(0);
+      expect(Buffer.compare(own.subarray(half), none[i]?.bytes.subarray(half) ?? Buffer.of()), name).toBe(0);
+    }
   });
 
   test('over three other machines, and again after the sender stopped: the same bytes', THOROUGH, async () => {
