@@ -133,10 +133,7 @@ function completeExperts(
   slots: Slots,
   gated: boolean,
 ): Record<Projection, StoredMatrix[]> {
-  // transformers saves LongCat's zero experts with gate and up, which it never uses, and without down.
-  const zeros = numberOf(config, 'zero_expert_num') ?? 0;
-  const most = Math.max(...PROJECTIONS.map((projection) => slots[projection].length));
-  const count = slots.down_proj.length === most - zeros ? slots.down_proj.length : most;
+  const count = ownExperts(config, slots);
   const complete = (projection: Projection): StoredMatrix[] =>
     Array.from({ length: count }, (_, expert) => {
       const matrix = slots[projection][expert];
@@ -149,6 +146,17 @@ function completeExperts(
     up_proj: complete('up_proj'),
     down_proj: complete('down_proj'),
   };
+}
+
+/** The number of a layer's experts, without those that have no weights or work on pictures. */
+function ownExperts(config: Config, slots: Slots): number {
+  const most = Math.max(...PROJECTIONS.map((projection) => slots[projection].length));
+  // transformers saves LongCat's zero experts with gate and up, which it never uses, and without down.
+  const zeros = numberOf(config, 'zero_expert_num') ?? 0;
+  if (zeros > 0 && slots.down_proj.length === most - zeros) return most - zeros;
+  // ERNIE-4.5-VL numbers its text experts first, and then narrower ones for pictures.
+  const [text, pictures, ...others] = Array.isArray(config.moe_num_experts) ? config.moe_num_experts : [];
+  return others.length === 0 && text > 0 && text + pictures === most ? text : most;
 }
 
 function checkAlike({ name, data, rows, cols }: StoredMatrix, first: StoredMatrix): void {
