@@ -225,7 +225,7 @@ describe('experts as they are:', () => {
       ],
     });
     expect(layers.map(({ prefix }) => prefix)).toEqual(['model.layers.0.mlp.', 'model.layers.1.mlp.']);
-    expect(notes[0]).toContain('Those of model.layers.0.mlp.vision_moe.');
+    expect(notes[0]).toContain('Those in model.layers.0.mlp.vision_moe.');
   });
 });
 

@@ -59,8 +59,9 @@ export function detectModel(checkpoint: Checkpoint): MoeModel {
   const { layers, notes: left } = collectLayers(checkpoint, config);
   if (layers.length === 0) throw unknownExperts(checkpoint, modelType);
   checkLayers(checkpoint, config, family, layers);
-  const notes = [...left, ...configDifferences(config, family, layers)];
-  if (notes.length === 0 && areAlike(layers)) return { family, layers, notes };
+  const differences = configDifferences(config, family, layers);
+  const notes = [...left, ...differences];
+  if (differences.length === 0 && areAlike(layers)) return { family, layers, notes };
   // The modelling files of a native checkpoint build every layer from the config, so a model that differs has no native form.
   const { native, ...loadable } = family;
   const name = native ? `${family.name} with layers that are not all as config.json says` : family.name;
@@ -102,20 +103,27 @@ function collectLayers(checkpoint: Checkpoint, config: Config): { layers: Expert
   }
   const chosen = [...largest.values()].sort((a, b) => a.layer - b.layer);
   const gated = chosen.some(({ slots }) => slots.gate_proj.length > 0);
-  const other = inStack.find((site) => largest.get(site.layer) !== site);
+  const inLayer = inStack.find((site) => largest.get(site.layer) !== site);
+  const elsewhere = [...sites.values()].find((it) => it.stack !== stack && !PREDICTOR.test(it.stack));
   return {
     layers: chosen.map(({ layer, prefix, slots }) => ({
       layer,
       prefix,
       experts: completeExperts(checkpoint, config, prefix, slots, gated),
     })),
-    notes: other
-      ? [
-          `Layer ${other.layer} has experts in two modules. Those of ${other.prefix} and of modules like it stay as they are.`,
-        ]
-      : [],
+    notes: [
+      ...(inLayer
+        ? [
+            `layer ${inLayer.layer} has experts in two modules. Those in ${inLayer.prefix} and its like stay as they are.`,
+          ]
+        : []),
+      ...(elsewhere ? [`the experts in ${elsewhere.stack}layers stay as they are.`] : []),
+    ],
   };
 }
+
+/** The stacks of multi-token-prediction modules. */
+const PREDICTOR = /(?:^|\.)mtp/;
 
 /** The stack with the most expert weights. If two are equal, the first by name: `model` before `mtp`. */
 function largestStack(sites: readonly Site[]): string | undefined {
