@@ -14,6 +14,7 @@ const TERMS: Readonly<Record<keyof MemoryTerms, string>> = {
   threads: 'threads that fit',
   connections: 'connections to workers',
   groups: 'experts as stored',
+  slices: 'experts that wait for others beside them',
   targets: 'experts decoded',
   state: "the solver's state",
   batch: 'a batch of experts',

@@ -1,5 +1,6 @@
 /** Plans which experts are factorised together, and the sizes of their factors. */
 import type { FloatDtype } from '../checkpoint/dtype.js';
+import { floatDtypeOf } from '../checkpoint/encoding.js';
 import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
 import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
@@ -10,6 +11,7 @@ import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '.
 import type { GroupNumber } from '../models/native.js';
 import { factorisedFormat, turnedSize } from './orientation.js';
 import { decodedDtype, isNative, type Settings } from './settings.js';
+import { type Slice, slicesOf } from './slices.js';
 
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
 export interface GroupPlan extends GroupNumber {
@@ -22,6 +24,8 @@ export interface GroupPlan extends GroupNumber {
   readonly experts: readonly StoredMatrix[];
   /** How each of the experts is stored. */
   readonly format: MatrixFormat;
+  /** The slices of a fused tensor in which the experts lie, in expert order; undefined if each is a range of its own. */
+  readonly slices?: readonly Slice[] | undefined;
   /** The dtype of the output. */
   readonly dtype: FloatDtype;
   /** The names of the factors in a native checkpoint; empty if the method has no native form. */
@@ -86,7 +90,8 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const groups = projections
     .filter(({ factorised }) => factorised)
     .flatMap(({ layer, projection }, i) => cut(layer, projection, method, problems[i] as GroupShape, settings));
-  // The parts of a projection follow one another: σ is theirs together, so they may have to wait for each other in memory.
+  // The parts of a projection follow one another: σ is theirs together, so they may have to wait for each other in memory. A
+  // quantised or transposed gate_up_proj has gate and up in the same bytes, so the projection decides next.
   const key = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
   const firstByte = new Map<string, string>();
   for (const group of groups) {
@@ -94,7 +99,7 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
     if (group.group === 0) firstByte.set(key(group), `${file}:${String(start).padStart(16, '0')}`);
   }
   const place = (group: GroupPlan): string => firstByte.get(key(group)) as string;
-  return groups.sort((a, b) => (place(a) === place(b) ? a.group - b.group : place(a) < place(b) ? -1 : 1));
+  return groups.sort((a, b) => (place(a) === place(b) ? compareGroups(a, b) : place(a) < place(b) ? -1 : 1));
 }
 
 /** Throws `OptionError` if the output cannot be a native checkpoint. */
@@ -159,6 +164,7 @@ function cut(
   const { encoding } = stored;
   const size = problem.experts;
   const groups = all.length / size;
+  const slices = slicesOf(experts, projection);
   return Array.from({ length: groups }, (_, group) => ({
     layer,
     projection,
@@ -168,7 +174,8 @@ function cut(
     problem,
     experts: all.slice(group * size, (group + 1) * size),
     format: factorisedFormat(projection, stored),
-    dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
+    slices: slices?.slice(group * size, (group + 1) * size),
+    dtype: (settings.dtype ? undefined : floatDtypeOf(encoding)) ?? decodedDtype(settings),
     names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
 }

@@ -78,7 +78,6 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
       const slots = entry.slots[projection];
       const other = slots[expert]?.place.tensor;
       if (other) throw new UnsupportedLayoutError(tensor.name, tensor.file, `"${other}" holds expert ${expert} too`);
-      checkConvertible(matrix);
       slots[expert] = matrix;
     }
   }
@@ -92,19 +91,6 @@ function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
       .map(([prefix, { layer, slots }]) => ({ layer, prefix, experts: completeExperts(checkpoint, prefix, slots) }))
       .sort((a, b) => a.layer - b.layer)
   );
-}
-
-/**
- * Refuses views: experts in GPTQ or AWQ, and fused experts that are quantised, transposed, or alternate gate and up. A conversion
- * needs experts whose rows are complete and follow each other in the file.
- */
-function checkConvertible({ data, encoding, place }: StoredMatrix): void {
-  if (encoding.kind === 'view')
-    throw new UnsupportedLayoutError(
-      place.tensor,
-      data.file,
-      `they are ${describeEncoding(encoding)}${place.steps ? ', transposed or interleaved' : ''}, which mobe decodes but does not convert yet`,
-    );
 }
 
 /** The part of a layer's prefix before `layers.{i}.`. */

@@ -6,10 +6,10 @@
 import { setImmediate } from 'node:timers/promises';
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
-import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
 import {
   asFactorised,
   decodeMatrix,
+  decodePart,
   type MatrixFormat,
   readMatrix,
   type StoredMatrix,
@@ -132,15 +132,12 @@ async function measureExpert(
   bytes: Uint8Array,
   writesWeights: boolean,
 ): Promise<Moments> {
-  const { encoding, rows, cols } = format;
-  const { data: size } = storedBytes(encoding, rows, cols);
-  const rowBytes = size / rows;
+  const { rows, cols } = format;
   const values = new Float32Array(rowsAtOnce(rows, cols) * cols);
   const measure = new ExpertMeasure(before);
   for (const { first, count } of slices(rows, cols)) {
     const part = values.subarray(0, count * cols);
-    const data = bytes.subarray(first * rowBytes, (first + count) * rowBytes);
-    decodeRows(encoding, cols, { first, count }, data, bytes.subarray(size), part);
+    decodePart(format, bytes, { first, count }, part);
     measure.add(part);
     await setImmediate();
   }

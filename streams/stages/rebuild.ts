@@ -59,8 +59,8 @@ export async function* rebuildWeights(
     const label = `${groupLabel(group)}, expert ${expert}`;
     const { data, ...rebuilt } = await thread.call('rebuild', [expert, factors, label, weights]);
     error = addErrors(error, rebuilt);
-    const { tensor, offset } = places[0] as Place;
-    yield { tensor, offset, data };
+    const { tensor, offset, part } = places[0] as Place;
+    yield { tensor, offset, data, ...(part && { part }) };
   }
   return error;
 }
