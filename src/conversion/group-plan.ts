@@ -1,15 +1,22 @@
 /** Plans which experts are factorised together, and the sizes of their factors. */
+import { isDeepStrictEqual } from 'node:util';
 import type { FloatDtype } from '../checkpoint/dtype.js';
-import { floatDtypeOf } from '../checkpoint/encoding.js';
+import { describeEncoding, floatDtypeOf } from '../checkpoint/encoding.js';
 import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
-import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { type MatrixShape, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
-import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
+import {
+  DEFAULT_PROJECTIONS,
+  type ExpertLayer,
+  type MoeModel,
+  PROJECTIONS,
+  type Projection,
+} from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
-import { factorisedFormat, turnedSize } from './orientation.js';
+import { factorisedShape, turnedSize } from './orientation.js';
 import { decodedDtype, isNative, type Settings } from './settings.js';
 import { type Slice, slicesOf } from './slices.js';
 
@@ -22,8 +29,8 @@ export interface GroupPlan extends GroupNumber {
   readonly problem: GroupShape;
   /** The dense weights, in expert order. */
   readonly experts: readonly StoredMatrix[];
-  /** How each of the experts is stored. */
-  readonly format: MatrixFormat;
+  /** The size of each expert as stored, and its orientation. Encodings may differ from expert to expert. */
+  readonly format: MatrixShape;
   /** The slices of a fused tensor in which the experts lie, in expert order; undefined if each is a range of its own. */
   readonly slices?: readonly Slice[] | undefined;
   /** The dtype of the output. */
@@ -52,8 +59,13 @@ export const compareGroups = (a: Omit<GroupKey, 'groups'>, b: Omit<GroupKey, 'gr
   a.layer - b.layer || PROJECTIONS.indexOf(a.projection) - PROJECTIONS.indexOf(b.projection) || a.group - b.group;
 
 /** Bytes of a group's dense weights as stored. */
-export const sourceBytes = ({ experts, format }: Pick<GroupPlan, 'experts' | 'format'>): number =>
-  experts.length * matrixBytes(format);
+export const sourceBytes = ({ experts }: Pick<GroupPlan, 'experts'>): number =>
+  experts.reduce((sum, expert) => sum + matrixBytes(expert), 0);
+
+/** The encodings of a group's experts, in words. */
+export const describeEncodings = ({ experts }: Pick<GroupPlan, 'experts'>): string[] => [
+  ...new Set(experts.map(({ encoding }) => describeEncoding(encoding))),
+];
 
 /** The layers to convert. Throws `OptionError` for a layer that has no routed experts. */
 export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | undefined): ExpertLayer[] {
@@ -69,6 +81,22 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
   return layers.filter(({ layer }) => wanted.includes(layer));
 }
 
+/** The projections that a layer's experts have. */
+const projectionsOf = ({ experts }: ExpertLayer): Projection[] =>
+  PROJECTIONS.filter((projection) => experts[projection].length > 0);
+
+/** The wanted projections that there are. Throws `OptionError` if one is missing, unless it is only wanted by default. */
+function selectProjections(layers: readonly ExpertLayer[], wanted: readonly Projection[]): readonly Projection[] {
+  const known = new Set(layers.flatMap(projectionsOf));
+  const missing = wanted.filter((projection) => !known.has(projection));
+  if (layers.length > 0 && missing.length > 0 && !isDeepStrictEqual(wanted, DEFAULT_PROJECTIONS))
+    throw new OptionError(
+      '--projections',
+      `the experts of this model have no ${missing.join(', ')}; they have ${[...known].join(', ')}`,
+    );
+  return wanted.filter((projection) => known.has(projection));
+}
+
 /**
  * Plans the groups, sorted by their place in the shards, so that each is read early. Throws `OptionError` if options do not fit
  * the model.
@@ -77,12 +105,13 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
   const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
+  const wanted = selectProjections(layers, settings.projections);
   const projections = layers.flatMap((layer) =>
-    PROJECTIONS.map((projection) => ({
+    projectionsOf(layer).map((projection) => ({
       layer,
       projection,
       ...shapeOf(layer, projection),
-      factorised: settings.projections.includes(projection),
+      factorised: wanted.includes(projection),
       example: layer.experts[projection][0] as StoredMatrix,
     })),
   );
@@ -142,7 +171,7 @@ export function groupOf(
   known?: MethodProblem,
 ): GroupPlan | undefined {
   const layer = model.layers.find((it) => it.layer === number);
-  if (!layer) return undefined;
+  if (!layer || layer.experts[projection].length === 0) return undefined;
   const { experts, rows, cols } = shapeOf(layer, projection);
   const shape = { experts: experts / groups, rows, cols };
   const { method, problem } = known ?? { method: DEFAULT_METHOD, problem: shape };
@@ -160,8 +189,6 @@ function cut(
   settings: Pick<Settings, 'dtype'>,
 ): GroupPlan[] {
   const all = experts[projection];
-  const stored = all[0] as StoredMatrix;
-  const { encoding } = stored;
   const size = problem.experts;
   const groups = all.length / size;
   const slices = slicesOf(experts, projection);
@@ -173,11 +200,17 @@ function cut(
     method,
     problem,
     experts: all.slice(group * size, (group + 1) * size),
-    format: factorisedFormat(projection, stored),
+    format: factorisedShape(projection, all[0] as StoredMatrix),
     slices: slices?.slice(group * size, (group + 1) * size),
-    dtype: (settings.dtype ? undefined : floatDtypeOf(encoding)) ?? decodedDtype(settings),
+    dtype: (settings.dtype ? undefined : dtypeOf(all)) ?? decodedDtype(settings),
     names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
+}
+
+/** The float dtype of the matrices that are not quantised; F32 if they have several; undefined if there are none. */
+function dtypeOf(experts: readonly StoredMatrix[]): FloatDtype | undefined {
+  const [dtype, ...others] = new Set(experts.flatMap(({ encoding }) => floatDtypeOf(encoding) ?? []));
+  return others.length ? 'F32' : dtype;
 }
 
 const NO_NAMES: GroupNames = { shared: {}, experts: [] };

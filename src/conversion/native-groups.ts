@@ -8,7 +8,7 @@ import type { Method, NativeFactors, NativePlace } from '../methods/method.js';
 import { METHODS } from '../methods/registry.js';
 import type { Projection } from '../models/family.js';
 import type { GroupPlan } from './group-plan.js';
-import { factorisedFormat, turnedSize } from './orientation.js';
+import { factorisedShape, turnedSize } from './orientation.js';
 
 interface NativeMethod extends Method {
   readonly native: NativeFactors;
@@ -97,7 +97,7 @@ function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked
     const { name, file, start, end } = tensorOf(checkpoint, own[method.scaled] as string);
     return { name, ...size, encoding, data: { file, start, end }, place: { tensor: name, element: 0 } };
   });
-  const format = factorisedFormat(projection, { ...size, encoding });
+  const format = factorisedShape(projection, size);
   return { layer, projection, group, groups, method, problem, experts, format, dtype, names };
 }
 

@@ -45,7 +45,7 @@ export interface ExpertLayer {
   readonly layer: number;
   /** The part of standard tensor names before `experts.{e}`, e.g. `model.layers.3.mlp.` */
   readonly prefix: string;
-  /** In expert order; all projections have the same number. */
+  /** In expert order; all projections have the same number. Empty for a projection that the experts do not have. */
   readonly experts: Readonly<Record<Projection, readonly StoredMatrix[]>>;
 }
 

@@ -49,6 +49,9 @@ const LAYOUTS: readonly Row[] = [
   ['qwen3_moe in FP8 with a scale a row', 'qwen3_moe', { quantised: 'fp8-channel' }],
   ['bailing_moe_v2 in FP8 with a scale a tensor', 'bailing_moe_v2', { quantised: 'fp8-tensor' }],
   ['kimi_k2 in INT4', 'kimi_k2', { quantised: 'int4' }],
+  ['qwen3_moe, some experts in FP8', 'qwen3_moe', { quantised: 'fp8', quantisedOnly: /experts\.[1257]\./ }],
+  ['qwen2_moe, some experts in GPTQ', 'qwen2_moe', { quantised: 'gptq', quantisedOnly: /experts\.[1257]\./ }],
+  ['mixtral in AWQ', 'mixtral', { quantised: 'awq' }],
   ['multimodal in INT4', 'multimodal', { quantised: 'int4' }],
 ];
 
@@ -78,6 +81,7 @@ const cost = thoroughBut(
   'deepseek_v3, fused, its prediction module too',
   'deepseek_v3 in FP8',
   'kimi_k2 in INT4',
+  'qwen2_moe, some experts in GPTQ',
 );
 
 for (const row of ROWS) describe(row[0], cost(row[0]), () => testFamily(...row));

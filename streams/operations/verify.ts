@@ -262,7 +262,8 @@ async function groupError(
   if (native) await loadFactors({ group, shared: ranges(shared) }, result.files, thread);
   let error = NO_ERROR;
   for (const [expert, matrix] of group.experts.entries()) {
-    const dense = { format, bytes: await readMatrix(plan.source.files, matrix) };
+    const { encoding } = matrix;
+    const dense = { format: { ...format, encoding }, bytes: await readMatrix(plan.source.files, matrix) };
     const written = await readWritten(experts[expert] ?? []);
     const rebuilt = { format: { ...format, encoding: { kind: 'float', dtype } as const }, bytes: written[WEIGHTS] };
     const own = native
