@@ -1,7 +1,6 @@
 /** Finds a checkpoint's experts from its config and tensor names. The folder's name is not used. */
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { describeEncoding } from '../checkpoint/encoding.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingExpertError, MissingLayerError, UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
@@ -20,6 +19,7 @@ import {
 import { glm4Moe } from './glm.js';
 import { languageConfig } from './language-config.js';
 import { mixtral } from './mixtral.js';
+import { modelTypeOf, nativeForm } from './native-forms.js';
 import { olmoe } from './olmoe.js';
 import { qwen2Moe, qwen3Moe } from './qwen-moe.js';
 import { unknownExperts } from './unknown-experts.js';
@@ -55,17 +55,21 @@ const generic = (modelType: string, config: Config): Family => ({
  */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
   const config = languageConfig(checkpoint.config);
-  const modelType = String(checkpoint.config.model_type ?? 'unknown');
+  const modelType = modelTypeOf(checkpoint.config);
   const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config);
   const { layers, notes: left } = collectLayers(checkpoint, config);
   if (layers.length === 0) throw unknownExperts(checkpoint, modelType);
   checkLayers(checkpoint, config, family, layers);
   const notes = [...left, ...configDifferences(config, family, layers)];
-  if (notes.length === 0 && areAlike(layers)) return { family, layers, notes };
-  // The modelling files of a native checkpoint build every layer from the config, so a model that differs has no native form.
-  const { native, ...loadable } = family;
-  const name = native ? `${family.name} with layers that are not all as config.json says` : family.name;
-  return { family: { ...loadable, name }, layers, notes };
+  const native = nativeForm(checkpoint.config);
+  if (!native) return { family, layers, notes };
+  if (notes.length === 0 && areAlike(layers)) return { family: { ...family, native }, layers, notes };
+  // transformers builds every layer from the config, so a model that differs has no native form.
+  return {
+    family: { ...family, name: `${family.name} with layers that are not all as config.json says` },
+    layers,
+    notes,
+  };
 }
 
 type Slots = Record<Projection, Array<StoredMatrix | undefined>>;
