@@ -125,7 +125,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     put(floatTensor(name, dtype, rows, cols));
     if (!group) copy(matrix, name, 0, dtype);
   };
-  const back = restoredTensors(input.restored ?? []);
+  const restored = input.restored && restoredTensors(input.restored);
   const putBack = ({ name, shape, matrices }: RestoredTensor): void => {
     const group = matrices.map((matrix) => owners.get(matrix.name)).find((it) => it !== undefined);
     const { dtype } = group as GroupPlan;
@@ -162,10 +162,11 @@ export function planConversion(input: PlanInput): ConversionPlan {
     parametersBefore += parametersOf(tensor, source);
     if (isQuantised(tensor)) quantised.before++;
     if (dropped?.has(tensor.name)) continue;
-    const target = back.get(tensor.name);
-    if (target) {
-      if (!written.has(target)) putBack(target);
-      written.add(target);
+    if (restored) {
+      const target = restored.get(tensor.name);
+      if (!target) putAsIs(tensor);
+      else if (!written.has(target)) putBack(target);
+      if (target) written.add(target);
       continue;
     }
     const data = attachedTo(tensor, source) ?? tensor;

@@ -163,7 +163,7 @@ class Factorised:
         group, row = divmod(expert, size)
         bases, coefficients = (getattr(self, name) for name in shared_names(short, group, self.mobe_parts[short]))
         mixed = (coefficients[row] @ bases.flatten(1)).unflatten(0, bases.shape[1:])
-        return Product(A, self.mobe_activation(mixed), short == "down")
+        return Product(A, self.mobe_activations[short](mixed), short == "down")
 
 
 def shared_names(short, group, groups):
@@ -202,8 +202,8 @@ def is_experts(module):
     return down is not None and up is not None and down.dim() == up.dim() == 3 and "gate_proj" not in own
 
 
-def factorise(experts, sizes, method, activation, std):
-    """Replaces parameters of a layer's experts by factors. sizes: {short: {"rank", "bases", "groups"}}."""
+def factorise(experts, sizes, method, std):
+    """Replaces parameters of a layer's experts by factors. sizes: {short: an entry of `mobe.factors` in config.json}."""
     fused = experts._parameters.get("gate_up_proj")
     first, down = fused if fused is not None else experts.up_proj, experts.down_proj
     outputs = 2 if fused is not None else 1
@@ -234,7 +234,8 @@ def factorise(experts, sizes, method, activation, std):
     for name, shape in new.items():
         parameter = nn.Parameter(first.new_empty(shape))
         experts.register_parameter(name, parameter if parameter.is_meta else nn.init.normal_(parameter, std=std))
-    experts.mobe_replaced, experts.mobe_method, experts.mobe_activation = replaced, method, activation
+    experts.mobe_replaced, experts.mobe_method = replaced, method
+    experts.mobe_activations = {short: ACTIVATIONS[size["activation"]] for short, size in sizes.items() if method == "mobe"}
     experts.mobe_parts = {short: size.get("groups", 1) for short, size in sizes.items()}
     experts.mobe_groups = {short: n // groups for short, groups in experts.mobe_parts.items()}
     experts.mobe_transposed, experts.mobe_interleaved = transposed, not getattr(experts, "is_concatenated", True)
@@ -333,7 +334,6 @@ class NativeModel:
         mobe = config.mobe
         text = config.get_text_config(decoder=True)
         std = getattr(text, "initializer_range", None) or 0.02
-        activation = ACTIVATIONS[mobe["activation"]] if mobe["method"] == "mobe" else None
         sizes = {}
         for part in mobe["factors"]:
             for layer in part["layers"]:
@@ -342,7 +342,7 @@ class NativeModel:
         prefixes = {layer: mobe["prefix"].replace("{layer}", str(layer)) for layer in sizes}
         names = []
         for layer, (path, experts) in find_experts(self, prefixes).items():
-            factorise(experts, sizes[layer], mobe["method"], activation, std)
+            factorise(experts, sizes[layer], mobe["method"], std)
             stored = stored_names(experts, mobe.get("experts") or [])
             names += [(prefixes[layer] + on_disk, f"{path}.{name}") for on_disk, name in stored]
         self.mobe_names = names
