@@ -148,7 +148,6 @@ export type {
   MetricMatrix,
   MetricMatrixForm,
   NativeFactors,
-  NativeGroups,
   NativePlace,
   NativeSource,
   ProjectionShape,

@@ -13,6 +13,7 @@ import { type Layout, layoutShards } from '../output/layout.js';
 import type { ByteRange } from '../sources/files.js';
 import { factorLayout, factorTensors } from './factor-files.js';
 import { type GroupPlan, nativeTensors, sourceBytes } from './group-plan.js';
+import { type NativeLayer, type RestoredTensor, restoredTensors } from './native-layers.js';
 import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 import { type Slice, sliceOf } from './slices.js';
 
@@ -59,13 +60,15 @@ export interface PlanInput {
   shardBytes: number;
   /** The layers of a dense source. */
   layers?: readonly ExpertLayer[];
-  /** Source tensors that are not written: the shared factors that an expansion starts from. */
+  /** Source tensors that are not written: the factors without σ that an expansion starts from. */
   dropped?: ReadonlySet<string>;
+  /** Experts of a native source, which get back the places that they had in the source of that. */
+  restored?: readonly NativeLayer[];
   /** Whether quantised tensors stay quantised, except the experts of converted layers. */
   keepQuantised?: boolean;
   /** The dtype of tensors that are decoded but not factorised. */
   decodedDtype?: FloatDtype;
-  /** Whether every expert gets a tensor of its own even if the source's are fused. Default: true for native checkpoints. */
+  /** Whether every expert gets a tensor of its own even if the source's are fused. */
   separate?: boolean;
 }
 
@@ -85,13 +88,14 @@ export function planConversion(input: PlanInput): ConversionPlan {
     decodedDtype: wanted = decodedDtype({}),
   } = input;
   const native = isNative(input);
-  const separate = input.separate ?? native;
+  const { separate = false } = input;
   const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
   const factors = factorsByExpert(source, native ? groups : []);
   const converted = new Set(groups.map(({ layer }) => layer));
   const prefixes = new Map(layers.map(({ prefix, layer }) => [prefix, converted.has(layer)] as const));
   const outputs: TensorSpec[] = [];
   const copies: Copy[] = [];
+  const written = new Set<RestoredTensor>();
   const quantised = { before: 0, after: 0 };
   let parametersBefore = 0;
   let parametersAfter = 0;
@@ -121,6 +125,15 @@ export function planConversion(input: PlanInput): ConversionPlan {
     put(floatTensor(name, dtype, rows, cols));
     if (!group) copy(matrix, name, 0, dtype);
   };
+  const restored = input.restored && restoredTensors(input.restored);
+  const putBack = ({ name, shape, matrices }: RestoredTensor): void => {
+    const group = matrices.map((matrix) => owners.get(matrix.name)).find((it) => it !== undefined);
+    const { dtype } = group as GroupPlan;
+    put(floatTensor(name, dtype, ...shape));
+    if (matrices.some(({ place }) => place.steps)) return; // a group's weights are written with those that lie between them
+    for (const matrix of matrices)
+      if (!owners.has(matrix.name)) copy(matrix, name, matrix.place.element * floatBytes(dtype), dtype);
+  };
   const putFused = (tensor: TensorInfo, experts: ReadonlyArray<readonly StoredMatrix[]>): void => {
     const matrices = experts.flat();
     const group = matrices.map(({ name }) => owners.get(name)).find((it) => it !== undefined);
@@ -143,10 +156,21 @@ export function planConversion(input: PlanInput): ConversionPlan {
     }
   };
 
+  // In a native output, a fused tensor with a factorised projection is split into the factors and a tensor for each dense expert.
+  const isSplit = (matrices: readonly StoredMatrix[], prefix: string): boolean =>
+    native ? matrices.some(({ name }) => owners.has(name)) : separate && prefixes.has(prefix);
+
   for (const tensor of source.shards.flatMap((shard) => shard.tensors)) {
     parametersBefore += parametersOf(tensor, source);
     if (isQuantised(tensor)) quantised.before++;
     if (dropped?.has(tensor.name)) continue;
+    if (restored) {
+      const target = restored.get(tensor.name);
+      if (!target) putAsIs(tensor);
+      else if (!written.has(target)) putBack(target);
+      if (target) written.add(target);
+      continue;
+    }
     const data = attachedTo(tensor, source) ?? tensor;
     const found = expertsOf(data, source);
     const matrices = found.map(({ matrix }) => matrix);
@@ -154,7 +178,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     if (isQuantised(data) && keepQuantised && !prefixes.get(prefix)) putAsIs(tensor);
     else if (data !== tensor)
       continue; // decoded with its data
-    else if (isFused(matrices) && !(separate && prefixes.has(prefix))) putFused(tensor, byExpert(found));
+    else if (isFused(matrices) && !isSplit(matrices, prefix)) putFused(tensor, byExpert(found));
     else if (matrices.length > 0) matrices.forEach(putAlone);
     else if (isQuantised(tensor)) putAlone(quantisedMatrix(tensor, source));
     else putAsIs(tensor);
@@ -166,7 +190,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     format,
     layout,
     copies,
-    separate,
+    separate: native || separate,
     quantised,
     parametersBefore,
     parametersAfter,

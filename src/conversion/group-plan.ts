@@ -23,6 +23,8 @@ import { type Slice, slicesOf } from './slices.js';
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
 export interface GroupPlan extends GroupNumber {
   readonly layer: number;
+  /** The part of the experts' names before `experts.{e}`, e.g. `model.layers.3.mlp.` */
+  readonly prefix: string;
   readonly projection: Projection;
   readonly method: Method;
   /** The problem that `method` solves. rows × cols is the shape of the factorised matrices: transposed, if `format` says so. */
@@ -203,6 +205,7 @@ function cut(
   const slices = slicesOf(experts, projection);
   return Array.from({ length: groups }, (_, group) => ({
     layer,
+    prefix,
     projection,
     group,
     groups,
@@ -212,7 +215,7 @@ function cut(
     format: factorisedShape(projection, all[0] as StoredMatrix),
     slices: slices?.slice(group * size, (group + 1) * size),
     dtype: (settings.dtype ? undefined : dtypeOf(all)) ?? decodedDtype(settings),
-    names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
+    names: method.native?.names({ layer, prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
 }
 

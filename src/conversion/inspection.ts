@@ -7,6 +7,7 @@ import { attachedTo, isQuantised, matrixName, quantisedMatrix } from '../checkpo
 import { MobeError } from '../errors.js';
 import { detectModel, languageConfig, sizesOf } from '../models/detect.js';
 import { numberOf } from '../models/family.js';
+import { modelTypeOf } from '../models/native-forms.js';
 import { expertName } from '../models/published-layouts.js';
 import { parametersOf } from './conversion-plan.js';
 import { findNativeGroups, nativeMethod } from './native-groups.js';
@@ -93,7 +94,7 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
   };
   return {
     folder: checkpoint.folder,
-    modelType: String(config.model_type ?? 'unknown'),
+    modelType: modelTypeOf(config),
     family: experts.family,
     architecture: Array.isArray(config.architectures) ? String(config.architectures[0]) : undefined,
     native: native !== undefined,

@@ -3,7 +3,13 @@ import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { MissingExpertError, MissingLayerError, UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
+import {
+  MissingExpertError,
+  MissingLayerError,
+  NativeCheckpointError,
+  UnequalExpertError,
+  UnsupportedLayoutError,
+} from '../errors.js';
 import { bailing, bailingV2 } from './bailing.js';
 import { deepseekV2, deepseekV3, kimiK2 } from './deepseek.js';
 import { expertsOf, type FoundExpert } from './expert-names.js';
@@ -19,6 +25,7 @@ import {
 import { glm4Moe } from './glm.js';
 import { languageConfig } from './language-config.js';
 import { mixtral } from './mixtral.js';
+import { modelTypeOf, nativeForm } from './native-forms.js';
 import { olmoe } from './olmoe.js';
 import { qwen2Moe, qwen3Moe } from './qwen-moe.js';
 import { unknownExperts } from './unknown-experts.js';
@@ -53,19 +60,24 @@ const generic = (modelType: string, config: Config): Family => ({
  * If the config and the tensors differ, the tensors count.
  */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
+  if (checkpoint.config.mobe !== undefined) throw new NativeCheckpointError(checkpoint.folder);
   const config = languageConfig(checkpoint.config);
-  const modelType = String(checkpoint.config.model_type ?? 'unknown');
+  const modelType = modelTypeOf(checkpoint.config);
   const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config);
   const { layers, notes: left } = collectLayers(checkpoint, config);
   if (layers.length === 0) throw unknownExperts(checkpoint, modelType);
   checkLayers(checkpoint, config, family, layers);
   const differences = configDifferences(config, family, layers);
   const notes = [...left, ...differences];
-  if (differences.length === 0 && areAlike(layers)) return { family, layers, notes };
-  // The modelling files of a native checkpoint build every layer from the config, so a model that differs has no native form.
-  const { native, ...loadable } = family;
-  const name = native ? `${family.name} with layers that are not all as config.json says` : family.name;
-  return { family: { ...loadable, name }, layers, notes };
+  const native = nativeForm(checkpoint.config);
+  if (!native) return { family, layers, notes };
+  if (differences.length === 0 && areAlike(layers)) return { family: { ...family, native }, layers, notes };
+  // transformers builds every layer from the config, so a model that differs has no native form.
+  return {
+    family: { ...family, name: `${family.name} with layers that are not all as config.json says` },
+    layers,
+    notes,
+  };
 }
 
 type Slots = Record<Projection, Array<StoredMatrix | undefined>>;

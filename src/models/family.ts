@@ -30,14 +30,20 @@ export interface Family {
   readonly native?: NativeForm;
 }
 
-/** How a family's native checkpoints are loaded: by modelling files of this project, which are copied into them. */
+/** How a model's native checkpoints are loaded: by modelling files of this project, which are copied into them. */
 export interface NativeForm {
+  /** `model_type` */
+  readonly modelType: string;
   /** `architectures[0]` */
   readonly architecture: string;
+  /** The module in src/models/modeling that defines the classes. */
+  readonly module: string;
   /** The class of the config. */
   readonly configClass: string;
-  /** The module in src/models/modeling that defines both. */
-  readonly module: string;
+  /** The class that loads the model. */
+  readonly modelClass: string;
+  /** The auto classes of transformers that load it. */
+  readonly autoClasses: readonly string[];
 }
 
 /** The routed experts of one layer. */

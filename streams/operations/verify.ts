@@ -2,7 +2,7 @@ import { floatBytes, isFloatDtype } from '../../src/checkpoint/dtype.js';
 import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
-import { readMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, copyBytes, planConversion } from '../../src/conversion/conversion-plan.js';
 import { readReport } from '../../src/conversion/existing-output.js';
@@ -187,13 +187,16 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   // An expansion was made from a native checkpoint, which is not available here. So its dtypes are taken from the result.
   const quantised = [...original.tensors.values()].filter(isQuantised);
   const decoded = quantised.map((tensor) => result.tensors.get(quantisedMatrix(tensor, original).name)?.dtype ?? '');
+  // Checkpoints of format_version 1 are expanded to one tensor for each expert, even if the source's are fused.
+  const separate = groups.some(({ experts: [first] }) => first && !result.tensors.has(first.place.tensor));
   return planConversion({
     ...base,
     groups: groups.map((group) => {
-      const dtype = result.tensors.get(group.experts[0]?.name ?? '')?.dtype ?? '';
+      const { name, place } = group.experts[0] as StoredMatrix;
+      const dtype = result.tensors.get(separate ? name : place.tensor)?.dtype ?? '';
       return isFloatDtype(dtype) ? { ...group, dtype } : group;
     }),
-    separate: true,
+    separate,
     keepQuantised: [...result.tensors.values()].some(isQuantised),
     decodedDtype: decoded.find(isFloatDtype) ?? decodedDtype({}),
   });
