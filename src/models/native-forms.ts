@@ -49,19 +49,21 @@ export function nativeForm(config: Config): NativeForm | undefined {
   const ling = LING.has(modelType);
   if (!ling && !TESTED.has(modelType)) return undefined;
   const architecture = architectureOf(config);
-  const several = /ForConditionalGeneration$/.test(architecture);
   return {
     modelType: NATIVE_TYPE,
     architecture: architecture.replace(/Moe|MoE/, '').replace(/(?=For[A-Z]\w*$)/, 'MoBE'),
     module: ling ? 'modeling_bailing_mobe' : 'modeling_mobe',
     configClass: ling ? 'BailingMoBEConfig' : 'MoBEConfig',
     modelClass: ling ? 'BailingMoBEForCausalLM' : 'MoBEForCausalLM',
-    // Never AutoModel: vLLM would load the checkpoint by it into its own classes, without the factors and without a word.
-    autoClasses: [
-      'AutoModelForCausalLM',
-      ...(several ? ['AutoModelForImageTextToText', 'AutoModelForMultimodalLM'] : []),
-    ],
+    autoClasses: autoClassesOf(architecture),
   };
+}
+
+/** Never AutoModel: vLLM would load the checkpoint by it into its own classes, without the factors and without a word. */
+function autoClassesOf(architecture: string): string[] {
+  if (/ForTokenClassification$/.test(architecture)) return ['AutoModelForTokenClassification'];
+  const multimodal = /ForConditionalGeneration$/.test(architecture);
+  return ['AutoModelForCausalLM', ...(multimodal ? ['AutoModelForImageTextToText', 'AutoModelForMultimodalLM'] : [])];
 }
 
 function architectureOf({ architectures }: Config): string {
