@@ -188,7 +188,11 @@ describe('two ways to one result', () => {
       architectures: ['Qwen3MoBEForCausalLM'],
       num_B: 8,
       activation: 'silu',
-      mobe: { rank: 64, layers: [0, 1, 2, 3], projections: ['gate_proj', 'up_proj'], solver: 'varpro' },
+      mobe: {
+        format_version: 2,
+        factors: [{ layers: [0, 1, 2, 3], projections: ['gate_proj', 'up_proj'], bases: 8, rank: 64 }],
+        solver: 'varpro',
+      },
     });
     expect(text).toContain('"rope_theta": 10000.0');
   });
