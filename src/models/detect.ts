@@ -243,8 +243,8 @@ function configDifferences(config: Config, family: Family, layers: readonly Expe
   };
   compare(countKey(family, config), 'experts', (layer) => sizesOf(layer).count);
   compare(family.rowsKey, 'rows an expert', (layer) => sizesOf(layer).rows);
-  const width = numberOf(config, 'moe_latent_size') === undefined ? 'hidden_size' : 'moe_latent_size';
-  compare(width, 'columns an expert', (layer) => sizesOf(layer).cols);
+  const width = ['moe_latent_size', 'moe_hidden_size'].find((key) => numberOf(config, key) !== undefined);
+  compare(width ?? 'hidden_size', 'columns an expert', (layer) => sizesOf(layer).cols);
   const hidden = numberOf(config, 'num_hidden_layers') ?? 0;
   const dense = layers.find(({ layer }) => layer < hidden && family.isMoeLayer?.(layer, config) === false);
   if (dense)

@@ -45,6 +45,7 @@ const TESTED: ReadonlySet<string> = new Set([
   'jamba',
   // Kimi-K2 has the layout of DeepSeek-V3 and its own type.
   'kimi_k2',
+  'kimi_k25',
   'kimi_linear',
   'kolibri1',
   'laguna',
@@ -67,9 +68,11 @@ const TESTED: ReadonlySet<string> = new Set([
   'qwen3_5_moe',
   'qwen3_moe',
   'qwen3_next',
+  'qwen3_omni_moe',
   'qwen3_vl_moe',
   'qwen4_exp',
   'solar_open',
+  'step3p7',
   'unlimited_ocr',
   'zaya',
 ]);
@@ -77,7 +80,7 @@ const TESTED: ReadonlySet<string> = new Set([
 /** Ling is not in transformers. Its modelling file has the whole model. */
 const LING: ReadonlySet<string> = new Set(['bailing_moe', 'bailing_moe_v2']);
 
-/** The `model_type` of all native checkpoints. Programs that do not know it refuse them, instead of making experts up. */
+/** The `model_type` of all native checkpoints. Programs that do not know it refuse them, and do not invent experts. */
 const NATIVE_TYPE = 'mobe';
 
 /** The `model_type` of a model. A native checkpoint has it in another place. */
@@ -98,14 +101,14 @@ export function nativeForm(config: Config): NativeForm | undefined {
     module: ling ? 'modeling_bailing_mobe' : 'modeling_mobe',
     configClass: ling ? 'BailingMoBEConfig' : 'MoBEConfig',
     modelClass: ling ? 'BailingMoBEForCausalLM' : 'MoBEForCausalLM',
-    autoClasses: autoClassesOf(architecture),
+    autoClasses: autoClassesOf(modelType, architecture),
   };
 }
 
 /** Never AutoModel: vLLM would load the checkpoint by it into its own classes, without the factors and without a word. */
-function autoClassesOf(architecture: string): string[] {
-  if (/ForTokenClassification$/.test(architecture)) return ['AutoModelForTokenClassification'];
-  const multimodal = /ForConditionalGeneration$/.test(architecture);
+function autoClassesOf(modelType: string, architecture: string): string[] {
+  // transformers has Mistral 4 among the multimodal models by its text class.
+  const multimodal = /ForConditionalGeneration$/.test(architecture) || modelType === 'mistral4';
   return ['AutoModelForCausalLM', ...(multimodal ? ['AutoModelForImageTextToText', 'AutoModelForMultimodalLM'] : [])];
 }
 
