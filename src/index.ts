@@ -145,7 +145,6 @@ export type {
   MetricMatrix,
   MetricMatrixForm,
   NativeFactors,
-  NativeGroups,
   NativePlace,
   NativeSource,
   ProjectionShape,

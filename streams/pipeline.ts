@@ -2,8 +2,8 @@
  * The program on one screen: a conversion as a composition of stages. Highland composes them (flow/highland.ts), and each stage
  * has a file in stages/. `readExperts` takes the bytes of a group from a budget before it reads them, which bounds the memory.
  *
- *     read experts ─> group ─> normalise ─> factorise ─> fold ─┐
- *     read what is copied ─────────────────────────────────────┴─> write
+ *     read experts ─> group ─> normalise ─> factorise ─> fold ─> join ─┐
+ *     read what is copied ─────────────────────────────────────────────┴─> write
  */
 import { pipeline } from 'node:stream/promises';
 import type { ConversionPlan, Copy } from '../src/conversion/conversion-plan.js';
@@ -21,6 +21,7 @@ import type { NormalisedGroup, OutputRecord } from './records.js';
 import { type FactoriseOptions, factorise } from './stages/factorise.js';
 import { fold } from './stages/fold.js';
 import { groupExperts } from './stages/group-experts.js';
+import { type JoinOptions, joinSlices } from './stages/join-slices.js';
 import { normalise } from './stages/normalise.js';
 import { keepGroup, passThrough } from './stages/pass-through.js';
 import { readExperts } from './stages/read-experts.js';
@@ -70,9 +71,8 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
 }
 
 /** Both branches, and where they write. */
-export interface WriteOptions extends WriteHooks {
+export interface WriteOptions extends WriteHooks, JoinOptions {
   readonly copies: readonly Copy[];
-  readonly reader: RangeReader;
   readonly experts: AsyncIterable<OutputRecord>;
   readonly output: Output;
   readonly signal?: AbortSignal | undefined;
@@ -89,7 +89,7 @@ export async function writeAll(options: WriteOptions): Promise<void> {
   const timed = clocks ? clocks.source('read', copied, (it) => ('data' in it ? it.data.byteLength : 0)) : copied;
   const sink = writeOutput(output, options);
   if (onSinkError) sink.once('error', onSinkError);
-  await pipeline(merge([timed, experts]), sink, { ...(signal && { signal }) });
+  await pipeline(merge([timed, joinSlices(experts, options)]), sink, { ...(signal && { signal }) });
 }
 
 /** Counts only the reads as work. Waiting for the budget does not count. */

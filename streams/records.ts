@@ -1,6 +1,7 @@
 /** The records that flow between the stages. Backpressure counts their bytes. */
 import type { GroupPlan } from '../src/conversion/group-plan.js';
 import type { FittedGroupReport, GroupReport, KeptGroupReport } from '../src/conversion/run-report.js';
+import type { SlicePart } from '../src/conversion/slices.js';
 import type { LossPoint } from '../src/methods/loss-curve.js';
 import type { SquaredError } from './compute/squared-error.js';
 
@@ -61,6 +62,8 @@ export interface OutputChunk {
   readonly tensor: string;
   readonly offset: number;
   readonly data: Uint8Array;
+  /** Set if the data is a matrix of a slice. The range is that of the whole slice; `joinSlices` puts it together. */
+  readonly part?: SlicePart;
   /** To be called when the data is written or no longer needed. Its memory is then reused. */
   readonly release?: () => void;
 }

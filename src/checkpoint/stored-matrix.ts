@@ -42,10 +42,15 @@ export function plainMatrix({ name, file, dtype, shape, start, end }: TensorInfo
   return { name, rows, cols, encoding: { kind: 'float', dtype }, data: { file, start, end }, place };
 }
 
-/** Input of `decodeMatrix`. */
-export interface MatrixFormat extends Pick<StoredMatrix, 'rows' | 'cols' | 'encoding'> {
-  /** Whether to return the transpose, (cols, rows). */
+/** The size of matrices as stored, and the orientation in which they are used. */
+export interface MatrixShape extends Pick<StoredMatrix, 'rows' | 'cols'> {
+  /** Whether the transpose is used, (cols, rows). */
   readonly transposed: boolean;
+}
+
+/** Input of `decodeMatrix`. */
+export interface MatrixFormat extends MatrixShape {
+  readonly encoding: Encoding;
 }
 
 /** Number of bytes that `readMatrix` returns. */
@@ -154,11 +159,11 @@ export function decodeMatrix(format: MatrixFormat, bytes: Uint8Array, target: Fl
 }
 
 /** Stored weights, oriented as they are factorised: the same array unless they are transposed. */
-export const asFactorised = ({ rows, cols, transposed }: MatrixFormat, stored: Float32Array): Float32Array =>
+export const asFactorised = ({ rows, cols, transposed }: MatrixShape, stored: Float32Array): Float32Array =>
   transposed ? turned(stored, rows, cols) : stored;
 
 /** Factorised weights, oriented as they are stored: the same array unless they are transposed. */
-export const asStored = ({ rows, cols, transposed }: MatrixFormat, factorised: Float32Array): Float32Array =>
+export const asStored = ({ rows, cols, transposed }: MatrixShape, factorised: Float32Array): Float32Array =>
   transposed ? turned(factorised, cols, rows) : factorised;
 
 function turned(source: Float32Array, rows: number, cols: number): Float32Array {

@@ -1,8 +1,8 @@
-import { describeEncoding } from '../checkpoint/encoding.js';
 import type { TimedPlan } from '../conversion/estimate.js';
-import { formatRanges } from '../conversion/group-plan.js';
+import { describeEncodings, formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { PROJECTIONS } from '../models/family.js';
 import { formatNotes } from './notes.js';
 import { formatTable, left } from './table.js';
 
@@ -14,6 +14,7 @@ const TERMS: Readonly<Record<keyof MemoryTerms, string>> = {
   threads: 'threads that fit',
   connections: 'connections to workers',
   groups: 'experts as stored',
+  slices: 'experts that wait for others beside them',
   targets: 'experts decoded',
   state: "the solver's state",
   batch: 'a batch of experts',
@@ -31,12 +32,13 @@ export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;
   const [first] = groups;
+  const projections = PROJECTIONS.filter((it) => groups.some(({ projection }) => projection === it));
   const rows = [
     ['source', `${source.folder} (${model.family.name}, ${source.shards.length} shards)`],
     [
       'convert',
       groups.length
-        ? `layers ${formatRanges(groups.map(({ layer }) => layer))}, ${settings.projections.join(', ')}: ${groups.length} groups`
+        ? `layers ${formatRanges(groups.map(({ layer }) => layer))}, ${projections.join(', ')}: ${groups.length} groups`
         : 'nothing',
     ],
   ];
@@ -58,7 +60,7 @@ export function describePlan(planned: TimedPlan): string {
       'weights of layers that are cut into groups are read twice, first for their standard deviation',
     ]);
   if (quantised.before) {
-    const kinds = [...new Set(groups.map(({ format }) => describeEncoding(format.encoding)))].join(', ');
+    const kinds = [...new Set(groups.flatMap(describeEncodings))].join(', ');
     rows.push([
       'quantised',
       `${quantised.before} tensors (experts: ${kinds}); ${quantised.after ? `${quantised.after} stay so, the others are` : 'all are'} decoded`,

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
-import { describeEncoding } from '../checkpoint/encoding.js';
 import type { TimedPlan } from '../conversion/estimate.js';
+import { describeEncodings, groupKey } from '../conversion/group-plan.js';
 import { describePlan } from './describe-plan.js';
 import { addFactorisationOptions, format } from './factorisation-options.js';
 import { compressOptions, json, keepQuantized, MODEL, maxError, shardSize } from './options.js';
@@ -41,14 +41,11 @@ function summary(planned: TimedPlan) {
     shards: layout.shards.map(({ file, tensors, bytes }) => ({ file, tensors: tensors.length, bytes })),
     quantised,
     notes: [...planned.source.notes, ...planned.model.notes],
-    groups: groups.map(({ layer, projection, group, groups: parts, problem, dtype, format }) => ({
-      layer,
-      projection,
-      group,
-      groups: parts,
-      encoding: describeEncoding(format.encoding),
-      ...problem,
-      dtype,
+    groups: groups.map((group) => ({
+      ...groupKey(group),
+      encoding: describeEncodings(group).join(', '),
+      ...group.problem,
+      dtype: group.dtype,
     })),
   };
 }

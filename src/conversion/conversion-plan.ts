@@ -1,8 +1,10 @@
 /** Plans everything that a conversion will write, from headers and options alone. */
 import { elementCount, type FloatDtype, floatBytes } from '../checkpoint/dtype.js';
+import { floatDtypeOf } from '../checkpoint/encoding.js';
 import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, INDEX_FILE } from '../checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
+import { matrixStack } from '../checkpoint/quantised/stack.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { denseParameters, groupParameters } from '../methods/parameters.js';
 import { expertsOf } from '../models/expert-names.js';
@@ -11,7 +13,9 @@ import { type Layout, layoutShards } from '../output/layout.js';
 import type { ByteRange } from '../sources/files.js';
 import { factorLayout, factorTensors } from './factor-files.js';
 import { type GroupPlan, nativeTensors, sourceBytes } from './group-plan.js';
+import { type NativeLayer, type RestoredTensor, restoredTensors } from './native-layers.js';
 import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
+import { type Slice, sliceOf } from './slices.js';
 
 /** The source of an output tensor, or of a part of one. */
 export interface Copy {
@@ -22,6 +26,8 @@ export interface Copy {
   readonly source: ByteRange;
   /** Set if the matrix is quantised or its dtype changes: it is decoded and rounded to `dtype`. */
   readonly decode?: { readonly matrix: StoredMatrix; readonly dtype: FloatDtype };
+  /** Set instead of `decode` if several matrices, or a transposed one, fill the place together. */
+  readonly assemble?: { readonly slice: Slice; readonly dtype: FloatDtype };
 }
 
 /** All that a conversion reads and writes: groups to fit, ranges to copy, and the shards of the output. */
@@ -54,13 +60,15 @@ export interface PlanInput {
   shardBytes: number;
   /** The layers of a dense source. */
   layers?: readonly ExpertLayer[];
-  /** Source tensors that are not written: the shared factors that an expansion starts from. */
+  /** Source tensors that are not written: the factors without σ that an expansion starts from. */
   dropped?: ReadonlySet<string>;
+  /** Experts of a native source, which get back the places that they had in the source of that. */
+  restored?: readonly NativeLayer[];
   /** Whether quantised tensors stay quantised, except the experts of converted layers. */
   keepQuantised?: boolean;
   /** The dtype of tensors that are decoded but not factorised. */
   decodedDtype?: FloatDtype;
-  /** Whether every expert gets a tensor of its own even if the source's are fused. Default: true for native checkpoints. */
+  /** Whether every expert gets a tensor of its own even if the source's are fused. */
   separate?: boolean;
 }
 
@@ -80,13 +88,14 @@ export function planConversion(input: PlanInput): ConversionPlan {
     decodedDtype: wanted = decodedDtype({}),
   } = input;
   const native = isNative(input);
-  const separate = input.separate ?? native;
+  const { separate = false } = input;
   const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
   const factors = factorsByExpert(source, native ? groups : []);
   const converted = new Set(groups.map(({ layer }) => layer));
   const prefixes = new Map(layers.map(({ prefix, layer }) => [prefix, converted.has(layer)] as const));
   const outputs: TensorSpec[] = [];
   const copies: Copy[] = [];
+  const written = new Set<RestoredTensor>();
   const quantised = { before: 0, after: 0 };
   let parametersBefore = 0;
   let parametersAfter = 0;
@@ -111,28 +120,55 @@ export function planConversion(input: PlanInput): ConversionPlan {
       for (const factor of factors.get(name) ?? []) put(factor);
       return;
     }
-    const dtype = group?.dtype ?? (encoding.kind === 'float' ? encoding.dtype : wanted);
+    const dtype = group?.dtype ?? floatDtypeOf(encoding) ?? wanted;
     const { rows, cols } = group?.format ?? matrix; // the source of an expansion has A in place of the weights
     put(floatTensor(name, dtype, rows, cols));
     if (!group) copy(matrix, name, 0, dtype);
   };
-  const putFused = (tensor: TensorInfo, matrices: readonly StoredMatrix[]): void => {
+  const restored = input.restored && restoredTensors(input.restored);
+  const putBack = ({ name, shape, matrices }: RestoredTensor): void => {
+    const group = matrices.map((matrix) => owners.get(matrix.name)).find((it) => it !== undefined);
+    const { dtype } = group as GroupPlan;
+    put(floatTensor(name, dtype, ...shape));
+    if (matrices.some(({ place }) => place.steps)) return; // a group's weights are written with those that lie between them
+    for (const matrix of matrices)
+      if (!owners.has(matrix.name)) copy(matrix, name, matrix.place.element * floatBytes(dtype), dtype);
+  };
+  const putFused = (tensor: TensorInfo, experts: ReadonlyArray<readonly StoredMatrix[]>): void => {
+    const matrices = experts.flat();
     const group = matrices.map(({ name }) => owners.get(name)).find((it) => it !== undefined);
-    if (!group) {
+    if (!group && !isQuantised(tensor)) {
       putAsIs(tensor);
       return;
     }
-    put(floatTensor(tensor.name, group.dtype, ...tensor.shape));
-    for (const matrix of matrices) {
-      const offset = matrix.place.element * floatBytes(group.dtype);
-      if (!owners.has(matrix.name)) copy(matrix, tensor.name, offset, group.dtype);
-    }
+    const dtype = group?.dtype ?? wanted;
+    const { place } = matrices[0] as StoredMatrix;
+    put(floatTensor(place.tensor, dtype, ...fusedShape(experts)));
+    const scattered = matrices.some((matrix) => matrix.place.steps);
+    if (scattered && group) return; // a group's weights are written with those that lie between them
+    if (scattered) for (const own of experts) copies.push(assembledCopy(sliceOf(own), dtype));
+    else
+      for (const matrix of matrices) {
+        const offset = matrix.place.element * floatBytes(dtype);
+        if (!owners.has(matrix.name)) copy(matrix, place.tensor, offset, dtype);
+      }
   };
+
+  // In a native output, a fused tensor with a factorised projection is split into the factors and a tensor for each dense expert.
+  const isSplit = (matrices: readonly StoredMatrix[], prefix: string): boolean =>
+    native ? matrices.some(({ name }) => owners.has(name)) : separate && prefixes.has(prefix);
 
   for (const tensor of source.shards.flatMap((shard) => shard.tensors)) {
     parametersBefore += parametersOf(tensor, source);
     if (isQuantised(tensor)) quantised.before++;
     if (dropped?.has(tensor.name)) continue;
+    if (restored) {
+      const target = restored.get(tensor.name);
+      if (!target) putAsIs(tensor);
+      else if (!written.has(target)) putBack(target);
+      if (target) written.add(target);
+      continue;
+    }
     const data = attachedTo(tensor, source) ?? tensor;
     const found = expertsOf(data, source);
     const matrices = found.map(({ matrix }) => matrix);
@@ -140,10 +176,10 @@ export function planConversion(input: PlanInput): ConversionPlan {
     if (isQuantised(data) && keepQuantised && !prefixes.get(prefix)) putAsIs(tensor);
     else if (data !== tensor)
       continue; // decoded with its data
-    else if (isQuantised(tensor)) putAlone(matrices[0] ?? quantisedMatrix(tensor, source));
-    else if (matrices.length === 0) putAsIs(tensor);
-    else if (matrices.length === 1 || (separate && prefixes.has(prefix))) matrices.forEach(putAlone);
-    else putFused(tensor, matrices);
+    else if (isFused(matrices) && !isSplit(matrices, prefix)) putFused(tensor, byExpert(found));
+    else if (matrices.length > 0) matrices.forEach(putAlone);
+    else if (isQuantised(tensor)) putAlone(quantisedMatrix(tensor, source));
+    else putAsIs(tensor);
   }
   const layout = layoutShards(outputs, input.shardBytes);
   return {
@@ -152,7 +188,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     format,
     layout,
     copies,
-    separate,
+    separate: native || separate,
     quantised,
     parametersBefore,
     parametersAfter,
@@ -181,9 +217,46 @@ function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<
   return factors;
 }
 
+/** Whether a tensor holds more than one matrix that would have a tensor of its own if it were not fused. */
+const isFused = (matrices: readonly StoredMatrix[]): boolean =>
+  matrices.some(({ name, place }) => place.tensor !== name);
+
+/** The matrices of a fused tensor, expert by expert. */
+function byExpert(found: ReturnType<typeof expertsOf>): StoredMatrix[][] {
+  const experts: StoredMatrix[][] = [];
+  for (const { expert, matrix } of found) {
+    const known = experts[expert];
+    if (known) known.push(matrix);
+    else experts[expert] = [matrix];
+  }
+  return experts;
+}
+
+/** The shape of a fused tensor of plain floats. */
+function fusedShape(experts: ReadonlyArray<readonly StoredMatrix[]>): number[] {
+  const matrices = experts[0] as readonly StoredMatrix[];
+  const { cols, place } = matrices[0] as StoredMatrix;
+  const outputs = matrices.reduce((sum, { rows }) => sum + rows, 0);
+  const transposed = (place.steps?.column ?? 1) !== 1;
+  return [experts.length, ...(transposed ? [cols, outputs] : [outputs, cols])];
+}
+
 /** The bytes that a copy writes. */
-export const copyBytes = ({ source, decode }: Copy): number =>
-  decode ? decode.matrix.rows * decode.matrix.cols * floatBytes(decode.dtype) : source.end - source.start;
+export function copyBytes({ source, decode, assemble }: Copy): number {
+  if (assemble) return assemble.slice.size * floatBytes(assemble.dtype);
+  return decode ? decode.matrix.rows * decode.matrix.cols * floatBytes(decode.dtype) : source.end - source.start;
+}
+
+/** The matrices that a copy decodes; none if it copies bytes. */
+export const decodedMatrices = ({ decode, assemble }: Copy): readonly StoredMatrix[] =>
+  assemble?.slice.matrices ?? (decode ? [decode.matrix] : []);
+
+/** The copy of a slice, whose matrices are decoded. */
+function assembledCopy(slice: Slice, dtype: FloatDtype): Copy {
+  const { data } = slice.matrices[0] as StoredMatrix;
+  const offset = slice.element * floatBytes(dtype);
+  return { target: slice.tensor, offset, source: data, assemble: { slice, dtype } };
+}
 
 /** The copy of a matrix to a place in the output. It decodes the matrix if the dtype differs. */
 export function copyOf(matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): Copy {
@@ -196,9 +269,10 @@ export function copyOf(matrix: StoredMatrix, target: string, offset: number, dty
  */
 export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {
   if (attachedTo(tensor, source)) return 0;
-  if (!isQuantised(tensor) || tensor.shape.length !== 2) return elementCount(tensor.shape);
-  const { rows, cols } = quantisedMatrix(tensor, source);
-  return rows * cols;
+  if (!isQuantised(tensor) || tensor.shape.length < 2) return elementCount(tensor.shape);
+  const { count, rows, cols } =
+    tensor.shape.length === 2 ? { count: 1, ...quantisedMatrix(tensor, source) } : matrixStack(tensor, source);
+  return count * rows * cols;
 }
 
 /** The bytes of the shards that a conversion writes, including headers. */

@@ -5,6 +5,7 @@ import { type ConversionPlan, type Copy, copyOf } from './conversion-plan.js';
 import { factorTensorName } from './factor-files.js';
 import { type GroupPlan, nativeTensors } from './group-plan.js';
 import { holdsWeights, isNative } from './settings.js';
+import { type SlicePart, sliceKey } from './slices.js';
 
 /** The name of an expert's weights, where its factors are named by their own names. */
 export const WEIGHTS = 'weights';
@@ -16,6 +17,8 @@ export interface Place {
   readonly tensor: string;
   readonly offset: number;
   readonly bytes: number;
+  /** Set if the weights do not fill the range alone, or not row by row: their place in a slice, which is the range. */
+  readonly part?: SlicePart;
 }
 
 /** The places of all data of a group. */
@@ -56,18 +59,46 @@ export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
 }
 
 /** The places of a group's weights, in expert order. */
-export function weightPlaces({ experts, dtype }: GroupPlan, { separate }: Pick<Form, 'separate'>): Place[] {
+export function weightPlaces({ experts, slices, dtype }: GroupPlan, { separate }: Pick<Form, 'separate'>): Place[] {
   const size = floatBytes(dtype);
-  return experts.map(({ name, rows, cols, place }) => ({
-    factor: WEIGHTS,
-    tensor: separate ? name : place.tensor,
-    offset: separate ? 0 : place.element * size,
-    bytes: rows * cols * size,
-  }));
+  return experts.map((matrix, expert) => {
+    const { name, rows, cols, place } = matrix;
+    const bytes = rows * cols * size;
+    if (separate) return { factor: WEIGHTS, tensor: name, offset: 0, bytes };
+    const slice = slices?.[expert];
+    if (!slice) return { factor: WEIGHTS, tensor: place.tensor, offset: place.element * size, bytes };
+    const range = { tensor: slice.tensor, offset: slice.element * size, bytes: slice.size * size };
+    return { factor: WEIGHTS, ...range, part: { slice, matrix } };
+  });
 }
 
-/** The copies that write a group's dense weights to the places of its rebuilt weights, in the group's dtype. */
-export const expertCopies = (group: GroupPlan, form: Pick<Form, 'separate'>): Copy[] =>
-  weightPlaces(group, form).map(({ tensor, offset }, expert) =>
-    copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),
+/** The copies that write a group's dense weights to the places of rebuilt ones, except to slices. */
+export const keptCopies = (group: GroupPlan, form: Pick<Form, 'separate'>): Copy[] =>
+  weightPlaces(group, form).flatMap(({ tensor, offset, part }, expert) =>
+    part ? [] : copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),
   );
+
+/**
+ * The groups of an output in units that are written together: groups with weights in the same slices are one unit. Units and
+ * the groups of each are in the order of `groups`.
+ */
+export function groupUnits<G extends GroupPlan>(groups: readonly G[], form: Form): G[][] {
+  const units = new Map<G, G[]>();
+  const holders = new Map<string, G>();
+  for (const group of groups) {
+    units.set(group, [group]);
+    if (!holdsWeights(form) || form.separate) continue;
+    for (const slice of group.slices ?? []) {
+      const other = holders.get(sliceKey(slice));
+      if (!other) holders.set(sliceKey(slice), group);
+      else if (units.get(other) !== units.get(group)) {
+        const joined = units.get(other) as G[];
+        for (const it of units.get(group) as G[]) {
+          joined.push(it);
+          units.set(it, joined);
+        }
+      }
+    }
+  }
+  return [...new Set(units.values())];
+}

@@ -1,27 +1,40 @@
 /** Plans which experts are factorised together, and the sizes of their factors. */
+import { isDeepStrictEqual } from 'node:util';
 import type { FloatDtype } from '../checkpoint/dtype.js';
+import { describeEncoding, floatDtypeOf } from '../checkpoint/encoding.js';
 import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
-import { type MatrixFormat, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { type MatrixShape, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
-import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
+import {
+  DEFAULT_PROJECTIONS,
+  type ExpertLayer,
+  type MoeModel,
+  PROJECTIONS,
+  type Projection,
+} from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
-import { factorisedFormat, turnedSize } from './orientation.js';
+import { factorisedShape, turnedSize } from './orientation.js';
 import { decodedDtype, isNative, type Settings } from './settings.js';
+import { type Slice, slicesOf } from './slices.js';
 
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
 export interface GroupPlan extends GroupNumber {
   readonly layer: number;
+  /** The part of the experts' names before `experts.{e}`, e.g. `model.layers.3.mlp.` */
+  readonly prefix: string;
   readonly projection: Projection;
   readonly method: Method;
   /** The problem that `method` solves. rows × cols is the shape of the factorised matrices: transposed, if `format` says so. */
   readonly problem: GroupShape;
   /** The dense weights, in expert order. */
   readonly experts: readonly StoredMatrix[];
-  /** How each of the experts is stored. */
-  readonly format: MatrixFormat;
+  /** The size of each expert as stored, and its orientation. Encodings may differ from expert to expert. */
+  readonly format: MatrixShape;
+  /** The slices of a fused tensor in which the experts lie, in expert order; undefined if each is a range of its own. */
+  readonly slices?: readonly Slice[] | undefined;
   /** The dtype of the output. */
   readonly dtype: FloatDtype;
   /** The names of the factors in a native checkpoint; empty if the method has no native form. */
@@ -48,8 +61,13 @@ export const compareGroups = (a: Omit<GroupKey, 'groups'>, b: Omit<GroupKey, 'gr
   a.layer - b.layer || PROJECTIONS.indexOf(a.projection) - PROJECTIONS.indexOf(b.projection) || a.group - b.group;
 
 /** Bytes of a group's dense weights as stored. */
-export const sourceBytes = ({ experts, format }: Pick<GroupPlan, 'experts' | 'format'>): number =>
-  experts.length * matrixBytes(format);
+export const sourceBytes = ({ experts }: Pick<GroupPlan, 'experts'>): number =>
+  experts.reduce((sum, expert) => sum + matrixBytes(expert), 0);
+
+/** The encodings of a group's experts, in words. */
+export const describeEncodings = ({ experts }: Pick<GroupPlan, 'experts'>): string[] => [
+  ...new Set(experts.map(({ encoding }) => describeEncoding(encoding))),
+];
 
 /** The layers to convert. Throws `OptionError` for a layer that has no routed experts. */
 export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | undefined): ExpertLayer[] {
@@ -65,6 +83,22 @@ export function selectLayers({ layers }: MoeModel, wanted: readonly number[] | u
   return layers.filter(({ layer }) => wanted.includes(layer));
 }
 
+/** The projections that a layer's experts have. */
+const projectionsOf = ({ experts }: ExpertLayer): Projection[] =>
+  PROJECTIONS.filter((projection) => experts[projection].length > 0);
+
+/** The wanted projections that there are. Throws `OptionError` if one is missing, unless it is only wanted by default. */
+function selectProjections(layers: readonly ExpertLayer[], wanted: readonly Projection[]): readonly Projection[] {
+  const known = new Set(layers.flatMap(projectionsOf));
+  const missing = wanted.filter((projection) => !known.has(projection));
+  if (layers.length > 0 && missing.length > 0 && !isDeepStrictEqual(wanted, DEFAULT_PROJECTIONS))
+    throw new OptionError(
+      '--projections',
+      `the experts of this model have no ${missing.join(', ')}; they have ${[...known].join(', ')}`,
+    );
+  return wanted.filter((projection) => known.has(projection));
+}
+
 /**
  * Plans the groups, sorted by their place in the shards, so that each is read early. Throws `OptionError` if options do not fit
  * the model.
@@ -73,12 +107,13 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const layers = selectLayers(model, settings.layers);
   const method = methodNamed(settings.method);
   if (isNative(settings)) checkNative(model, method, settings);
+  const wanted = selectProjections(layers, settings.projections);
   const projections = layers.flatMap((layer) =>
-    PROJECTIONS.map((projection) => ({
+    projectionsOf(layer).map((projection) => ({
       layer,
       projection,
       ...shapeOf(layer, projection),
-      factorised: settings.projections.includes(projection),
+      factorised: wanted.includes(projection),
       example: layer.experts[projection][0] as StoredMatrix,
     })),
   );
@@ -86,7 +121,8 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   const groups = projections
     .filter(({ factorised }) => factorised)
     .flatMap(({ layer, projection }, i) => cut(layer, projection, method, problems[i] as GroupShape, settings));
-  // The parts of a projection follow one another: σ is theirs together, so they may have to wait for each other in memory.
+  // The parts of a projection follow one another: σ is theirs together, so they may have to wait for each other in memory. A
+  // quantised or transposed gate_up_proj has gate and up in the same bytes, so the projection decides next.
   const key = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
   const firstByte = new Map<string, string>();
   for (const group of groups) {
@@ -94,7 +130,7 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
     if (group.group === 0) firstByte.set(key(group), `${file}:${String(start).padStart(16, '0')}`);
   }
   const place = (group: GroupPlan): string => firstByte.get(key(group)) as string;
-  return groups.sort((a, b) => (place(a) === place(b) ? a.group - b.group : place(a) < place(b) ? -1 : 1));
+  return groups.sort((a, b) => (place(a) === place(b) ? compareGroups(a, b) : place(a) < place(b) ? -1 : 1));
 }
 
 /** Throws `OptionError` if the output cannot be a native checkpoint. */
@@ -137,7 +173,7 @@ export function groupOf(
   known?: MethodProblem,
 ): GroupPlan | undefined {
   const layer = model.layers.find((it) => it.layer === number);
-  if (!layer) return undefined;
+  if (!layer || layer.experts[projection].length === 0) return undefined;
   const { experts, rows, cols } = shapeOf(layer, projection);
   const shape = { experts: experts / groups, rows, cols };
   const { method, problem } = known ?? { method: DEFAULT_METHOD, problem: shape };
@@ -155,22 +191,29 @@ function cut(
   settings: Pick<Settings, 'dtype'>,
 ): GroupPlan[] {
   const all = experts[projection];
-  const stored = all[0] as StoredMatrix;
-  const { encoding } = stored;
   const size = problem.experts;
   const groups = all.length / size;
+  const slices = slicesOf(experts, projection);
   return Array.from({ length: groups }, (_, group) => ({
     layer,
+    prefix,
     projection,
     group,
     groups,
     method,
     problem,
     experts: all.slice(group * size, (group + 1) * size),
-    format: factorisedFormat(projection, stored),
-    dtype: encoding.kind === 'float' && !settings.dtype ? encoding.dtype : decodedDtype(settings),
-    names: method.native?.names({ prefix, projection, group, groups }, size) ?? NO_NAMES,
+    format: factorisedShape(projection, all[0] as StoredMatrix),
+    slices: slices?.slice(group * size, (group + 1) * size),
+    dtype: (settings.dtype ? undefined : dtypeOf(all)) ?? decodedDtype(settings),
+    names: method.native?.names({ layer, prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
+}
+
+/** The float dtype of the matrices that are not quantised; F32 if they have several; undefined if there are none. */
+function dtypeOf(experts: readonly StoredMatrix[]): FloatDtype | undefined {
+  const [dtype, ...others] = new Set(experts.flatMap(({ encoding }) => floatDtypeOf(encoding) ?? []));
+  return others.length ? 'F32' : dtype;
 }
 
 const NO_NAMES: GroupNames = { shared: {}, experts: [] };

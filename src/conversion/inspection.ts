@@ -3,10 +3,12 @@ import { elementCount } from '../checkpoint/dtype.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
-import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
+import { attachedTo, isQuantised, matrixName, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { MobeError } from '../errors.js';
-import { detectModel, languageConfig } from '../models/detect.js';
+import { detectModel, languageConfig, sizesOf } from '../models/detect.js';
 import { numberOf } from '../models/family.js';
+import { modelTypeOf } from '../models/native-forms.js';
+import { expertName } from '../models/published-layouts.js';
 import { parametersOf } from './conversion-plan.js';
 import { findNativeGroups, nativeMethod } from './native-groups.js';
 
@@ -32,7 +34,7 @@ export interface Inspection {
   readonly expertsPerLayer: number;
   /** The number of experts in each of `expertLayers`, in the same order. */
   readonly expertCounts: readonly number[];
-  /** The shape [p, d] of an expert's gate projection. */
+  /** The shape [p, d] of an expert's gate and up projections. */
   readonly expertShape: readonly number[] | undefined;
   /** The number of quantised matrices of each kind. */
   readonly quantised: Readonly<Record<string, number>>;
@@ -46,12 +48,8 @@ export interface Inspection {
   readonly notes: readonly string[];
 }
 
-/** Kinds of tensors by name. The first match counts. */
+/** Kinds of tensors that are no weights of experts, by name. The first match counts. */
 const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
-  ['routed experts: gate_proj', /\.experts\.\d+\.(gate_proj|w1)\./],
-  ['routed experts: up_proj', /\.experts\.\d+\.(up_proj|w3)\./],
-  ['routed experts: gate_proj and up_proj', /\.experts\.gate_up_proj$/],
-  ['routed experts: down_proj', /\.experts\.(\d+\.(down_proj|w2)\.|down_proj$)/],
   ['routed experts: other', /\.experts\./],
   ['MoBE bases and coefficients', /\.mlp\.[BW]_(gate|up|down)(_\d+)?$/],
   ['shared experts', /shared_expert/],
@@ -79,15 +77,24 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
       };
     }
     const { family, layers, notes } = detectModel(checkpoint);
-    const gate = layers[0]?.experts.gate_proj ?? [];
-    const shape = gate[0] && [gate[0].rows, gate[0].cols];
-    const counts = layers.map(({ experts }) => experts.gate_proj.length);
-    return { family: family.name, layers: layers.map(({ layer }) => layer), counts, shape, notes };
+    const sizes = layers.map(sizesOf);
+    return {
+      family: family.name,
+      layers: layers.map(({ layer }) => layer),
+      counts: sizes.map(({ count }) => count),
+      shape: sizes[0] && [sizes[0].rows, sizes[0].cols],
+      notes,
+    };
   });
-  const kindOf = ({ name }: TensorInfo): string => KINDS.find(([, pattern]) => pattern.test(name))?.[0] ?? 'other';
+  const kindOf = (tensor: TensorInfo): string => {
+    const { name } = attachedTo(tensor, checkpoint) ?? tensor;
+    const expert = expertName(matrixName(name));
+    if (expert) return `routed experts: ${expert.projections.join(' and ')}`;
+    return KINDS.find(([, pattern]) => pattern.test(name))?.[0] ?? 'other';
+  };
   return {
     folder: checkpoint.folder,
-    modelType: String(config.model_type ?? 'unknown'),
+    modelType: modelTypeOf(config),
     family: experts.family,
     architecture: Array.isArray(config.architectures) ? String(config.architectures[0]) : undefined,
     native: native !== undefined,

@@ -1,14 +1,16 @@
 /** Arranges a run so that it stays within its memory budget. memory-terms.ts has the memory that an arrangement takes. */
 
+import { floatBytes } from '../checkpoint/dtype.js';
 import type { ChosenEngine } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
 import type { FitMemory, MethodProblem } from '../methods/method.js';
+import { groupUnits } from './group-places.js';
 import { type GroupPlan, sourceBytes } from './group-plan.js';
 import { expectedPeak, type MemoryTerms, MIB, memoryTerms } from './memory-terms.js';
-import type { Settings } from './settings.js';
+import { holdsWeights, type Settings } from './settings.js';
 
 /**
  * The working set of a step's batch, unless the user sets the batch. It is large enough for full GEMM speed and the same on every
@@ -114,6 +116,7 @@ function planRemote(
     const groupBytes = largest * (workers + prefetch);
     const terms = memoryTerms({
       tensors,
+      sliceBytes: sliceBytes(groups, settings, workers),
       connections: Array<number>(workers).fill(largest),
       groupBytes,
       copies: true,
@@ -159,12 +162,21 @@ function arrange(
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
   const groupBytes = most(sourceBytes) * Math.max(workers + prefetch, parts);
   const { solver } = settings;
+  const slices = sliceBytes(groups, settings, workers);
   const termsOf = (batchExperts: number): MemoryTerms => {
     const all = groups.map(({ method, problem }) => method.memory(problem, { solver, holdTargets, batchExperts }));
     const largest = (term: keyof FitMemory): number => all.reduce((top, fit) => Math.max(top, fit[term]), 0);
     const fit: FitMemory = { targets: largest('targets'), state: largest('state'), batch: largest('batch') };
     const fits = Array<FitMemory>(workers).fill(fit);
-    return memoryTerms({ tensors, engine: engine.name, threads: workers, groupBytes, fits, copies: true });
+    return memoryTerms({
+      tensors,
+      engine: engine.name,
+      threads: workers,
+      groupBytes,
+      sliceBytes: slices,
+      fits,
+      copies: true,
+    });
   };
   const wanted = Math.min(
     most(({ problem }) => problem.experts),
@@ -185,6 +197,30 @@ function arrange(
     terms,
     expectedBytes: expectedPeak(terms),
   };
+}
+
+/** A slice that is put together, the source's matrix that belongs in it, and two slices that are written. */
+const SLICES_AT_ONCE = 4;
+
+/**
+ * The weights of groups that wait for others with slices in common, and the slices themselves. While the last group of a unit is
+ * fitted, the others of it wait; so do those of its parts, and those whose partner another worker fits.
+ */
+function sliceBytes(groups: readonly GroupPlan[], settings: Pick<Settings, 'format'>, workers: number): number {
+  const form = { format: settings.format, separate: !holdsWeights(settings) };
+  let waiting = 0;
+  let largest = 0;
+  let parts = 1;
+  for (const unit of groupUnits(groups, form)) {
+    const sizes = unit.map(({ problem: { experts, rows, cols }, dtype }) => experts * rows * cols * floatBytes(dtype));
+    waiting = Math.max(waiting, sizes.reduce((sum, size) => sum + size, 0) - Math.min(...sizes));
+    for (const group of unit) {
+      parts = Math.max(parts, group.groups);
+      if (!form.separate && group.slices)
+        largest = Math.max(largest, ...group.slices.map(({ size }) => size * floatBytes(group.dtype)));
+    }
+  }
+  return waiting * (workers + parts - 1) + largest * SLICES_AT_ONCE;
 }
 
 /** The number of experts in a batch if there is enough memory. */

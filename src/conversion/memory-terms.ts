@@ -8,6 +8,7 @@
  *     threads      each thread that fits: V8, this program again, and its compiled programs
  *     connections  bytes in transit to and from workers or clients
  *     groups       weights in their stored form, that are read and not yet written
+ *     slices       weights that wait for those with which they are one slice of a fused tensor, and slices to be written
  *     targets      the same weights decoded to f32, if they are kept for a fit
  *     state        arrays that a solver keeps between steps, with the programs that update them
  *     batch        the programs that compute with a batch of experts
@@ -57,6 +58,7 @@ export interface MemoryTerms {
   readonly threads: number;
   readonly connections: number;
   readonly groups: number;
+  readonly slices: number;
   readonly targets: number;
   readonly state: number;
   readonly batch: number;
@@ -75,6 +77,8 @@ export interface Workload {
   readonly connections?: readonly number[];
   /** The bytes of stored weights in memory. */
   readonly groupBytes?: number;
+  /** The bytes of finished weights and slices in memory. */
+  readonly sliceBytes?: number;
   /** The fits that run at the same time. */
   readonly fits?: readonly FitMemory[];
   /** It copies tensors from the source to the output. */
@@ -87,11 +91,17 @@ export function memoryTerms({
   threads = 0,
   connections = [],
   groupBytes = 0,
+  sliceBytes = 0,
   fits = [],
   copies = false,
 }: Workload): MemoryTerms {
   const sum = (term: keyof FitMemory): number => fits.reduce((total, fit) => total + fit[term], 0);
-  const weights = { groups: groupBytes, targets: sum('targets'), copies: copies ? COPIED_BYTES : 0 };
+  const weights = {
+    groups: groupBytes,
+    slices: sliceBytes,
+    targets: sum('targets'),
+    copies: copies ? COPIED_BYTES : 0,
+  };
   return {
     process: PROCESS_BYTES,
     headers: tensors * TENSOR_BYTES,

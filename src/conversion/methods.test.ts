@@ -58,12 +58,6 @@ describe('--method svd', () => {
     ['a learning rate', { learningRate: 0.1 }, OptionError, '--learning-rate: --method svd'],
     ['a batch size', { batchExperts: 4 }, OptionError, '--batch-experts: --method svd'],
     ["another method's solver", { solver: 'adam' }, OptionError, '--solver: --method svd is not solved by adam'],
-    [
-      'native factors',
-      { format: 'mobe' },
-      OptionError,
-      'no native form is defined for --method svd yet. Use --format hf',
-    ],
   ])('refuses %s', async (_, options, error, message) => {
     const run = plan({ method: 'svd', ...options });
     await expect(run).rejects.toThrow(error);

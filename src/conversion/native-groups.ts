@@ -8,7 +8,7 @@ import type { Method, NativeFactors, NativePlace } from '../methods/method.js';
 import { METHODS } from '../methods/registry.js';
 import type { Projection } from '../models/family.js';
 import type { GroupPlan } from './group-plan.js';
-import { factorisedFormat, turnedSize } from './orientation.js';
+import { factorisedShape, turnedSize } from './orientation.js';
 
 interface NativeMethod extends Method {
   readonly native: NativeFactors;
@@ -25,7 +25,6 @@ export function nativeMethod({ tensors }: Pick<Checkpoint, 'tensors'>): NativeMe
 
 /** The facts about a group that the name of its marked tensor gives (`NativeFactors.marker`). */
 interface Marked extends NativePlace {
-  readonly layer: number;
   readonly marked: TensorInfo;
 }
 
@@ -77,7 +76,7 @@ function incomplete(parts: ReadonlyArray<{ marked: TensorInfo; group: number }>,
 }
 
 function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked): GroupPlan {
-  const { layer, projection, marked, group, groups } = place;
+  const { layer, prefix, projection, marked, group, groups } = place;
   const problem = method.native.problem(place, marked, checkpoint);
   const { dtype } = marked;
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(marked.name, marked.file, dtype);
@@ -97,8 +96,8 @@ function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked
     const { name, file, start, end } = tensorOf(checkpoint, own[method.scaled] as string);
     return { name, ...size, encoding, data: { file, start, end }, place: { tensor: name, element: 0 } };
   });
-  const format = factorisedFormat(projection, { ...size, encoding });
-  return { layer, projection, group, groups, method, problem, experts, format, dtype, names };
+  const format = factorisedShape(projection, size);
+  return { layer, prefix, projection, group, groups, method, problem, experts, format, dtype, names };
 }
 
 function tensorOf({ tensors, folder }: Checkpoint, name: string): TensorInfo {

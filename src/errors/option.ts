@@ -102,7 +102,7 @@ export class DiskTooSmallError extends InputError {
 export class UnevenFactorsError extends InputError {
   constructor(what: string) {
     super(
-      `A native checkpoint has the same number of bases and the same projections in all its layers: ${what}. Fit what is missing, or write --format hf.`,
+      `A native checkpoint has all parts of a projection, with the same sizes, and the same names of experts in all its layers: ${what}. Fit what is missing, or write --format hf.`,
     );
   }
 }

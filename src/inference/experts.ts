@@ -1,12 +1,14 @@
 /** A model's routed experts as units of the weight cache. They are dense, or factors of a native MoBE checkpoint. */
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import type { GroupPlan } from '../conversion/group-plan.js';
+import { compareGroups, type GroupPlan } from '../conversion/group-plan.js';
 import { findNativeGroups, nativeMethod } from '../conversion/native-groups.js';
+import { nativeLayers } from '../conversion/native-layers.js';
 import { MissingExpertError, WeightShapeError } from '../errors.js';
 import type { Problem } from '../methods/mobe/problem.js';
+import type { Problem as SvdProblem } from '../methods/svd/problem.js';
 import { expertsOf } from '../models/expert-names.js';
-import { PROJECTIONS, type Projection } from '../models/family.js';
+import { type ExpertLayer, PROJECTIONS, type Projection } from '../models/family.js';
 import { SHORT_NAMES } from '../models/native.js';
 import { gatedShapes, mixBases, type Ranks } from './feed-forward.js';
 import type { Runner } from './runner.js';
@@ -37,30 +39,28 @@ export interface ExpertTools {
  * Throws a `MissingExpertError`, or a `WeightShapeError` if an expert's shape differs from the others'.
  */
 export function findExperts(checkpoint: Checkpoint, width: number, tools: ExpertTools): Map<string, LayerExperts> {
-  const groups = new Map<string, GroupPlan>();
-  for (const group of nativeMethod(checkpoint) ? findNativeGroups(checkpoint) : [])
-    groups.set(`${basesName(group).replace(/B_\w+$/, '')} ${group.projection} ${group.group}`, group);
-  const found = new Map<string, Map<Projection, StoredMatrix[]>>();
+  const groups = nativeMethod(checkpoint) ? findNativeGroups(checkpoint).sort(compareGroups) : [];
+  const found = new Map<string, LayerExperts>();
+  for (const { prefix, experts } of nativeLayers(checkpoint, groups)) {
+    const factors = (projection: Projection): GroupPlan[] =>
+      groups.filter((group) => group.prefix === prefix && group.projection === projection);
+    found.set(prefix, layerExperts(checkpoint, prefix, experts, factors, width, tools));
+  }
+  const dense = new Map<string, Record<Projection, StoredMatrix[]>>();
   for (const tensor of checkpoint.tensors.values()) {
+    if ([...found.keys()].some((prefix) => tensor.name.startsWith(prefix))) continue;
     for (const { prefix, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
-      const layer = found.get(prefix) ?? new Map(PROJECTIONS.map((it) => [it, [] as StoredMatrix[]] as const));
-      found.set(prefix, layer);
-      (layer.get(projection) as StoredMatrix[])[expert] = matrix;
+      const layer = dense.get(prefix) ?? { gate_proj: [], up_proj: [], down_proj: [] };
+      dense.set(prefix, layer);
+      layer[projection][expert] = matrix;
     }
   }
-  return new Map(
-    [...found].map(([prefix, matrices]) => {
-      const factors = (projection: Projection): GroupPlan[] => {
-        const parts: GroupPlan[] = [];
-        for (let i = 0; ; i++) {
-          const part = groups.get(`${prefix} ${projection} ${i}`);
-          if (!part) return parts;
-          parts.push(part);
-        }
-      };
-      return [prefix, layerExperts(checkpoint, prefix, matrices, factors, width, tools)] as const;
-    }),
-  );
+  for (const [prefix, experts] of dense)
+    found.set(
+      prefix,
+      layerExperts(checkpoint, prefix, experts, () => [], width, tools),
+    );
+  return found;
 }
 
 /** One projection of a layer. */
@@ -71,36 +71,38 @@ interface Part {
   readonly groups: readonly FactorGroup[];
 }
 
+/** The part of a group's experts by which A is multiplied: W = A·F. */
 interface FactorGroup {
-  readonly plan: GroupPlan;
-  readonly bases: Unit;
-  readonly coefficients: Weight;
+  readonly rank: number;
+  /** What F is mixed from, if the experts share it. */
+  readonly bases?: Unit;
+  /** Writes the F (r, d) of the group's expert. */
+  fill(target: Float32Array, expert: number): Promise<void>;
 }
 
 function layerExperts(
   checkpoint: Checkpoint,
   prefix: string,
-  matrices: ReadonlyMap<Projection, readonly StoredMatrix[]>,
+  matrices: ExpertLayer['experts'],
   factors: (projection: Projection) => GroupPlan[],
   width: number,
   tools: ExpertTools,
 ): LayerExperts {
-  const { reader, runner, cache } = tools;
-  const count = Math.max(...[...matrices.values()].map(({ length }) => length));
+  const { reader } = tools;
+  const count = Math.max(...PROJECTIONS.map((projection) => matrices[projection].length));
   const parts = PROJECTIONS.map(
     (projection): Part => ({
       name: SHORT_NAMES[projection],
-      matrices: matrices.get(projection) as StoredMatrix[],
-      groups: factors(projection).map((plan) => factorGroup(checkpoint, plan, reader)),
+      matrices: matrices[projection],
+      groups: factors(projection).map((plan) => factorGroup(checkpoint, plan, tools)),
     }),
   );
-  const rows = (parts[0] as Part).matrices[0]?.rows ?? 0;
-  const ranks = Object.fromEntries(
-    parts.flatMap(({ name, groups: [first] }) => (first ? [[name, sizesOf(first.plan).rank]] : [])),
-  );
+  const rows = matrices.down_proj[0]?.cols ?? 0;
+  const ranks = Object.fromEntries(parts.flatMap(({ name, groups: [first] }) => (first ? [[name, first.rank]] : [])));
   const shapes = gatedShapes({ width, rows }, ranks);
-  for (const { name, matrices: own, groups } of parts) {
-    const shape = shapes[groups.length ? `${name}A` : name] as number[];
+  const whole = gatedShapes({ width, rows });
+  for (const { name, matrices: own } of parts) {
+    const shape = whole[name] as number[];
     for (let expert = 0; expert < count; expert++) {
       const matrix = own[expert];
       if (!matrix) throw new MissingExpertError(`${prefix}experts.${expert}.${name}_proj.weight`, checkpoint.folder);
@@ -112,23 +114,17 @@ function layerExperts(
   const fillPart = async (part: Part, expert: number, buffers: Readonly<Record<string, Float32Array>>) => {
     const { name, groups } = part;
     const matrix = part.matrices[expert] as StoredMatrix;
-    await reader.fill(buffers[groups.length ? `${name}A` : name] as Float32Array, matrix);
-    if (groups.length === 0) return;
+    if (groups.length === 0) return reader.fill(buffers[name] as Float32Array, matrix);
+    const [p, rank] = shapes[`${name}A`] as [number, number];
+    await reader.fill(buffers[`${name}A`] as Float32Array, { ...matrix, rows: p, cols: rank });
     const size = count / groups.length;
-    const { plan, bases, coefficients } = groups[Math.floor(expert / size)] as FactorGroup;
-    const { bases: m, rank: r, cols: d, activation } = sizesOf(plan);
-    const alpha = new Float32Array(m);
-    await reader.fill(alpha, coefficients.matrix, { first: expert % size, count: 1 });
-    const { F } = await cache().with(bases, ({ B }) =>
-      runner.run(mixBases, { bases: m, size: r * d, activation }, { B: B as NonNullable<typeof B>, alpha }, ['F']),
-    );
-    (buffers[`${name}F`] as Float32Array).set(F);
+    await (groups[Math.floor(expert / size)] as FactorGroup).fill(buffers[`${name}F`] as Float32Array, expert % size);
   };
   return {
     count,
     rows,
     ranks,
-    bases: parts.flatMap(({ groups }) => groups.map(({ bases }) => bases)),
+    bases: parts.flatMap(({ groups }) => groups.flatMap(({ bases }) => bases ?? [])),
     unit: (expert) => ({
       key: `${prefix}experts.${expert}`,
       shapes,
@@ -140,23 +136,44 @@ function layerExperts(
   };
 }
 
-function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, reader: WeightReader): FactorGroup {
-  const { bases: m, rank: r, cols: d, experts: n } = sizesOf(plan);
-  const stacked = findWeight(checkpoint, basesName(plan), [m * r, d]);
+function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, tools: ExpertTools): FactorGroup {
+  return plan.names.shared.B === undefined
+    ? ownFactors(checkpoint, plan, tools)
+    : mixedFactors(checkpoint, plan, tools);
+}
+
+/** F = f(ΣαB), mixed from the bases that the group's experts share. */
+function mixedFactors(checkpoint: Checkpoint, plan: GroupPlan, { reader, runner, cache }: ExpertTools): FactorGroup {
+  const { bases: m, rank: r, cols: d, experts: n, activation } = plan.problem as Problem;
+  const { B: name, alpha } = plan.names.shared as { B: string; alpha: string };
+  const stacked = findWeight(checkpoint, name, [m * r, d]);
+  const coefficients = findWeight(checkpoint, alpha, [n, m]);
+  const bases: Unit = {
+    key: name,
+    shapes: { B: [m, r * d] },
+    // Bases are needed only when an expert is rebuilt, so they may be evicted.
+    needed: 'routed',
+    fill: ({ B }) => reader.fill(B as Float32Array, stacked.matrix),
+  };
   return {
-    plan,
-    coefficients: findWeight(checkpoint, plan.names.shared.alpha as string, [n, m]),
-    bases: {
-      key: basesName(plan),
-      shapes: { B: [m, r * d] },
-      // Bases are needed only when an expert is rebuilt, so they may be evicted.
-      needed: 'routed',
-      fill: ({ B }) => reader.fill(B as Float32Array, stacked.matrix),
+    rank: r,
+    bases,
+    async fill(target, expert) {
+      const own = new Float32Array(m);
+      await reader.fill(own, coefficients.matrix, { first: expert, count: 1 });
+      const { F } = await cache().with(bases, ({ B }) =>
+        runner.run(mixBases, { bases: m, size: r * d, activation }, { B: B as NonNullable<typeof B>, alpha: own }, [
+          'F',
+        ]),
+      );
+      target.set(F);
     },
   };
 }
 
-/** Models run from MoBE's native form, the only one that there is. */
-const sizesOf = ({ problem }: GroupPlan): Problem => problem as Problem;
-
-const basesName = ({ names }: GroupPlan): string => names.shared.B as string;
+/** F = V, which each expert has to itself. */
+function ownFactors(checkpoint: Checkpoint, { problem, names }: GroupPlan, { reader }: ExpertTools): FactorGroup {
+  const { rank, cols } = problem as SvdProblem;
+  const weights = names.experts.map(({ V }) => findWeight(checkpoint, V as string, [rank, cols]));
+  return { rank, fill: (target, expert) => reader.fill(target, (weights[expert] as Weight).matrix) };
+}

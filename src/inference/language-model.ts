@@ -8,6 +8,7 @@ import {
   TokenRangeError,
   UnsupportedModelError,
 } from '../errors.js';
+import { modelTypeOf } from '../models/native-forms.js';
 import type { Architecture, Blueprint, DecoderLayer } from './architecture.js';
 import type { Tensors } from './attention.js';
 import { bailing, bailingV2 } from './bailing-decoder.js';
@@ -185,7 +186,7 @@ function drawBlueprint(
   tools: Parameters<typeof findExperts>[2],
 ): Blueprint {
   const config = configReader(checkpoint);
-  const modelType = String(checkpoint.config.model_type ?? 'unknown');
+  const modelType = modelTypeOf(checkpoint.config);
   const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.includes(modelType));
   if (!architecture) throw new UnsupportedModelError(config.file, `its model_type is "${modelType}"`);
   const activation = config.text('hidden_act', 'silu');

@@ -7,7 +7,7 @@ import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { Engine, EngineFacts } from '../engine/engine.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
-import type { NativeForm, Projection } from '../models/family.js';
+import type { Projection } from '../models/family.js';
 import type { ConfigChanges, GroupNumber } from '../models/native.js';
 import type { LossPoint } from './loss-curve.js';
 
@@ -191,6 +191,7 @@ export interface Reconstruction {
 
 /** A group's place in a checkpoint. */
 export interface NativePlace extends GroupNumber {
+  readonly layer: number;
   /** The part of standard tensor names before `experts.{e}`, e.g. `model.layers.3.mlp.` */
   readonly prefix: string;
   readonly projection: Projection;
@@ -201,18 +202,6 @@ export interface GroupNames {
   readonly shared: Readonly<Record<string, string>>;
   /** In expert order. */
   readonly experts: ReadonlyArray<Readonly<Record<string, string>>>;
-}
-
-/** The groups of a native checkpoint, which all have the same sizes. */
-export interface NativeGroups<P> {
-  /** The problem of each group. */
-  readonly problem: P;
-  /** The number of groups into which each layer's experts are cut. */
-  readonly groups: number;
-  readonly layers: readonly number[];
-  readonly projections: readonly Projection[];
-  readonly solver: string;
-  readonly sourceFingerprint: string;
 }
 
 /** The form of a method's factors in a native checkpoint, whose modelling files compute with them. */
@@ -232,10 +221,10 @@ export interface NativeFactors<P extends GroupShape = GroupShape> {
    * @param checkpoint has the other tensors and the config
    */
   problem(place: NativePlace, marked: TensorInfo, checkpoint: NativeSource): P;
-  /** Changes to the source's `config.json` that make it a native one. */
-  config(source: Readonly<Record<string, unknown>>, form: NativeForm, groups: NativeGroups<P>): ConfigChanges;
-  /** Changes to a native `config.json` that make it that of the dense model again. */
-  dense(config: Readonly<Record<string, unknown>>): ConfigChanges;
+  /** The facts about a projection's factors that `mobe.factors` of config.json lists: what the modelling file needs. */
+  sizes(problem: P, groups: number): Readonly<Record<string, unknown>>;
+  /** Entries at the top of config.json by which other programs load a checkpoint with the same sizes in all projections. */
+  common?(problem: P, groups: number): ConfigChanges;
 }
 
 /** The parts of a native checkpoint that a method reads. */

@@ -1,4 +1,4 @@
-import { type Family, followsDenseLayers, type NativeForm } from './family.js';
+import { type Family, followsDenseLayers } from './family.js';
 
 /** Both versions have shared experts. Version 2 starts with dense layers and ends with a multi-token-prediction module. */
 const layout = {
@@ -7,20 +7,12 @@ const layout = {
   isMoeLayer: followsDenseLayers,
 } as const;
 
-/** One module defines both versions. */
-const native = (name: string): NativeForm => ({
-  architecture: `${name}ForCausalLM`,
-  configClass: `${name}Config`,
-  module: 'modeling_bailing_mobe',
-});
-
 /** Ling-Lite, Ling-Plus, Ring ("Bailing"): softmax routing. */
-export const bailing: Family = { ...layout, name: 'Ling', modelTypes: ['bailing_moe'], native: native('BailingMoBE') };
+export const bailing: Family = { ...layout, name: 'Ling', modelTypes: ['bailing_moe'] };
 
 /** Ling-mini-2.0, Ling-flash-2.0: sigmoid routing with a bias and groups. */
 export const bailingV2: Family = {
   ...layout,
   name: 'Ling 2',
   modelTypes: ['bailing_moe_v2'],
-  native: native('BailingV2MoBE'),
 };

@@ -1,4 +1,4 @@
-import { type Family, followsDenseLayers, type NativeForm } from './family.js';
+import { type Family, followsDenseLayers } from './family.js';
 
 /**
  * These models start with dense layers and have shared experts. In V3, layer `num_hidden_layers` is the multi-token-prediction
@@ -10,19 +10,11 @@ const layout = {
   isMoeLayer: followsDenseLayers,
 } as const;
 
-/** One module defines all three. */
-const native = (name: string): NativeForm => ({
-  architecture: `${name}ForCausalLM`,
-  configClass: `${name}Config`,
-  module: 'modeling_deepseek_mobe',
-});
-
 /** DeepSeek-V2, V2-Lite, Coder-V2. */
 export const deepseekV2: Family = {
   ...layout,
   name: 'DeepSeek-V2',
   modelTypes: ['deepseek_v2'],
-  native: native('DeepseekV2MoBE'),
 };
 
 /** DeepSeek-V3, R1. Weights are FP8 in 128 × 128 blocks. */
@@ -30,7 +22,6 @@ export const deepseekV3: Family = {
   ...layout,
   name: 'DeepSeek-V3',
   modelTypes: ['deepseek_v3'],
-  native: native('DeepseekV3MoBE'),
 };
 
 /** Kimi-K2 has the layout of DeepSeek-V3 and its own `model_type`. The routed experts of K2-Thinking are INT4. */
@@ -38,5 +29,4 @@ export const kimiK2: Family = {
   ...layout,
   name: 'Kimi-K2',
   modelTypes: ['kimi_k2'],
-  native: native('KimiK2MoBE'),
 };

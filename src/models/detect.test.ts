@@ -101,7 +101,6 @@ describe('refused:', () => {
   const odd = 'model.layers.1.mlp.experts.3.up_proj.weight';
   test.each([
     ['shape', { shape: [2, 16] }],
-    ['dtype', { dtype: 'F16' }],
     ['number of dimensions', { shape: [32] }],
   ])('an expert of another %s', async (_, change) => {
     const run = detect({
@@ -181,6 +180,44 @@ describe('sizes come from the tensors:', () => {
   });
 });
 
+describe('experts as they are:', () => {
+  test('of two matrices, without a gate', async () => {
+    const { layers } = await detect({ alter: (tensors) => tensors.filter(({ name }) => !name.includes('gate_proj')) });
+    expect(
+      layers.map(({ experts }) => [experts.gate_proj, experts.up_proj, experts.down_proj].map((it) => it.length)),
+    ).toEqual(layers.map(() => [0, 12, 12]));
+  });
+
+  test('a gate that only some layers have is missing in the others', async () => {
+    const run = detect({ alter: (tensors) => tensors.filter(({ name }) => !/layers\.1\..*gate_proj/.test(name)) });
+    await expect(run).rejects.toThrow(errors.MissingExpertError);
+    await expect(run).rejects.toThrow('model.layers.1.mlp.experts.0.gate_proj.weight');
+  });
+
+  test("LongCat's zero experts have no down_proj and stay as they are", async () => {
+    const withoutDown = (tensors: TensorSpec[]) =>
+      tensors.filter(({ name }) => !/experts\.1[01]\.down_proj/.test(name));
+    const { layers } = await detect({ config: { zero_expert_num: 2 }, alter: withoutDown });
+    expect(layers[0]?.experts.up_proj).toHaveLength(10);
+    await expect(detect({ config: { zero_expert_num: 1 }, alter: withoutDown })).rejects.toThrow(
+      errors.MissingExpertError,
+    );
+  });
+
+  test('of two modules in a layer, the larger one counts, and a note names the other', async () => {
+    const { layers, notes } = await detect({
+      alter: (tensors) => [
+        ...tensors,
+        ...tensors
+          .filter(({ name }) => /experts\.[01]\./.test(name))
+          .map((it) => ({ ...it, name: it.name.replace('mlp.experts', 'mlp.vision_moe.experts') })),
+      ],
+    });
+    expect(layers.map(({ prefix }) => prefix)).toEqual(['model.layers.0.mlp.', 'model.layers.1.mlp.']);
+    expect(notes[0]).toContain('Those of model.layers.0.mlp.vision_moe.');
+  });
+});
+
 describe('experts that cannot be read:', () => {
   const renamed = (to: string) => (tensors: TensorSpec[]) =>
     tensors.map((it) => ({ ...it, name: it.name.replace(/mlp\.experts\.(\d+)\.(\w+)\.weight$/, to) }));
@@ -207,7 +244,7 @@ describe('experts that cannot be read:', () => {
     ['that its tensors have', undefined, 'codes', 'AQLM, by its name'],
   ])('a quantisation is called by the name %s', async (_, entry, suffix, says) => {
     const config = { model_type: 'other', text_config: entry ? { quantization_config: entry } : {} };
-    const run = detect({ config, alter: renamed(`moe.experts.$1.$2.${suffix}`) });
+    const run = detect({ config, alter: renamed(`moe.expert_list.experts_$1.$2.${suffix}`) });
     await expect(run).rejects.toThrow(errors.UnsupportedQuantisationError);
     await expect(run).rejects.toThrow(says);
     await expect(run).rejects.not.toThrow('ownload');

@@ -1,13 +1,12 @@
 /** Finds a checkpoint's experts from its config and tensor names. The folder's name is not used. */
 import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
-import { describeEncoding } from '../checkpoint/encoding.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingExpertError, MissingLayerError, UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
 import { bailing, bailingV2 } from './bailing.js';
 import { deepseekV2, deepseekV3, kimiK2 } from './deepseek.js';
-import { expertsOf } from './expert-names.js';
+import { expertsOf, type FoundExpert } from './expert-names.js';
 import {
   type Config,
   type ExpertLayer,
@@ -20,6 +19,7 @@ import {
 import { glm4Moe } from './glm.js';
 import { languageConfig } from './language-config.js';
 import { mixtral } from './mixtral.js';
+import { modelTypeOf, nativeForm } from './native-forms.js';
 import { olmoe } from './olmoe.js';
 import { qwen2Moe, qwen3Moe } from './qwen-moe.js';
 import { unknownExperts } from './unknown-experts.js';
@@ -44,7 +44,8 @@ const generic = (modelType: string, config: Config): Family => ({
   name: `${modelType} (standard expert names)`,
   modelTypes: [modelType],
   expertCountKey:
-    ['num_experts', 'n_routed_experts', 'num_local_experts'].find((key) => key in config) ?? 'num_experts',
+    ['num_experts', 'n_routed_experts', 'num_local_experts', 'moe_num_experts'].find((key) => key in config) ??
+    'num_experts',
   rowsKey: 'moe_intermediate_size',
 });
 
@@ -54,72 +55,93 @@ const generic = (modelType: string, config: Config): Family => ({
  */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
   const config = languageConfig(checkpoint.config);
-  const modelType = String(checkpoint.config.model_type ?? 'unknown');
+  const modelType = modelTypeOf(checkpoint.config);
   const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config);
-  const layers = collectLayers(checkpoint, config);
+  const { layers, notes: left } = collectLayers(checkpoint, config);
   if (layers.length === 0) throw unknownExperts(checkpoint, modelType);
   checkLayers(checkpoint, config, family, layers);
-  const notes = configDifferences(config, family, layers);
-  if (notes.length === 0 && areAlike(layers)) return { family, layers, notes };
-  // The modelling files of a native checkpoint build every layer from the config, so a model that differs has no native form.
-  const { native, ...loadable } = family;
-  const name = native ? `${family.name} with layers that are not all as config.json says` : family.name;
-  return { family: { ...loadable, name }, layers, notes };
+  const notes = [...left, ...configDifferences(config, family, layers)];
+  const native = nativeForm(checkpoint.config);
+  if (!native) return { family, layers, notes };
+  if (notes.length === 0 && areAlike(layers)) return { family: { ...family, native }, layers, notes };
+  // transformers builds every layer from the config, so a model that differs has no native form.
+  return {
+    family: { ...family, name: `${family.name} with layers that are not all as config.json says` },
+    layers,
+    notes,
+  };
 }
 
 type Slots = Record<Projection, Array<StoredMatrix | undefined>>;
 
-function collectLayers(checkpoint: Checkpoint, config: Config): ExpertLayer[] {
-  const found = new Map<string, { layer: number; slots: Slots }>();
+/** The expert tensors with one prefix. */
+interface Site extends Pick<FoundExpert, 'stack' | 'layer' | 'prefix'> {
+  readonly slots: Slots;
+  /** The number of weights. */
+  weights: number;
+}
+
+function collectLayers(checkpoint: Checkpoint, config: Config): { layers: ExpertLayer[]; notes: string[] } {
+  const sites = new Map<string, Site>();
   for (const tensor of checkpoint.tensors.values()) {
-    for (const { prefix, layer, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
-      const entry = found.get(prefix) ?? { layer, slots: { gate_proj: [], up_proj: [], down_proj: [] } };
-      found.set(prefix, entry);
-      const slots = entry.slots[projection];
+    for (const { prefix, stack, layer, expert, projection, matrix } of expertsOf(tensor, checkpoint)) {
+      const empty = { gate_proj: [], up_proj: [], down_proj: [] };
+      const site = sites.get(prefix) ?? { prefix, stack, layer, slots: empty, weights: 0 };
+      sites.set(prefix, site);
+      const slots = site.slots[projection];
       const other = slots[expert]?.place.tensor;
       if (other) throw new UnsupportedLayoutError(tensor.name, tensor.file, `"${other}" holds expert ${expert} too`);
-      checkConvertible(matrix);
       slots[expert] = matrix;
+      site.weights += matrix.rows * matrix.cols;
     }
   }
   const hidden = numberOf(config, 'num_hidden_layers');
-  const stack = largestStack([...found.keys()]);
-  return (
-    [...found]
-      // A multi-token-prediction module has experts too, after the last layer or in a stack of its own (`mtp.layers.0` in
-      // Qwen3-Next). It is left unchanged.
-      .filter(([prefix, { layer }]) => stackOf(prefix) === stack && (hidden === undefined || layer < hidden))
-      .map(([prefix, { layer, slots }]) => ({ layer, prefix, experts: completeExperts(checkpoint, prefix, slots) }))
-      .sort((a, b) => a.layer - b.layer)
-  );
+  const stack = largestStack([...sites.values()]);
+  // A multi-token-prediction module has experts too, after the last layer or in a stack of its own (`mtp.layers.0` in
+  // Qwen3-Next). It is left unchanged.
+  const inStack = [...sites.values()].filter((it) => it.stack === stack && (hidden === undefined || it.layer < hidden));
+  const largest = new Map<number, Site>();
+  for (const site of inStack) {
+    const known = largest.get(site.layer);
+    if (!known || site.weights > known.weights) largest.set(site.layer, site);
+  }
+  const chosen = [...largest.values()].sort((a, b) => a.layer - b.layer);
+  const gated = chosen.some(({ slots }) => slots.gate_proj.length > 0);
+  const other = inStack.find((site) => largest.get(site.layer) !== site);
+  return {
+    layers: chosen.map(({ layer, prefix, slots }) => ({
+      layer,
+      prefix,
+      experts: completeExperts(checkpoint, config, prefix, slots, gated),
+    })),
+    notes: other
+      ? [
+          `Layer ${other.layer} has experts in two modules. Those of ${other.prefix} and of modules like it stay as they are.`,
+        ]
+      : [],
+  };
 }
 
-/**
- * Refuses views: experts in GPTQ or AWQ, and fused experts that are quantised, transposed, or alternate gate and up. A conversion
- * needs experts whose rows are complete and follow each other in the file.
- */
-function checkConvertible({ data, encoding, place }: StoredMatrix): void {
-  if (encoding.kind === 'view')
-    throw new UnsupportedLayoutError(
-      place.tensor,
-      data.file,
-      `they are ${describeEncoding(encoding)}${place.steps ? ', transposed or interleaved' : ''}, which mobe decodes but does not convert yet`,
-    );
-}
-
-/** The part of a layer's prefix before `layers.{i}.`. */
-const stackOf = (prefix: string): string => prefix.slice(0, prefix.lastIndexOf('layers.'));
-
-/** The stack with the most expert layers. If two are equal, the first by name: `model` before `mtp`. */
-function largestStack(prefixes: readonly string[]): string | undefined {
-  const counts = new Map<string, number>();
-  for (const prefix of prefixes) counts.set(stackOf(prefix), (counts.get(stackOf(prefix)) ?? 0) + 1);
-  const [largest] = [...counts].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
+/** The stack with the most expert weights. If two are equal, the first by name: `model` before `mtp`. */
+function largestStack(sites: readonly Site[]): string | undefined {
+  const sums = new Map<string, number>();
+  for (const { stack, weights } of sites) sums.set(stack, (sums.get(stack) ?? 0) + weights);
+  const [largest] = [...sums].sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1));
   return largest?.[0];
 }
 
-function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): Record<Projection, StoredMatrix[]> {
-  const count = Math.max(...PROJECTIONS.map((projection) => slots[projection].length));
+/** @param gated whether experts have a gate_proj. Those of Nemotron-H have two matrices. */
+function completeExperts(
+  checkpoint: Checkpoint,
+  config: Config,
+  prefix: string,
+  slots: Slots,
+  gated: boolean,
+): Record<Projection, StoredMatrix[]> {
+  // transformers saves LongCat's zero experts with gate and up, which it never uses, and without down.
+  const zeros = numberOf(config, 'zero_expert_num') ?? 0;
+  const most = Math.max(...PROJECTIONS.map((projection) => slots[projection].length));
+  const count = slots.down_proj.length === most - zeros ? slots.down_proj.length : most;
   const complete = (projection: Projection): StoredMatrix[] =>
     Array.from({ length: count }, (_, expert) => {
       const matrix = slots[projection][expert];
@@ -127,32 +149,35 @@ function completeExperts(checkpoint: Checkpoint, prefix: string, slots: Slots): 
       checkAlike(matrix, slots[projection][0] as StoredMatrix);
       return matrix;
     });
-  return { gate_proj: complete('gate_proj'), up_proj: complete('up_proj'), down_proj: complete('down_proj') };
+  return {
+    gate_proj: gated ? complete('gate_proj') : [],
+    up_proj: complete('up_proj'),
+    down_proj: complete('down_proj'),
+  };
 }
 
-function checkAlike({ name, data, rows, cols, encoding }: StoredMatrix, first: StoredMatrix): void {
+function checkAlike({ name, data, rows, cols }: StoredMatrix, first: StoredMatrix): void {
   if (rows !== first.rows || cols !== first.cols)
     throw new UnequalExpertError(
       name,
       data.file,
       `has shape [${rows},${cols}], expert 0 has [${first.rows},${first.cols}]`,
     );
-  if (!isDeepStrictEqual(encoding, first.encoding)) {
-    const [own, other] = [describeEncoding(encoding), describeEncoding(first.encoding)];
-    throw new UnequalExpertError(name, data.file, `is ${own}, expert 0 is ${other}`);
-  }
 }
 
 /** Throws if a projection does not fit the others, or if the config gives experts to a layer that has none. */
 function checkLayers({ folder }: Checkpoint, config: Config, family: Family, layers: readonly ExpertLayer[]): void {
   for (const { experts } of layers) {
-    const [gate, down] = [experts.gate_proj[0], experts.down_proj[0]] as [StoredMatrix, StoredMatrix];
-    if (down.rows !== gate.cols || down.cols !== gate.rows)
-      throw new UnequalExpertError(
-        down.name,
-        down.data.file,
-        `has shape [${down.rows},${down.cols}], its gate_proj [${gate.rows},${gate.cols}]`,
-      );
+    const down = experts.down_proj[0] as StoredMatrix;
+    for (const projection of ['gate_proj', 'up_proj'] as const) {
+      const [other] = experts[projection];
+      if (other && (down.rows !== other.cols || down.cols !== other.rows))
+        throw new UnequalExpertError(
+          down.name,
+          down.data.file,
+          `has shape [${down.rows},${down.cols}], its ${projection} [${other.rows},${other.cols}]`,
+        );
+    }
   }
   const hidden = numberOf(config, 'num_hidden_layers') ?? 0;
   const held = new Set(layers.map(({ layer }) => layer));
@@ -168,10 +193,10 @@ function checkLayers({ folder }: Checkpoint, config: Config, family: Family, lay
 const countKey = ({ expertCountKey }: Family, config: Config): string =>
   expertCountKey in config ? expertCountKey : 'num_local_experts';
 
-/** The number of experts of a layer and the shape of their gate projection. */
-const sizesOf = ({ experts: { gate_proj: gate } }: ExpertLayer) => {
-  const { rows, cols } = gate[0] as StoredMatrix;
-  return { count: gate.length, rows, cols };
+/** The number of experts of a layer, and the shape of their gate and up projections. */
+export const sizesOf = ({ experts: { up_proj: up } }: ExpertLayer) => {
+  const { rows, cols } = up[0] as StoredMatrix;
+  return { count: up.length, rows, cols };
 };
 
 const areAlike = (layers: readonly ExpertLayer[]): boolean =>
@@ -193,7 +218,8 @@ function configDifferences(config: Config, family: Family, layers: readonly Expe
   };
   compare(countKey(family, config), 'experts', (layer) => sizesOf(layer).count);
   compare(family.rowsKey, 'rows an expert', (layer) => sizesOf(layer).rows);
-  compare('hidden_size', 'columns an expert', (layer) => sizesOf(layer).cols);
+  const width = numberOf(config, 'moe_latent_size') === undefined ? 'hidden_size' : 'moe_latent_size';
+  compare(width, 'columns an expert', (layer) => sizesOf(layer).cols);
   const hidden = numberOf(config, 'num_hidden_layers') ?? 0;
   const dense = layers.find(({ layer }) => layer < hidden && family.isMoeLayer?.(layer, config) === false);
   if (dense)

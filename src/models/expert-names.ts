@@ -1,4 +1,4 @@
-/** The names of expert tensors in checkpoints of all families. */
+/** Finds the matrices of experts in a checkpoint's tensors. published-layouts.ts has the names. */
 import { floatBytes } from '../checkpoint/dtype.js';
 import type { Encoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
@@ -8,12 +8,8 @@ import { type MatrixStack, matrixStack } from '../checkpoint/quantised/stack.js'
 import { type MatrixPlace, plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
 import type { Projection } from './family.js';
-
-/** One tensor for each expert. Mixtral, MiniMax and others name the projections w1, w3 and w2. */
-const SEPARATE =
-  /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight$/;
-/** All experts of a layer in one tensor: gate and up (n, 2p, d), and down (n, d, p), or the transpose of each. */
-const FUSED = /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.)experts\.(gate_up_proj|down_proj)$/;
+import { languageConfig } from './language-config.js';
+import { type ExpertName, expertName } from './published-layouts.js';
 
 /**
  * The most experts of a layer. Published models have up to 512. A damaged shape must not be able to ask for any number of
@@ -21,13 +17,8 @@ const FUSED = /^((?:.+\.)?layers\.(\d+)\.(?:mlp|block_sparse_moe|feed_forward)\.
  */
 const MAX_EXPERTS = 65_536;
 
-const PROJECTION: Readonly<Record<string, Projection>> = { w1: 'gate_proj', w3: 'up_proj', w2: 'down_proj' };
-
 /** An expert matrix and its place in the model. */
-export interface FoundExpert {
-  /** The prefix of the layer's tensor names, e.g. `model.layers.3.mlp.` */
-  readonly prefix: string;
-  readonly layer: number;
+export interface FoundExpert extends Pick<ExpertName, 'prefix' | 'stack' | 'layer'> {
   readonly expert: number;
   readonly projection: Projection;
   readonly matrix: StoredMatrix;
@@ -38,21 +29,18 @@ export interface FoundExpert {
  */
 export function expertsOf(tensor: TensorInfo, checkpoint: Checkpoint): FoundExpert[] {
   const standard = matrixName(tensor.name);
-  const separate = SEPARATE.exec(standard);
-  if (separate) {
-    const [, prefix, layer, expert, name] = separate as unknown as [string, string, string, string, string];
-    const projection = PROJECTION[name] ?? (name as Projection);
+  const found = expertName(standard);
+  if (!found) return [];
+  const { prefix, stack, layer, expert, projections, layout } = found;
+  if (expert !== undefined) {
     const isPlain = standard === tensor.name && !isQuantised(tensor);
     const matrix = isPlain ? floatMatrix(tensor) : quantisedMatrix(tensor, checkpoint);
-    return [{ prefix, layer: Number(layer), expert: Number(expert), projection, matrix }];
+    return [{ prefix, stack, layer, expert, projection: projections[0] as Projection, matrix }];
   }
-  const fused = FUSED.exec(standard);
-  if (!fused) return [];
-  const [, prefix, layer, name] = fused as unknown as [string, string, string, FusedName];
-  return slices(tensor, name, prefix, checkpoint).map((it) => ({ prefix, layer: Number(layer), ...it }));
+  // A dense feed-forward module has the same names as one of experts. Its tensors are matrices.
+  if (layout.modules && tensor.shape.length < 3) return [];
+  return slices(tensor, found, checkpoint).map((it) => ({ prefix, stack, layer, ...it }));
 }
-
-type FusedName = 'gate_up_proj' | 'down_proj';
 
 function floatMatrix(tensor: TensorInfo): StoredMatrix {
   const { name, file, shape } = tensor;
@@ -62,23 +50,23 @@ function floatMatrix(tensor: TensorInfo): StoredMatrix {
 
 /** The matrices of a fused tensor, in stored order. */
 function slices(
-  tensor: TensorInfo,
-  fused: FusedName,
-  prefix: string,
+  fused: TensorInfo,
+  place: ExpertName,
   checkpoint: Checkpoint,
 ): Array<Pick<FoundExpert, 'expert' | 'projection' | 'matrix'>> {
-  const { name, file, shape } = tensor;
+  const { name, file } = fused;
+  const { prefix, projections, layout } = place;
+  const shape = stackShape(fused, place, checkpoint);
   if (shape.length !== 3 && shape.length !== 4)
     throw new UnequalExpertError(name, file, `has shape [${shape}], not [experts, rows, cols]`);
   if ((shape[0] as number) > MAX_EXPERTS || shape.includes(0))
     throw new UnequalExpertError(name, file, `has shape [${shape}]: more than ${MAX_EXPERTS} experts, or empty ones`);
-  const stack = matrixStack(tensor, checkpoint);
-  const transposed = isTransposed(tensor, prefix, checkpoint);
-  const projections: readonly Projection[] = fused === 'down_proj' ? ['down_proj'] : ['gate_proj', 'up_proj'];
+  const stack = matrixStack({ ...fused, shape }, checkpoint);
+  const transposed = isTransposed(fused, place, checkpoint);
   const split: Split = {
     transposed,
     count: projections.length,
-    interleaved: projections.length > 1 && interleavesGateAndUp(checkpoint),
+    interleaved: projections.length > 1 && alternates(layout.alternating, checkpoint),
     // gpt-oss's MXFP4 tensors are the transpose of its float tensors, and the place is that in the float tensor.
     placedTransposed: transposed || name !== matrixName(name),
   };
@@ -88,6 +76,24 @@ function slices(
     const matrixOf = `${prefix}experts.${expert}.${projection}.weight`;
     return { expert, projection, matrix: slice(stack, expert, i % projections.length, split, matrixOf, name) };
   });
+}
+
+/** The shape of a fused tensor by experts: (n, rows, cols), also if it is stored as (n·rows, cols). */
+function stackShape(
+  { name, file, shape }: TensorInfo,
+  { prefix, layout: { router } }: ExpertName,
+  { tensors }: Checkpoint,
+): readonly number[] {
+  if (router === undefined || shape.length !== 2) return shape;
+  const [rows, cols] = shape as [number, number];
+  const experts = tensors.get(`${prefix}${router}`)?.shape[0];
+  if (!experts || rows % experts !== 0)
+    throw new UnsupportedLayoutError(
+      name,
+      file,
+      `it has ${rows} rows for all experts, and ${prefix}${router} does not give a number of experts that divides them`,
+    );
+  return [experts, rows / experts, cols];
 }
 
 /** The way in which a matrix of a stack is divided into projections. */
@@ -134,27 +140,36 @@ function slice(
 /**
  * Reads the orientation of fused tensors. gate_up (n, 2p, d) with down (n, d, p) multiplies from the left, like separate
  * experts. (n, d, 2p) with (n, p, d), as in Llama 4, Qwen3-VL-MoE and gpt-oss, multiplies from the right. The two shapes
- * together show which it is.
+ * together show which it is. Where gate and up are not side by side, the layout decides.
  */
-function isTransposed({ name, file }: TensorInfo, prefix: string, checkpoint: Checkpoint): boolean {
-  const sides = (fused: FusedName): readonly [number, number] => {
-    const base = `${prefix}experts.${fused}`;
-    const { tensors } = checkpoint;
-    const shape = tensors.get(base)?.shape ?? tensors.get(`${base}_blocks`)?.shape;
-    if (!shape) throw new UnsupportedLayoutError(name, file, `there is no ${base} beside it`);
+function isTransposed(
+  { name, file }: TensorInfo,
+  { prefix, projections, layout }: ExpertName,
+  { tensors }: Checkpoint,
+): boolean {
+  const { gateUp, up, down } = layout;
+  const shapeOf = (own: string): readonly number[] | undefined =>
+    (tensors.get(`${prefix}${own}`) ?? tensors.get(`${prefix}${own}_blocks`))?.shape;
+  const separate = up !== undefined && shapeOf(up) !== undefined;
+  if (gateUp === undefined || separate) return layout.transposed?.includes(projections[0] as Projection) ?? false;
+  const sides = (own: string): readonly [number, number] => {
+    const shape = shapeOf(own);
+    if (!shape) throw new UnsupportedLayoutError(name, file, `there is no ${prefix}${own} beside it`);
     const [, rows = 0, cols = 0, bytes] = shape;
     return [rows, bytes === undefined ? cols : cols * bytes * 2];
   };
-  const [gateUp, down] = [sides('gate_up_proj'), sides('down_proj')];
-  if (gateUp[0] === 2 * down[1] && gateUp[1] === down[0]) return false;
-  if (gateUp[1] === 2 * down[0] && gateUp[0] === down[1]) return true;
+  const [both, one] = [sides(gateUp), sides(down)];
+  if (both[0] === 2 * one[1] && both[1] === one[0]) return false;
+  if (both[1] === 2 * one[0] && both[0] === one[1]) return true;
+  const [label, other] = [gateUp, down].map((it) => it.replace(/^experts\.|\.weight$/g, ''));
   throw new UnsupportedLayoutError(
     name,
     file,
-    `an expert's gate_up_proj is [${gateUp}] and its down_proj [${down}]; [2p, d] with [d, p] is read, and [d, 2p] with [p, d]`,
+    `an expert's ${label} is [${both}] and its ${other} [${one}]; [2p, d] with [d, p] is read, and [d, 2p] with [p, d]`,
   );
 }
 
-/** Whether gate and up alternate, as in gpt-oss. Shapes do not show it, so `model_type` decides. */
-const interleavesGateAndUp = ({ config }: Checkpoint): boolean =>
-  [config, config.text_config].some((it) => (it as Checkpoint['config'] | undefined)?.model_type === 'gpt_oss');
+/** Whether gate and up alternate. Shapes do not show it. */
+const alternates = (alternating: ExpertName['layout']['alternating'], { config }: Checkpoint): boolean =>
+  alternating === 'always' ||
+  [config, languageConfig(config)].some(({ model_type: type }) => alternating?.includes(String(type)));

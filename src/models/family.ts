@@ -30,14 +30,20 @@ export interface Family {
   readonly native?: NativeForm;
 }
 
-/** How a family's native checkpoints are loaded: by modelling files of this project, which are copied into them. */
+/** How a model's native checkpoints are loaded: by modelling files of this project, which are copied into them. */
 export interface NativeForm {
+  /** `model_type` */
+  readonly modelType: string;
   /** `architectures[0]` */
   readonly architecture: string;
+  /** The module in src/models/modeling that defines the classes. */
+  readonly module: string;
   /** The class of the config. */
   readonly configClass: string;
-  /** The module in src/models/modeling that defines both. */
-  readonly module: string;
+  /** The class that loads the model. */
+  readonly modelClass: string;
+  /** The auto classes of transformers that load it. */
+  readonly autoClasses: readonly string[];
 }
 
 /** The routed experts of one layer. */
@@ -45,7 +51,7 @@ export interface ExpertLayer {
   readonly layer: number;
   /** The part of standard tensor names before `experts.{e}`, e.g. `model.layers.3.mlp.` */
   readonly prefix: string;
-  /** In expert order; all projections have the same number. */
+  /** In expert order; all projections have the same number. Empty for a projection that the experts do not have. */
   readonly experts: Readonly<Record<Projection, readonly StoredMatrix[]>>;
 }
 

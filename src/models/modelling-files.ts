@@ -7,7 +7,7 @@ import type { NativeForm } from './family.js';
 const FOLDER = fileURLToPath(new URL('../../../src/models/modeling/', import.meta.url));
 
 /** The module that all others import. */
-const SHARED = 'mobe_experts';
+const SHARED = 'modeling_mobe';
 
 /** A modelling file and its name in a checkpoint. */
 export type ModellingFile = Pick<SideFile, 'source' | 'target'>;
@@ -15,4 +15,15 @@ export type ModellingFile = Pick<SideFile, 'source' | 'target'>;
 const file = (name: string): ModellingFile => ({ source: `${FOLDER}${name}.py`, target: `${name}.py` });
 
 /** The modelling files of a native form. */
-export const modellingFiles = ({ module }: NativeForm): ModellingFile[] => [module, SHARED].map(file);
+export const modellingFiles = ({ module }: NativeForm): ModellingFile[] =>
+  [...new Set([module, SHARED])].map((name) => file(name));
+
+/** The names of modelling files in native checkpoints of all versions. An expansion does not need them. */
+export const MODELLING_NAMES: readonly string[] = [
+  'modeling_mobe.py',
+  'modeling_bailing_mobe.py',
+  // format_version 1
+  'mobe_experts.py',
+  'modeling_deepseek_mobe.py',
+  'modeling_qwen3_mobe.py',
+];

@@ -1,6 +1,6 @@
 /** Common parts of the native checkpoints of all methods: group numbers in tensor names, and changes to `config.json`. */
 import { editPythonJson } from '../checkpoint/python-json.js';
-import type { Projection } from './family.js';
+import type { Config, Projection } from './family.js';
 
 export const SHORT_NAMES = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down' } as const satisfies Record<
   Projection,
@@ -11,6 +11,21 @@ export const SHORT_NAMES = { gate_proj: 'gate', up_proj: 'up', down_proj: 'down'
 export interface GroupNumber {
   readonly group: number;
   readonly groups: number;
+}
+
+/**
+ * The entry of `mobe.factors` in a native config for a layer's projection. Undefined if there is none, as in checkpoints of
+ * format_version 1.
+ */
+export function factorsEntry(
+  { mobe }: Config,
+  { layer, projection }: { readonly layer: number; readonly projection: Projection },
+): Config | undefined {
+  const listed = (mobe as Config | undefined)?.factors;
+  const holds = (list: unknown, it: unknown): boolean => Array.isArray(list) && list.includes(it);
+  return Array.isArray(listed)
+    ? listed.find((entry: Config | null) => holds(entry?.layers, layer) && holds(entry?.projections, projection))
+    : undefined;
 }
 
 /** Changes to `config.json`, by the dotted path of the entry. Undefined removes an entry. */

@@ -7,11 +7,6 @@ export const qwen3Moe: Family = {
   expertCountKey: 'num_experts',
   rowsKey: 'moe_intermediate_size',
   isMoeLayer: isSparseStep,
-  native: {
-    architecture: 'Qwen3MoBEForCausalLM',
-    configClass: 'Qwen3MoBEConfig',
-    module: 'modeling_qwen3_mobe',
-  },
 };
 
 /** Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B. They have a shared expert. */

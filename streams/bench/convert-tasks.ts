@@ -56,15 +56,16 @@ export const compressLayer = (model: string, parent: string, slow?: Slowdown): P
     const checkpoint = await openCheckpoint(model);
     const [layer] = detectModel(checkpoint).layers;
     if (!layer) throw new UnknownModelError(checkpoint.folder, 'no layer has routed experts');
-    const gates = layer.experts.gate_proj;
+    const projection = layer.experts.gate_proj.length ? 'gate_proj' : 'up_proj';
+    const experts = layer.experts[projection];
     const groups =
-      gates.findIndex((_, i) => gates.length % (i + 1) === 0 && gates.length / (i + 1) <= MOST_EXPERTS) + 1;
+      experts.findIndex((_, i) => experts.length % (i + 1) === 0 && experts.length / (i + 1) <= MOST_EXPERTS) + 1;
     const planned = await planCompression(checkpoint, {
       layers: [layer.layer],
-      projections: ['gate_proj'],
+      projections: [projection],
       groups,
       bases: groups,
-      rank: Math.max(1, (gates[0] as StoredMatrix).rows >> 3),
+      rank: Math.max(1, (experts[0] as StoredMatrix).rows >> 3),
       steps: SOLVER_STEPS,
       format: 'hf',
     });

@@ -1,7 +1,7 @@
 /** The arithmetic that runs in a thread: fitting groups (jobs), and rebuilding weights from finished factors. */
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
-import { asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
+import { asStored, decodeMatrix, type MatrixFormat, type MatrixShape } from '../../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.js';
@@ -17,8 +17,8 @@ export interface LoadedFactors {
   readonly method: string;
   readonly problem: GroupShape;
   readonly dtype: FloatDtype;
-  /** How the dense weights are stored. */
-  readonly format: MatrixFormat;
+  /** The size and orientation of the dense weights. */
+  readonly format: MatrixShape;
   /** The shared factors by name, as stored. */
   readonly shared: Readonly<Record<string, Uint8Array>>;
 }

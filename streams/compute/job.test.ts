@@ -12,13 +12,14 @@ const PROBLEM: Problem = { experts: n, rows: p, cols: d, bases: 2, rank: 6, acti
 const JOB: FitJob = {
   method: 'mobe',
   problem: PROBLEM,
-  format: { encoding: { kind: 'float', dtype: 'BF16' }, rows: p, cols: d, transposed: false },
+  format: { rows: p, cols: d, transposed: false },
+  encodings: [{ kind: 'float', dtype: 'BF16' }],
   dtype: 'BF16',
   written: 'factors',
   solver: 'varpro',
   options: { steps: 5, batchExperts: 3, holdTargets: true, seed: 1 },
   label: 'layer 0 gate_proj',
-  tensors: Array.from({ length: n }, (_, i) => ({ name: `experts.${i}`, file: 'model.safetensors' })),
+  tensors: Array.from({ length: n }, (_, i) => ({ name: `experts.${i}`, file: 'model.safetensors', encoding: 0 })),
   firstExpert: 0,
 };
 

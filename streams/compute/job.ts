@@ -5,8 +5,8 @@
  */
 import { z } from 'zod';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
-import { encodingSchema } from '../../src/checkpoint/encoding.js';
-import { asFactorised, asStored, decodeMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { type Encoding, encodingSchema } from '../../src/checkpoint/encoding.js';
+import { asFactorised, asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
 import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { mapValues } from '../../src/map-values.js';
@@ -34,8 +34,10 @@ export const fitJob = z
     method: z.string().refine((name) => METHODS.has(name), 'no such method'),
     /** The shape of the group and the sizes of its factors. The method's own schema checks it below. */
     problem: z.custom<GroupShape>((it) => typeof it === 'object' && it !== null, 'not an object'),
-    /** How the experts are stored. */
-    format: z.strictObject({ encoding: encodingSchema, rows: size, cols: size, transposed: z.boolean() }),
+    /** The size of each expert as stored, and whether its transpose is factorised. */
+    format: z.strictObject({ rows: size, cols: size, transposed: z.boolean() }),
+    /** The encodings that the experts have. */
+    encodings: z.array(encodingSchema).min(1),
     /** The dtype of the output. */
     dtype: floatDtype,
     written: z.enum(['factors', 'weights']),
@@ -51,14 +53,16 @@ export const fitJob = z
     }),
     /** Names the group in errors. */
     label,
-    /** Names each expert's weights in errors. */
-    tensors: z.array(z.strictObject({ name: label, file: label })).max(2 ** 16),
+    /** For each expert, the number of its encoding, and the names of its weights in errors. */
+    tensors: z.array(z.strictObject({ name: label, file: label, encoding: z.int().nonnegative() })).max(2 ** 16),
     /** The first expert to output. Earlier ones were received from a runner that was then lost. */
     firstExpert: z.int().nonnegative(),
     /** If the group's relative error is above this, the job outputs the source's weights. Only if weights are written. */
     maxError: z.number().positive().optional(),
   })
-  .superRefine(({ method, problem, tensors, solver }, context) => {
+  .superRefine(({ method, problem, encodings, tensors, solver }, context) => {
+    if (tensors.some(({ encoding }) => encoding >= encodings.length))
+      context.addIssue({ code: 'custom', message: 'no such encoding', path: ['tensors'] });
     if (!METHODS.has(method)) return; // reported above
     const { problemSchema, solvers } = methodNamed(method);
     const checked = problemSchema.safeParse(problem);
@@ -71,6 +75,10 @@ export const fitJob = z
 
 /** The description of a job, as plain JSON. It decides the result. */
 export type FitJob = Readonly<z.infer<typeof fitJob>>;
+
+/** The format of each of a job's experts. */
+export const jobFormats = ({ format, encodings, tensors }: FitJob): MatrixFormat[] =>
+  tensors.map(({ encoding }) => ({ ...format, encoding: encodings[encoding] as Encoding }));
 
 /** The first output of a job: the shared factors by name, in the job's dtype. */
 export interface FittedFactors {
@@ -118,7 +126,8 @@ export async function* runJob(
 
   // Normalise.
   const writtenDtype = written === 'weights' ? dtype : undefined;
-  const weights = { format, experts, labels: job.tensors, sigma: job.sigma, writtenDtype, label };
+  const formats = jobFormats(job);
+  const weights = { formats, experts, labels: job.tensors, sigma: job.sigma, writtenDtype, label };
   // A method that reads no targets from step to step has no use for kept ones.
   const hold = method.memory(problem, { ...options, solver }).targets > 0;
   const targets = normaliseForFit(weights, hold);
@@ -134,7 +143,7 @@ export async function* runJob(
 
   // Fold σ into each expert's factors, and measure the error of exactly what is written.
   const fold = async (expert: number): Promise<ExpertOutput> => {
-    const stored = decodeStored(format, experts[expert] as Uint8Array);
+    const stored = decodeStored(formats[expert] as MatrixFormat, experts[expert] as Uint8Array);
     const dense = asFactorised(format, stored);
     const target = dense.slice();
     divide(target, sigma);
@@ -149,7 +158,7 @@ export async function* runJob(
     return { kind: 'expert', expert, tensors: { [WEIGHTS]: data }, ...squaredError(stored, floatsOf(dtype, data)) };
   };
   const keep = (expert: number): ExpertOutput => {
-    const stored = decodeStored(format, experts[expert] as Uint8Array);
+    const stored = decodeStored(formats[expert] as MatrixFormat, experts[expert] as Uint8Array);
     const weights = encodeFinite(dtype, stored, `${label}, expert ${expert}`);
     return { kind: 'expert', expert, tensors: { [WEIGHTS]: weights }, ...NO_ERROR };
   };
@@ -173,7 +182,7 @@ export async function* runJob(
   }
 }
 
-function decodeStored(format: FitJob['format'], bytes: Uint8Array): Float32Array {
+function decodeStored(format: MatrixFormat, bytes: Uint8Array): Float32Array {
   const values = new Float32Array(format.rows * format.cols);
   decodeMatrix({ ...format, transposed: false }, bytes, values);
   return values;

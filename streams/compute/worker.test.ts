@@ -12,14 +12,15 @@ import { WORKER_SERVICE } from './worker-protocol.js';
 const FIT: FitJob = {
   method: 'mobe',
   problem: { experts: 3, rows: 4, cols: 16, bases: 1, rank: 4, activation: 'silu' } as FitJob['problem'],
-  format: { encoding: { kind: 'float', dtype: 'F32' }, rows: 4, cols: 16, transposed: false },
+  format: { rows: 4, cols: 16, transposed: false },
+  encodings: [{ kind: 'float', dtype: 'F32' }],
   dtype: 'F32',
   written: 'factors',
   sigma: 1,
   solver: 'varpro',
   options: { steps: 3, batchExperts: 3, holdTargets: true, seed: 0 },
   label: 'a group',
-  tensors: [0, 1, 2].map((i) => ({ name: `experts.${i}`, file: 'model.safetensors' })),
+  tensors: [0, 1, 2].map((i) => ({ name: `experts.${i}`, file: 'model.safetensors', encoding: 0 })),
   firstExpert: 0,
 };
 const EXPERT = new Uint8Array(Float32Array.from({ length: 64 }, (_, i) => Math.sin(i * i)).buffer);

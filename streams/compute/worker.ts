@@ -15,7 +15,7 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import { collector } from '../machines/collect.js';
 import type { ListenAt, ServiceHooks } from '../machines/peer-options.js';
 import { ComputeThread } from './compute-thread.js';
-import { fitJob, type JobOutput } from './job.js';
+import { fitJob, type JobOutput, jobFormats } from './job.js';
 import { expertName, openParams, rateParams, sharedName, WORKER_SERVICE, type WorkerFacts } from './worker-protocol.js';
 
 /** What a worker offers. */
@@ -116,19 +116,18 @@ class WorkerSession {
     fit: async (params, reply) => {
       const thread = this.opened();
       const job = checkParams(this.channel.peer, '"fit"', fitJob, params);
-      const stored = matrixBytes(job.format) * job.problem.experts;
+      const sizes = jobFormats(job).map((format, expert) => [String(expert), matrixBytes(format)] as const);
+      const stored = sizes.reduce((sum, [, bytes]) => sum + bytes, 0);
       const method = methodNamed(job.method);
       const running = { stored, fit: method.memory(job.problem, { ...job.options, solver: job.solver }) };
       this.memory.take(running);
       try {
-        const names = job.tensors.map((_, expert) => String(expert));
-        const bytes = matrixBytes(job.format);
-        const experts = collector(this.channel.peer, new Map(names.map((name) => [name, bytes])));
+        const experts = collector(this.channel.peer, new Map(sizes));
         for await (const piece of reply.uploads) experts.put(piece);
         this.hooks.onLog?.(`${this.channel.peer}: ${job.label}`);
         // Errors are ignored here: if the session is gone, the job ends with it.
         const onStep = (step: FitStep) => void reply.event({ kind: 'step', ...step }).catch(() => {});
-        const all = names.map(experts.finish());
+        const all = sizes.map(([name]) => name).map(experts.finish());
         await reply.tensors(answer(thread.run(job, all, { onStep, handOver: true }), reply));
       } finally {
         this.memory.give(running);

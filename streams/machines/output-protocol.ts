@@ -65,8 +65,8 @@ export const resumeAnswer = listOf(
   z.union([
     z.strictObject({ part: partEntry }),
     z
-      .strictObject({ done: z.string(), note: groupReport })
-      .refine(({ done, note }) => groupLabel(note) === done, 'the report of another group'),
+      .strictObject({ done: z.string(), note: z.union([groupReport, listOf(groupReport)]) })
+      .refine(({ done, note }) => [note].flat().map(groupLabel).join(', ') === done, 'the report of another group'),
   ]),
 );
 

@@ -5,7 +5,7 @@ import { InterruptedError } from '../../src/errors.js';
 import { expertsOf } from '../../src/models/expert-names.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
-import { countNonFinite, decodedRows } from '../stages/pass-through.js';
+import { countNonFinite, decodedRows } from '../stages/decode-source.js';
 
 /** A tensor with NaN or infinite weights. */
 export interface BadTensor {

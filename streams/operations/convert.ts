@@ -4,6 +4,7 @@
  */
 import { listSideFiles } from '../../src/checkpoint/side-files.js';
 import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
+import { groupUnits } from '../../src/conversion/group-places.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import { type Circumstances, runIdentity } from '../../src/conversion/run-identity.js';
 import type { GroupReport } from '../../src/conversion/run-report.js';
@@ -30,7 +31,7 @@ import { blameSource } from './blame-source.js';
 import { openFactors } from './open-factors.js';
 import { type OutputPlace, openOutput, outputName } from './open-output.js';
 import { type Recorded, writeSmallFiles } from './small-files.js';
-import { conversionUnits, copyId } from './units.js';
+import { conversionUnits, copyId, unitId } from './units.js';
 
 /** What a conversion gives to the branch that produces the factorised tensors. */
 export interface BranchContext {
@@ -143,9 +144,13 @@ async function write(
   const { files: reader } = plan.source;
   const units = new Map(conversionUnits(plan).map((unit) => [unit.id, unit] as const));
   const finished = await resume(plan, output, [...units.values()], run);
-  const missing = plan.groups.filter((group) => !finished.has(groupLabel(group)));
+  const together = groupUnits(plan.groups, plan);
+  const unitOf = new Map(together.flatMap((unit) => unit.map((group) => [groupLabel(group), unit] as const)));
+  const isFinished = (group: GroupPlan): boolean => finished.has(unitId(unitOf.get(groupLabel(group)) ?? [group]));
+  const missing = plan.groups.filter((group) => !isFinished(group));
   const copies = plan.copies.filter((copy) => !finished.has(copyId(copy)));
-  groups.push(...plan.groups.flatMap((group) => (finished.get(groupLabel(group)) as GroupReport | undefined) ?? []));
+  for (const unit of together)
+    groups.push(...[(finished.get(unitId(unit)) ?? []) as GroupReport | GroupReport[]].flat());
   if (plan.format === 'factors' && missing.length === 0) return true;
   await onStart?.();
   for (const shard of plan.layout.shards) await output.reserve(shard);
@@ -153,8 +158,10 @@ async function write(
     .filter(({ id }) => !finished.has(id))
     .reduce((sum, { parts }) => sum + parts.reduce((size, part) => size + part.bytes, 0), 0);
   run.onProgress?.({ kind: 'phase', phase: 'convert', groups: missing.length, bytes });
+  const reports = new Map<readonly GroupPlan[], GroupReport[]>();
   await writeAll({
     copies,
+    groups: missing,
     reader,
     experts: experts({ reader, missing, states, signal }),
     output,
@@ -163,11 +170,18 @@ async function write(
     onSinkError,
     onBytes: (bytes) => run.onProgress?.({ kind: 'bytes', bytes }),
     async onFinished(report) {
-      groups.push(report);
-      const unit = units.get(groupLabel(report));
-      if (unit) await output.finish?.(unit, report); // a native export leaves out whole layers: nothing of them is written
-      run.onProgress?.({ kind: 'group', report }); // only now, so that an interruption keeps every group that was reported
-      if (unit && states) await removeState(states.folder, report, run.fileSystem);
+      const unit = unitOf.get(groupLabel(report)) ?? []; // a native export leaves out whole layers: nothing of them is written
+      const told = [...(reports.get(unit) ?? []), report];
+      reports.set(unit, told);
+      if (told.length < unit.length) return;
+      reports.delete(unit);
+      groups.push(...told);
+      const written = units.get(unitId(unit));
+      if (written) await output.finish?.(written, told.length > 1 ? told : report);
+      for (const it of told) {
+        run.onProgress?.({ kind: 'group', report: it }); // only now, so that an interruption keeps every group that was reported
+        if (written && states) await removeState(states.folder, it, run.fileSystem);
+      }
     },
   });
   return false;

@@ -1,14 +1,14 @@
 import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
-import { type ConversionPlan, planConversion } from '../../src/conversion/conversion-plan.js';
+import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
+import { planExpansion } from '../../src/conversion/expansion-plan.js';
 import { type GroupPlan, groupKey, productOf } from '../../src/conversion/group-plan.js';
-import { findNativeGroups } from '../../src/conversion/native-groups.js';
+import { denseConfig } from '../../src/conversion/native-config.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { mapValues } from '../../src/map-values.js';
-import { FAMILIES } from '../../src/models/detect.js';
-import { modellingFiles } from '../../src/models/modelling-files.js';
+import { MODELLING_NAMES } from '../../src/models/modelling-files.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
 import { type ComputeThread, withThread } from '../compute/compute-thread.js';
 import { openSource, type Source } from '../machines/remote-files.js';
@@ -34,11 +34,8 @@ export async function expand(
   const started = performance.now();
   const { shardSize, threads, engine: choice } = resolveSettings(options);
   const source = await openSource(native, run);
-  const groups = findNativeGroups(source);
-  const engine = await chooseEngine(choice, threads, productOf(groups[0]));
-  const dropped = new Set(groups.flatMap(({ names }) => Object.values(names.shared)));
-  // Tensors that are quantised in a native checkpoint were kept so on purpose (`--keep-quantized`).
-  const plan = planConversion({ source, groups, format: 'hf', shardBytes: shardSize, dropped, keepQuantised: true });
+  const plan = planExpansion(source, shardSize);
+  const engine = await chooseEngine(choice, threads, productOf(plan.groups[0]));
   return convert({
     plan,
     out,
@@ -47,8 +44,8 @@ export async function expand(
     experts: ({ reader, missing, signal }) =>
       withThread({ engine: engine.name, threads }, signal, (thread) => rebuildAll(plan, missing, reader, thread)),
     companions: {
-      modelling: { leave: FAMILIES.flatMap(({ native }) => (native ? modellingFiles(native) : [])) },
-      config: groups[0]?.method.native?.dense(source.config) ?? {},
+      modelling: { leave: MODELLING_NAMES },
+      config: denseConfig(source.config),
     },
     record: {
       kind: 'expand',

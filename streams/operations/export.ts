@@ -2,7 +2,7 @@ import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
-import { expertCopies, groupPlaces, type Place } from '../../src/conversion/group-places.js';
+import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
 import {
   checkNative,
   type GroupKey,
@@ -32,7 +32,7 @@ import { relativeError } from '../compute/squared-error.js';
 import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { passThrough } from '../stages/pass-through.js';
+import { keptWeights, passThrough } from '../stages/pass-through.js';
 import { type FactoredGroup, type FactorRanges, rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
@@ -189,7 +189,7 @@ async function* rebuildAll(
     if (maxError !== undefined) {
       const error = await rebuildError(it, plan, reader, thread);
       if (!(error <= maxError)) {
-        yield* passThrough(expertCopies(it.group, plan), reader);
+        yield* keptWeights(it.group, plan, reader);
         yield { finished: keptReport(it.group, error, seconds()) };
         continue;
       }

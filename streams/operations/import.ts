@@ -188,7 +188,7 @@ async function readGroup(
       const start = file.A.start + expert * size;
       const A = await readFloats({ file: file.A.file, start, end: start + size }, stored, reader);
       const tensors = foldSigma(method, { A }, sigma, dtype, `${label}, expert ${expert}`);
-      const dense = { format, bytes: await readMatrix(reader, matrix) };
+      const dense = { format: { ...format, encoding: matrix.encoding }, bytes: await readMatrix(reader, matrix) };
       yield { expert, tensors, ...(await thread.call('compare', [expert, tensors, dense])) };
     }
   }

@@ -9,6 +9,7 @@ import { CLI, RECORD_PEAK, TINY_MODEL } from '../../fixtures/paths.js';
 import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { thoroughBut } from '../../fixtures/thorough.js';
+import { floatTensor } from '../../src/checkpoint/header.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { planCompression } from '../../src/conversion/compression-plan.js';
 import { type GroupPlan, sourceBytes } from '../../src/conversion/group-plan.js';
@@ -37,7 +38,7 @@ function expectPromise(peak: number, planned: number): void {
 }
 
 async function model(shape: GeneratedModel): Promise<string> {
-  const path = join(folder, Object.values(shape).join('-'));
+  const path = join(folder, `${Object.values(shape).filter(Number).join('-')}${shape.alter ? '-altered' : ''}`);
   if (!existsSync(path)) await generateCheckpoint(path, shape);
   return path;
 }
@@ -60,9 +61,22 @@ const WIDE = { layers: 2, experts: 128, rows: 64, cols: 4096 };
 const FLAT = { layers: 1, experts: 64, rows: 16, cols: 8192 };
 const BALANCED = { layers: 1, experts: 64, rows: 128, cols: 1024 };
 
+/** Experts as Qwen3-VL-MoE is published: gate beside up, transposed. */
+const TURNED: GeneratedModel = {
+  ...{ layers: 2, experts: 64, rows: 256, cols: 2048 },
+  alter: (tensors) => [
+    ...tensors.filter(({ name }) => !name.includes('.experts.')),
+    ...[0, 1].flatMap((layer) => [
+      floatTensor(`model.layers.${layer}.mlp.experts.gate_up_proj`, 'BF16', 64, 2048, 512),
+      floatTensor(`model.layers.${layer}.mlp.experts.down_proj`, 'BF16', 64, 256, 2048),
+    ]),
+  ],
+};
+
 const SHAPES: ReadonlyArray<readonly [string, GeneratedModel | undefined, CompressOptions]> = [
   ['the process and its threads', undefined, { bases: 8, steps: 20, threads: 2 }],
   ['groups as stored', WIDE, { method: 'svd', format: 'hf', rank: 2, threads: 1 }],
+  ['groups and slices of fused tensors', TURNED, { method: 'svd', format: 'hf', rank: 2, threads: 1 }],
   ['decoded targets', WIDE, { bases: 2, rank: 8, steps: 2, threads: 1, batchExperts: 8 }],
   ["a solver's state", FLAT, { bases: 40, steps: 4, threads: 1, batchExperts: 4 }],
   ['batches of two sizes', BALANCED, { bases: 2, steps: 2, threads: 1, batchExperts: 40 }],

@@ -29,7 +29,7 @@ export interface Companions {
   /**
    * Modelling files of this project: those to add to a native output, and those not to copy from the source of an expansion.
    */
-  readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly ModellingFile[] };
+  readonly modelling?: { readonly add?: readonly ModellingFile[]; readonly leave?: readonly string[] };
   /** The new text of side files that the result does not copy unchanged, by target; undefined leaves the file out. */
   readonly edited?: ReadonlyMap<string, string | undefined>;
 }
@@ -84,7 +84,7 @@ async function writeCompanions(
 ): Promise<void> {
   const { source, layout, format, parametersBefore, parametersAfter, bytesBefore, bytesAfter } = plan;
   const added = modelling?.add ?? [];
-  const ours = new Set([...added, ...(modelling?.leave ?? [])].map(({ target }) => target));
+  const ours = new Set([...added.map(({ target }) => target), ...(modelling?.leave ?? [])]);
   for (const { source: file, target, bytes } of await listSideFiles(source)) {
     if (ours.has(target)) continue;
     const text = edited?.get(target);

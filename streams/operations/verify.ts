@@ -1,12 +1,12 @@
-import { isFloatDtype } from '../../src/checkpoint/dtype.js';
+import { floatBytes, isFloatDtype } from '../../src/checkpoint/dtype.js';
 import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
-import { readMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, copyBytes, planConversion } from '../../src/conversion/conversion-plan.js';
 import { readReport } from '../../src/conversion/existing-output.js';
-import { expertCopies, type GroupPlaces, groupPlaces, type Place, WEIGHTS } from '../../src/conversion/group-places.js';
+import { type GroupPlaces, groupPlaces, keptCopies, type Place, WEIGHTS } from '../../src/conversion/group-places.js';
 import {
   compareGroups,
   type GroupKey,
@@ -27,6 +27,7 @@ import {
   isNative,
   resolveSettings,
 } from '../../src/conversion/settings.js';
+import { gather } from '../../src/conversion/slices.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
 import type { MethodProblem } from '../../src/methods/method.js';
@@ -41,6 +42,7 @@ import type { RunHooks } from '../run-options.js';
 import { passThrough } from '../stages/pass-through.js';
 import { type FactorRanges, loadFactors, readFactors } from '../stages/rebuild.js';
 import { checkConfig, checkDtypes, checkIndex, checkSideFiles, compareSpecs } from './verify-files.js';
+import { compareKept, rangeIn } from './verify-kept.js';
 import { checkManifest, type Integrity } from './verify-manifest.js';
 
 /** Largest relative difference between a recomputed error and the reported one. f32 sums in another order differ slightly. */
@@ -99,7 +101,7 @@ export async function verify(
   // Groups that were not compressed hold the source's weights, byte for byte.
   const kept = plan.groups.filter((group) => report.groups.some((it) => isKept(it) && compareGroups(it, group) === 0));
   const groups = plan.groups.filter((group) => !kept.includes(group));
-  const copies = [...plan.copies, ...kept.flatMap((group) => expertCopies(group, plan))];
+  const copies = [...plan.copies, ...kept.flatMap((group) => keptCopies(group, plan))];
   const sourceFingerprint = await fingerprint(original);
   if (report.kind !== 'expand' && report.sourceFingerprint !== sourceFingerprint)
     problems.push(`${REPORT_FILE}: the result was made from another source`);
@@ -129,6 +131,7 @@ export async function verify(
     const bytesToCopy = copies.reduce((sum, copy) => sum + copyBytes(copy), 0);
     onProgress?.({ kind: 'phase', phase: 'verify', groups: groups.length, bytes: bytesToCopy + groupBytes });
     copiedBytes = await compareCopies({ ...plan, copies }, result, hooks, problems);
+    copiedBytes += await compareKept(plan, groups, result, sound, problems);
     let bytes = copiedBytes;
     for (const group of groups) {
       if (signal?.aborted) throw new InterruptedError();
@@ -184,13 +187,16 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   // An expansion was made from a native checkpoint, which is not available here. So its dtypes are taken from the result.
   const quantised = [...original.tensors.values()].filter(isQuantised);
   const decoded = quantised.map((tensor) => result.tensors.get(quantisedMatrix(tensor, original).name)?.dtype ?? '');
+  // Checkpoints of format_version 1 are expanded to one tensor for each expert, even if the source's are fused.
+  const separate = groups.some(({ experts: [first] }) => first && !result.tensors.has(first.place.tensor));
   return planConversion({
     ...base,
     groups: groups.map((group) => {
-      const dtype = result.tensors.get(group.experts[0]?.name ?? '')?.dtype ?? '';
+      const { name, place } = group.experts[0] as StoredMatrix;
+      const dtype = result.tensors.get(separate ? name : place.tensor)?.dtype ?? '';
       return isFloatDtype(dtype) ? { ...group, dtype } : group;
     }),
-    separate: true,
+    separate,
     keepQuantised: [...result.tensors.values()].some(isQuantised),
     decodedDtype: decoded.find(isFloatDtype) ?? decodedDtype({}),
   });
@@ -246,18 +252,22 @@ async function groupError(
   thread: ComputeThread,
 ): Promise<SquaredError> {
   const { format, dtype } = group;
-  const rangeOf = ({ tensor, offset, bytes }: Place): ByteRange => {
-    const { file, start } = result.tensors.get(tensor) as TensorInfo;
-    return { file, start: start + offset, end: start + offset + bytes };
-  };
+  const rangeOf = (place: Place): ByteRange => rangeIn(result, place);
   const ranges = (places: readonly Place[]): FactorRanges =>
     Object.fromEntries(places.map((place) => [place.factor, rangeOf(place)]));
+  const readWritten = async (places: readonly Place[]): Promise<Record<string, Uint8Array>> => {
+    const read = await readFactors(ranges(places), result.files);
+    for (const { factor, part } of places)
+      if (part) read[factor] = gather(part, floatBytes(dtype), read[factor] as Uint8Array);
+    return read;
+  };
   const native = isNative(plan);
   if (native) await loadFactors({ group, shared: ranges(shared) }, result.files, thread);
   let error = NO_ERROR;
   for (const [expert, matrix] of group.experts.entries()) {
-    const dense = { format, bytes: await readMatrix(plan.source.files, matrix) };
-    const written = await readFactors(ranges(experts[expert] ?? []), result.files);
+    const { encoding } = matrix;
+    const dense = { format: { ...format, encoding }, bytes: await readMatrix(plan.source.files, matrix) };
+    const written = await readWritten(experts[expert] ?? []);
     const rebuilt = { format: { ...format, encoding: { kind: 'float', dtype } as const }, bytes: written[WEIGHTS] };
     const own = native
       ? thread.call('compare', [expert, written, dense])

@@ -1,5 +1,6 @@
 /** The factorise stage: each group becomes a job, and the next free runner takes it. */
-import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { isDeepStrictEqual } from 'node:util';
+import type { Encoding } from '../../src/checkpoint/encoding.js';
 import { type GroupKey, type GroupPlan, groupKey, groupLabel, sourceBytes } from '../../src/conversion/group-plan.js';
 import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
 import type { Settings } from '../../src/conversion/settings.js';
@@ -34,10 +35,16 @@ export function describeJob(
   { settings, memory, written }: Pick<FactoriseOptions, 'settings' | 'memory' | 'written'>,
 ): FitJob {
   const { solver, steps, learningRate, seed, maxError } = settings;
+  const encodings: Encoding[] = [];
+  const tensors = group.experts.map(({ name, data, encoding }) => {
+    const known = encodings.findIndex((it) => isDeepStrictEqual(it, encoding));
+    return { name, file: data.file, encoding: known < 0 ? encodings.push(encoding) - 1 : known };
+  });
   return {
     method: group.method.name,
     problem: group.problem,
     format: group.format,
+    encodings,
     dtype: group.dtype,
     written,
     ...(sigma !== undefined && { sigma }),
@@ -50,7 +57,7 @@ export function describeJob(
       seed: groupSeed(seed, group),
     },
     label: groupLabel(group),
-    tensors: group.experts.map(({ name, data }: StoredMatrix) => ({ name, file: data.file })),
+    tensors,
     firstExpert: 0,
     ...(maxError !== undefined && written === 'weights' && { maxError }),
   };

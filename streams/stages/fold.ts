@@ -43,8 +43,8 @@ export async function* fold(
       yield { tensor, offset, data: shared[factor] as Uint8Array };
     for await (const { expert, tensors, ...own } of fitted.experts) {
       error = addErrors(error, own);
-      for (const { factor, tensor, offset } of places.experts[expert] ?? [])
-        yield { tensor, offset, data: tensors[factor] as Uint8Array };
+      for (const { factor, tensor, offset, part } of places.experts[expert] ?? [])
+        yield { tensor, offset, data: tensors[factor] as Uint8Array, ...(part && { part }) };
     }
   } finally {
     fitted.release();

@@ -3,7 +3,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { generateFamily } from '../../fixtures/generate-family.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { type Checkpoint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
-import { decodeMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, planGroups, sourceBytes } from '../../src/conversion/group-plan.js';
 import { resolveSettings } from '../../src/conversion/settings.js';
 import { detectModel } from '../../src/models/detect.js';
@@ -47,13 +47,16 @@ async function sigmas(groups: number, holdParts: boolean, coming?: (group: Group
   return found;
 }
 
+const formatsOf = ({ format, experts }: GroupPlan): MatrixFormat[] =>
+  experts.map(({ encoding }) => ({ ...format, encoding }));
+
 /** σ of a layer and projection, in f64 from the decoded weights. */
 async function expected(layer: number, projection: string): Promise<number> {
   const group = planned(1).find((it) => it.layer === layer && it.projection === projection) as GroupPlan;
   const values: number[] = [];
-  for (const { data, rows, cols } of group.experts) {
+  for (const { data, rows, cols, encoding } of group.experts) {
     const weights = new Float32Array(rows * cols);
-    decodeMatrix(group.format, await source.files.readRange(data), weights);
+    decodeMatrix({ ...group.format, encoding }, await source.files.readRange(data), weights);
     values.push(...weights);
   }
   const mean = values.reduce((a, b) => a + b, 0) / values.length;
@@ -93,7 +96,7 @@ describe('normalise', () => {
     for (const { data } of group.experts) experts.push(await source.files.readRange(data));
     const labels = group.experts.map(({ name, data }) => ({ name, file: data.file }));
     const weights = {
-      format: group.format,
+      formats: formatsOf(group),
       experts,
       labels,
       sigma: undefined,
@@ -111,7 +114,7 @@ describe('normalise', () => {
     const { rows, cols } = group.format;
     const experts = group.experts.map((_, e) => new Uint8Array(new Uint16Array(rows * cols).fill(0x3f80 + e).buffer));
     const labels = group.experts.map(({ name }) => ({ name, file: 'f' }));
-    const weights = { format: group.format, experts, labels, sigma: 2, writtenDtype: undefined, label: 'group' };
+    const weights = { formats: formatsOf(group), experts, labels, sigma: 2, writtenDtype: undefined, label: 'group' };
     const targets = normaliseForFit(weights, true);
     for (const bytes of experts) bytes.fill(0); // what is kept does not change with its source
     const target = new Float32Array(rows * cols);

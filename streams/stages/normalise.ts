@@ -6,10 +6,10 @@
 import { setImmediate } from 'node:timers/promises';
 import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
-import { decodeRows, storedBytes } from '../../src/checkpoint/encoding.js';
 import {
   asFactorised,
   decodeMatrix,
+  decodePart,
   type MatrixFormat,
   readMatrix,
   type StoredMatrix,
@@ -127,24 +127,21 @@ async function measureGroup(
 /** Decodes and measures some rows at a time. Between slices, other work can use the thread. */
 async function measureExpert(
   before: Moments,
-  { format, experts, dtype }: GroupPlan,
+  { experts, dtype }: GroupPlan,
   expert: number,
   bytes: Uint8Array,
   writesWeights: boolean,
 ): Promise<Moments> {
-  const { encoding, rows, cols } = format;
-  const { data: size } = storedBytes(encoding, rows, cols);
-  const rowBytes = size / rows;
+  const matrix = experts[expert] as StoredMatrix;
+  const { rows, cols, name, data } = matrix;
   const values = new Float32Array(rowsAtOnce(rows, cols) * cols);
   const measure = new ExpertMeasure(before);
   for (const { first, count } of slices(rows, cols)) {
     const part = values.subarray(0, count * cols);
-    const data = bytes.subarray(first * rowBytes, (first + count) * rowBytes);
-    decodeRows(encoding, cols, { first, count }, data, bytes.subarray(size), part);
+    decodePart(matrix, bytes, { first, count }, part);
     measure.add(part);
     await setImmediate();
   }
-  const { name, data } = experts[expert] as GroupPlan['experts'][number];
   return measure.finish({ name, file: data.file }, writesWeights ? dtype : undefined);
 }
 
@@ -198,7 +195,8 @@ class ExpertMeasure {
 
 /** The weights of a group, as a job receives them. */
 export interface JobWeights {
-  readonly format: MatrixFormat;
+  /** The format of each expert. All have the same shape. */
+  readonly formats: readonly MatrixFormat[];
   readonly experts: readonly Uint8Array[];
   readonly labels: readonly TensorLabel[];
   /** If undefined, σ is measured from these weights. */
@@ -215,23 +213,24 @@ export interface JobWeights {
  * `DegenerateGroupError` if σ has to be measured.
  */
 export function normaliseForFit(weights: JobWeights, hold: boolean): Targets & { readonly sigma: number } {
-  const { format, experts, labels, writtenDtype, label } = weights;
+  const { formats, experts, labels, writtenDtype, label } = weights;
   const held = new Map<number, Float32Array>();
-  const size = format.rows * format.cols;
+  const shape = formats[0] as MatrixFormat;
+  const size = shape.rows * shape.cols;
   let { sigma } = weights;
   if (sigma === undefined || hold) {
     const scratch = new Float32Array(size);
     let moments = NO_MOMENTS;
     for (const [expert, bytes] of experts.entries()) {
-      const values = hold && !format.transposed ? new Float32Array(size) : scratch;
-      decodeMatrix({ ...format, transposed: false }, bytes, values);
+      const values = hold && !shape.transposed ? new Float32Array(size) : scratch;
+      decodeMatrix({ ...(formats[expert] as MatrixFormat), transposed: false }, bytes, values);
       if (sigma === undefined) {
         const measure = new ExpertMeasure(moments);
-        for (const { first, count } of slices(format.rows, format.cols))
-          measure.add(values.subarray(first * format.cols, (first + count) * format.cols));
+        for (const { first, count } of slices(shape.rows, shape.cols))
+          measure.add(values.subarray(first * shape.cols, (first + count) * shape.cols));
         moments = measure.finish(labels[expert] as TensorLabel, writtenDtype);
       }
-      if (hold) held.set(expert, asFactorised(format, values));
+      if (hold) held.set(expert, asFactorised(shape, values));
     }
     sigma ??= sigmaOf(moments, label);
   }
@@ -245,7 +244,7 @@ export function normaliseForFit(weights: JobWeights, hold: boolean): Targets & {
         target.set(known);
         return;
       }
-      decodeMatrix(format, experts[expert] as Uint8Array, target);
+      decodeMatrix(formats[expert] as MatrixFormat, experts[expert] as Uint8Array, target);
       divide(target, scale);
     },
     forget: (expert) => void held.delete(expert),

@@ -1,20 +1,20 @@
 /** The pass-through stage: tensors that are not factorised are copied as byte ranges, or decoded if they are quantised. */
-import { allFinite, encodeFloats } from '../../src/checkpoint/codec.js';
 import { floatBytes } from '../../src/checkpoint/dtype.js';
-import { openMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan, Copy } from '../../src/conversion/conversion-plan.js';
-import { expertCopies } from '../../src/conversion/group-places.js';
+import { keptCopies, weightPlaces } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupKey, groupLabel } from '../../src/conversion/group-plan.js';
 import type { KeptGroupReport } from '../../src/conversion/run-report.js';
-import { DroppedGroupError, NonFiniteWeightError, OverflowError } from '../../src/errors.js';
+import { DroppedGroupError } from '../../src/errors.js';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
 import type { BufferPool, PooledBuffer } from '../flow/buffer-pool.js';
 import type { OutputChunk, OutputRecord } from '../records.js';
+import { assembleSlice, decodedRows, encodedMatrix, encodeRows } from './decode-source.js';
 
 /** Two reads keep a disk busy while a block is handed on. More are not faster, even from the page cache. */
 const READS_IN_FLIGHT = 2;
 
-/** A block whose read has started, or a matrix to decode later. Steps are in the order of the copies. */
+/** A block whose read has started, or matrices to decode later. Steps are in the order of the copies. */
 type Step = { readonly block: Block; readonly loaded: Promise<PooledBuffer> } | { readonly copy: Copy };
 
 /** One read: bytes of one copy, or of several copies that follow each other in a file. */
@@ -66,10 +66,12 @@ export async function* passThrough(
   }
 }
 
+const isDecoded = ({ decode, assemble }: Copy): boolean => decode !== undefined || assemble !== undefined;
+
 function* steps(copies: readonly Copy[]): Generator<{ block: Block } | { copy: Copy }> {
   for (const run of neighbours(copies)) {
     const [copy] = run as [Copy];
-    if (copy.decode) {
+    if (isDecoded(copy)) {
       yield { copy };
       continue;
     }
@@ -96,47 +98,24 @@ function* cut({ range, run }: Block, buffer: PooledBuffer): Generator<OutputChun
   }
 }
 
-/** Decoded rows of a matrix, starting at row `first`: `values` is (rows, cols) f32. The next part reuses the same memory. */
-export interface DecodedRows {
-  readonly first: number;
-  readonly values: Float32Array;
-}
-
-/** Decodes a matrix in parts of about 8 MiB. Its scales are small and are read whole. */
-export async function* decodedRows(matrix: StoredMatrix, reader: RangeReader): AsyncGenerator<DecodedRows> {
-  const { rows, cols } = matrix;
-  const opened = await openMatrix(reader, matrix);
-  const rowsAtOnce = Math.max(1, Math.floor(READ_BYTES / (4 * cols)));
-  const values = new Float32Array(Math.min(rows, rowsAtOnce) * cols);
-  for (let first = 0; first < rows; first += rowsAtOnce) {
-    const count = Math.min(rowsAtOnce, rows - first);
-    const part = values.subarray(0, count * cols);
-    await opened.decode({ first, count }, part);
-    yield { first, values: part };
-  }
-}
-
-/** Counts infinities and NaNs. */
-export const countNonFinite = (values: Float32Array): number =>
-  values.reduce((sum, value) => sum + (Number.isFinite(value) ? 0 : 1), 0);
-
 async function* decoded(
-  { target, offset, decode }: Copy,
+  { target, offset, decode, assemble }: Copy,
   reader: RangeReader,
   pool: BufferPool | undefined,
 ): AsyncGenerator<OutputChunk> {
+  if (assemble) {
+    const { slice, dtype } = assemble;
+    yield { tensor: target, offset, data: await assembleSlice(slice, slice.matrices, dtype, reader) };
+    return;
+  }
   const { matrix, dtype } = decode as NonNullable<Copy['decode']>;
-  const { name, cols, data: source } = matrix;
+  const rowBytes = matrix.cols * floatBytes(dtype);
   for await (const { first, values } of decodedRows(matrix, reader)) {
     const buffer = await pool?.take();
-    const data = encodeFloats(dtype, values, buffer?.bytes);
-    if (!allFinite(dtype, data)) {
-      const bad = countNonFinite(values);
-      throw bad ? new NonFiniteWeightError(name, source.file, bad) : new OverflowError(name, dtype);
-    }
+    const data = encodeRows(matrix, values, dtype, buffer?.bytes);
     yield {
       tensor: target,
-      offset: offset + first * cols * floatBytes(dtype),
+      offset: offset + first * rowBytes,
       data,
       ...(buffer && { release: buffer.release }),
     };
@@ -150,8 +129,8 @@ function* neighbours(copies: readonly Copy[]): Generator<Copy[]> {
     const last = run.at(-1);
     const joins =
       last !== undefined &&
-      !last.decode &&
-      !copy.decode &&
+      !isDecoded(last) &&
+      !isDecoded(copy) &&
       last.source.file === copy.source.file &&
       last.source.end === copy.source.start &&
       copy.source.end - (run[0] as Copy).source.start <= READ_BYTES;
@@ -164,9 +143,22 @@ function* neighbours(copies: readonly Copy[]): Generator<Copy[]> {
   if (run.length) yield run;
 }
 
+/** The weights of a group as they are in the source, in the dtype and the places of rebuilt ones. */
+export async function* keptWeights(
+  group: GroupPlan,
+  plan: Pick<ConversionPlan, 'format' | 'separate'>,
+  reader: RangeReader,
+): AsyncGenerator<OutputChunk> {
+  yield* passThrough(keptCopies(group, plan), reader);
+  for (const [expert, { tensor, offset, part }] of weightPlaces(group, plan).entries()) {
+    const matrix = group.experts[expert] as StoredMatrix;
+    if (part) yield { tensor, offset, data: await encodedMatrix(matrix, group.dtype, reader), part };
+  }
+}
+
 /**
- * A group that is not fitted: its weights as they are, in the dtype and the places of rebuilt ones, and its report. Throws
- * `DroppedGroupError` if the output has no places for weights.
+ * A group that is not fitted: its weights as they are, and its report. Throws `DroppedGroupError` if the output has no places
+ * for weights.
  */
 export async function* keepGroup(
   group: GroupPlan,
@@ -174,6 +166,6 @@ export async function* keepGroup(
   reader: RangeReader,
 ): AsyncGenerator<OutputRecord> {
   if (plan.format !== 'hf') throw new DroppedGroupError(groupLabel(group));
-  yield* passThrough(expertCopies(group, plan), reader);
+  yield* keptWeights(group, plan, reader);
   yield { finished: { ...groupKey(group), seconds: 0, keptError: null, dropped: true } satisfies KeptGroupReport };
 }

@@ -55,12 +55,15 @@ export async function* rebuildWeights(
   for (const [expert, places] of groupPlaces(group, plan).experts.entries()) {
     const factors = await readFactors(own(expert), reader);
     const target = dense?.[expert];
-    const weights = target && { format: group.format, bytes: await readMatrix(reader, target) };
+    const weights = target && {
+      format: { ...group.format, encoding: target.encoding },
+      bytes: await readMatrix(reader, target),
+    };
     const label = `${groupLabel(group)}, expert ${expert}`;
     const { data, ...rebuilt } = await thread.call('rebuild', [expert, factors, label, weights]);
     error = addErrors(error, rebuilt);
-    const { tensor, offset } = places[0] as Place;
-    yield { tensor, offset, data };
+    const { tensor, offset, part } = places[0] as Place;
+    yield { tensor, offset, data, ...(part && { part }) };
   }
   return error;
 }

@@ -2,13 +2,12 @@
 import { join } from 'node:path';
 import { CONFIG_FILE } from '../../checkpoint/open-checkpoint.js';
 import { ConfigMismatchError, MissingExpertError, UnequalExpertError } from '../../errors.js';
-import type { NativeForm } from '../../models/family.js';
-import { type ConfigChanges, type GroupNumber, SHORT_NAMES } from '../../models/native.js';
-import type { NativeFactors, NativeGroups, NativePlace, NativeSource } from '../method.js';
+import { factorsEntry, type GroupNumber, SHORT_NAMES } from '../../models/native.js';
+import type { NativeFactors, NativePlace, NativeSource } from '../method.js';
 import { ACTIVATIONS, type Activation, type Problem } from './problem.js';
 
 export const native: NativeFactors<Problem> = {
-  marker: /^((?:.+\.)?layers\.(\d+)\.mlp\.)B_(gate|up|down)(?:_(\d+))?$/,
+  marker: /^((?:.+\.)?layers\.(\d+)\.(?:.+\.)?)B_(gate|up|down)(?:_(\d+))?$/,
   example: 'model.layers.0.mlp.B_gate',
   names: (place, experts) => ({
     shared: { B: basesName(place), alpha: coefficientsName(place) },
@@ -35,10 +34,10 @@ export const native: NativeFactors<Problem> = {
     const A = tensors.get(first);
     if (!A) throw new MissingExpertError(first, folder);
     const [p] = A.shape as [number];
-    return { experts: n, rows: p, cols: d, bases: m, rank: r, activation: activationOf({ folder, config }) };
+    return { experts: n, rows: p, cols: d, bases: m, rank: r, activation: activationOf(place, { folder, config }) };
   },
-  config: nativeConfig,
-  dense: denseConfig,
+  sizes: ({ bases, rank, activation }, groups) => ({ bases: bases * groups, rank, groups, activation }),
+  common: ({ bases, activation }, groups) => ({ num_B: bases * groups, activation }),
 };
 
 const suffix = ({ group, groups }: GroupNumber): string => (groups === 1 ? '' : `_${group}`);
@@ -50,56 +49,17 @@ const basesName = (place: NativePlace): string => `${place.prefix}B_${SHORT_NAME
 const coefficientsName = (place: NativePlace): string =>
   `${place.prefix}W_${SHORT_NAMES[place.projection]}${suffix(place)}`;
 
-/** `experts.{j}.gate_proj.weight`: A·σ, [p, r], under the name of the dense weight. */
+/** `experts.{j}.gate_proj.weight`: A·σ, [p, r], whatever the source calls the dense weight. */
 const expertName = ({ prefix, projection }: NativePlace, expert: number): string =>
   `${prefix}experts.${expert}.${projection}.weight`;
 
 /**
  * The activation in a config. Throws for an unknown name; the reference's modelling files take any name except "tanh" for SiLU.
+ * Checkpoints of format_version 1 have one for all layers.
  */
-function activationOf({ folder, config }: Pick<NativeSource, 'folder' | 'config'>): Activation {
-  const activation = ACTIVATIONS.find((known) => known === (config.activation ?? 'silu'));
-  if (!activation)
-    throw new ConfigMismatchError(join(folder, CONFIG_FILE), 'activation', config.activation, ACTIVATIONS);
+function activationOf(place: NativePlace, { folder, config }: Pick<NativeSource, 'folder' | 'config'>): Activation {
+  const found = factorsEntry(config, place)?.activation ?? config.activation ?? 'silu';
+  const activation = ACTIVATIONS.find((known) => known === found);
+  if (!activation) throw new ConfigMismatchError(join(folder, CONFIG_FILE), 'activation', found, ACTIVATIONS);
   return activation;
-}
-
-/**
- * The config entries of a native checkpoint. The reference writes only `num_B` and `activation`. The other entries are needed
- * too: the layers and projections that have factors, the rank, the groups, and how to load the model.
- */
-function nativeConfig(
-  source: Readonly<Record<string, unknown>>,
-  { architecture, configClass, module }: NativeForm,
-  { problem, groups, layers, projections, solver, sourceFingerprint }: NativeGroups<Problem>,
-): ConfigChanges {
-  const { bases, rank, activation } = problem;
-  return {
-    architectures: [architecture],
-    auto_map: { AutoConfig: `${module}.${configClass}`, AutoModelForCausalLM: `${module}.${architecture}` },
-    num_B: bases * groups,
-    activation,
-    mobe: {
-      format_version: 1,
-      rank,
-      groups,
-      layers,
-      projections,
-      solver,
-      source_architectures: source.architectures ?? null,
-      source_auto_map: source.auto_map ?? null,
-      source_fingerprint: sourceFingerprint,
-    },
-  };
-}
-
-function denseConfig({ mobe }: Readonly<Record<string, unknown>>): ConfigChanges {
-  const { source_architectures: architectures, source_auto_map: autoMap } = (mobe ?? {}) as Record<string, unknown>;
-  return {
-    ...(architectures ? { architectures } : {}),
-    auto_map: autoMap ?? undefined,
-    num_B: undefined,
-    activation: undefined,
-    mobe: undefined,
-  };
 }

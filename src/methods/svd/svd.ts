@@ -1,6 +1,7 @@
 import type { Method } from '../method.js';
 import { largestBatch, operations, product, workingBytes } from './costs.js';
 import { createExpertFactors } from './expert-factors.js';
+import { native } from './native-form.js';
 import { type Problem, problemSchema, stores } from './problem.js';
 import { createReconstruction } from './reconstruct.js';
 import { completeOptions, planSizes } from './sizes.js';
@@ -26,6 +27,7 @@ export const svd: Method<Problem> = {
   describe: ({ experts: n, rows: p, cols: d, rank: r }) => `${n} A of ${p} × ${r} and ${n} V of ${r} × ${d}`,
   scaled: 'A',
   stores,
+  native,
   // A fit reads no targets. `expertFactors` does all the work, one expert at a time.
   memory: (problem) => ({ targets: 0, state: 0, batch: workingBytes(problem) }),
   batchBytes: workingBytes,

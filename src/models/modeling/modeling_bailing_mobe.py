@@ -1,15 +1,21 @@
-"""Ling ("Bailing"), 1 and 2, with experts that may share bases.
+"""Ling ("Bailing"), 1 and 2: the dense models, and the classes that load native checkpoints of them.
 
-transformers has no class for Ling, so this is the whole model; without `mobe` in config.json all experts are dense.
-Attention and MLP are of the usual kind under names of their own; rotary embeddings, masks, caches and the loop over the
-layers are transformers' GLM-4-MoE, which differs from Ling in nothing there.
+transformers has no class for Ling, so this is the whole model. Attention and MLP are of the usual kind under names of their
+own. Experts, rotary embeddings, masks, caches and the loop over the layers are transformers' GLM-4-MoE, which differs from
+Ling in nothing there.
 """
 
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.configuration_utils import PretrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm4_moe.modeling_glm4_moe import (
+    Glm4MoeExperts,
     Glm4MoeForCausalLM,
     Glm4MoeMLP,
     Glm4MoeModel,
@@ -19,16 +25,18 @@ from transformers.models.glm4_moe.modeling_glm4_moe import (
     eager_attention_forward,
 )
 
-from .mobe_experts import MoBEBlock, MoBEPreTrained, Router, record_router_logits
+from .modeling_mobe import MoBEConfig, MoBEForCausalLM
 
 
-class BailingMoBEConfig(PretrainedConfig):
+class BailingMoeConfig(PretrainedConfig):
     """Ling's keys; these are what its own configuration assumes for absent ones."""
 
     model_type = "bailing_moe"
     keys_to_ignore_at_inference = ["past_key_values"]
     # Where it exists, transformers moves rope_theta, rope_scaling and partial_rotary_factor into it.
     rope_parameters = None
+    # The names by which GLM's experts know them.
+    attribute_map = {"num_local_experts": "num_experts"}
     defaults = {
         "attention_dropout": 0.1,
         "first_k_dense_replace": 0,
@@ -55,10 +63,10 @@ class BailingMoBEConfig(PretrainedConfig):
         super().__init__(**settings)
 
 
-class BailingV2MoBEConfig(BailingMoBEConfig):
+class BailingMoeV2Config(BailingMoeConfig):
     model_type = "bailing_moe_v2"
     defaults = {
-        **BailingMoBEConfig.defaults,
+        **BailingMoeConfig.defaults,
         "attention_dropout": 0.0,
         "max_position_embeddings": 32768,
         "n_group": 8,
@@ -121,34 +129,66 @@ class BailingAttention(nn.Module):
         return self.dense(output.flatten(-2)), weights
 
 
+class Router(nn.Module):
+    """Chooses `top_k` experts a token: Ling 1 by softmax, Ling 2 by sigmoid, a bias and groups of experts."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(config.num_experts, config.hidden_size))
+        self.top_k = config.num_experts_per_tok
+        self.second = config.model_type == "bailing_moe_v2"
+        # A single expert's weight is left as it is, by both versions.
+        self.normalise = self.top_k > 1 and (self.second or config.norm_topk_prob)
+        self.scale = config.routed_scaling_factor if self.second else 1.0
+        if self.second:
+            self.groups, self.kept_groups = config.n_group, config.topk_group
+            self.register_buffer("expert_bias", torch.zeros(config.num_experts, dtype=torch.float32))
+
+    def forward(self, x):
+        """x: (t, d) -> logits (t, n), weights (t, top_k) in f32, expert numbers (t, top_k)."""
+        dtype = torch.float32 if self.second else x.dtype
+        logits = F.linear(x.to(dtype), self.weight.to(dtype))
+        scores = logits.float().sigmoid() if self.second else logits.float().softmax(-1)
+        eligible = self.within_best_groups(scores + self.expert_bias) if self.second else scores
+        chosen = eligible.topk(self.top_k, dim=-1, sorted=False).indices
+        weights = scores.gather(1, chosen)
+        if self.normalise:
+            # The models' own guard against a sum of 0.
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return logits, weights * self.scale, chosen
+
+    def within_best_groups(self, scores):
+        """A group is worth the sum of its two best scores."""
+        grouped = scores.unflatten(-1, (self.groups, -1))
+        best = grouped.topk(2, dim=-1).values.sum(-1).topk(self.kept_groups, dim=-1, sorted=False).indices
+        outside = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(1, best, False)
+        return grouped.masked_fill(outside.unsqueeze(-1), float("-inf")).flatten(1)
+
+
+class BailingMoE(nn.Module):
+    """Router, routed experts and shared experts of one layer; (batch, sequence, d) -> the same shape."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Glm4MoeExperts(config)
+        rows = config.moe_intermediate_size * (config.num_shared_experts or 0)
+        self.shared_experts = Glm4MoeMLP(config, intermediate_size=rows) if rows else None
+
+    def forward(self, hidden_states):
+        x = hidden_states.flatten(0, -2)
+        _, weights, chosen = self.gate(x)
+        result = self.experts(x, chosen, weights).view_as(hidden_states)
+        return result if self.shared_experts is None else result + self.shared_experts(hidden_states)
+
+
 class BailingDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config, layer):
         super().__init__()
         self.attention = BailingAttention(config, layer)
-        self.mlp = self.moe(config, layer) if layer >= config.first_k_dense_replace else Glm4MoeMLP(config)
+        self.mlp = BailingMoE(config) if layer >= config.first_k_dense_replace else Glm4MoeMLP(config)
         self.input_layernorm = Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Glm4MoeRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    @staticmethod
-    def moe(config, layer):
-        # A single expert's weight is left as it is, by both versions.
-        several = config.num_experts_per_tok > 1
-        if config.model_type == "bailing_moe_v2":
-            router = Router(
-                config,
-                config.num_experts,
-                score="sigmoid",
-                groups=(config.n_group, config.topk_group, 2),
-                bias="expert_bias",
-                normalise=several,
-                scale=config.routed_scaling_factor,
-            )
-        else:
-            normalise = several and config.norm_topk_prob
-            router = Router(config, config.num_experts, score="softmax", float32=False, normalise=normalise)
-        shared_rows = config.moe_intermediate_size * (config.num_shared_experts or 0)
-        shared_experts = Glm4MoeMLP(config, intermediate_size=shared_rows) if shared_rows else None
-        return MoBEBlock(config, layer, config.num_experts, router, shared_experts)
 
     def forward(self, hidden_states, **kwargs):
         hidden_states = hidden_states + self.attention(self.input_layernorm(hidden_states), **kwargs)[0]
@@ -163,22 +203,43 @@ class NormalisedHead(nn.Linear):
         return super().forward((x / (self.weight.float().norm(dim=0) + 1e-7)).to(x.dtype))
 
 
-class BailingPreTrained(MoBEPreTrained):
-    config_class = BailingMoBEConfig
+class BailingPreTrained:
+    """Goes before a class of GLM in the bases and overrides what that assumes about its model."""
+
+    config_class = BailingMoeConfig
     _no_split_modules = ["BailingDecoderLayer"]
     # GLM's name its own router.
     _keep_in_fp32_modules_strict = None
     _input_embed_layer = "word_embeddings"
-    _can_record_outputs = record_router_logits(
-        {
-            **Glm4MoeModel._can_record_outputs,
-            "hidden_states": BailingDecoderLayer,
-            "attentions": BailingAttention,
-        }
-    )
+    _can_record_outputs = {
+        **Glm4MoeModel._can_record_outputs,
+        "hidden_states": BailingDecoderLayer,
+        "attentions": BailingAttention,
+        "router_logits": replace(Glm4MoeModel._can_record_outputs["router_logits"], target_class=Router),
+    }
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Router):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            for bias in module.buffers(recurse=False):
+                nn.init.zeros_(bias)
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        # Experts are stored one by one.
+        mapping = [*(load_config.weight_mapping or []), *get_checkpoint_conversion_mapping("qwen2_moe")]
+        load_config = replace(load_config, weight_mapping=mapping)
+        return Glm4MoeModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
+    def ignore_prediction_layers(self, config):
+        """Multi-token-prediction modules are stored as layers past the last one."""
+        first, number = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", None) or 1
+        indices = "|".join(str(first + extra) for extra in range(number))
+        self._keys_to_ignore_on_load_unexpected = {rf"^model\.layers\.({indices})\."}
 
 
-class BailingMoBEModel(BailingPreTrained, Glm4MoeModel):
+class BailingMoeModel(BailingPreTrained, Glm4MoeModel):
     def __init__(self, config):
         # GLM's own constructor is passed over: it makes GLM's layers.
         super(Glm4MoeModel, self).__init__(config)
@@ -196,12 +257,12 @@ class BailingMoBEModel(BailingPreTrained, Glm4MoeModel):
         return super().forward(inputs_embeds=inputs_embeds, **kwargs)
 
 
-class BailingMoBEForCausalLM(BailingPreTrained, Glm4MoeForCausalLM):
+class BailingMoeForCausalLM(BailingPreTrained, Glm4MoeForCausalLM):
     _tied_weights_keys = {"lm_head.weight": "model.word_embeddings.weight"}
 
     def __init__(self, config):
         super(Glm4MoeForCausalLM, self).__init__(config)
-        self.model = BailingMoBEModel(config)
+        self.model = BailingMoeModel(config)
         self.vocab_size = config.vocab_size
         head = NormalisedHead if getattr(config, "norm_head", False) else nn.Linear
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
@@ -211,5 +272,20 @@ class BailingMoBEForCausalLM(BailingPreTrained, Glm4MoeForCausalLM):
         self._keep_in_fp32_modules_strict = {"expert_bias"}
 
 
-class BailingV2MoBEForCausalLM(BailingMoBEForCausalLM):
-    config_class = BailingV2MoBEConfig
+class BailingMoeV2ForCausalLM(BailingMoeForCausalLM):
+    config_class = BailingMoeV2Config
+
+
+class BailingMoBEConfig(MoBEConfig):
+    families = {it.model_type: it for it in (BailingMoeConfig, BailingMoeV2Config)}
+
+    @classmethod
+    def family(cls, model_type):
+        return cls.families[model_type]
+
+
+class BailingMoBEForCausalLM(MoBEForCausalLM):
+    @classmethod
+    def family(cls, config):
+        second = config.model_type == BailingMoeV2Config.model_type
+        return BailingMoeV2ForCausalLM if second else BailingMoeForCausalLM

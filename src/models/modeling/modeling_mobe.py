@@ -1,0 +1,456 @@
+"""Native checkpoints of mobe-stream: transformers' own models, whose routed experts are stored as factors.
+
+The model, its routers, its shared experts and its experts class are transformers'. Only the matrices of the experts come
+from elsewhere: in a factorised layer, `experts.gate_up_proj[e]` and `experts.down_proj[e]` are made of factors when they are
+multiplied with. Two methods (`mobe.method` in config.json):
+
+    mobe   W_e (p, d) = A_e (p, r) · f(Σ_k α_ek B_k) (r, d)     arXiv 2508.05257; B and α belong to the layer
+    svd    W_e (p, d) = A_e (p, r) · V_e (r, d)
+
+A factorised down_proj is the transpose, W_e (d, p) = (A_e · F_e)ᵀ. Letters: n experts, m bases, g groups, d columns of
+gate_proj, p its rows, r rank, t tokens.
+
+Tensors of a layer, after the prefix that its experts have in the source (`mobe.prefix`); gate may be up or down:
+
+    B_gate (m, r, d), W_gate (n, m)     B and α; with g > 1 groups B_gate_{i} (m/g, r, d) and W_gate_{i} (n/g, m/g)
+    experts.{e}.gate_proj.weight        A (p, r) of `mobe`
+    experts.{e}.gate_proj.A, .V         A and V of `svd`
+    experts.{e}.up_proj.weight          a dense projection (p, d) that the source stored in one tensor with a factorised one
+
+All other tensors are those of the source.
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections import Counter
+from dataclasses import replace
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from transformers.configuration_utils import PretrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import MergeModulelist, PrefixChange, WeightConverter, WeightRenaming
+from transformers.dynamic_module_utils import get_relative_import_files
+
+# A model type of its own makes transformers refuse the checkpoint unless it may run this file. Otherwise transformers would
+# fill the experts with random numbers.
+MODEL_TYPE = "mobe"
+# Model types whose models are those of another type.
+SAME_MODEL = {"kimi_k2": "deepseek_v3"}
+# Auto classes, in the order in which a model's class is looked for if config.json does not name it.
+AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "gelu": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "none": lambda x: x,
+}
+PROJECTIONS = ("gate", "up", "down")
+
+
+class Dense:
+    """A matrix (p, d), or (d, p) if it is a down_proj."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def apply(self, x):
+        return F.linear(x, self.weight)
+
+    def whole(self):
+        return self.weight
+
+
+class Product:
+    """The matrix A · F (p, d), or its transpose (d, p) if it is a down_proj."""
+
+    def __init__(self, A, F, transposed):
+        self.A, self.F, self.transposed = A, F, transposed
+
+    def apply(self, x):
+        return x @ self.A @ self.F if self.transposed else F.linear(F.linear(x, self.F), self.A)
+
+    def whole(self):
+        return (self.A @ self.F).mT if self.transposed else self.A @ self.F
+
+
+class Lazy:
+    """Stands for a tensor that is made only if a function other than a multiplication, or an attribute, asks for it."""
+
+    def __getattr__(self, name):
+        return getattr(self.whole(), name)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if len(args) > 1 and isinstance(args[1], Lazy) and not isinstance(args[0], Lazy):
+            output = args[1].multiplied(function, args[0])
+            if output is not None:
+                bias = args[2] if len(args) > 2 else kwargs.get("bias")
+                return output if bias is None else output + bias
+        made = [it.whole() if isinstance(it, Lazy) else it for it in args]
+        return function(*made, **{key: it.whole() if isinstance(it, Lazy) else it for key, it in kwargs.items()})
+
+
+class ExpertMatrix(Lazy):
+    """One expert's matrix as its class expects it. parts: gate and up, or one of them, or down.
+
+    transposed: (inputs, outputs) instead of (outputs, inputs). interleaved: the outputs of gate and up alternate.
+    """
+
+    def __init__(self, parts, transposed, interleaved):
+        self.parts, self.transposed, self.interleaved = parts, transposed, interleaved
+
+    def multiplied(self, function, x):
+        if function in (RIGHT_PRODUCTS if self.transposed else (F.linear,)):
+            return self.joined([part.apply(x) for part in self.parts])
+        return None
+
+    def joined(self, outputs):
+        """outputs: of each part, along the last axis."""
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.stack(outputs, -1).flatten(-2) if self.interleaved else torch.cat(outputs, -1)
+
+    def whole(self):
+        turned = self.joined([part.whole().mT for part in self.parts])
+        return turned if self.transposed else turned.mT
+
+
+class ExpertMatrices(Lazy):
+    """The matrices of all experts of a layer: `[e]` is that of one. make: expert number -> ExpertMatrix."""
+
+    def __init__(self, make, shape):
+        self.make, self.shape = make, shape
+
+    def __getitem__(self, expert):
+        return self.make(int(expert))
+
+    def __len__(self):
+        return self.shape[0]
+
+    def multiplied(self, function, x):
+        if function is torch.bmm:
+            return torch.stack([torch.matmul(own, self[expert]) for expert, own in enumerate(x)])
+        return None
+
+    def whole(self):
+        return torch.stack([self[expert].whole() for expert in range(len(self))])
+
+
+RIGHT_PRODUCTS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
+
+
+class Factorised:
+    """Goes before a family's experts class in the bases of the class that the experts of a factorised layer get."""
+
+    def mobe_matrix(self, short, expert):
+        """gate, up or down of one expert. F is made anew each time: kept, it would be as large as the matrix."""
+        size = self.mobe_groups.get(short)
+        if size is None:
+            return Dense(getattr(self, f"{short}_dense")[expert])
+        A = getattr(self, f"{short}_A")[expert]
+        if self.mobe_method == "svd":
+            return Product(A, getattr(self, f"{short}_V")[expert], short == "down")
+        group, row = divmod(expert, size)
+        bases, coefficients = (getattr(self, name) for name in shared_names(short, group, self.mobe_parts[short]))
+        mixed = (coefficients[row] @ bases.flatten(1)).unflatten(0, bases.shape[1:])
+        return Product(A, self.mobe_activations[short](mixed), short == "down")
+
+
+def shared_names(short, group, groups):
+    suffix = f"{short}_{group}" if groups > 1 else short
+    return f"B_{suffix}", f"W_{suffix}"
+
+
+def matrices(name):
+    """The property that takes the place of the parameter `name` of an experts class."""
+
+    def get(self):
+        shorts = self.mobe_replaced[name]
+        return ExpertMatrices(
+            lambda expert: ExpertMatrix(
+                [self.mobe_matrix(short, expert) for short in shorts], self.mobe_transposed, self.mobe_interleaved
+            ),
+            self.mobe_shapes[name],
+        )
+
+    return property(get)
+
+
+@cache
+def factorised_class(experts_class, names):
+    # The undecorated forward is transformers' eager one. The others need tensors.
+    forward = getattr(experts_class.forward, "__wrapped__", experts_class.forward)
+    replaced = {name: matrices(name) for name in names}
+    own = {"__module__": experts_class.__module__, "forward": forward, **replaced}
+    return type(experts_class.__name__, (Factorised, experts_class), own)
+
+
+def is_experts(module):
+    own = module._parameters
+    down = own.get("down_proj")
+    up = own.get("gate_up_proj") if own.get("gate_up_proj") is not None else own.get("up_proj")
+    return down is not None and up is not None and down.dim() == up.dim() == 3 and "gate_proj" not in own
+
+
+def factorise(experts, sizes, method, std):
+    """Replaces parameters of a layer's experts by factors. sizes: {short: an entry of `mobe.factors` in config.json}."""
+    fused = experts._parameters.get("gate_up_proj")
+    first, down = fused if fused is not None else experts.up_proj, experts.down_proj
+    outputs = 2 if fused is not None else 1
+    # Llama 4 does not say it.
+    turned = first.shape[1] != outputs * down.shape[2] or first.shape[2] != down.shape[1]
+    transposed = getattr(experts, "is_transposed", turned)
+    n, (p, d) = down.shape[0], down.shape[1:] if transposed else down.shape[:0:-1]
+    replaced = {
+        "gate_up_proj" if fused is not None else "up_proj": PROJECTIONS[:2] if fused is not None else PROJECTIONS[1:2],
+        "down_proj": PROJECTIONS[2:],
+    }
+    replaced = {name: shorts for name, shorts in replaced.items() if not sizes.keys().isdisjoint(shorts)}
+    new = {}
+    for short in (short for shorts in replaced.values() for short in shorts):
+        if short not in sizes:
+            new[f"{short}_dense"] = (n, p, d)
+            continue
+        rank, groups = sizes[short]["rank"], sizes[short].get("groups", 1)
+        new[f"{short}_A"] = (n, p, rank)
+        if method == "svd":
+            new[f"{short}_V"] = (n, rank, d)
+            continue
+        bases = sizes[short]["bases"] // groups
+        for group in range(groups):
+            B, W = shared_names(short, group, groups)
+            new |= {B: (bases, rank, d), W: (n // groups, bases)}
+    experts.mobe_shapes = {name: experts._parameters.pop(name).shape for name in replaced}
+    for name, shape in new.items():
+        parameter = nn.Parameter(first.new_empty(shape))
+        experts.register_parameter(name, parameter if parameter.is_meta else nn.init.normal_(parameter, std=std))
+    experts.mobe_replaced, experts.mobe_method = replaced, method
+    experts.mobe_activations = {short: ACTIVATIONS[size["activation"]] for short, size in sizes.items() if method == "mobe"}
+    experts.mobe_parts = {short: size.get("groups", 1) for short, size in sizes.items()}
+    experts.mobe_groups = {short: n // groups for short, groups in experts.mobe_parts.items()}
+    experts.mobe_transposed, experts.mobe_interleaved = transposed, not getattr(experts, "is_concatenated", True)
+    # The family's own initialisation knows only the parameters that are gone.
+    experts._is_hf_initialized = True
+    experts.__class__ = factorised_class(type(experts), tuple(replaced))
+
+
+class Hide(WeightRenaming):
+    """Gives tensors of a checkpoint a name that no conversion of the family knows."""
+
+    def __init__(self, names):
+        super().__init__("mobe_tensor", "mobe_tensor")
+        self.names, self.numbers = names, {name: number for number, name in enumerate(names)}
+
+    def rename_source_key(self, source_key):
+        number = self.numbers.get(source_key)
+        if number is None:
+            return source_key, None
+        self._was_used = True
+        return f"mobe_tensor_{number}", source_key
+
+    def reverse_transform(self):
+        return Show(self.names)
+
+
+class Show(WeightRenaming):
+    """Gives hidden tensors their name in the model, whatever the family's conversions put before it."""
+
+    def __init__(self, names):
+        super().__init__("mobe_tensor", "mobe_tensor")
+        self.names = names
+
+    def rename_source_key(self, source_key):
+        match = re.search(r"mobe_tensor_(\d+)$", source_key)
+        if match is None:
+            return source_key, None
+        self._was_used = True
+        return self.names[int(match[1])], source_key
+
+    def reverse_transform(self):
+        return Hide(self.names)
+
+
+def stored_names(experts, layout):
+    """Pairs of a tensor's name in the checkpoint, after the prefix, and its name in the experts module."""
+    for name, parameter in experts.named_parameters(recurse=False):
+        short, _, factor = name.partition("_")
+        numbers = range(parameter.shape[0])
+        projection = f"{short}_proj"
+        if short in ("B", "W"):
+            yield name, name
+        elif factor in ("A", "V") and experts.mobe_method == "svd":
+            yield from ((f"experts.{e}.{projection}.{factor}", f"{name}.{e}.weight") for e in numbers)
+        elif factor == "A":
+            yield from ((f"experts.{e}.{projection}.weight", f"{name}.{e}.weight") for e in numbers)
+        elif factor == "dense":
+            alone = next((it["name"] for it in layout if it["projections"] == [projection]), None)
+            if alone and "{e}" not in alone:
+                yield alone, name
+            else:
+                stored = alone or "experts.{e}." + projection + ".weight"
+                yield from ((stored.replace("{e}", str(e)), f"{name}.{e}.weight") for e in numbers)
+
+
+def layer_of(name):
+    """The number of the layer that a module or a tensor belongs to."""
+    found = re.findall(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?=\.)", name)
+    return int(found[-1]) if found else None
+
+
+def find_experts(model, prefixes):
+    """Returns {layer: (name, module)}. If several modules of a layer hold experts, the one is taken that is named most like the prefix."""
+    found = {}
+    for name, module in model.named_modules():
+        if is_experts(module):
+            found.setdefault(layer_of(name), []).append((name, module))
+
+    def likeness(name, prefix):
+        return (Counter(name.split(".")) & Counter(f"{prefix}experts".split("."))).total()
+
+    missing = sorted(prefixes.keys() - found.keys())
+    if missing:
+        raise ValueError(f"{type(model).__name__} has no experts in layers {missing}, which are factorised in the checkpoint")
+    return {layer: max(found[layer], key=lambda it: likeness(it[0], prefix)) for layer, prefix in prefixes.items()}
+
+
+class NativeModel:
+    """Goes before a family's model class in the bases of the class that is loaded."""
+
+    # Which experts run depends on the tokens.
+    _can_compile_fullgraph = False
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        mobe = config.mobe
+        text = config.get_text_config(decoder=True)
+        std = getattr(text, "initializer_range", None) or 0.02
+        sizes = {}
+        for part in mobe["factors"]:
+            for layer in part["layers"]:
+                own = {projection.removesuffix("_proj"): part for projection in part["projections"]}
+                sizes.setdefault(layer, {}).update(own)
+        prefixes = {layer: mobe["prefix"].replace("{layer}", str(layer)) for layer in sizes}
+        names = []
+        for layer, (path, experts) in find_experts(self, prefixes).items():
+            factorise(experts, sizes[layer], mobe["method"], std)
+            stored = stored_names(experts, mobe.get("experts") or [])
+            names += [(prefixes[layer] + on_disk, f"{path}.{name}") for on_disk, name in stored]
+        self.mobe_names = names
+        # Multi-token-prediction modules may be stored as layers past the last one.
+        last = text.num_hidden_layers
+        past = rf"(^|\.)layers\.({'|'.join(str(last + extra) for extra in range(8))})\."
+        self._keys_to_ignore_on_load_unexpected = {*(self._keys_to_ignore_on_load_unexpected or ()), past}
+
+    def mobe_conversions(self, family):
+        """The conversions of names and tensors at loading: ours, around the family's."""
+        stored, inside = zip(*self.mobe_names, strict=True)
+        stacks = [
+            WeightConverter(f"{short}_{factor}.*.weight", f"{short}_{factor}", [MergeModulelist(0)])
+            for short in PROJECTIONS
+            for factor in ("A", "V", "dense")
+        ]
+        return [Hide(stored), *stacks, *family, Show(inside)]
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
+        load_config = replace(load_config, weight_mapping=model.mobe_conversions(load_config.weight_mapping or []))
+        family = type(model).__bases__[1]
+        return family._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+
+    def save_pretrained(self, *args, **kwargs):
+        if getattr(self, "_weight_conversions", None) is None:
+            family = get_model_conversion_mapping(self, add_legacy=False)
+            self._weight_conversions = self.mobe_conversions([it for it in family if not isinstance(it, PrefixChange)])
+        return super().save_pretrained(*args, **kwargs)
+
+
+class NativeConfig:
+    """Goes before a family's config class: the config of a native checkpoint."""
+
+    def to_diff_dict(self):
+        # For config.json. Inside transformers the model keeps the type of its family, by which it is known there.
+        changes = {"model_type": MODEL_TYPE, "architectures": [native_name(self.mobe["source_architectures"][0])]}
+        return super().to_diff_dict() | changes
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for file in [self.mobe_file, *get_relative_import_files(self.mobe_file)]:
+            shutil.copyfile(file, os.path.join(save_directory, os.path.basename(file)))
+
+
+def native_name(architecture):
+    """Qwen3MoeForCausalLM -> Qwen3MoBEForCausalLM, MixtralForCausalLM -> MixtralMoBEForCausalLM"""
+    return re.sub(r"(?=For[A-Z]\w*$)", "MoBE", re.sub("Moe|MoE", "", architecture, count=1), count=1)
+
+
+@cache
+def native_config_class(family, file):
+    # The name of the family's class is what transformers looks tokenizers and processors up by.
+    own = {"__module__": family.__module__, "__init__": family.__init__, "mobe_file": file}
+    return type(family.__name__, (NativeConfig, family), own)
+
+
+@cache
+def native_class(family):
+    # By its name and module transformers finds the conversions of the family's tensors.
+    return type(family.__name__, (NativeModel, family), {"__module__": family.__module__})
+
+
+class MoBEConfig(PretrainedConfig):
+    """Makes the config of a native checkpoint, an instance of the family's class."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def family(cls, model_type):
+        return transformers.CONFIG_MAPPING[SAME_MODEL.get(model_type, model_type)]
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        mobe = config_dict["mobe"]
+        if mobe["format_version"] > 2:
+            raise ValueError(f"format_version {mobe['format_version']} of a native checkpoint is newer than this file")
+        family = cls.family(mobe["source_model_type"])
+        own = native_config_class(family, sys.modules[cls.__module__].__file__)
+        return own.from_dict({**config_dict, "model_type": family.model_type}, **kwargs)
+
+
+class MoBEForCausalLM:
+    """Loads a native checkpoint into its family's class, whichever of the auto classes asks for it."""
+
+    @classmethod
+    def family(cls, config):
+        for architecture in config.mobe["source_architectures"] or []:
+            found = getattr(transformers, architecture, None)
+            if found is not None and isinstance(config, found.config_class):
+                return found
+        base = next(it for it in type(config).__mro__ if it.__module__.startswith("transformers.") and it is not type(config))
+        for auto in AUTO_CLASSES:
+            if base in getattr(transformers, auto)._model_mapping:
+                return getattr(transformers, auto)._model_mapping[base]
+        raise ValueError(f"transformers {transformers.__version__} has no class for {config.mobe['source_architectures']}")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config, **kwargs):
+        if kwargs.get("tp_plan") or kwargs.get("distributed_config"):
+            raise ValueError("native MoBE checkpoints have no plan for tensor parallelism; expand them first (mobe expand)")
+        family = native_class(cls.family(config))
+        return family.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        return native_class(cls.family(config))._from_config(config, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class=None):
+        """The model that is loaded is of another class, which saves its files itself."""

@@ -1,0 +1,194 @@
+/**
+ * Experts in published layouts are converted to the same numbers as separate experts, which families.test.ts checks, and are
+ * written where the source has them.
+ */
+import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { differingFiles } from '../../fixtures/compare-weights.js';
+import { readFloats } from '../../fixtures/dequantise.js';
+import type { FamilyName } from '../../fixtures/families.js';
+import { type GeneratedFamily, generateFamily, TINY } from '../../fixtures/generate-family.js';
+import {
+  type Published,
+  type PublishedLayout,
+  publish,
+  publishedConfig,
+  publishFloats,
+} from '../../fixtures/published-layouts.js';
+import type { StoredTensor } from '../../fixtures/quantised-storage.js';
+import { readFolder } from '../../fixtures/read-folder.js';
+import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
+import { encodeFloats } from '../../src/checkpoint/codec.js';
+import { isFitted, isKept } from '../../src/conversion/run-report.js';
+import type { CompressOptions } from '../../src/conversion/settings.js';
+import type { Progress } from '../run-options.js';
+import { compress } from './compress.js';
+import { exportFactors } from './export.js';
+import { fitFactors } from './fit.js';
+import { inspect } from './inspect.js';
+import { verify } from './verify.js';
+import { verifyIntegrity } from './verify-manifest.js';
+
+const root = temporaryFolder();
+const SIZES = { ...TINY, layers: 3, rows: 32, cols: 64 }; // whole groups of MXFP4
+const QUICK: CompressOptions = { bases: 2, rank: 16, steps: 3, shardSize: 60_000, threads: 1 };
+
+const ROWS: ReadonlyArray<readonly [PublishedLayout, FamilyName, Record<string, unknown>]> = [
+  ['transposed', 'multimodal', {}],
+  ['alternating', 'unknown', { model_type: 'gpt_oss' }],
+  ['mxfp4', 'unknown', { model_type: 'gpt_oss' }],
+  ['fp8', 'qwen3_moe', {}],
+];
+
+const cost = thoroughBut('alternating');
+
+for (const row of ROWS) describe(`experts ${row[0]}`, cost(row[0]), () => testLayout(...row));
+
+function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<string, unknown>): void {
+  const at = (...path: string[]) => join(root, layout, ...path);
+  let published: Published;
+  let source: GeneratedFamily;
+
+  beforeAll(async () => {
+    source = await generateFamily(at('model'), family, {
+      sizes: SIZES,
+      config: { ...config, ...publishedConfig(layout) },
+      alter(tensors) {
+        published = publish(tensors, layout, SIZES);
+        return published.tensors;
+      },
+    });
+    await generateFamily(at('separate'), family, { sizes: SIZES, config, alter: () => published.meaning });
+    await compress(at('model'), at('hf'), { ...QUICK, format: 'hf' });
+  });
+
+  /** The conversion of the separate experts, in bf16, in the layout of the source. */
+  async function expected(options: CompressOptions): Promise<StoredTensor[]> {
+    const name = `separate ${JSON.stringify(options)}`;
+    await compress(at('separate'), at(name), { ...QUICK, dtype: 'bfloat16', format: 'hf', ...options });
+    const tensors = [...readFolder(at(name)).values()].map((tensor) =>
+      tensor.name.includes('.experts.')
+        ? { ...tensor, dtype: 'BF16', bytes: encodeFloats('BF16', readFloats(tensor.dtype, tensor.bytes)) }
+        : tensor,
+    );
+    return publishFloats(tensors, layout, SIZES);
+  }
+
+  /** Checks the tensors of a result: names, dtypes, shapes and every byte. */
+  async function expectResult(folder: string, options: CompressOptions = {}): Promise<void> {
+    const written = readFolder(at(folder));
+    const wanted = await expected(options);
+    const biases = published.tensors.filter(({ name }) => name.endsWith('_bias'));
+    expect([...written.keys()].sort()).toEqual([...wanted, ...biases].map(({ name }) => name).sort());
+    for (const { name, dtype, shape, bytes } of [...wanted, ...biases]) {
+      expect(written.get(name), name).toMatchObject({ dtype, shape });
+      expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).toBe(0);
+    }
+  }
+
+  async function convert(folder: string, options: CompressOptions) {
+    const result = await compress(at('model'), at(folder), { ...QUICK, format: 'hf', ...options });
+    expect((await verify(at('model'), at(folder), { threads: 1 })).problems).toEqual([]);
+    return result;
+  }
+
+  test('keep their tensors, and the weights are those of separate experts', async () => {
+    await expectResult('hf');
+    const { quantization_config: _, ...plain } = source.config;
+    expect(JSON.parse(readFileSync(at('hf', 'config.json'), 'utf8'))).toEqual(plain);
+    const { problems, groups } = await verify(at('model'), at('hf'), { threads: 1 });
+    expect(problems).toEqual([]);
+    expect(groups).toHaveLength(2 * source.moeLayers.length);
+  });
+
+  test('are counted by their weights', async () => {
+    const [own, separate] = [await inspect(at('model')), await inspect(at('separate'))];
+    const biases = published.tensors.filter(({ name }) => name.endsWith('_bias'));
+    const extra = biases.reduce((sum, { bytes }) => sum + bytes.byteLength / 2, 0);
+    expect(own.total.parameters).toBe(separate.total.parameters + extra);
+    expect(own).toMatchObject({ expertShape: [SIZES.rows, SIZES.cols], obstacle: undefined });
+  });
+
+  test('fit and export write the same', async () => {
+    await fitFactors(at('model'), at('factors'), QUICK);
+    await exportFactors(at('model'), at('factors'), at('export'), { ...QUICK, format: 'hf' });
+    expect(differingFiles(at('export'), at('hf'))).toEqual([]);
+  });
+
+  test('one projection: the other is read from the source', async () => {
+    await convert('one', { projections: ['up_proj'] });
+    await expectResult('one', { projections: ['up_proj'] });
+  });
+
+  test.each<[string, CompressOptions]>([
+    ['all projections, in two groups', { projections: ['gate_proj', 'up_proj', 'down_proj'], groups: 2 }],
+    ['one layer', { layers: [1] }],
+    ['no layer', { layers: [] }],
+  ])('%s', THOROUGH, async (name, options) => {
+    await convert(name, options);
+    await expectResult(name, options);
+  });
+
+  test('one of two projections is kept by --max-error, and its weights stay', THOROUGH, async () => {
+    const errors = (await compress(at('model'), at('hf'), { ...QUICK, format: 'hf' })).groups.filter(isFitted);
+    const maxError = errors.map(({ relativeError }) => relativeError).sort()[1] as number;
+    const { groups } = await convert('max-error', { maxError });
+    expect(groups.filter(isKept).length).toBeGreaterThan(0);
+    expect(groups.filter(isFitted).length).toBeGreaterThan(0);
+    await expectResult('max-error', { maxError });
+    await fitFactors(at('model'), at('factors-max'), QUICK);
+    await exportFactors(at('model'), at('factors-max'), at('export-max'), { ...QUICK, format: 'hf', maxError });
+    expect(differingFiles(at('export-max'), at('max-error'))).toEqual([]);
+  });
+
+  test('one of two projections is dropped by a stage of the caller', THOROUGH, async () => {
+    const run = {
+      async *ownStage<T extends { group: { projection: string } }>(all: AsyncIterable<T>) {
+        for await (const it of all) if (it.group.projection !== 'gate_proj') yield it;
+      },
+    };
+    await compress(at('model'), at('dropped'), { ...QUICK, format: 'hf' }, run);
+    expect((await verify(at('model'), at('dropped'), { threads: 1 })).problems).toEqual([]);
+    await expectResult('dropped', { projections: ['up_proj'] });
+  });
+
+  test('a run that ends between gate and up of a layer goes on, and writes the same', async () => {
+    const controller = new AbortController();
+    const begun = new Set<string>();
+    const onProgress = (it: Progress): void => {
+      if (it.kind === 'fold') begun.add(`${it.layer} ${it.projection}`);
+      if (begun.size === 4) controller.abort(); // up of the second layer
+    };
+    const options = { ...QUICK, format: 'hf' } as const;
+    const stopped = compress(at('model'), at('resumed'), options, { onProgress, signal: controller.signal });
+    await expect(stopped).rejects.toMatchObject({ kept: at('resumed') });
+    const fitted: string[] = [];
+    await compress(at('model'), at('resumed'), options, {
+      onProgress: (it) => it.kind === 'group' && fitted.push(`${it.report.layer} ${it.report.projection}`),
+    });
+    expect(fitted.length).toBeLessThan(2 * source.moeLayers.length);
+    const [, , gate, up] = begun;
+    if (layout !== 'fp8') expect(fitted).toEqual(expect.arrayContaining([gate, up]));
+    expect(differingFiles(at('resumed'), at('hf'))).toEqual([]);
+    expect((await verifyIntegrity(at('resumed'))).problems).toEqual([]);
+  });
+
+  test('verify finds a wrong weight beside rebuilt ones', THOROUGH, async () => {
+    await convert('spoiled', { projections: ['up_proj'] });
+    const [prefix] = [...source.weights.keys()].filter((name) => name.includes('.experts.0.gate_proj'));
+    const name = `${prefix?.replace(/0\.gate_proj\.weight$/, '')}gate_up_proj`;
+    const { file } = readFolder(at('spoiled')).get(name) ?? {};
+    cpSync(at('spoiled'), at('spoiled again'), { recursive: true });
+    const path = at('spoiled again', file as string);
+    const bytes = readFileSync(path);
+    const header = 8 + Number(bytes.readBigUInt64LE(0));
+    const { data_offsets } = JSON.parse(bytes.subarray(8, header).toString())[name];
+    const byte = header + data_offsets[0];
+    bytes[byte] = (bytes[byte] as number) ^ 1; // the first number of every layout is of expert 0's gate
+    writeFileSync(path, bytes);
+    const { problems } = await verify(at('model'), at('spoiled again'), { threads: 1 });
+    expect(problems.join()).toContain(name);
+  });
+}
