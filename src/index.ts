@@ -62,6 +62,7 @@ export {
   resolveSettings,
   type Settings,
 } from './conversion/settings.js';
+export type { Slice, SlicePart } from './conversion/slices.js';
 
 // A pipeline: its branches, their stages, and the functions that compose them.
 
@@ -93,6 +94,7 @@ export type {
 export { type FactoriseOptions, factorise } from '../streams/stages/factorise.js';
 export { fold } from '../streams/stages/fold.js';
 export { groupExperts } from '../streams/stages/group-experts.js';
+export { type JoinOptions, joinSlices } from '../streams/stages/join-slices.js';
 export { type NormaliseOptions, normalise } from '../streams/stages/normalise.js';
 export { keepGroup, passThrough } from '../streams/stages/pass-through.js';
 export { readExperts } from '../streams/stages/read-experts.js';

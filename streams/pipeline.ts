@@ -34,7 +34,10 @@ export interface ExpertsOptions extends FactoriseOptions {
   readonly plan: Pick<ConversionPlan, 'groups' | 'format' | 'separate'>;
   readonly memory: MemoryPlan;
   readonly reader: RangeReader;
-  /** A stage of the caller, between normalising and fitting. It may drop groups; their weights are then copied unchanged. */
+  /**
+   * A stage of the caller, between normalising and fitting. It may drop groups; their weights are copied unchanged when the stage
+   * has ended. Weights that share slices of a fused tensor with them wait in memory until then.
+   */
   readonly ownStage?: OwnStage<NormalisedGroup> | undefined;
 }
 

@@ -66,4 +66,6 @@ export interface RunOptions extends RunHooks {
 export interface RunResult extends StoredReport {
   /** True if the same result was already there, so that nothing was done. */
   readonly already: boolean;
+  /** Sentences on files that were not read or not copied, and on differences between the config and the tensors. */
+  readonly notes: readonly string[];
 }

@@ -159,7 +159,7 @@ test('a result comes with its page where one is asked for; it can be written, an
 });
 
 test('compress, verify and export: JSON on stdout, progress on stderr, exit code 0', async () => {
-  const flags = ['--bases', '8', '--steps', '15', '--layers', '0-1,3'];
+  const flags = ['--bases', '8', '--steps', '5', '--layers', '0-1,3'];
   const { code, stdout, stderr } = await mobe('compress', TINY_MODEL, 'out', ...flags, '--report', '--json');
   expect(code).toBe(0);
   const report = JSON.parse(stdout);
@@ -279,7 +279,7 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
     ];
 
     for (const signal of ['SIGINT', 'SIGTERM'] as const)
-      test(`by ${signal} it ends within 2 s all the same, and can go on`, bySignal(signal), async () => {
+      test(`by ${signal} it ends within 2 s all the same, and can go on`, THOROUGH, async () => {
         const out = `large-${signal}`;
         const ended = await interrupt(args(out), [signal]);
         expect(ended.seconds).toBeLessThan(2);
@@ -310,7 +310,7 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
     },
   );
 
-  test('two at once: the second says who has the folder, and the first goes on', async () => {
+  test('two at once: the second says who has the folder, and the first goes on', THOROUGH, async () => {
     const { code: first } = await interrupt([TINY_MODEL, 'shared', ...LONG], ['SIGINT'], async () => {
       for (const command of ['compress', 'fit']) {
         const { code, stderr } = await mobe(command, TINY_MODEL, 'shared', '--steps', '2', '--force');

@@ -31,7 +31,6 @@ const describeTerms = (terms: MemoryTerms): string[][] =>
 export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;
-  const [first] = groups;
   const projections = PROJECTIONS.filter((it) => groups.some(({ projection }) => projection === it));
   const rows = [
     ['source', `${source.folder} (${model.family.name}, ${source.shards.length} shards)`],
@@ -42,12 +41,15 @@ export function describePlan(planned: TimedPlan): string {
         : 'nothing',
     ],
   ];
-  if (first) {
-    const { method, problem } = first;
-    const { experts: n, rows: p, cols: d } = problem;
+  if (groups.length) {
+    const kinds = new Map<string, number>();
+    for (const { method, problem } of groups) {
+      const kind = `${problem.experts} experts of ${problem.rows} × ${problem.cols} → ${method.describe(problem)}`;
+      kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
+    }
     rows.push(
       ['engine', `${engine.name} on ${engine.device}`],
-      ['each group', `${n} experts of ${p} × ${d} → ${method.describe(problem)}`],
+      ...[...kinds].map(([kind, count]) => [kinds.size === 1 ? 'each group' : `${count} group(s)`, kind]),
       [
         'solver',
         `${settings.solver}, ${settings.steps} steps, ${memory.workers} group(s) at a time on ${memory.workers * memory.threadsPerWorker} thread(s), ${memory.batchExperts} experts a batch`,

@@ -143,15 +143,17 @@ export function planConversion(input: PlanInput): ConversionPlan {
     }
     const dtype = group?.dtype ?? wanted;
     const { place } = matrices[0] as StoredMatrix;
-    put(floatTensor(place.tensor, dtype, ...fusedShape(experts)));
-    const scattered = matrices.some((matrix) => matrix.place.steps);
-    if (scattered && group) return; // a group's weights are written with those that lie between them
-    if (scattered) for (const own of experts) copies.push(assembledCopy(sliceOf(own), dtype));
-    else
-      for (const matrix of matrices) {
-        const offset = matrix.place.element * floatBytes(dtype);
-        if (!owners.has(matrix.name)) copy(matrix, place.tensor, offset, dtype);
-      }
+    put(floatTensor(place.tensor, dtype, ...(place.tensor === tensor.name ? tensor.shape : fusedShape(experts))));
+    if (matrices.some((matrix) => matrix.place.steps)) {
+      // A slice with weights of a group is written with them.
+      for (const own of experts)
+        if (!own.some(({ name }) => owners.has(name))) copies.push(assembledCopy(sliceOf(own), dtype));
+      return;
+    }
+    for (const matrix of matrices) {
+      const offset = matrix.place.element * floatBytes(dtype);
+      if (!owners.has(matrix.name)) copy(matrix, place.tensor, offset, dtype);
+    }
   };
 
   // In a native output, a fused tensor with a factorised projection is split into the factors and a tensor for each dense expert.
@@ -232,7 +234,7 @@ function byExpert(found: ReturnType<typeof expertsOf>): StoredMatrix[][] {
   return experts;
 }
 
-/** The shape of a fused tensor of plain floats. */
+/** The shape of a fused tensor of plain floats, if that of the quantised one is another. */
 function fusedShape(experts: ReadonlyArray<readonly StoredMatrix[]>): number[] {
   const matrices = experts[0] as readonly StoredMatrix[];
   const { cols, place } = matrices[0] as StoredMatrix;

@@ -42,7 +42,7 @@ export function nativeConfig(
     mobe: {
       format_version: 2,
       method: method.name,
-      ...describeExperts(layers.filter(({ layer }) => held.has(layer))),
+      ...describeExperts(layers.filter(({ layer }) => held.has(layer)), source.tensors),
       factors,
       solver,
       source_model_type: modelTypeOf(config),
@@ -92,10 +92,13 @@ function listFactors(parts: readonly GroupPlan[]): Array<Record<string, unknown>
 }
 
 /** Where the source has the experts of these layers. Throws `UnevenFactorsError` if layers differ in that. */
-function describeExperts(layers: readonly ExpertLayer[]): { prefix: string; experts: unknown } {
+function describeExperts(
+  layers: readonly ExpertLayer[],
+  tensors: Parameters<typeof layoutOf>[1],
+): { prefix: string; experts: unknown } {
   const described = layers.map((layer) => ({
     prefix: layer.prefix.replace(new RegExp(`\\.${layer.layer}\\.(?!.*\\.${layer.layer}\\.)`), '.{layer}.'),
-    experts: layoutOf(layer),
+    experts: layoutOf(layer, tensors),
   }));
   const [first] = described as [(typeof described)[number]];
   const other = described.findIndex((it) => JSON.stringify(it) !== JSON.stringify(first));

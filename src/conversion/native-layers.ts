@@ -28,6 +28,7 @@ const SEPARATE: ExpertLayout = PROJECTIONS.map((projection) => ({
   projections: [projection],
   interleaved: false,
   transposed: false,
+  flat: false,
 }));
 
 /**

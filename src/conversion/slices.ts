@@ -43,8 +43,10 @@ export function sliceOf(matrices: readonly StoredMatrix[]): Slice {
 /** Names a slice. No two slices of a checkpoint have the same name. */
 export const sliceKey = ({ tensor, element }: Slice): string => `${element} ${tensor}`;
 
+type Numbers = Uint16Array | Uint32Array;
+
 /** The bytes of a number, as numbers that can be moved. Copies them only if they are not aligned. */
-function numbersOf(bytes: Uint8Array, size: number): Uint16Array | Uint32Array {
+function numbersOf(bytes: Uint8Array, size: number): Numbers {
   const { buffer, byteOffset, byteLength } = bytes.byteOffset % size === 0 ? bytes : bytes.slice();
   return size === 2
     ? new Uint16Array(buffer, byteOffset, byteLength / size)
@@ -54,16 +56,31 @@ function numbersOf(bytes: Uint8Array, size: number): Uint16Array | Uint32Array {
 /** The rows and columns that are moved together, so that both sides stay in the CPU's cache. */
 const TILE = 32;
 
-/** Calls `move` for each element (i, j) of some rows, with its index in the rows and in the slice. */
-function eachElement({ slice, matrix }: SlicePart, rows: Range, move: (inRows: number, inSlice: number) => void): void {
-  const { cols, place } = matrix;
-  const { row, column } = place.steps ?? { row: cols, column: 1 };
-  const start = place.element - slice.element + rows.first * row;
-  for (let i0 = 0; i0 < rows.count; i0 += TILE)
-    for (let j0 = 0; j0 < cols; j0 += TILE) {
-      const [i1, j1] = [Math.min(rows.count, i0 + TILE), Math.min(cols, j0 + TILE)];
-      for (let i = i0; i < i1; i++) for (let j = j0; j < j1; j++) move(i * cols + j, start + i * row + j * column);
+/** The place of a matrix in an array: its element (i, j) is at `start + i · row + j · column`. */
+interface Strides {
+  readonly start: number;
+  readonly row: number;
+  readonly column: number;
+}
+
+/** Moves the elements of a matrix from one array to another. */
+function move(rows: number, cols: number, source: Numbers, from: Strides, target: Numbers, to: Strides): void {
+  for (let j0 = 0; j0 < cols; j0 += TILE) {
+    for (let i0 = 0; i0 < rows; i0 += TILE) {
+      const [i1, j1] = [Math.min(rows, i0 + TILE), Math.min(cols, j0 + TILE)];
+      for (let j = j0; j < j1; j++) {
+        let read = from.start + i0 * from.row + j * from.column;
+        let write = to.start + i0 * to.row + j * to.column;
+        for (let i = i0; i < i1; i++, read += from.row, write += to.row) target[write] = source[read] as number;
+      }
     }
+  }
+}
+
+/** The place of a matrix's rows in its slice. */
+function inSlice({ slice, matrix: { cols, place } }: SlicePart, firstRow: number): Strides {
+  const { row, column } = place.steps ?? { row: cols, column: 1 };
+  return { start: place.element - slice.element + firstRow * row, row, column };
 }
 
 /**
@@ -73,19 +90,16 @@ function eachElement({ slice, matrix }: SlicePart, rows: Range, move: (inRows: n
  * @param to the bytes of the slice, aligned to `size`
  */
 export function scatter(part: SlicePart, rows: Range, size: number, from: Uint8Array, to: Uint8Array): void {
-  const [source, target] = [numbersOf(from, size), numbersOf(to, size)];
-  eachElement(part, rows, (inRows, inSlice) => {
-    target[inSlice] = source[inRows] as number;
-  });
+  const { cols } = part.matrix;
+  const byRow = { start: 0, row: cols, column: 1 };
+  move(rows.count, cols, numbersOf(from, size), byRow, numbersOf(to, size), inSlice(part, rows.first));
 }
 
 /** Takes a matrix out of the bytes of its slice: the reverse of `scatter`. */
 export function gather(part: SlicePart, size: number, from: Uint8Array): Uint8Array<ArrayBuffer> {
   const { rows, cols } = part.matrix;
   const bytes = new Uint8Array(rows * cols * size);
-  const [source, target] = [numbersOf(from, size), numbersOf(bytes, size)];
-  eachElement(part, { first: 0, count: rows }, (inRows, inSlice) => {
-    target[inRows] = source[inSlice] as number;
-  });
+  const byRow = { start: 0, row: cols, column: 1 };
+  move(rows, cols, numbersOf(from, size), inSlice(part, 0), numbersOf(bytes, size), byRow);
   return bytes;
 }

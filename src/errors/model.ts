@@ -56,7 +56,7 @@ export class UnequalExpertError extends InputError {
     what: string,
   ) {
     super(
-      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike to be factorised together: save the model with experts of one shape and dtype.`,
+      `Expert tensor "${tensor}" in ${file} ${what}. The experts of a layer must be alike to be factorised together: save the model with experts of one shape.`,
     );
   }
 }

@@ -204,6 +204,17 @@ describe('experts as they are:', () => {
     );
   });
 
+  test("ERNIE-4.5-VL's experts for pictures come after those for text and stay as they are", async () => {
+    const alter = (tensors: TensorSpec[]) =>
+      tensors.map((it) => {
+        if (!/experts\.1[01]\./.test(it.name)) return it;
+        return { ...it, shape: it.shape.map((size) => (size === 4 ? 2 : size)), bytes: it.bytes / 2 };
+      });
+    const { layers } = await detect({ config: { moe_num_experts: [10, 2] }, alter });
+    expect(layers[0]?.experts.down_proj).toHaveLength(10);
+    await expect(detect({ config: { moe_num_experts: [10, 3] }, alter })).rejects.toThrow(errors.UnequalExpertError);
+  });
+
   test('of two modules in a layer, the larger one counts, and a note names the other', async () => {
     const { layers, notes } = await detect({
       alter: (tensors) => [
@@ -214,7 +225,7 @@ describe('experts as they are:', () => {
       ],
     });
     expect(layers.map(({ prefix }) => prefix)).toEqual(['model.layers.0.mlp.', 'model.layers.1.mlp.']);
-    expect(notes[0]).toContain('Those of model.layers.0.mlp.vision_moe.');
+    expect(notes[0]).toContain('Those in model.layers.0.mlp.vision_moe.');
   });
 });
 

@@ -60,10 +60,11 @@ export function detectModel(checkpoint: Checkpoint): MoeModel {
   const { layers, notes: left } = collectLayers(checkpoint, config);
   if (layers.length === 0) throw unknownExperts(checkpoint, modelType);
   checkLayers(checkpoint, config, family, layers);
-  const notes = [...left, ...configDifferences(config, family, layers)];
+  const differences = configDifferences(config, family, layers);
+  const notes = [...left, ...differences];
   const native = nativeForm(checkpoint.config);
   if (!native) return { family, layers, notes };
-  if (notes.length === 0 && areAlike(layers)) return { family: { ...family, native }, layers, notes };
+  if (differences.length === 0 && areAlike(layers)) return { family: { ...family, native }, layers, notes };
   // transformers builds every layer from the config, so a model that differs has no native form.
   return {
     family: { ...family, name: `${family.name} with layers that are not all as config.json says` },
@@ -107,20 +108,27 @@ function collectLayers(checkpoint: Checkpoint, config: Config): { layers: Expert
   }
   const chosen = [...largest.values()].sort((a, b) => a.layer - b.layer);
   const gated = chosen.some(({ slots }) => slots.gate_proj.length > 0);
-  const other = inStack.find((site) => largest.get(site.layer) !== site);
+  const inLayer = inStack.find((site) => largest.get(site.layer) !== site);
+  const elsewhere = [...sites.values()].find((it) => it.stack !== stack && !PREDICTOR.test(it.stack));
   return {
     layers: chosen.map(({ layer, prefix, slots }) => ({
       layer,
       prefix,
       experts: completeExperts(checkpoint, config, prefix, slots, gated),
     })),
-    notes: other
-      ? [
-          `Layer ${other.layer} has experts in two modules. Those of ${other.prefix} and of modules like it stay as they are.`,
-        ]
-      : [],
+    notes: [
+      ...(inLayer
+        ? [
+            `layer ${inLayer.layer} has experts in two modules. Those in ${inLayer.prefix} and its like stay as they are.`,
+          ]
+        : []),
+      ...(elsewhere ? [`the experts in ${elsewhere.stack}layers stay as they are.`] : []),
+    ],
   };
 }
+
+/** The stacks of multi-token-prediction modules. */
+const PREDICTOR = /(?:^|\.)mtp/;
 
 /** The stack with the most expert weights. If two are equal, the first by name: `model` before `mtp`. */
 function largestStack(sites: readonly Site[]): string | undefined {
@@ -138,10 +146,7 @@ function completeExperts(
   slots: Slots,
   gated: boolean,
 ): Record<Projection, StoredMatrix[]> {
-  // transformers saves LongCat's zero experts with gate and up, which it never uses, and without down.
-  const zeros = numberOf(config, 'zero_expert_num') ?? 0;
-  const most = Math.max(...PROJECTIONS.map((projection) => slots[projection].length));
-  const count = slots.down_proj.length === most - zeros ? slots.down_proj.length : most;
+  const count = ownExperts(config, slots);
   const complete = (projection: Projection): StoredMatrix[] =>
     Array.from({ length: count }, (_, expert) => {
       const matrix = slots[projection][expert];
@@ -154,6 +159,17 @@ function completeExperts(
     up_proj: complete('up_proj'),
     down_proj: complete('down_proj'),
   };
+}
+
+/** The number of a layer's experts, without those that have no weights or work on pictures. */
+function ownExperts(config: Config, slots: Slots): number {
+  const most = Math.max(...PROJECTIONS.map((projection) => slots[projection].length));
+  // transformers saves LongCat's zero experts with gate and up, which it never uses, and without down.
+  const zeros = numberOf(config, 'zero_expert_num') ?? 0;
+  if (zeros > 0 && slots.down_proj.length === most - zeros) return most - zeros;
+  // ERNIE-4.5-VL numbers its text experts first, and then narrower ones for pictures.
+  const [text, pictures, ...others] = Array.isArray(config.moe_num_experts) ? config.moe_num_experts : [];
+  return others.length === 0 && text > 0 && text + pictures === most ? text : most;
 }
 
 function checkAlike({ name, data, rows, cols }: StoredMatrix, first: StoredMatrix): void {

@@ -3,6 +3,7 @@
  * layout. A native checkpoint keeps the description, so that it can be expanded to that layout again.
  */
 import { z } from 'zod';
+import type { TensorInfo } from '../checkpoint/header.js';
 import type { MatrixPlace, StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { type ExpertLayer, PROJECTIONS, type Projection } from './family.js';
 
@@ -18,6 +19,8 @@ const expertTensor = z.strictObject({
   interleaved: z.boolean(),
   /** An expert's matrix is (inputs, outputs) instead of (outputs, inputs). */
   transposed: z.boolean(),
+  /** The first axis is not the expert but all rows of all experts, as in DBRX. */
+  flat: z.boolean(),
 });
 
 /** A tensor with expert weights, or one such tensor for each expert. */
@@ -31,8 +34,14 @@ export type ExpertLayout = z.infer<typeof expertLayout>;
 
 const EXPERT = '{e}';
 
-/** The layout of a layer in its source. A quantised source has the layout of its decoded form. */
-export function layoutOf({ prefix, experts }: ExpertLayer): ExpertLayout {
+/**
+ * The layout of a layer in its source. A quantised source has the layout of its decoded form.
+ * @param source the checkpoint's tensors
+ */
+export function layoutOf(
+  { prefix, experts }: ExpertLayer,
+  source: ReadonlyMap<string, Pick<TensorInfo, 'shape'>>,
+): ExpertLayout {
   const tensors = new Map<string, Array<readonly [Projection, StoredMatrix]>>();
   for (const projection of PROJECTIONS) {
     const [matrix] = experts[projection] ?? [];
@@ -50,8 +59,25 @@ export function layoutOf({ prefix, experts }: ExpertLayer): ExpertLayout {
       projections: held.map(([projection]) => projection),
       interleaved: row !== (transposed ? 1 : cols),
       transposed,
+      flat: !name.includes(EXPERT) && source.get(place.tensor)?.shape.length === 2,
     };
   });
+}
+
+/**
+ * The shape of one of the layout's tensors, of plain floats.
+ * @param experts their number
+ * @param size of one projection of one expert: outputs × inputs
+ */
+export function shapeIn(
+  { name, projections, transposed, flat }: ExpertTensor,
+  experts: number,
+  { rows, cols }: Pick<StoredMatrix, 'rows' | 'cols'>,
+): number[] {
+  const outputs = projections.length * rows;
+  const [height, width] = transposed ? [cols, outputs] : [outputs, cols];
+  if (name.includes(EXPERT)) return [height, width];
+  return flat ? [experts * height, width] : [experts, height, width];
 }
 
 /**

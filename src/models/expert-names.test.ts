@@ -66,13 +66,6 @@ describe('refused:', () => {
     );
   });
 
-  test('fused experts that multiply from the right, while they cannot be converted', async () => {
-    const alter = reshape({ gate_up_proj: [3, 8, 8], down_proj: [3, 4, 8] });
-    const { model } = await generate('qwen3_moe', { fused: true, alter });
-    await expect(model()).rejects.toThrow(errors.UnsupportedLayoutError);
-    await expect(model()).rejects.toThrow('they are BF16, transposed or interleaved, which mobe decodes but does not');
-  });
-
   test.each(['down_proj', 'gate_up_proj'])('fused experts without %s', async (missing) => {
     const alter = (tensors: StoredTensor[]) => tensors.filter(({ name }) => name !== `${fused}${missing}`);
     const { model } = await generate('qwen3_moe', { fused: true, alter });

@@ -22,6 +22,8 @@ export interface FileInfo {
   readonly bytes: number;
   /** Time of the last change, milliseconds since 1970. It tells a file from another that replaced it. */
   readonly modified: number;
+  /** It is a link whose target is missing, so it cannot be read. */
+  readonly dangling?: boolean | undefined;
 }
 
 /** Files that `offerFiles` offers and `connectFiles` reads. */
@@ -39,6 +41,7 @@ const fileInfo = z.strictObject({
   file: z.string().min(1).max(MAX_NAME_LENGTH),
   bytes: z.int().nonnegative(),
   modified: z.number(),
+  dangling: z.boolean().optional(),
 });
 const range = z.strictObject({
   file: z.string().min(1).max(MAX_NAME_LENGTH),

@@ -9,6 +9,7 @@ import type { FitStep } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
+import { jsonPiece } from '../../src/transport/json-tensor.js';
 import { createRequester } from '../../src/transport/requests.js';
 import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
 import { HandOver } from '../flow/hand-over.js';
@@ -92,7 +93,12 @@ async function askWorker(url: string, peers: PeerOptions): Promise<WorkerFacts> 
   }
 }
 
-function* sending(experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, seen: () => void): Generator<TensorPiece> {
+function* sending(
+  job: FitJob,
+  experts: ReadonlyArray<Uint8Array<ArrayBuffer>>,
+  seen: () => void,
+): Generator<TensorPiece> {
+  yield jsonPiece(job, 'job');
   for (const [expert, data] of experts.entries()) {
     seen();
     yield wholePiece(String(expert), data);
@@ -143,8 +149,8 @@ async function connectRunner(
       watch
         .over((seen, aside) =>
           revived(
-            ask('fit', job, {
-              uploads: sending(experts, seen),
+            ask('fit', null, {
+              uploads: sending(job, experts, seen),
               async onPiece(piece) {
                 seen();
                 await aside(outputs.room(OUTPUTS_WAITING));

@@ -33,8 +33,13 @@ export const rateResult = z.number().positive();
 const numberOrNan = z.union([z.number(), z.nan()]);
 
 /**
- * The events that answer "fit". The request sends a job (job.ts), and its experts as tensors named by their numbers. Each event
- * follows the tensors that it is about. Shared factors are named `shared.<factor>`, those of an expert `<number>.<factor>`.
+ * The most bytes of a job as JSON. It names each expert and its file, about 200 bytes for each of at most 65,536 experts.
+ */
+export const MAX_JOB_BYTES = 32 * 1024 * 1024;
+
+/**
+ * The events that answer "fit". The request sends a job (job.ts) as JSON, then its experts as tensors named by their numbers. Each
+ * event follows the tensors that it is about. Shared factors are named `shared.<factor>`, those of an expert `<number>.<factor>`.
  */
 export const jobEvent = z.discriminatedUnion('kind', [
   z.strictObject({

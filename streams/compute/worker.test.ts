@@ -2,6 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { Channel } from '../../src/transport/channel.js';
 import { connect } from '../../src/transport/connect.js';
+import { jsonPiece } from '../../src/transport/json-tensor.js';
 import type { Listener } from '../../src/transport/listen.js';
 import { createRequester, type Requester } from '../../src/transport/requests.js';
 import { wholePiece } from '../../src/transport/tensor-piece.js';
@@ -54,8 +55,8 @@ interface Answer {
 }
 async function askFit(ask: Requester, params: unknown = FIT, ...names: string[]): Promise<Answer> {
   const answer: Answer = { events: [], tensors: new Map() };
-  await ask('fit', params, {
-    uploads: uploads(...names),
+  await ask('fit', null, {
+    uploads: [jsonPiece(params, 'job'), ...uploads(...names)],
     onPiece: ({ name, bytes }) => void answer.tensors.set(name, bytes),
     onEvent: (event) => void answer.events.push(event as { kind: string }),
   });
@@ -77,6 +78,16 @@ test('the whole conversation of one that does behave', async () => {
     ['shared.alpha', 4 * 3],
     ...[0, 1, 2].map((expert) => [`${expert}.A`, 4 * 4 * 4]),
   ]);
+});
+
+test('a job may describe more experts than fit the header of a frame', async () => {
+  const experts = 600;
+  const file = `/models/${'long/'.repeat(30)}model.safetensors`;
+  const tensors = Array.from({ length: experts }, (_, i) => ({ name: `experts.${i}`, file, encoding: 0 }));
+  const problem = { ...FIT.problem, experts };
+  const names = tensors.map((_, i) => String(i));
+  const { events } = await askFit(await opened(), { ...FIT, problem, tensors }, ...names);
+  expect(events.filter(({ kind }) => kind === 'expert')).toHaveLength(experts);
 });
 
 test('an interrupted answer can be had from the middle', async () => {
@@ -141,6 +152,13 @@ describe('refused, and the session goes on:', () => {
   ])('%s', async (_, act, says) => {
     const ask = await opened();
     await expect(act(ask)).rejects.toThrow(says);
+    expect((await askFit(ask, FIT, '0', '1', '2')).events).toContainEqual(expect.objectContaining(fitted));
+  });
+
+  test('a job that is no JSON', async () => {
+    const ask = await opened();
+    const run = ask('fit', null, { uploads: [wholePiece('job', Uint8Array.of(1, 2))] });
+    await expect(run).rejects.toThrow('the job is not one');
     expect((await askFit(ask, FIT, '0', '1', '2')).events).toContainEqual(expect.objectContaining(fitted));
   });
 

@@ -9,14 +9,23 @@ import type { FitMemory, FitStep } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
 import type { Channel } from '../../src/transport/channel.js';
 import { checkParams } from '../../src/transport/check-params.js';
+import { readJson } from '../../src/transport/json-tensor.js';
 import { type Listener, listen } from '../../src/transport/listen.js';
 import { answerRequests, type Handler, type Reply } from '../../src/transport/requests.js';
 import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.js';
-import { collector } from '../machines/collect.js';
+import { collector, takeTensor } from '../machines/collect.js';
 import type { ListenAt, ServiceHooks } from '../machines/peer-options.js';
 import { ComputeThread } from './compute-thread.js';
 import { fitJob, type JobOutput, jobFormats } from './job.js';
-import { expertName, openParams, rateParams, sharedName, WORKER_SERVICE, type WorkerFacts } from './worker-protocol.js';
+import {
+  expertName,
+  MAX_JOB_BYTES,
+  openParams,
+  rateParams,
+  sharedName,
+  WORKER_SERVICE,
+  type WorkerFacts,
+} from './worker-protocol.js';
 
 /** What a worker offers. */
 export interface WorkerOptions {
@@ -113,18 +122,25 @@ class WorkerSession {
       return this.opened().call('gemmRate', [shape]);
     },
 
-    fit: async (params, reply) => {
+    fit: async (_params, reply) => {
       const thread = this.opened();
-      const job = checkParams(this.channel.peer, '"fit"', fitJob, params);
+      const { peer } = this.channel;
+      const sent = await takeTensor(peer, reply.uploads, 'the job', MAX_JOB_BYTES);
+      const job = checkParams(
+        peer,
+        '"fit"',
+        fitJob,
+        readJson(peer, 'the job', sent, (value) => value),
+      );
       const sizes = jobFormats(job).map((format, expert) => [String(expert), matrixBytes(format)] as const);
       const stored = sizes.reduce((sum, [, bytes]) => sum + bytes, 0);
       const method = methodNamed(job.method);
       const running = { stored, fit: method.memory(job.problem, { ...job.options, solver: job.solver }) };
       this.memory.take(running);
       try {
-        const experts = collector(this.channel.peer, new Map(sizes));
+        const experts = collector(peer, new Map(sizes));
         for await (const piece of reply.uploads) experts.put(piece);
-        this.hooks.onLog?.(`${this.channel.peer}: ${job.label}`);
+        this.hooks.onLog?.(`${peer}: ${job.label}`);
         // Errors are ignored here: if the session is gone, the job ends with it.
         const onStep = (step: FitStep) => void reply.event({ kind: 'step', ...step }).catch(() => {});
         const all = sizes.map(([name]) => name).map(experts.finish());

@@ -29,14 +29,19 @@ export function remoteFiles(url: string, { peers = {} }: SourceOptions): Files {
     return connection;
   };
   const relative = (file: string): string => file.slice(url.length + 1);
+  /** The files, or the links to missing files, sorted by path. Hidden ones are left out, as in a local folder. */
+  const entries = async (dangling: boolean): Promise<FileEntry[]> => {
+    const all = (await (await connected()).list()).filter(({ file }) => !isHidden(file));
+    // The names become local paths. A peer must not be able to choose where its files are written.
+    for (const { file } of all) if (!isPlainPath(file)) throw new UnsafePathError(url, file);
+    return all
+      .filter((it) => (it.dangling ?? false) === dangling)
+      .map(({ file, bytes, modified }) => ({ path: file, bytes, modified }))
+      .sort((a, b) => (a.path < b.path ? -1 : 1));
+  };
   const files: Files = {
-    async list(): Promise<FileEntry[]> {
-      // Hidden files are not listed, as in a local folder.
-      const held = (await (await connected()).list()).filter(({ file }) => !isHidden(file));
-      // The names become local paths. A peer must not be able to choose where its files are written.
-      for (const { file } of held) if (!isPlainPath(file)) throw new UnsafePathError(url, file);
-      return held.map(({ file, ...rest }) => ({ path: file, ...rest })).sort((a, b) => (a.path < b.path ? -1 : 1));
-    },
+    list: () => entries(false),
+    dangling: async () => (await entries(true)).map(({ path }) => path),
     async size(file) {
       const info = (await (await connected()).list()).find((it) => it.file === relative(file));
       if (!info) throw new ReadError(file, 0, 'it is not served');

@@ -13,7 +13,11 @@ export async function serve(source: Source, at: ListenAt, hooks: ServiceHooks = 
   return listen({ ...at, service: FILE_SERVICE, ...hooks }, async (channel) => {
     const { folder, files } = openFiles(source);
     hooks.onLog?.(`${channel.peer} reads ${folder}`);
-    const list = (await files.list(folder)).map(({ path, ...rest }): FileInfo => ({ file: path, ...rest }));
+    const held = (await files.list(folder)).map(({ path, ...rest }): FileInfo => ({ file: path, ...rest }));
+    const dangling = ((await files.dangling?.(folder)) ?? []).map(
+      (file): FileInfo => ({ file, bytes: 0, modified: 0, dangling: true }),
+    );
+    const list = [...held, ...dangling];
     try {
       await offerFiles(channel, {
         list: () => Promise.resolve(list),

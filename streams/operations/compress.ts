@@ -57,7 +57,7 @@ export async function compressWith(
 ): Promise<RunResult> {
   const { source, settings, memory, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
-  return convert({
+  const result = await convert({
     plan,
     out,
     inputs: [source.folder],
@@ -77,6 +77,7 @@ export async function compressWith(
     run,
     started,
   });
+  return { ...result, notes: [...result.notes, ...plan.model.notes] };
 }
 
 /** Reports the plan with its estimated duration, if anybody listens. */

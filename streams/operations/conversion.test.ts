@@ -1,6 +1,6 @@
 import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, test } from 'vitest';
+import { beforeAll, describe, expect, type TestOptions, test } from 'vitest';
 import { forgetManifest } from '../../fixtures/forget-manifest.js';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { readWithNpmSafetensors } from '../../fixtures/npm-safetensors.js';
@@ -48,17 +48,23 @@ function expectSameFiles(a: string, b: string): void {
   for (const file of files(a)) expect(readFileSync(join(a, file)).equals(readFileSync(join(b, file))), file).toBe(true);
 }
 
-describe('the trained fixture at 24 % fewer expert parameters, all defaults', () => {
+/** Layer 2 stands for all in `npm test`. */
+const DEFAULTS: ReadonlyArray<[layers: string, TestOptions, CompressOptions, groups: number]> = [
+  ['layer 2', {}, { layers: [2] }, 2],
+  ['all layers', THOROUGH, {}, 8],
+];
+describe.each(DEFAULTS)('the trained fixture at 24 % fewer expert parameters, %s', (layers, cost, options, groups) => {
+  const out = at(`default ${layers}`);
   let result: RunResult;
   const seen: Progress[] = [];
   beforeAll(async () => {
-    result = await compress(TINY_MODEL, at('default'), {}, { onProgress: (progress) => seen.push(progress) });
+    result = await compress(TINY_MODEL, out, options, { onProgress: (progress) => seen.push(progress) });
   });
 
   test('every group beats per-expert SVD and grouped SVD of the same size', THOROUGH, async () => {
     const source = await openCheckpoint(TINY_MODEL);
     const { layers } = detectModel(source);
-    expect(result.groups).toHaveLength(8);
+    expect(result.groups).toHaveLength(groups);
     const problem = { experts: 32, rows: 64, cols: 192, bases: 9, rank: 64 };
     const parameters = factorParameters(problem);
     for (const report of result.groups.filter(isFitted)) {
@@ -75,16 +81,16 @@ describe('the trained fixture at 24 % fewer expert parameters, all defaults', ()
     }
   });
 
-  test('what is written verifies', async () => {
-    const { problems, groups } = await verify(TINY_MODEL, at('default'));
-    expect(problems).toEqual([]);
-    expect(groups).toHaveLength(8);
+  test('what is written verifies', cost, async () => {
+    const verified = await verify(TINY_MODEL, out);
+    expect(verified.problems).toEqual([]);
+    expect(verified.groups).toHaveLength(groups);
   });
 
-  test('the reported error is that of A·f(ΣαB) over the bytes in the file, computed here by hand', async () => {
-    const [source, out] = [await openCheckpoint(TINY_MODEL), await openCheckpoint(at('default'))];
+  test('the reported error is that of A·f(ΣαB) over the bytes in the file, computed here by hand', cost, async () => {
+    const [source, written] = [await openCheckpoint(TINY_MODEL), await openCheckpoint(out)];
     const prefix = 'model.layers.2.mlp.';
-    const [B, alpha] = [await tensorValues(out, `${prefix}B_up`), await tensorValues(out, `${prefix}W_up`)];
+    const [B, alpha] = [await tensorValues(written, `${prefix}B_up`), await tensorValues(written, `${prefix}W_up`)];
     let error = 0;
     let norm = 0;
     for (let expert = 0; expert < 32; expert++) {
@@ -93,7 +99,7 @@ describe('the trained fixture at 24 % fewer expert parameters, all defaults', ()
         for (let j = 0; j < 9; j++) s += (alpha[expert * 9 + j] as number) * (B[j * 64 * 192 + i] as number);
         return s / (1 + Math.exp(-s));
       });
-      const A = await tensorValues(out, `${prefix}experts.${expert}.up_proj.weight`);
+      const A = await tensorValues(written, `${prefix}experts.${expert}.up_proj.weight`);
       const W = await tensorValues(source, `${prefix}experts.${expert}.up_proj.weight`);
       for (let row = 0; row < 64; row++) {
         for (let col = 0; col < 192; col++) {
@@ -112,34 +118,39 @@ describe('the trained fixture at 24 % fewer expert parameters, all defaults', ()
     expect(error / (32 * 64 * 192) / (reported?.mse ?? 0)).toBeCloseTo(1, 5);
   });
 
-  test('is near the public reference after 10 000 steps', () => {
+  test('is near the public reference after 10 000 steps', cost, () => {
     const reference = JSON.parse(readFileSync(REFERENCE_CURVES, 'utf8')).final;
     for (const { layer, projection, relativeError } of result.groups.filter(isFitted)) {
       expect(relativeError ** 2).toBeLessThan(1.1 * reference[`layer${layer}.${projection}`]);
     }
   });
 
-  test('tells its plan, its steps, its groups and its bytes', () => {
+  test('tells its plan, its steps, its groups and its bytes', cost, () => {
     const kinds = new Set(seen.map(({ kind }) => kind));
     expect(kinds).toEqual(new Set(['plan', 'phase', 'bytes', 'step', 'fold', 'group']));
-    expect(seen.filter(({ kind }) => kind === 'group')).toHaveLength(8);
+    expect(seen.filter(({ kind }) => kind === 'group')).toHaveLength(groups);
   });
 
-  test('done again, it says so and does nothing', async () => {
-    const again = await compress(TINY_MODEL, at('default'));
+  test('done again, it says so and does nothing', cost, async () => {
+    const again = await compress(TINY_MODEL, out, options);
     expect(again.already).toBe(true);
-    expect(again.groups).toEqual(JSON.parse(readFileSync(at('default', 'mobe.json'), 'utf8')).groups);
+    expect(again.groups).toEqual(JSON.parse(readFileSync(join(out, 'mobe.json'), 'utf8')).groups);
   });
 
-  test('asked for something else in the same folder, it refuses, naming the difference, unless forced', async () => {
-    const other = { steps: 3, layers: [0] };
-    await expect(compress(TINY_MODEL, at('default'), other)).rejects.toThrow(
-      'steps 600, now 3; layers default, now [0]',
-    );
-    cpSync(at('default'), at('forced'), { recursive: true });
-    expect((await compress(TINY_MODEL, at('forced'), other, { force: true })).groups).toHaveLength(2);
-    expect((await verify(TINY_MODEL, at('forced'))).problems).toEqual([]);
-  });
+  test(
+    'asked for something else in the same folder, it refuses, naming the difference, unless forced',
+    cost,
+    async () => {
+      const other = { steps: 3, layers: [0] };
+      const refused = compress(TINY_MODEL, out, other);
+      await expect(refused).rejects.toThrow('steps 600, now 3');
+      await expect(refused).rejects.toThrow(`layers ${options.layers ? '[2]' : 'default'}, now [0]`);
+      const forced = `${out}, forced`;
+      cpSync(out, forced, { recursive: true });
+      expect((await compress(TINY_MODEL, forced, other, { force: true })).groups).toHaveLength(2);
+      expect((await verify(TINY_MODEL, forced)).problems).toEqual([]);
+    },
+  );
 });
 
 describe('two ways to one result', () => {

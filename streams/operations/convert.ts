@@ -72,7 +72,7 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
       plan.format === 'factors'
         ? await openFactors(out, { groups: plan.groups, context: record, inputs }, run)
         : await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs, identity }, run);
-    if ('done' in opened) return { ...opened.done, already: true };
+    if ('done' in opened) return { ...opened.done, already: true, notes: plan.source.notes };
     return await fill(conversion, opened.output, identity);
   } finally {
     await reader.close();
@@ -102,7 +102,7 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
     await plan.source.files.checkUnchanged();
     const report = await writeSmallFiles(conversion, output, hashed, groups.sort(compareGroups));
     await output.commit(LOADABLE_LAST);
-    return { ...report, already: nothing };
+    return { ...report, already: nothing, notes: plan.source.notes };
   } catch (error) {
     stop.abort();
     const cause = run.signal?.aborted

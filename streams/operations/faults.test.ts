@@ -191,26 +191,30 @@ test(
   },
 );
 
-test('a commit over an earlier result that fails at any call is finished, or replaced by --force', async () => {
-  const other: CompressOptions = { ...OPTIONS, seed: 5 };
-  const { length: renames } = readdirSync(at('whole'));
-  for (const nth of [1, renames]) {
-    for (const operation of ['remove', 'rename'] as const) {
-      const out = at(`over-${operation}-${nth}`);
-      await compress(at('model'), out, other);
-      const meant = (call: Call): boolean =>
-        call.operation === operation && !inPartial({ ...call, path: call.to ?? call.path });
-      const run = compress(at('model'), out, OPTIONS, { force: true, fileSystem: failing(meant, 'EIO', nth) });
-      await expect(run).rejects.toThrow(errors.WriteError);
-      cpSync(out, `${out}-forced`, { recursive: true });
-      await compress(at('model'), out, OPTIONS);
-      expectSame(out, at('whole'));
-      await expect(compress(at('model'), `${out}-forced`, { ...OPTIONS, seed: 6 })).rejects.toThrow('seed');
-      await compress(at('model'), `${out}-forced`, OPTIONS, { force: true });
-      expectSame(`${out}-forced`, at('whole'));
+test(
+  'a commit over an earlier result that fails at any call is finished, or replaced by --force',
+  THOROUGH,
+  async () => {
+    const other: CompressOptions = { ...OPTIONS, seed: 5 };
+    const { length: renames } = readdirSync(at('whole'));
+    for (const nth of [1, renames]) {
+      for (const operation of ['remove', 'rename'] as const) {
+        const out = at(`over-${operation}-${nth}`);
+        await compress(at('model'), out, other);
+        const meant = (call: Call): boolean =>
+          call.operation === operation && !inPartial({ ...call, path: call.to ?? call.path });
+        const run = compress(at('model'), out, OPTIONS, { force: true, fileSystem: failing(meant, 'EIO', nth) });
+        await expect(run).rejects.toThrow(errors.WriteError);
+        cpSync(out, `${out}-forced`, { recursive: true });
+        await compress(at('model'), out, OPTIONS);
+        expectSame(out, at('whole'));
+        await expect(compress(at('model'), `${out}-forced`, { ...OPTIONS, seed: 6 })).rejects.toThrow('seed');
+        await compress(at('model'), `${out}-forced`, OPTIONS, { force: true });
+        expectSame(`${out}-forced`, at('whole'));
+      }
     }
-  }
-});
+  },
+);
 
 describe('a shard that changes while it is read stops the run, is named, and nothing of the run is kept:', () => {
   const cases: Array<[string, (shard: string) => void, RegExp]> = [

@@ -81,7 +81,7 @@ const SHAPES: ReadonlyArray<readonly [string, GeneratedModel | undefined, Compre
   ["a solver's state", FLAT, { bases: 40, steps: 4, threads: 1, batchExperts: 4 }],
   ['batches of two sizes', BALANCED, { bases: 2, steps: 2, threads: 1, batchExperts: 40 }],
 ];
-const cost = thoroughBut('the process and its threads', 'groups as stored', "a solver's state");
+const cost = thoroughBut('the process and its threads', "a solver's state");
 
 for (const [name, shape, options] of SHAPES)
   test(`a run that holds most in ${name}`, { ...cost(name), timeout: PATIENCE_MS }, async () => {

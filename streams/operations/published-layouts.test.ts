@@ -2,7 +2,7 @@
  * Experts in published layouts are converted to the same numbers as separate experts, which families.test.ts checks, and are
  * written where the source has them.
  */
-import { cpSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles } from '../../fixtures/compare-weights.js';
@@ -18,11 +18,16 @@ import {
 } from '../../fixtures/published-layouts.js';
 import type { StoredTensor } from '../../fixtures/quantised-storage.js';
 import { readFolder } from '../../fixtures/read-folder.js';
+import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { encodeFloats } from '../../src/checkpoint/codec.js';
+import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { isFitted, isKept } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
+import { detectModel } from '../../src/models/detect.js';
+import { layoutOf, placeIn } from '../../src/models/expert-layout.js';
+import { PROJECTIONS } from '../../src/models/family.js';
 import type { Progress } from '../run-options.js';
 import { compress } from './compress.js';
 import { exportFactors } from './export.js';
@@ -111,6 +116,16 @@ function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<
     expect(own).toMatchObject({ expertShape: [SIZES.rows, SIZES.cols], obstacle: undefined });
   });
 
+  test('have a layout from which their places follow', async () => {
+    const checkpoint = await openCheckpoint(at('model'));
+    for (const layer of detectModel(checkpoint).layers) {
+      const found = layoutOf(layer, checkpoint.tensors);
+      for (const projection of PROJECTIONS)
+        for (const [expert, matrix] of layer.experts[projection].entries())
+          expect(placeIn(found, layer.prefix, projection, expert, matrix)).toEqual(matrix.place);
+    }
+  });
+
   test('fit and export write the same', async () => {
     await fitFactors(at('model'), at('factors'), QUICK);
     await exportFactors(at('model'), at('factors'), at('export'), { ...QUICK, format: 'hf' });
@@ -173,6 +188,69 @@ function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<
     if (layout !== 'fp8') expect(fitted).toEqual(expect.arrayContaining([gate, up]));
     expect(differingFiles(at('resumed'), at('hf'))).toEqual([]);
     expect((await verifyIntegrity(at('resumed'))).problems).toEqual([]);
+  });
+
+  test('factors of a part of the experts are exported, the others stay', THOROUGH, async () => {
+    const options = { ...QUICK, groups: 2 };
+    await fitFactors(at('model'), at('parts'), options);
+    const files = readdirSync(at('parts')).filter((file) => file.endsWith('.group-1.safetensors'));
+    for (const file of files) rmSync(at('parts', file));
+    const { groups } = await exportFactors(at('model'), at('parts'), at('parts-export'), { ...QUICK, format: 'hf' });
+    expect(groups).toHaveLength(2 * source.moeLayers.length);
+    expect((await verify(at('model'), at('parts-export'), { threads: 1 })).problems).toEqual([]);
+    const written = readFolder(at('parts-export'));
+    const [all, none] = [await expected({ groups: 2 }), await expected({ layers: [] })];
+    for (const [i, { name, bytes }] of all.entries()) {
+      if (!name.endsWith('gate_up_proj') || name.startsWith('mtp')) continue;
+      const half = bytes.length / 2;
+      const own = written.get(name)?.bytes ?? Buffer.of();
+      expect(Buffer.compare(own.subarray(0, half), bytes.subarray(0, half)), name).toBe(0);
+      expect(Buffer.compare(own.subarray(half), none[i]?.bytes.subarray(half) ?? Buffer.of()), name).toBe(0);
+    }
+  });
+
+  test('over three other machines, and again after the sender stopped: the same bytes', THOROUGH, async () => {
+    const services = await Promise.all([
+      startService(['serve', at('model')]),
+      startService(['worker', '--threads', '1']),
+      startService(['receive', at('received')]),
+    ]);
+    const [from, worker, to] = services.map(({ url }) => url) as [string, string, string];
+    const options = { ...QUICK, format: 'hf' } as const;
+    const controller = new AbortController();
+    let finished = 0;
+    const onProgress = ({ kind }: Progress): void => {
+      if (kind === 'group' && ++finished === 2) controller.abort();
+    };
+    const stopped = compress(from, to, options, { workers: [worker], onProgress, signal: controller.signal });
+    await expect(stopped).rejects.toMatchObject({ kept: to });
+    const fitted: Progress[] = [];
+    await compress(from, to, options, {
+      workers: [worker],
+      onProgress: (it) => it.kind === 'group' && fitted.push(it),
+    });
+    await Promise.all(services.map((service) => service.stop()));
+    expect(fitted.length).toBeLessThan(2 * source.moeLayers.length);
+    expect(differingFiles(at('received'), at('hf'))).toEqual([]);
+    expect((await verify(at('model'), at('received'), { threads: 1 })).problems).toEqual([]);
+  });
+
+  test('--keep-quantized decodes the experts of converted layers, and names them in the config', THOROUGH, async () => {
+    const [first = 0] = source.moeLayers;
+    await convert('kept', { layers: [first], keepQuantized: true });
+    const written = readFolder(at('kept'));
+    const wanted = new Map((await expected({ layers: [first] })).map((tensor) => [tensor.name, tensor]));
+    const isConverted = (name: string): boolean => name.includes(`layers.${first}.`) && !name.startsWith('mtp');
+    for (const tensor of published.tensors) {
+      if (isConverted(tensor.name) && /experts\.(gate_up|down)_proj(_|$)(?!bias)/.test(tensor.name)) continue;
+      expect(Buffer.compare(written.get(tensor.name)?.bytes ?? Buffer.of(), tensor.bytes), tensor.name).toBe(0);
+    }
+    for (const [name, { bytes }] of wanted)
+      if (isConverted(name)) expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).toBe(0);
+    const { quantization_config: entry } = JSON.parse(readFileSync(at('kept', 'config.json'), 'utf8'));
+    const module = `model.layers.${first}.mlp.experts`;
+    if (source.config.quantization_config) expect(entry.modules_to_not_convert).toContain(module);
+    else expect(entry).toBeUndefined();
   });
 
   test('verify finds a wrong weight beside rebuilt ones', THOROUGH, async () => {

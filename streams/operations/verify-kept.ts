@@ -6,6 +6,7 @@ import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { type Place, weightPlaces } from '../../src/conversion/group-places.js';
 import type { GroupPlan } from '../../src/conversion/group-plan.js';
 import { gather, sliceKey } from '../../src/conversion/slices.js';
+import { InterruptedError } from '../../src/errors.js';
 import type { ByteRange } from '../../src/sources/files.js';
 import { encodedMatrix } from '../stages/decode-source.js';
 
@@ -27,6 +28,7 @@ export async function compareKept(
   result: Checkpoint,
   sound: ReadonlySet<string>,
   problems: string[],
+  signal?: AbortSignal,
 ): Promise<number> {
   const rebuilt = new Set(factorised.flatMap(({ experts }) => experts.map(({ name }) => name)));
   const done = new Set<string>();
@@ -38,6 +40,7 @@ export async function compareKept(
       const { slice } = place.part ?? {};
       if (!slice || done.has(sliceKey(slice)) || !sound.has(slice.tensor)) continue;
       done.add(sliceKey(slice));
+      if (signal?.aborted) throw new InterruptedError();
       const kept = slice.matrices.filter(({ name }) => !rebuilt.has(name));
       const written = kept.length ? await result.files.readRange(rangeIn(result, place)) : new Uint8Array(0);
       for (const matrix of kept) {

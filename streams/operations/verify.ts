@@ -131,7 +131,7 @@ export async function verify(
     const bytesToCopy = copies.reduce((sum, copy) => sum + copyBytes(copy), 0);
     onProgress?.({ kind: 'phase', phase: 'verify', groups: groups.length, bytes: bytesToCopy + groupBytes });
     copiedBytes = await compareCopies({ ...plan, copies }, result, hooks, problems);
-    copiedBytes += await compareKept(plan, groups, result, sound, problems);
+    copiedBytes += await compareKept(plan, groups, result, sound, problems, signal);
     let bytes = copiedBytes;
     for (const group of groups) {
       if (signal?.aborted) throw new InterruptedError();
