@@ -11,6 +11,15 @@ export class UnknownModelError extends InputError {
   }
 }
 
+/** The checkpoint is native, so its experts are factors already. */
+export class NativeCheckpointError extends InputError {
+  constructor(readonly folder: string) {
+    super(
+      `${folder} is a native MoBE checkpoint: its experts are factors already. Convert its source again, or expand it to standard weights ("mobe expand") and convert those.`,
+    );
+  }
+}
+
 /** Fused experts have a layout that is not supported. */
 export class UnsupportedLayoutError extends InputError {
   constructor(

@@ -3,7 +3,13 @@ import { join } from 'node:path';
 import { isDeepStrictEqual } from 'node:util';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { MissingExpertError, MissingLayerError, UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
+import {
+  MissingExpertError,
+  MissingLayerError,
+  NativeCheckpointError,
+  UnequalExpertError,
+  UnsupportedLayoutError,
+} from '../errors.js';
 import { bailing, bailingV2 } from './bailing.js';
 import { deepseekV2, deepseekV3, kimiK2 } from './deepseek.js';
 import { expertsOf, type FoundExpert } from './expert-names.js';
@@ -54,6 +60,7 @@ const generic = (modelType: string, config: Config): Family => ({
  * If the config and the tensors differ, the tensors count.
  */
 export function detectModel(checkpoint: Checkpoint): MoeModel {
+  if (checkpoint.config.mobe !== undefined) throw new NativeCheckpointError(checkpoint.folder);
   const config = languageConfig(checkpoint.config);
   const modelType = modelTypeOf(checkpoint.config);
   const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config);

@@ -30,6 +30,7 @@ import { layoutOf, placeIn } from '../../src/models/expert-layout.js';
 import { PROJECTIONS } from '../../src/models/family.js';
 import type { Progress } from '../run-options.js';
 import { compress } from './compress.js';
+import { expand } from './expand.js';
 import { exportFactors } from './export.js';
 import { fitFactors } from './fit.js';
 import { inspect } from './inspect.js';
@@ -38,7 +39,8 @@ import { verifyIntegrity } from './verify-manifest.js';
 
 const root = temporaryFolder();
 const SIZES = { ...TINY, layers: 3, rows: 32, cols: 64 }; // whole groups of MXFP4
-const QUICK: CompressOptions = { bases: 2, rank: 16, steps: 3, shardSize: 60_000, threads: 1 };
+const OUTPUT = { shardSize: 60_000, threads: 1 };
+const QUICK: CompressOptions = { bases: 2, rank: 16, steps: 3, ...OUTPUT };
 
 const ROWS: ReadonlyArray<readonly [PublishedLayout, FamilyName, Record<string, unknown>]> = [
   ['transposed', 'multimodal', {}],
@@ -131,6 +133,17 @@ function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<
     await exportFactors(at('model'), at('factors'), at('export'), { ...QUICK, format: 'hf' });
     expect(differingFiles(at('export'), at('hf'))).toEqual([]);
   });
+
+  if (layout !== 'transposed')
+    test('native, and expanded to the layout of the source', async () => {
+      const options: CompressOptions = { ...QUICK, dtype: 'bfloat16', projections: ['up_proj', 'down_proj'] };
+      await compress(at('model'), at('native'), options);
+      expect((await verify(at('model'), at('native'), { threads: 1 })).problems).toEqual([]);
+      await expand(at('native'), at('expanded'), OUTPUT);
+      await compress(at('model'), at('dense'), { ...options, format: 'hf' });
+      expect(differingFiles(at('expanded'), at('dense'))).toEqual([]);
+      expect((await verify(at('model'), at('expanded'), { threads: 1 })).problems).toEqual([]);
+    });
 
   test('one projection: the other is read from the source', async () => {
     await convert('one', { projections: ['up_proj'] });

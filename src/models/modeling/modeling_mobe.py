@@ -379,8 +379,14 @@ class NativeConfig:
 
     def to_diff_dict(self):
         # For config.json. Inside transformers the model keeps the type of its family, by which it is known there.
-        changes = {"model_type": MODEL_TYPE, "architectures": [native_name(self.mobe["source_architectures"][0])]}
-        return super().to_diff_dict() | changes
+        architecture = native_name((self.mobe["source_architectures"] or ["ForCausalLM"])[0])
+        # On a hub, names are of the form `repository--module.Class`.
+        auto_map = {auto: name.split("--")[-1] for auto, name in self.auto_map.items()}
+        return super().to_diff_dict() | {
+            "model_type": MODEL_TYPE,
+            "architectures": [architecture],
+            "auto_map": auto_map,
+        }
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -395,9 +401,9 @@ def native_name(architecture):
 
 @cache
 def native_config_class(family, file):
-    # The name of the family's class is what transformers looks tokenizers and processors up by.
+    # By a name of its own no auto class finds the family's dense model, which would have random experts.
     own = {"__module__": family.__module__, "__init__": family.__init__, "mobe_file": file}
-    return type(family.__name__, (NativeConfig, family), own)
+    return type(family.__name__.removesuffix("Config") + "MoBEConfig", (NativeConfig, family), own)
 
 
 @cache
