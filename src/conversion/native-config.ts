@@ -42,7 +42,10 @@ export function nativeConfig(
     mobe: {
       format_version: 2,
       method: method.name,
-      ...describeExperts(layers.filter(({ layer }) => held.has(layer)), source.tensors),
+      ...describeExperts(
+        layers.filter(({ layer }) => held.has(layer)),
+        source.tensors,
+      ),
       factors,
       solver,
       source_model_type: modelTypeOf(config),

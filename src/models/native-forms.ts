@@ -2,33 +2,80 @@
 import type { Config, NativeForm } from './family.js';
 
 /**
- * Model types of transformers whose native checkpoints were loaded and gave the right logits (docs/families.md). In any other
+ * Model types of transformers whose native checkpoints were loaded and gave the right logits (the table in docs/families.md). In any other
  * model the file might not find the experts, or the experts might compute otherwise than it supposes.
  */
 const TESTED: ReadonlySet<string> = new Set([
+  'afmoe',
+  'aria',
+  'axk1',
+  'axk2',
+  'bailing_hybrid',
+  'beam',
+  'cohere2_moe',
+  'deepseek_ocr2',
   'deepseek_v2',
   'deepseek_v3',
+  'deepseek_v32',
+  'deepseek_v4',
   'dots1',
+  'dots3_note',
   'ernie4_5_moe',
+  'ernie4_5_vl_moe',
+  'exaone_moe',
+  'flex_olmo',
+  'flint',
   'gemma4',
   'glm4_moe',
+  'glm4_moe_lite',
+  'glm4v_moe',
+  'glm5_next',
+  'glm_moe_dsa',
   'gpt_oss',
   'granitemoe',
+  'granitemoe_swa',
+  'granitemoehybrid',
+  'granitemoeshared',
   'hunyuan_v1_moe',
+  'hy_v3',
+  'hy_v4',
+  'hy_v4_vl',
+  'inkling2',
+  'inkling2_loop',
+  'inkling_mm_model',
   'jamba',
   // Kimi-K2 has the layout of DeepSeek-V3 and its own type.
   'kimi_k2',
+  'kimi_k25',
+  'kimi_linear',
+  'kolibri1',
+  'laguna',
+  'lara_mini',
   'lfm2_moe',
   'llama4',
+  'mellum',
+  'mimo_v2_flash',
   'minimax',
+  'minimax_m2',
+  'minimax_m3_vl',
+  'mistral4',
+  'mistral_large4',
   'mixtral',
+  'muse_spark',
   'nemotron_h',
   'olmoe',
   'phimoe',
   'qwen2_moe',
+  'qwen3_5_moe',
   'qwen3_moe',
   'qwen3_next',
+  'qwen3_omni_moe',
   'qwen3_vl_moe',
+  'qwen4_exp',
+  'solar_open',
+  'step3p7',
+  'unlimited_ocr',
+  'zaya',
 ]);
 
 /** Ling is not in transformers. Its modelling file has the whole model. */
@@ -49,7 +96,8 @@ export function nativeForm(config: Config): NativeForm | undefined {
   const ling = LING.has(modelType);
   if (!ling && !TESTED.has(modelType)) return undefined;
   const architecture = architectureOf(config);
-  const several = /ForConditionalGeneration$/.test(architecture);
+  // Mistral 4 is one of transformers' multimodal models by its auto class, though it is a plain language model.
+  const several = /ForConditionalGeneration$/.test(architecture) || modelType === 'mistral4';
   return {
     modelType: NATIVE_TYPE,
     architecture: architecture.replace(/Moe|MoE/, '').replace(/(?=For[A-Z]\w*$)/, 'MoBE'),

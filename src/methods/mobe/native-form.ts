@@ -7,7 +7,7 @@ import type { NativeFactors, NativePlace, NativeSource } from '../method.js';
 import { ACTIVATIONS, type Activation, type Problem } from './problem.js';
 
 export const native: NativeFactors<Problem> = {
-  marker: /^((?:.+\.)?layers\.(\d+)\.(?:.+\.)?)B_(gate|up|down)(?:_(\d+))?$/,
+  marker: /^((?:.+\.)?(?:layers|blocks)\.(\d+)\.(?:.+\.)?)B_(gate|up|down)(?:_(\d+))?$/,
   example: 'model.layers.0.mlp.B_gate',
   names: (place, experts) => ({
     shared: { B: basesName(place), alpha: coefficientsName(place) },

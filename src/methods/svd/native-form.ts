@@ -4,7 +4,7 @@ import type { NativeFactors, NativePlace, NativeSource } from '../method.js';
 import type { Problem } from './problem.js';
 
 export const native: NativeFactors<Problem> = {
-  marker: /^((?:.+\.)?layers\.(\d+)\.(?:.+\.)?)experts\.0\.(gate|up|down)_proj\.V$/,
+  marker: /^((?:.+\.)?(?:layers|blocks)\.(\d+)\.(?:.+\.)?)experts\.0\.(gate|up|down)_proj\.V$/,
   example: 'model.layers.0.mlp.experts.0.gate_proj.V',
   names: (place, experts) => ({
     shared: {},
