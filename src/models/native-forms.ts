@@ -21,7 +21,6 @@ const TESTED: ReadonlySet<string> = new Set([
   'dots1',
   'dots3_note',
   'ernie4_5_moe',
-  'ernie4_5_vl_moe',
   'exaone_moe',
   'flex_olmo',
   'flint',
