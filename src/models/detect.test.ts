@@ -210,9 +210,12 @@ describe('experts as they are:', () => {
         if (!/experts\.1[01]\./.test(it.name)) return it;
         return { ...it, shape: it.shape.map((size) => (size === 4 ? 2 : size)), bytes: it.bytes / 2 };
       });
-    const { layers } = await detect({ config: { moe_num_experts: [10, 2] }, alter });
+    const widths = { moe_intermediate_size: [4, 2] };
+    const { layers } = await detect({ config: { ...widths, moe_num_experts: [10, 2] }, alter });
     expect(layers[0]?.experts.down_proj).toHaveLength(10);
-    await expect(detect({ config: { moe_num_experts: [10, 3] }, alter })).rejects.toThrow(errors.UnequalExpertError);
+    expect((await detect({ config: { ...widths, moe_num_experts: 6 } })).layers[0]?.experts.up_proj).toHaveLength(6);
+    const run = detect({ config: { ...widths, moe_num_experts: [10, 3] }, alter });
+    await expect(run).rejects.toThrow(errors.UnequalExpertError);
   });
 
   test('of two modules in a layer, the larger one counts, and a note names the other', async () => {

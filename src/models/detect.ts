@@ -174,9 +174,11 @@ function ownExperts(config: Config, slots: Slots): number {
   // transformers saves LongCat's zero experts with gate and up, which it never uses, and without down.
   const zeros = numberOf(config, 'zero_expert_num') ?? 0;
   if (zeros > 0 && slots.down_proj.length === most - zeros) return most - zeros;
-  // ERNIE-4.5-VL numbers its text experts first, and then narrower ones for pictures.
-  const [text, pictures, ...others] = Array.isArray(config.moe_num_experts) ? config.moe_num_experts : [];
-  return others.length === 0 && text > 0 && text + pictures === most ? text : most;
+  // ERNIE-4.5-VL numbers its text experts first, and then narrower ones for pictures. The config may have one number for both.
+  const { moe_num_experts: counts, moe_intermediate_size: widths } = config;
+  if (!Array.isArray(widths) || widths.length !== 2) return most;
+  const [text, pictures] = Array.isArray(counts) ? counts : [counts, counts];
+  return text > 0 && text + pictures === most ? text : most;
 }
 
 function checkAlike({ name, data, rows, cols }: StoredMatrix, first: StoredMatrix): void {
