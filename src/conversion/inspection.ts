@@ -6,6 +6,7 @@ import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, matrixName, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { MobeError } from '../errors.js';
 import { detectModel, languageConfig, sizesOf } from '../models/detect.js';
+import { expertsOf } from '../models/expert-names.js';
 import { numberOf } from '../models/family.js';
 import { modelTypeOf } from '../models/native-forms.js';
 import { expertName } from '../models/published-layouts.js';
@@ -147,7 +148,8 @@ function countQuantised(checkpoint: Checkpoint): Record<string, number> {
     if (!isQuantised(tensor)) continue;
     let kind: string;
     try {
-      kind = describeEncoding(quantisedMatrix(tensor, checkpoint).encoding);
+      const [expert] = expertsOf(tensor, checkpoint); // a fused tensor has several matrices
+      kind = describeEncoding((expert?.matrix ?? quantisedMatrix(tensor, checkpoint)).encoding);
     } catch (error) {
       kind = `${tensor.dtype} that cannot be decoded (${(error as Error).name})`;
     }

@@ -34,6 +34,7 @@ import { expand } from './expand.js';
 import { exportFactors } from './export.js';
 import { fitFactors } from './fit.js';
 import { inspect } from './inspect.js';
+import { plan } from './plan.js';
 import { verify } from './verify.js';
 import { verifyIntegrity } from './verify-manifest.js';
 
@@ -115,7 +116,22 @@ function testLayout(layout: PublishedLayout, family: FamilyName, config: Record<
     const biases = published.tensors.filter(({ name }) => name.endsWith('_bias'));
     const extra = biases.reduce((sum, { bytes }) => sum + bytes.byteLength / 2, 0);
     expect(own.total.parameters).toBe(separate.total.parameters + extra);
+    const kind = { fp8: 'F8_E4M3 in 12 × 16 blocks', mxfp4: 'MXFP4 in groups of 32', transposed: '', alternating: '' }[
+      layout
+    ];
+    const tensors = published.tensors.filter(({ dtype, name }) => dtype === 'F8_E4M3' || name.endsWith('_blocks'));
+    expect(own.quantised).toEqual(kind ? { [kind]: tensors.length } : {});
     expect(own).toMatchObject({ expertShape: [SIZES.rows, SIZES.cols], obstacle: undefined });
+  });
+
+  test('wait for each other in planned memory', async () => {
+    const slicesOf = async (options: CompressOptions) =>
+      (await plan(at('model'), { ...QUICK, ...options })).memory.terms.slices;
+    const projection = 2 * SIZES.experts * SIZES.rows * SIZES.cols;
+    const slice = (2 * projection) / SIZES.experts;
+    expect(await slicesOf({ format: 'hf' })).toBe(layout === 'fp8' ? 0 : projection + 4 * slice);
+    expect(await slicesOf({ format: 'hf', groups: 2 })).toBe(layout === 'fp8' ? 0 : projection + 4 * slice);
+    expect(await slicesOf({ format: 'hf', projections: ['up_proj'] })).toBe(layout === 'fp8' ? 0 : 4 * slice);
   });
 
   test('have a layout from which their places follow', async () => {
