@@ -95,20 +95,22 @@ export function nativeForm(config: Config): NativeForm | undefined {
   const ling = LING.has(modelType);
   if (!ling && !TESTED.has(modelType)) return undefined;
   const architecture = architectureOf(config);
-  // Mistral 4 is one of transformers' multimodal models by its auto class, though it is a plain language model.
-  const several = /ForConditionalGeneration$/.test(architecture) || modelType === 'mistral4';
   return {
     modelType: NATIVE_TYPE,
     architecture: architecture.replace(/Moe|MoE/, '').replace(/(?=For[A-Z]\w*$)/, 'MoBE'),
     module: ling ? 'modeling_bailing_mobe' : 'modeling_mobe',
     configClass: ling ? 'BailingMoBEConfig' : 'MoBEConfig',
     modelClass: ling ? 'BailingMoBEForCausalLM' : 'MoBEForCausalLM',
-    // Never AutoModel: vLLM would load the checkpoint by it into its own classes, without the factors and without a word.
-    autoClasses: [
-      'AutoModelForCausalLM',
-      ...(several ? ['AutoModelForImageTextToText', 'AutoModelForMultimodalLM'] : []),
-    ],
+    autoClasses: autoClassesOf(architecture, modelType),
   };
+}
+
+/** Never AutoModel: vLLM would load the checkpoint by it into its own classes, without the factors and without a word. */
+function autoClassesOf(architecture: string, modelType: string): string[] {
+  if (/ForTokenClassification$/.test(architecture)) return ['AutoModelForTokenClassification'];
+  // Mistral 4 is a language model that transformers lists among the multimodal ones.
+  const multimodal = /ForConditionalGeneration$/.test(architecture) || modelType === 'mistral4';
+  return ['AutoModelForCausalLM', ...(multimodal ? ['AutoModelForImageTextToText', 'AutoModelForMultimodalLM'] : [])];
 }
 
 function architectureOf({ architectures }: Config): string {
