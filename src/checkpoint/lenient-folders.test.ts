@@ -12,11 +12,13 @@ import {
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { type FamilyOptions, generateFamily } from '../../fixtures/generate-family.js';
+import type { StoredTensor } from '../../fixtures/quantised-storage.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { compress } from '../../streams/operations/compress.js';
 import { verify } from '../../streams/operations/verify.js';
 import { inspectCheckpoint } from '../conversion/inspection.js';
+import { encodeHeader } from './header.js';
 import { INDEX_FILE, openCheckpoint } from './open-checkpoint.js';
 
 const root = temporaryFolder();
@@ -35,6 +37,12 @@ async function convert(name: string, damage: (folder: string) => void, options: 
 
 const edit = (file: string, change: (text: string) => string): void =>
   writeFileSync(file, change(readFileSync(file, 'utf8')));
+
+const shardOf = (tensors: readonly StoredTensor[]): Buffer =>
+  Buffer.concat([
+    encodeHeader(tensors.map(({ bytes, ...it }) => ({ ...it, bytes: bytes.byteLength }))),
+    ...tensors.map(({ bytes }) => bytes),
+  ]);
 
 describe('the same weights come of', () => {
   test.each<[string, (folder: string) => void, string]>([
@@ -57,6 +65,15 @@ describe('the same weights come of', () => {
         edit(join(it, INDEX_FILE), (text) => text.replaceAll(`"${FIRST}"`, `"weights/${FIRST}"`));
       },
       '',
+    ],
+    [
+      'a single file, and an index of shards that are gone',
+      (it) => {
+        const tensors = [...readFolder(it).values()];
+        for (const file of new Set(tensors.map(({ file }) => file))) rmSync(join(it, file));
+        writeFileSync(join(it, 'model.safetensors'), shardOf(tensors));
+      },
+      'index.json is left aside: 4 shards that it names are not there',
     ],
     [
       'a side file that is a link to nothing',
@@ -149,4 +166,29 @@ test('layers with different numbers of experts are converted each by its own', a
   await expect(compress(folder, join(root, 'native'), { ...OPTIONS, format: 'mobe' })).rejects.toThrow(
     'Use --format hf',
   );
+});
+
+test('experts of a latent space, narrower than hidden_size, are converted', async () => {
+  const latent = 24;
+  const narrow = ({ name, shape, bytes, dtype }: StoredTensor): StoredTensor => {
+    const [rows = 0, cols = 0] = shape;
+    if (!name.includes('.experts.')) return { name, shape, bytes, dtype };
+    if (cols === SIZES.rows) return { name, dtype, shape: [latent, cols], bytes: bytes.subarray(0, 2 * latent * cols) };
+    const part = (row: number) => bytes.subarray(2 * row * cols, 2 * (row * cols + latent));
+    return {
+      name,
+      dtype,
+      shape: [rows, latent],
+      bytes: Buffer.concat(Array.from({ length: rows }, (_, i) => part(i))),
+    };
+  };
+  const { folder, out } = await convert('latent', () => {}, { alter: (tensors) => tensors.map(narrow) });
+  const [source, written] = [readFolder(folder), readFolder(out)];
+  expect(inspectCheckpoint(await openCheckpoint(folder)).expertShape).toEqual([SIZES.rows, latent]);
+  expect([...written.keys()].sort()).toEqual([...source.keys()].sort());
+  for (const [name, { shape, bytes }] of source) {
+    expect(written.get(name)?.shape, name).toEqual(shape);
+    const converted = /experts\.\d+\.(gate|up)_proj/.test(name);
+    expect(Buffer.compare(bytes, written.get(name)?.bytes ?? Buffer.alloc(0)) !== 0, name).toBe(converted);
+  }
 });

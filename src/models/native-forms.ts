@@ -2,7 +2,7 @@
 import type { Config, NativeForm } from './family.js';
 
 /**
- * Model types of transformers whose native checkpoints were loaded and gave the right logits (docs/families.md). In any other
+ * Model types of transformers whose native checkpoints were loaded and gave the right logits (the table in docs/families.md). In any other
  * model the file might not find the experts, or the experts might compute otherwise than it supposes.
  */
 const TESTED: ReadonlySet<string> = new Set([
@@ -101,13 +101,14 @@ export function nativeForm(config: Config): NativeForm | undefined {
     module: ling ? 'modeling_bailing_mobe' : 'modeling_mobe',
     configClass: ling ? 'BailingMoBEConfig' : 'MoBEConfig',
     modelClass: ling ? 'BailingMoBEForCausalLM' : 'MoBEForCausalLM',
-    autoClasses: autoClassesOf(modelType, architecture),
+    autoClasses: autoClassesOf(architecture, modelType),
   };
 }
 
 /** Never AutoModel: vLLM would load the checkpoint by it into its own classes, without the factors and without a word. */
-function autoClassesOf(modelType: string, architecture: string): string[] {
-  // transformers has Mistral 4 among the multimodal models by its text class.
+function autoClassesOf(architecture: string, modelType: string): string[] {
+  if (/ForTokenClassification$/.test(architecture)) return ['AutoModelForTokenClassification'];
+  // Mistral 4 is a language model that transformers lists among the multimodal ones.
   const multimodal = /ForConditionalGeneration$/.test(architecture) || modelType === 'mistral4';
   return ['AutoModelForCausalLM', ...(multimodal ? ['AutoModelForImageTextToText', 'AutoModelForMultimodalLM'] : [])];
 }
