@@ -107,7 +107,11 @@ describe('refused is', () => {
     ['a long name', rawFrame({ kind: 'request', seq: 0, method: 'm'.repeat(1025), params: 0 }), /wrong at "method"/],
     ['a credit too small for a frame', rawFrame(rawHello({ credit: 100 })), /wrong at "credit"/],
     ['a session that is no session', rawFrame(rawHello({ session: '../../etc' })), /wrong at "session"/],
-    ['another version', rawFrame({ kind: 'hello', protocol: PROTOCOL_VERSION + 1, news: true }), /speaks version 5/],
+    [
+      'another version',
+      rawFrame({ kind: 'hello', protocol: PROTOCOL_VERSION + 1, news: true }),
+      new RegExp(`speaks version ${PROTOCOL_VERSION + 1}`),
+    ],
     ['data without any', rawFrame({ kind: 'data', seq: 0, tensor: 0 }), /carries 0 bytes/],
     ['a payload where none belongs', rawFrame({ kind: 'ack', consumed: 0 }, new Uint8Array(3)), /carries 3 bytes/],
   ])('%s', (_, bytes, message) => {
