@@ -7,7 +7,7 @@ import ts from 'typescript';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { ROOT } from '../fixtures/paths.js';
 import { temporaryFolder } from '../fixtures/temporary-folder.js';
-import { THOROUGH } from '../fixtures/thorough.js';
+import { THOROUGH, thoroughBut } from '../fixtures/thorough.js';
 
 const page = readFileSync(`${ROOT}docs/library.md`, 'utf8');
 const examples = [...page.matchAll(/```ts\n\/\/ (\S+)\.ts\n(.*?)```\n(?:\n```text\n(.*?)```)?/gs)].map(
@@ -37,10 +37,12 @@ test('every code block of the page is an example', () => {
 });
 
 describe('an example prints what the page says:', () => {
-  test.each(examples.filter(({ output }) => output !== undefined))('$name', async ({ name, output }) => {
-    const { stdout } = await promisify(execFile)(process.execPath, [`${name}.js`], { cwd: place });
-    expect(stdout).toBe(output);
-  });
+  const cost = thoroughBut('own-stage', 'memory-source');
+  for (const { name, output } of examples.filter((it) => it.output !== undefined))
+    test(name, cost(name), async () => {
+      const { stdout } = await promisify(execFile)(process.execPath, [`${name}.js`], { cwd: place });
+      expect(stdout).toBe(output);
+    });
 });
 
 test('a pipeline of one’s own has at most 20 lines', () => {

@@ -112,7 +112,7 @@ test('plan prints sizes, memory, disk and time, or JSON', async () => {
   expect(json.estimatedSeconds).toBeGreaterThan(0);
 });
 
-test('engines lists what works and what does not, with a remedy, or JSON', async () => {
+test('engines lists what works and what does not, with a remedy, or JSON', THOROUGH, async () => {
   const { code, stdout } = await mobe('engines', '--threads', '1');
   expect(code).toBe(0);
   for (const words of [
@@ -139,24 +139,28 @@ test('engines lists what works and what does not, with a remedy, or JSON', async
   }
 });
 
-test('a result comes with its page where one is asked for; it can be written, and scored, later too', async () => {
-  const flags = ['--bases', '8', '--steps', '2', '--layers', '0', '--report', '--json'];
-  const { code, stdout, stderr } = await mobe('compress', TINY_MODEL, 'paged', ...flags);
-  expect(code).toBe(0);
-  expect(stderr).toContain(`${PAGE_FILE} is written.`);
-  expect(JSON.parse(stdout).groups).toHaveLength(2);
-  expect(readFileSync(join(root, 'paged', PAGE_FILE), 'utf8')).not.toContain('Scores');
+test(
+  'a result comes with its page where one is asked for; it can be written, and scored, later too',
+  THOROUGH,
+  async () => {
+    const flags = ['--bases', '8', '--steps', '2', '--layers', '0', '--report', '--json'];
+    const { code, stdout, stderr } = await mobe('compress', TINY_MODEL, 'paged', ...flags);
+    expect(code).toBe(0);
+    expect(stderr).toContain(`${PAGE_FILE} is written.`);
+    expect(JSON.parse(stdout).groups).toHaveLength(2);
+    expect(readFileSync(join(root, 'paged', PAGE_FILE), 'utf8')).not.toContain('Scores');
 
-  writeFileSync(join(root, 'text'), 'A few words to be scored.\n'.repeat(4));
-  const scored = await mobe('report', 'paged', '--text', 'text', '--against', TINY_MODEL);
-  expect(scored).toMatchObject({ code: 0, stdout: `${join(root, 'paged', PAGE_FILE)} is written.\n` });
-  expect(readFileSync(join(root, 'paged', PAGE_FILE), 'utf8')).toContain('Scores');
+    writeFileSync(join(root, 'text'), 'A few words to be scored.\n'.repeat(4));
+    const scored = await mobe('report', 'paged', '--text', 'text', '--against', TINY_MODEL);
+    expect(scored).toMatchObject({ code: 0, stdout: `${join(root, 'paged', PAGE_FILE)} is written.\n` });
+    expect(readFileSync(join(root, 'paged', PAGE_FILE), 'utf8')).toContain('Scores');
 
-  expect((await mobe('report', 'nothing')).code).toBe(2);
-  expect((await mobe('report', 'paged', '--text', 'no such text')).stderr).toContain('--text');
-  const remote = await mobe('compress', TINY_MODEL, 'ws://localhost:1/', '--report');
-  expect(remote).toMatchObject({ code: 2, stderr: expect.stringContaining('--report') });
-});
+    expect((await mobe('report', 'nothing')).code).toBe(2);
+    expect((await mobe('report', 'paged', '--text', 'no such text')).stderr).toContain('--text');
+    const remote = await mobe('compress', TINY_MODEL, 'ws://localhost:1/', '--report');
+    expect(remote).toMatchObject({ code: 2, stderr: expect.stringContaining('--report') });
+  },
+);
 
 test('compress, verify and export: JSON on stdout, progress on stderr, exit code 0', async () => {
   const flags = ['--bases', '8', '--steps', '5', '--layers', '0-1,3'];
@@ -290,7 +294,7 @@ describe.skipIf(process.platform === 'win32')('interrupted', () => {
         expect(seconds).toBeLessThan(2);
       });
 
-    test('asked twice, it ends at once', async () => {
+    test('asked twice, it ends at once', THOROUGH, async () => {
       const { code, signal, seconds } = await interrupt(args('large-twice'), ['SIGINT', 'SIGINT']);
       expect([code, signal]).toEqual([null, 'SIGINT']);
       expect(seconds).toBeLessThan(1);

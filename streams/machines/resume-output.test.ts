@@ -9,7 +9,7 @@ import { generateCheckpoint } from '../../fixtures/generate.js';
 import { interceptedFileSystem, systemError } from '../../fixtures/intercepted-file-system.js';
 import { startProxy } from '../../fixtures/peers.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
-import { THOROUGH } from '../../fixtures/thorough.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { parseIdentity } from '../../src/conversion/run-identity.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
@@ -77,8 +77,11 @@ async function interrupt(url: string, options = OPTIONS): Promise<void> {
 }
 
 describe('an interrupted conversion', () => {
-  test('goes on, at the receiver that is there or at another of the same folder', async () => {
-    for (const restarted of [false, true]) {
+  for (const [where, restarted, cost] of [
+    ['the receiver that is there', false, THOROUGH],
+    ['another receiver of the same folder', true, {}],
+  ] as const)
+    test(`goes on, at ${where}`, cost, async () => {
       const out = at(`again-${restarted}`);
       const log: string[] = [];
       const first = await startReceiver(out, { onLog: (line) => log.push(line) });
@@ -89,10 +92,9 @@ describe('an interrupted conversion', () => {
       const { url } = restarted ? await startReceiver(out) : first;
       expect(await finish(url)).toBeLessThan(6);
       expectSame(out);
-    }
-  });
+    });
 
-  test('may have been begun here, without a receiver', async () => {
+  test('may have been begun here, without a receiver', THOROUGH, async () => {
     const out = at('moved');
     await interrupt(out);
     expect(await finish((await startReceiver(out)).url)).toBeLessThan(6);
@@ -110,7 +112,7 @@ describe('an interrupted conversion', () => {
     expectSame(at('other'));
   });
 
-  test('bytes that were damaged meanwhile are done again', async () => {
+  test('bytes that were damaged meanwhile are done again', THOROUGH, async () => {
     const receiver = await startReceiver(at('damaged'));
     await interrupt(receiver.url);
     const partial = at('damaged', PARTIAL_FOLDER);
@@ -146,32 +148,35 @@ describe('an interrupted conversion', () => {
   });
 });
 
-test.each(['write', 'truncate', 'sync', 'rename'] as const)(
-  "the receiver's disk fails at a %s: the sender tells it, what is finished is kept, and then it goes on",
-  async (operation) => {
-    let calls = 0;
-    let broken = true;
-    const fileSystem = interceptedFileSystem((call) => {
-      if (broken && call.operation === operation && /safetensors$/.test(call.path) && ++calls >= 3)
-        throw systemError('ENOSPC', operation);
-      return undefined;
-    });
-    const out = at(`full-${operation}`);
-    const receiver = await startReceiver(out, { fileSystem });
-    let groups = 0;
-    const onProgress = ({ kind }: Progress): void => {
-      if (kind === 'group') groups++;
-    };
-    const run = compress(at('model'), receiver.url, OPTIONS, { onProgress });
-    await expect(run).rejects.toThrow(errors.RemoteError);
-    await expect(run).rejects.toThrow('Free some space');
-    expect(groups).toBeLessThan(operation === 'rename' ? 7 : 6); // the failure ends the run before the other groups are done
-    expect(existsSync(join(out, 'config.json'))).toBe(false);
-    broken = false;
-    await finish(receiver.url);
-    expectSame(out);
-  },
-);
+const atSync = thoroughBut('sync');
+for (const operation of ['write', 'truncate', 'sync', 'rename'] as const)
+  test(
+    `the receiver's disk fails at a ${operation}: the sender tells it, what is finished is kept, and then it goes on`,
+    atSync(operation),
+    async () => {
+      let calls = 0;
+      let broken = true;
+      const fileSystem = interceptedFileSystem((call) => {
+        if (broken && call.operation === operation && /safetensors$/.test(call.path) && ++calls >= 3)
+          throw systemError('ENOSPC', operation);
+        return undefined;
+      });
+      const out = at(`full-${operation}`);
+      const receiver = await startReceiver(out, { fileSystem });
+      let groups = 0;
+      const onProgress = ({ kind }: Progress): void => {
+        if (kind === 'group') groups++;
+      };
+      const run = compress(at('model'), receiver.url, OPTIONS, { onProgress });
+      await expect(run).rejects.toThrow(errors.RemoteError);
+      await expect(run).rejects.toThrow('Free some space');
+      expect(groups).toBeLessThan(operation === 'rename' ? 7 : 6); // the failure ends the run before the other groups are done
+      expect(existsSync(join(out, 'config.json'))).toBe(false);
+      broken = false;
+      await finish(receiver.url);
+      expectSame(out);
+    },
+  );
 
 test('a fit goes on inside its group, from a state that is kept where it runs', async () => {
   const receiver = await startReceiver(at('inside'));
@@ -209,7 +214,7 @@ test('a place for states that vanishes costs states, not the run', async () => {
   expectSame(at('vanished'));
 });
 
-test('a machine that comes back with another token ends the run, and what is finished is kept', async () => {
+test('a machine that comes back with another token ends the run, and what is finished is kept', THOROUGH, async () => {
   const open = await serve(at('model'), HERE);
   const closed = await serve(at('model'), { ...HERE, token: 'another-token-than-none' });
   cleanups.push(open.close, closed.close);

@@ -5,7 +5,7 @@ import { generateFamily } from '../../fixtures/generate-family.js';
 import { expected } from '../../fixtures/inference.js';
 import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
-import { thoroughBut } from '../../fixtures/thorough.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { OptionError, UnlikeModelsError } from '../../src/errors.js';
 import { compress } from './compress.js';
 import { evaluate, type ModelScore } from './evaluate.js';
@@ -63,7 +63,7 @@ describe('a conversion', () => {
     await expand(at('native'), at('expanded'), ONE);
   });
 
-  test('compared with its source: it lost something, in every layer, and its formats agree', async () => {
+  test('compared with its source: it lost something, in every layer, and its formats agree', THOROUGH, async () => {
     const result = await evaluate([at('native'), at('hf'), at('expanded')], text, { ...ONE, against: TINY_MODEL });
     const [source, native, hf, expanded] = result.models as [ModelScore, ModelScore, ModelScore, ModelScore];
     expect(result.models.map(({ model }) => model)).toEqual([TINY_MODEL, at('native'), at('hf'), at('expanded')]);

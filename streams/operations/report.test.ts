@@ -5,6 +5,7 @@ import { BROWSER, photograph } from '../../fixtures/browser.js';
 import { pageFaults } from '../../fixtures/page.js';
 import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import { PAGE_FILE } from '../../src/checkpoint/side-files.js';
 import { NotACheckpointError, WriteError } from '../../src/errors.js';
 import { compress } from './compress.js';
@@ -41,7 +42,7 @@ test('the page has the losses that the record has, which fall', async () => {
   expect(page()).toContain('>layer 1 up_proj</text>');
 });
 
-test('a result with its page is whole, is found again, expands without it, and can be replaced', async () => {
+test('a result with its page is whole, is found again, expands without it, and can be replaced', THOROUGH, async () => {
   expect(await verifyIntegrity(out)).toMatchObject({ problems: [], unlisted: [] });
   expect(await compress(TINY_MODEL, out, options)).toMatchObject({ already: true });
   await expand(out, at('expanded'));
