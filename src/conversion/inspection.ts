@@ -150,8 +150,8 @@ function countQuantised(checkpoint: Checkpoint): Record<string, number> {
     try {
       const [expert] = expertsOf(tensor, checkpoint); // a fused tensor has several matrices
       kind = describeEncoding((expert?.matrix ?? quantisedMatrix(tensor, checkpoint)).encoding);
-    } catch (error) {
-      kind = `${tensor.dtype} that cannot be decoded (${(error as Error).name})`;
+    } catch {
+      kind = `${tensor.dtype} that cannot be decoded`;
     }
     counts[kind] = (counts[kind] ?? 0) + 1;
   }

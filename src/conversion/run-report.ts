@@ -45,7 +45,7 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
     .filter(({ relativeError }) => !(relativeError <= POOR_FIT))
     .map(
       (group) =>
-        `${groupLabel(group)} fits badly: its relative error is ${group.relativeError.toFixed(4)}, above ${POOR_FIT}. Use more bases or steps, or keep it uncompressed with --max-error.`,
+        `${groupLabel(group)} fits badly: its relative error is ${group.relativeError.toFixed(4)}, above ${POOR_FIT}. Use more bases or steps, or keep it uncompressed: --max-error of --format hf, or of mobe export.`,
     );
   const kept = groups
     .filter(isKept)

@@ -123,6 +123,13 @@ describe('sizes come from the tensors:', () => {
     expect(family.native).toBeUndefined();
   });
 
+  test('an entry that the family does not read is no difference', async () => {
+    const config = { model_type: 'gpt_oss', moe_intermediate_size: 7, intermediate_size: 4 };
+    const { family, notes } = await detect({ config });
+    expect(notes).toEqual([]);
+    expect(family.native).toBeDefined();
+  });
+
   const pruned = (counts: readonly number[]) => (tensors: TensorSpec[]) =>
     tensors.filter(({ name }) => {
       const [, layer, expert] = /layers\.(\d+)\.mlp\.experts\.(\d+)\./.exec(name) ?? [];

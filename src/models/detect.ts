@@ -45,14 +45,17 @@ export const FAMILIES: readonly Family[] = [
   mixtral,
 ];
 
+/** Config keys with an expert's rows p. Some configs have both, and the family reads one of them. */
+const ROWS_KEYS = ['moe_intermediate_size', 'intermediate_size', 'ffn_hidden_size', 'expert_ffn_hidden_size'];
+
 /** The family of any other model whose experts have known names. It can be converted to standard weights. */
-const generic = (modelType: string, config: Config): Family => ({
+const generic = (modelType: string, config: Config, [layer]: readonly ExpertLayer[]): Family => ({
   name: `${modelType} (standard expert names)`,
   modelTypes: [modelType],
   expertCountKey:
     ['num_experts', 'n_routed_experts', 'num_local_experts', 'moe_num_experts'].find((key) => key in config) ??
     'num_experts',
-  rowsKey: 'moe_intermediate_size',
+  rowsKey: ROWS_KEYS.find((key) => layer && config[key] === sizesOf(layer).rows) ?? 'moe_intermediate_size',
 });
 
 /**
@@ -63,9 +66,10 @@ export function detectModel(checkpoint: Checkpoint): MoeModel {
   if (checkpoint.config.mobe !== undefined) throw new NativeCheckpointError(checkpoint.folder);
   const config = languageConfig(checkpoint.config);
   const modelType = modelTypeOf(checkpoint.config);
-  const family = FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config);
   const { layers, notes: left } = collectLayers(checkpoint, config);
   if (layers.length === 0) throw unknownExperts(checkpoint, modelType);
+  const family =
+    FAMILIES.find(({ modelTypes }) => modelTypes.includes(modelType)) ?? generic(modelType, config, layers);
   checkLayers(checkpoint, config, family, layers);
   const differences = configDifferences(config, family, layers);
   const notes = [...left, ...differences];

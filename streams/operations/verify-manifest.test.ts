@@ -145,6 +145,13 @@ test('files of others are told, and are no damage', async () => {
   expect({ problems, unlisted }).toEqual({ problems: [], unlisted: ['notes.txt'] });
 });
 
+test('a file that says how tensors are quantised is a problem, whoever added it', async () => {
+  cpSync(out, at('claimed'), { recursive: true });
+  writeFileSync(at('claimed', 'hf_quant_config.json'), '{"quantization":{"quant_algo":"FP8"}}');
+  const { problems } = await verifyIntegrity(at('claimed'));
+  expect(problems).toEqual([expect.stringContaining('hf_quant_config.json was added')]);
+});
+
 test('a folder without a manifest is refused', async () => {
   await expect(verifyIntegrity(at('model'))).rejects.toThrow('no mobe.manifest.json');
 });

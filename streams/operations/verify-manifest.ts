@@ -2,6 +2,7 @@
 
 import { PAGE_FILES } from '../../src/checkpoint/side-files.js';
 import { readReport } from '../../src/conversion/existing-output.js';
+import { QUANT_CONFIG_FILE } from '../../src/conversion/quantisation-changes.js';
 import { REPORT_FILE } from '../../src/conversion/run-report.js';
 import { DamagedManifestError, InterruptedError, NotACheckpointError } from '../../src/errors.js';
 import { inLanes } from '../../src/in-lanes.js';
@@ -57,6 +58,8 @@ export async function checkManifest(folder: string, files: Files, hooks: RunHook
   await checkRecord(folder, files, held, problems);
   const manifest = await readManifest(folder, files, held, problems);
   const unlisted = [...held.keys()].filter((file) => !manifest.has(file) && !OWN_FILES.includes(file));
+  if (unlisted.includes(QUANT_CONFIG_FILE))
+    problems.push(`${QUANT_CONFIG_FILE} was added: loaders take from it how tensors are quantised`);
   const bytes = [...manifest.values()].reduce((sum, parts) => sum + (parts.at(-1)?.end ?? 0), 0);
   hooks.onProgress?.({ kind: 'phase', phase: 'verify', groups: 0, bytes });
   let done = 0;
