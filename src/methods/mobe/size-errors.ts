@@ -78,12 +78,17 @@ export function shareTooSmall(
   if (least < 1 && smallerAt(rank, { ...options, keep: least })) ways.push(`--keep ${least}`);
   const reaching = ranksToTry(projections, parts, options).find((it) => smallerAt(it, options));
   if (reaching !== undefined) ways.push(`--rank ${reaching}, which reaches ${keep}`);
+  const leastAtAny = Math.ceil(1000 * leastShare(projections, { rank: 1, groups })) / 1000;
   const all = projections.map((it) => ({ ...it, factorised: true }));
-  if (all.length > parts.length && basesToKeep(all, options) >= groups) ways.push('all --projections');
+  if (all.length > parts.length) {
+    const most = rankToKeep(all, options);
+    if (basesToKeep(all, options) >= groups) ways.push('all --projections');
+    else if (reaching === undefined && most >= 1) ways.push(`all --projections at a rank of at most ${most}`);
+  }
   ways.push(LEAVE_OUT);
   return new OptionError(
     keepGiven ? '--keep' : '--rank',
-    `at ${rank === undefined ? 'full rank' : `rank ${rank}`}, even ${basis} keeps more of the experts' parameters than ${wanted}; the least possible at this rank is ${least}. Use ${ways.join(', or ')}.`,
+    `at ${rank === undefined ? 'full rank' : `rank ${rank}`}, even ${basis} keeps more of the experts' parameters than ${wanted}; the least possible at this rank is ${least}${reaching === undefined ? `, and ${leastAtAny} at any rank with these projections` : ''}. Use ${ways.join(', or ')}.`,
   );
 }
 
