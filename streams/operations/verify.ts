@@ -32,6 +32,7 @@ import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
 import type { MethodProblem } from '../../src/methods/method.js';
 import { detectModel } from '../../src/models/detect.js';
+import { expertsOf } from '../../src/models/expert-names.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange } from '../../src/sources/files.js';
 import type { StoredWeights } from '../compute/compute.js';
@@ -186,7 +187,11 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   }
   // An expansion was made from a native checkpoint, which is not available here. So its dtypes are taken from the result.
   const quantised = [...original.tensors.values()].filter(isQuantised);
-  const decoded = quantised.map((tensor) => result.tensors.get(quantisedMatrix(tensor, original).name)?.dtype ?? '');
+  const decoded = quantised.map((tensor) => {
+    const [expert] = expertsOf(tensor, original); // a fused tensor has several matrices
+    const name = expert?.matrix.place.tensor ?? quantisedMatrix(tensor, original).name;
+    return result.tensors.get(name)?.dtype ?? '';
+  });
   // Checkpoints of format_version 1 are expanded to one tensor for each expert, even if the source's are fused.
   const separate = groups.some(({ experts: [first] }) => first && !result.tensors.has(first.place.tensor));
   return planConversion({
