@@ -35,6 +35,10 @@ export async function verifyIntegrity(out: Source, hooks: RunHooks = {}): Promis
   const { folder, files } = openFiles(out, hooks);
   try {
     const integrity = await checkManifest(folder, files, hooks);
+    if (integrity?.unlisted.includes(QUANT_CONFIG_FILE)) {
+      const added = `${QUANT_CONFIG_FILE} was added: loaders take from it how tensors are quantised`;
+      return { ...integrity, problems: [...integrity.problems, added] };
+    }
     if (integrity) return integrity;
   } finally {
     await files.close();
@@ -58,8 +62,6 @@ export async function checkManifest(folder: string, files: Files, hooks: RunHook
   await checkRecord(folder, files, held, problems);
   const manifest = await readManifest(folder, files, held, problems);
   const unlisted = [...held.keys()].filter((file) => !manifest.has(file) && !OWN_FILES.includes(file));
-  if (unlisted.includes(QUANT_CONFIG_FILE))
-    problems.push(`${QUANT_CONFIG_FILE} was added: loaders take from it how tensors are quantised`);
   const bytes = [...manifest.values()].reduce((sum, parts) => sum + (parts.at(-1)?.end ?? 0), 0);
   hooks.onProgress?.({ kind: 'phase', phase: 'verify', groups: 0, bytes });
   let done = 0;
