@@ -144,14 +144,17 @@ export const defaultSizes = (model: MoeModel, settings: Settings): DefaultSizes 
 
 /** Throws `OptionError` if the output cannot be a native checkpoint. */
 export function checkNative(
-  { family }: MoeModel,
+  { family, differences: [difference] = [] }: MoeModel,
   method: Method,
   { keepQuantized, maxError }: Partial<Pick<Settings, 'keepQuantized' | 'maxError'>> = {},
 ): void {
   if (!method.native)
     throw new OptionError('--format', `no native form is defined for --method ${method.name} yet. Use --format hf.`);
   if (!family.native)
-    throw new OptionError('--format', `no native form is defined for ${family.name}. Use --format hf.`);
+    throw new OptionError(
+      '--format',
+      `no native form is defined for ${family.name}.${difference ? ` ${difference}` : ''} Use --format hf.`,
+    );
   if (keepQuantized)
     throw new OptionError(
       '--keep-quantized',

@@ -118,8 +118,9 @@ describe('sizes come from the tensors:', () => {
     ['moe_intermediate_size', 5, 'layer 0 has 4 rows an expert'],
     ['hidden_size', 16, 'layer 0 has 8 columns an expert'],
   ])('a config that says another %s is told so, and has no native form', async (key, value, says) => {
-    const { family, notes } = await detect({ config: { [key]: value } });
+    const { family, notes, differences } = await detect({ config: { [key]: value } });
     expect(notes).toEqual([`config.json says "${key}": ${value}, ${says}: the tensors count.`]);
+    expect(differences).toEqual(notes);
     expect(family.native).toBeUndefined();
   });
 

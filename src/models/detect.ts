@@ -81,6 +81,7 @@ export function detectModel(checkpoint: Checkpoint): MoeModel {
     family: { ...family, name: `${family.name} with layers that are not all as config.json says` },
     layers,
     notes,
+    differences,
   };
 }
 

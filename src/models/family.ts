@@ -62,6 +62,8 @@ export interface MoeModel {
   readonly layers: readonly ExpertLayer[];
   /** Sentences on differences between the config and the tensors. The tensors count. */
   readonly notes: readonly string[];
+  /** Those of the notes because of which the model has no native form. */
+  readonly differences?: readonly string[];
 }
 
 /** An entry of the config if it is a whole number, else undefined. */
