@@ -1,12 +1,12 @@
 /** The layers of a native checkpoint: their experts, with the places that these had in the checkpoint's source. */
 import { join } from 'node:path';
 import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
-import type { Encoding, StoredEncoding } from '../checkpoint/encoding.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { MatrixPlace, StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingExpertError, NotACheckpointError, UnequalExpertError } from '../errors.js';
-import { type ExpertLayout, expertLayout, placeIn, shapeIn } from '../models/expert-layout.js';
+import { divisionOf, type ExpertLayout, expertLayout, placeIn, shapeIn } from '../models/expert-layout.js';
 import { type Config, type ExpertLayer, PROJECTIONS, type Projection } from '../models/family.js';
+import { viewOfPart } from '../models/matrix-part.js';
 import type { ByteRange } from '../sources/files.js';
 import { compareGroups, type GroupPlan } from './group-plan.js';
 import { turnedSize } from './orientation.js';
@@ -131,26 +131,10 @@ function denseExperts(
     if (!place.steps)
       return { name, ...size, encoding: plain, data: stored(place.element, size.rows * size.cols), place };
     const own = stacked === 1 ? 0 : expert * whole;
-    return { name, ...size, encoding: viewOf(held, projection, size, plain), data: stored(own, whole), place };
+    const part = held.projections.indexOf(projection);
+    const encoding = viewOfPart(plain, divisionOf(held), part, size);
+    return { name, ...size, encoding, data: stored(own, whole), place };
   });
-}
-
-/** A projection as a part of an expert's matrix in the source's layout. */
-function viewOf(
-  { projections, interleaved, transposed }: ExpertLayout[number],
-  projection: Projection,
-  { rows, cols }: Size,
-  of: StoredEncoding,
-): Encoding {
-  const [part, outputs] = [projections.indexOf(projection), projections.length * rows];
-  return {
-    kind: 'view',
-    of,
-    ...(transposed ? { rows: cols, cols: outputs } : { rows: outputs, cols }),
-    first: interleaved ? part : part * rows,
-    step: interleaved ? projections.length : 1,
-    transposed,
-  };
 }
 
 /** A tensor of the source's layout that is made of several tensors of a native checkpoint. */

@@ -6,6 +6,7 @@ import { z } from 'zod';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { MatrixPlace, StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { type ExpertLayer, PROJECTIONS, type Projection } from './family.js';
+import { type Division, placeOfPart } from './matrix-part.js';
 
 const expertTensor = z.strictObject({
   /**
@@ -90,21 +91,20 @@ export function placeIn(
   prefix: string,
   projection: Projection,
   expert: number,
-  { rows, cols }: Pick<StoredMatrix, 'rows' | 'cols'>,
+  size: Pick<StoredMatrix, 'rows' | 'cols'>,
 ): MatrixPlace | undefined {
   const tensor = layout.find(({ projections }) => projections.includes(projection));
   if (!tensor) return undefined;
-  const { name, projections, interleaved, transposed } = tensor;
-  const count = projections.length;
+  const { name, projections } = tensor;
+  const division = divisionOf(tensor);
+  const start = name.includes(EXPERT) ? 0 : expert * division.count * size.rows * size.cols;
   const part = projections.indexOf(projection);
-  const first = interleaved ? part : part * rows;
-  const step = interleaved ? count : 1;
-  const start = name.includes(EXPERT) ? 0 : expert * count * rows * cols;
-  return {
-    tensor: `${prefix}${name.replace(EXPERT, String(expert))}`,
-    element: start + first * (transposed ? 1 : cols),
-    ...((transposed || interleaved) && {
-      steps: transposed ? { row: step, column: count * rows } : { row: step * cols, column: 1 },
-    }),
-  };
+  return placeOfPart(`${prefix}${name.replace(EXPERT, String(expert))}`, start, division, part, size);
 }
+
+/** How one of the layout's tensors holds the projections of an expert. */
+export const divisionOf = ({ projections, interleaved, transposed }: ExpertTensor): Division => ({
+  count: projections.length,
+  interleaved,
+  transposed,
+});

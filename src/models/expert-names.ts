@@ -1,14 +1,14 @@
 /** Finds the matrices of experts in a checkpoint's tensors. published-layouts.ts has the names. */
 import { floatBytes } from '../checkpoint/dtype.js';
-import type { Encoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { isQuantised, matrixName, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { type MatrixStack, matrixStack } from '../checkpoint/quantised/stack.js';
-import { type MatrixPlace, plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { plainMatrix, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { UnequalExpertError, UnsupportedLayoutError } from '../errors.js';
 import type { Projection } from './family.js';
 import { languageConfig } from './language-config.js';
+import { type Division, placeOfPart, viewOfPart } from './matrix-part.js';
 import { type ExpertName, expertName } from './published-layouts.js';
 
 /**
@@ -63,18 +63,15 @@ function slices(
     throw new UnequalExpertError(name, file, `has shape [${shape}]: more than ${MAX_EXPERTS} experts, or empty ones`);
   const stack = matrixStack({ ...fused, shape }, checkpoint);
   const transposed = isTransposed(fused, place, checkpoint);
-  const split: Split = {
-    transposed,
-    count: projections.length,
-    interleaved: projections.length > 1 && alternates(layout.alternating, checkpoint),
-    // gpt-oss's MXFP4 tensors are the transpose of its float tensors, and the place is that in the float tensor.
-    placedTransposed: transposed || name !== matrixName(name),
-  };
-  return Array.from({ length: stack.count * projections.length }, (_, i) => {
-    const expert = Math.floor(i / projections.length);
-    const projection = projections[i % projections.length] as Projection;
+  const count = projections.length;
+  const division = { count, interleaved: count > 1 && alternates(layout.alternating, checkpoint), transposed };
+  // gpt-oss's MXFP4 tensors are the transpose of its float tensors, and the place is that in the float tensor.
+  const placed = { ...division, transposed: transposed || name !== matrixName(name) };
+  return Array.from({ length: stack.count * count }, (_, i) => {
+    const expert = Math.floor(i / count);
+    const projection = projections[i % count] as Projection;
     const matrixOf = `${prefix}experts.${expert}.${projection}.weight`;
-    return { expert, projection, matrix: slice(stack, expert, i % projections.length, split, matrixOf, name) };
+    return { expert, projection, matrix: slice(stack, expert, i % count, { division, placed }, matrixOf, name) };
   });
 }
 
@@ -96,45 +93,28 @@ function stackShape(
   return [experts, rows / experts, cols];
 }
 
-/** The way in which a matrix of a stack is divided into projections. */
-interface Split {
-  readonly transposed: boolean;
-  readonly count: number;
-  /** Rows (columns, if transposed) of gate and up alternate. Otherwise gate is the first half of them. */
-  readonly interleaved: boolean;
-  /** The tensor of the matrix's place holds the transpose. */
-  readonly placedTransposed: boolean;
-}
-
 function slice(
   stack: MatrixStack,
   expert: number,
   part: number,
-  { transposed, count, interleaved, placedTransposed }: Split,
+  { division, placed }: { readonly division: Division; readonly placed: Division },
   name: string,
   tensor: string,
 ): StoredMatrix {
+  const { count, interleaved, transposed } = division;
   const [outputs, cols] = transposed ? [stack.cols, stack.rows] : [stack.rows, stack.cols];
-  const rows = outputs / count;
-  const [first, step] = interleaved ? [part, count] : [part * rows, 1];
-  const start = expert * outputs * cols;
-  const steps = placedTransposed ? { row: step, column: outputs } : { row: step * cols, column: 1 };
-  const place: MatrixPlace = {
-    tensor: matrixName(tensor),
-    element: start + first * (placedTransposed ? 1 : cols),
-    ...((placedTransposed || interleaved) && { steps }),
-  };
+  const size = { rows: outputs / count, cols };
+  const place = placeOfPart(matrixName(tensor), expert * outputs * cols, placed, part, size);
   const { encoding } = stack;
   const { file, start: from, end } = stack.data(expert);
   if (encoding.kind === 'float' && !transposed && !interleaved) {
-    const bytes = rows * cols * floatBytes(encoding.dtype);
+    const bytes = size.rows * cols * floatBytes(encoding.dtype);
     const own = { file, start: from + part * bytes, end: from + (part + 1) * bytes };
-    return { name, rows, cols, encoding, data: own, place };
+    return { name, ...size, encoding, data: own, place };
   }
-  const view: Encoding = { kind: 'view', of: encoding, rows: stack.rows, cols: stack.cols, first, step, transposed };
-  const data = { file, start: from, end };
   const scales = stack.scales && { scales: stack.scales(expert) };
-  return { name, rows, cols, encoding: view, data, ...scales, place };
+  const data = { file, start: from, end };
+  return { name, ...size, encoding: viewOfPart(encoding, division, part, size), data, ...scales, place };
 }
 
 /**
