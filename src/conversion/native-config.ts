@@ -1,4 +1,4 @@
-/** What `config.json` of a native checkpoint says, and how that becomes the config of the dense model again. */
+/** Makes the config of a native checkpoint, and the config of the dense model from it. */
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { UnevenFactorsError } from '../errors.js';
 import { layoutOf } from '../models/expert-layout.js';
@@ -95,7 +95,7 @@ function listFactors(parts: readonly GroupPlan[]): Array<Record<string, unknown>
   return [...entries.values()];
 }
 
-/** Where the source has the experts of these layers. Throws `UnevenFactorsError` if layers differ in that. */
+/** Describes how the source stores the experts of these layers. Throws `UnevenFactorsError` if layers store them differently. */
 function describeExperts(
   layers: readonly ExpertLayer[],
   { tensors }: Checkpoint,

@@ -74,7 +74,7 @@ interface Part {
 /** The part of a group's experts by which A is multiplied: W = A·F. */
 interface FactorGroup {
   readonly rank: number;
-  /** What F is mixed from, if the experts share it. */
+  /** The shared bases from which F is mixed. Undefined if each expert stores its own F. */
   readonly bases?: Unit;
   /** Writes the F (r, d) of the group's expert. */
   fill(target: Float32Array, expert: number): Promise<void>;

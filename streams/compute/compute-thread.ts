@@ -10,7 +10,7 @@ import type { FitJob, JobOutput } from './job.js';
 import { reviveError } from './revive-error.js';
 import type { StateFile } from './state-file.js';
 
-/** What a thread can be asked for beside jobs. */
+/** The calls that a thread answers besides jobs. */
 export type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
 
 /** Messages to the thread. */
@@ -50,7 +50,7 @@ interface Waiting {
   onOutput?: (output: JobOutput) => void;
 }
 
-/** What a job tells, and is given, in a thread. */
+/** Options of a job that runs in a thread. */
 export interface RunInThread {
   readonly onStep?: ((step: FitStep) => void) | undefined;
   /** The file in which the fit saves its state, and from which it resumes. */

@@ -27,7 +27,7 @@ import {
   type WorkerFacts,
 } from './worker-protocol.js';
 
-/** What a worker offers. */
+/** Options of a worker. */
 export interface WorkerOptions {
   readonly engine?: EngineChoice;
   /** CPU threads for all sessions together; default: all. */

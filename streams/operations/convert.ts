@@ -33,12 +33,12 @@ import { type OutputPlace, openOutput, outputName } from './open-output.js';
 import { type Recorded, writeSmallFiles } from './small-files.js';
 import { conversionUnits, copyId, unitId } from './units.js';
 
-/** What a conversion gives to the branch that produces the factorised tensors. */
+/** The input of the branch that produces the factorised tensors. */
 export interface BranchContext {
   readonly reader: RangeReader;
   /** The groups to write. Groups that an interrupted run has finished are not among them. */
   readonly missing: readonly GroupPlan[];
-  /** Where fits can save their state. */
+  /** The folder in which fits save their state. Undefined if they save none. */
   readonly states: StatePlace | undefined;
   /** When it is aborted, the branch must end soon. */
   readonly signal: AbortSignal;

@@ -100,7 +100,7 @@ describe('format_version 1', () => {
   beforeAll(async () => {
     await generateFamily(at('v1-model'), 'qwen3_moe', { sizes: { ...TINY, layers: 2 } });
     await compress(at('v1-model'), at('v1'), QUICK);
-    // As that version wrote it.
+    // The config is changed to the one that format_version 1 had.
     const { model_type: _, mobe, ...config } = configOf('v1');
     const { source_model_type: model_type, source_fingerprint, factors } = mobe;
     const { layers, projections, rank, groups } = factors[0];

@@ -101,8 +101,9 @@ function checkDivisible(what: string, count: number, groups: number): void {
 }
 
 /**
- * Sizes for each projection by itself: the paper's if it has some, else those of least expected error that keep the default share.
- * Where even the smallest factors keep more, these are taken. Throws `NotSmallerError` if they are not smaller than the experts.
+ * Chooses sizes for each projection by itself: the paper's if it has some, else those of least expected error that keep the default
+ * share. If no sizes keep so little, it takes the smallest. Throws `NotSmallerError` if the smallest factors are not smaller than the
+ * experts.
  */
 function sizesByProjection(
   projections: readonly ProjectionShape[],
