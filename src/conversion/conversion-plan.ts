@@ -12,7 +12,7 @@ import type { ExpertLayer } from '../models/family.js';
 import { type Layout, layoutShards } from '../output/layout.js';
 import type { ByteRange } from '../sources/files.js';
 import { factorLayout, factorTensors } from './factor-files.js';
-import { type GroupPlan, nativeTensors, sourceBytes } from './group-plan.js';
+import { type GroupPlan, nativeTensors, ownersOf, sourceBytes } from './group-plan.js';
 import { type NativeLayer, type RestoredTensor, restoredTensors } from './native-layers.js';
 import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 import { type Slice, sliceOf } from './slices.js';
@@ -89,7 +89,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
   } = input;
   const native = isNative(input);
   const { separate = false } = input;
-  const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
+  const owners = ownersOf(groups);
   const factors = factorsByExpert(source, native ? groups : []);
   const converted = new Set(groups.map(({ layer }) => layer));
   const prefixes = new Map(layers.map(({ prefix, layer }) => [prefix, converted.has(layer)] as const));
@@ -113,6 +113,13 @@ export function planConversion(input: PlanInput): ConversionPlan {
   const copy = (matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): void => {
     copies.push(copyOf(matrix, target, offset, dtype));
   };
+  const ownerOf = (matrices: readonly StoredMatrix[]): GroupPlan | undefined =>
+    matrices.map(({ name }) => owners.get(name)).find((it) => it !== undefined);
+  /** Copies the matrices of a fused tensor that no group writes. */
+  const copyOthers = (matrices: readonly StoredMatrix[], target: string, dtype: FloatDtype): void => {
+    for (const matrix of matrices)
+      if (!owners.has(matrix.name)) copy(matrix, target, matrix.place.element * floatBytes(dtype), dtype);
+  };
   const putAlone = (matrix: StoredMatrix): void => {
     const { name, encoding } = matrix;
     const group = owners.get(name);
@@ -127,16 +134,14 @@ export function planConversion(input: PlanInput): ConversionPlan {
   };
   const restored = input.restored && restoredTensors(input.restored);
   const putBack = ({ name, shape, matrices }: RestoredTensor): void => {
-    const group = matrices.map((matrix) => owners.get(matrix.name)).find((it) => it !== undefined);
-    const { dtype } = group as GroupPlan;
+    const { dtype } = ownerOf(matrices) as GroupPlan;
     put(floatTensor(name, dtype, ...shape));
     if (matrices.some(({ place }) => place.steps)) return; // a group's weights are written with those that lie between them
-    for (const matrix of matrices)
-      if (!owners.has(matrix.name)) copy(matrix, name, matrix.place.element * floatBytes(dtype), dtype);
+    copyOthers(matrices, name, dtype);
   };
   const putFused = (tensor: TensorInfo, experts: ReadonlyArray<readonly StoredMatrix[]>): void => {
     const matrices = experts.flat();
-    const group = matrices.map(({ name }) => owners.get(name)).find((it) => it !== undefined);
+    const group = ownerOf(matrices);
     if (!group && !isQuantised(tensor)) {
       putAsIs(tensor);
       return;
@@ -150,10 +155,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
         if (!own.some(({ name }) => owners.has(name))) copies.push(assembledCopy(sliceOf(own), dtype));
       return;
     }
-    for (const matrix of matrices) {
-      const offset = matrix.place.element * floatBytes(dtype);
-      if (!owners.has(matrix.name)) copy(matrix, place.tensor, offset, dtype);
-    }
+    copyOthers(matrices, place.tensor, dtype);
   };
 
   // In a native output, a fused tensor with a factorised projection is split into the factors and a tensor for each dense expert.

@@ -56,6 +56,14 @@ export const groupKey = ({ layer, projection, group, groups }: GroupKey): GroupK
 export const groupLabel = ({ layer, projection, group, groups }: GroupKey): string =>
   `layer ${layer} ${projection}${groups === 1 ? '' : ` group ${group}`}`;
 
+/** Names a layer and projection. Its groups have it in common. */
+export const projectionKey = ({ layer, projection }: Pick<GroupKey, 'layer' | 'projection'>): string =>
+  `${layer} ${projection}`;
+
+/** The group of each expert's matrix, by the matrix's name. */
+export const ownersOf = (groups: readonly GroupPlan[]): Map<string, GroupPlan> =>
+  new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
+
 /** Orders groups by layer, projection and part. */
 export const compareGroups = (a: Omit<GroupKey, 'groups'>, b: Omit<GroupKey, 'groups'>): number =>
   a.layer - b.layer || PROJECTIONS.indexOf(a.projection) - PROJECTIONS.indexOf(b.projection) || a.group - b.group;
@@ -113,13 +121,12 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
     .flatMap(({ layer, projection }, i) => cut(layer, projection, method, problems[i] as GroupShape, settings));
   // The parts of a projection follow one another: σ is theirs together, so they may have to wait for each other in memory. A
   // quantised or transposed gate_up_proj has gate and up in the same bytes, so the projection decides next.
-  const key = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
   const firstByte = new Map<string, string>();
   for (const group of groups) {
     const { file, start } = (group.experts[0] as StoredMatrix).data;
-    if (group.group === 0) firstByte.set(key(group), `${file}:${String(start).padStart(16, '0')}`);
+    if (group.group === 0) firstByte.set(projectionKey(group), `${file}:${String(start).padStart(16, '0')}`);
   }
-  const place = (group: GroupPlan): string => firstByte.get(key(group)) as string;
+  const place = (group: GroupPlan): string => firstByte.get(projectionKey(group)) as string;
   return groups.sort((a, b) => (place(a) === place(b) ? compareGroups(a, b) : place(a) < place(b) ? -1 : 1));
 }
 

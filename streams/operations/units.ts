@@ -3,7 +3,7 @@ import { basename } from 'node:path';
 import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type ConversionPlan, type Copy, copyBytes, decodedMatrices } from '../../src/conversion/conversion-plan.js';
 import { groupPlaces, groupUnits } from '../../src/conversion/group-places.js';
-import { type GroupKey, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
+import { type GroupKey, type GroupPlan, groupLabel, projectionKey } from '../../src/conversion/group-plan.js';
 import type { Unit } from '../../src/output/unfinished-run.js';
 import type { ByteRange } from '../../src/sources/files.js';
 
@@ -27,7 +27,7 @@ export function conversionUnits(plan: ConversionPlan): Unit[] {
   // σ depends on all experts of a layer and projection, so each of its groups depends on the shards of all of them.
   const ranges = new Map<string, ByteRange[]>();
   for (const group of plan.groups) {
-    const key = layerPart(group);
+    const key = projectionKey(group);
     ranges.set(key, [...(ranges.get(key) ?? []), ...groupRanges(group, plan)]);
   }
   const groups = groupUnits(plan.groups, plan).map((unit) => {
@@ -43,7 +43,7 @@ export function conversionUnits(plan: ConversionPlan): Unit[] {
       ],
       noted: true,
       sources: shardsOf([
-        ...unit.flatMap((group) => ranges.get(layerPart(group)) ?? []),
+        ...unit.flatMap((group) => ranges.get(projectionKey(group)) ?? []),
         ...unit.flatMap(({ slices = [] }) => slices.flatMap(({ matrices }) => matrices.flatMap(rangesOf))),
       ]),
     };
@@ -53,8 +53,6 @@ export function conversionUnits(plan: ConversionPlan): Unit[] {
 
 /** The name of the unit of some groups. Its note has the report of each. */
 export const unitId = (groups: readonly GroupKey[]): string => groups.map(groupLabel).join(', ');
-
-const layerPart = ({ layer, projection }: GroupPlan): string => `${layer} ${projection}`;
 
 const rangesOf = ({ data, scales, besides = [], declaredShape }: StoredMatrix): ByteRange[] =>
   [data, scales, ...besides, declaredShape].filter((range) => range !== undefined);

@@ -3,7 +3,7 @@
  * gate and up of a transposed tensor alternate in small pieces, but are fitted at different times.
  */
 import { floatBytes } from '../../src/checkpoint/dtype.js';
-import type { GroupPlan } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, ownersOf } from '../../src/conversion/group-plan.js';
 import { scatter, sliceKey } from '../../src/conversion/slices.js';
 import type { RangeReader } from '../../src/sources/files.js';
 import type { OutputChunk, OutputRecord } from '../records.js';
@@ -24,7 +24,7 @@ export async function* joinSlices(
   records: AsyncIterable<OutputRecord>,
   { groups, reader }: JoinOptions,
 ): AsyncGenerator<OutputRecord> {
-  const owners = new Map(groups.flatMap((group) => group.experts.map(({ name }) => [name, group] as const)));
+  const owners = ownersOf(groups);
   const waiting = new Map<string, Map<string, OutputChunk>>();
 
   for await (const record of records) {

@@ -14,7 +14,7 @@ import {
   readMatrix,
   type StoredMatrix,
 } from '../../src/checkpoint/stored-matrix.js';
-import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, groupLabel, projectionKey } from '../../src/conversion/group-plan.js';
 import { DegenerateGroupError, NonFiniteWeightError, OverflowError } from '../../src/errors.js';
 import { addMoments, deviation, type Moments, measureMoments, NO_MOMENTS } from '../../src/linalg/moments.js';
 import type { Targets } from '../../src/methods/method.js';
@@ -50,12 +50,11 @@ export async function* normalise(
     { readonly parts: readonly GroupPlan[]; readonly waiting: ExpertGroup[]; sigma?: number }
   >();
   for await (const it of groups) {
-    const { layer, projection, groups: count } = it.group;
-    if (count === 1) {
+    if (it.group.groups === 1) {
       yield { ...it, sigma: undefined };
       continue;
     }
-    const key = `${layer} ${projection}`;
+    const key = projectionKey(it.group);
     const parts = partsOf(all, it.group);
     const known = layers.get(key) ?? { parts, waiting: [] };
     layers.set(key, known);

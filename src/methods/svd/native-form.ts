@@ -31,8 +31,12 @@ const counts = new WeakMap<NativeSource['tensors'], ReadonlyMap<string, number>>
 
 /** The number of experts: one more than the largest number, so that one without tensors is missed. */
 function countExperts({ prefix, projection }: NativePlace, { tensors }: NativeSource): number {
-  const known = counts.get(tensors);
-  if (known) return known.get(`${prefix} ${projection}`) ?? 0;
+  const found = counts.get(tensors) ?? countAll(tensors);
+  counts.set(tensors, found);
+  return found.get(`${prefix} ${projection}`) ?? 0;
+}
+
+function countAll(tensors: NativeSource['tensors']): Map<string, number> {
   const found = new Map<string, number>();
   for (const name of tensors.keys()) {
     const match = /^(.*\.)experts\.(\d+)\.(\w+)\.[AV]$/.exec(name);
@@ -41,6 +45,5 @@ function countExperts({ prefix, projection }: NativePlace, { tensors }: NativeSo
     const key = `${match[1]} ${match[3]}`;
     found.set(key, Math.max(found.get(key) ?? 0, Number(match[2]) + 1));
   }
-  counts.set(tensors, found);
-  return countExperts({ prefix, projection } as NativePlace, { tensors } as NativeSource);
+  return found;
 }
