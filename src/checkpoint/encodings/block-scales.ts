@@ -72,7 +72,10 @@ export function multiplyCodeBlocks(
   }
 }
 
-/** Decodes 4-bit codes, also row by row. */
+/**
+ * Decodes 4-bit codes, also row by row. It has the loop of `multiplyCodeBlocks` again: a shared loop that calls a function for each
+ * block takes 15 % longer with groups of 32, and 25 % with groups of 16.
+ */
 export function multiplyNibbleBlocks(
   { lower, upper }: NibbleTables,
   it: BlockWindow,
