@@ -9,6 +9,13 @@ import { type Method, type MethodOptions, QUALITY_NAMES } from '../methods/metho
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
 import { DEFAULT_METHOD, METHODS, methodNamed, methodRecord } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
+import {
+  ALLOCATE_CHOICES,
+  allocationSchema,
+  METRIC_CHOICES,
+  REPAIR_CHOICES,
+  SENSITIVITY_CHOICES,
+} from './allocation.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
 export const FORMATS = ['mobe', 'hf'] as const;
@@ -49,10 +56,22 @@ const settingsSchema = z
     /** The rank r; by default the method chooses it. */
     rank: positive.optional(),
     activation: z.enum(ACTIVATIONS).optional(),
-    projections: z
-      .array(z.enum(PROJECTIONS))
-      .min(1)
-      .default([...DEFAULT_PROJECTIONS]),
+    /** Default: all with a calibration record, else gate and up. */
+    projections: z.array(z.enum(PROJECTIONS)).min(1).optional(),
+    /** The folder of a calibration record (`mobe calibrate`). */
+    calibration: z.string().optional(),
+    /** How bases are spread over layers and projections; default: calibrated with a calibration record, else uniform. */
+    allocate: z.enum(ALLOCATE_CHOICES).optional(),
+    /** How `allocate: calibrated` measures what a projection's error does. */
+    sensitivity: z.enum(SENSITIVITY_CHOICES).optional(),
+    /** Instead of `keep`: the predicted KL that the result may have. */
+    maxLoss: z.number().positive().optional(),
+    /** The metric of a fit, from the calibration record; by default the best that memory allows. */
+    metric: z.enum(METRIC_CHOICES).optional(),
+    /** What is fitted anew to the record after rounding. */
+    repair: z.enum(REPAIR_CHOICES).optional(),
+    /** The sizes of all groups, as an allocation decided them. */
+    allocation: allocationSchema.optional(),
     /** The number of parts into which a layer's experts are cut, in order. Each part has its share of the bases. */
     groups: positive.optional(),
     /** Layers to convert; by default all that have routed experts. */
@@ -87,7 +106,12 @@ const settingsSchema = z
   .transform((settings) => ({
     ...settings,
     ...chosenMethod(settings).complete(settings),
-    projections: PROJECTIONS.filter((projection) => settings.projections.includes(projection)),
+    projections: PROJECTIONS.filter((projection) =>
+      (settings.projections ?? (settings.calibration === undefined ? DEFAULT_PROJECTIONS : PROJECTIONS)).includes(
+        projection,
+      ),
+    ),
+    allocate: settings.allocate ?? (settings.calibration === undefined ? 'uniform' : 'calibrated'),
   }));
 
 /** Throws `OptionError` for options that the method does not take. */

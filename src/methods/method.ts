@@ -86,8 +86,12 @@ export type Factors = Readonly<Record<string, Float32Array>>;
 
 /** The form of a matrix (size, size) that weighs the rows or the columns of a residual. */
 export interface MetricMatrixForm {
-  /** Whether it is given by all its elements, (size, size), or by its diagonal, (size). */
-  readonly form: 'full' | 'diagonal';
+  /**
+   * Whether it is given by all its elements, (size, size); by its diagonal, (size); or as c·I + ZZᵀ, by Z (size, rank) and then c.
+   */
+  readonly form: 'full' | 'diagonal' | 'low-rank';
+  /** The columns of Z, if the form is low-rank. */
+  readonly rank?: number | undefined;
   /** True if all experts share one matrix, false if each expert has its own. */
   readonly shared: boolean;
 }

@@ -96,7 +96,8 @@ test('a worker, and the run that it fits for', { timeout: PATIENCE_MS }, async (
   const checkpoint = await openCheckpoint(source);
   const { groups, settings, engine, memory } = await planCompression(checkpoint, options);
   const [group] = groups as [GroupPlan];
-  const fit = group.method.memory(group.problem, { ...memory, ...settings, batchExperts: memory.batchExperts });
+  const { solver } = settings;
+  const fit = group.method.memory(group.problem, { ...memory, solver });
   const reserved = workload('onnx-cpu', 1, [{ stored: sourceBytes(group), fit }]);
 
   const worker = recorded('worker');

@@ -1,0 +1,32 @@
+/** How many bases each layer and projection gets. */
+import { z } from 'zod';
+import { PROJECTIONS } from '../models/family.js';
+
+export const ALLOCATE_CHOICES = ['uniform', 'error', 'calibrated'] as const;
+export const METRIC_CHOICES = ['none', 'low-rank', 'full'] as const;
+export const REPAIR_CHOICES = ['none', 'factors', 'factors+down'] as const;
+export const SENSITIVITY_CHOICES = ['local', 'kl'] as const;
+
+/** The bases of a layer's projection. */
+const allocatedProjection = z.strictObject({
+  layer: z.int().nonnegative(),
+  projection: z.enum(PROJECTIONS),
+  /** Of all its groups together; 'dense' if it is not factorised. */
+  bases: z.union([z.int().positive(), z.literal('dense')]),
+  /** The loss if only this projection is compressed, at `probeBases` bases. */
+  sensitivity: z.number().optional(),
+  probeBases: z.int().positive().optional(),
+  /** The share of the loss that is predicted for `bases`. */
+  predicted: z.number().optional(),
+});
+
+/** The result of an allocation. It decides the sizes of all groups. */
+export const allocationSchema = z.strictObject({
+  /** What `predicted` and `sensitivity` measure: a relative squared error of weights, of a layer's output, or KL in nats. */
+  measure: z.enum(['error', 'output', 'kl']),
+  projections: z.array(allocatedProjection),
+  /** The predicted loss of the whole. */
+  predicted: z.number().optional(),
+});
+export type Allocation = Readonly<z.infer<typeof allocationSchema>>;
+export type AllocatedProjection = Readonly<z.infer<typeof allocatedProjection>>;
