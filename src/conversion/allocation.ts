@@ -7,6 +7,9 @@ export const METRIC_CHOICES = ['none', 'low-rank', 'full'] as const;
 export const REPAIR_CHOICES = ['none', 'factors', 'factors+down'] as const;
 export const SENSITIVITY_CHOICES = ['local', 'kl'] as const;
 
+/** The most points of a curve of losses. */
+const CURVE_POINTS = 64;
+
 /** The bases of a layer's projection. */
 const allocatedProjection = z.strictObject({
   layer: z.int().nonnegative(),
@@ -27,6 +30,11 @@ export const allocationSchema = z.strictObject({
   projections: z.array(allocatedProjection),
   /** The predicted loss of the whole. */
   predicted: z.number().optional(),
+  /** Predicted losses at other sizes: [share of the experts' parameters, loss]. */
+  curve: z
+    .array(z.tuple([z.number(), z.number()]))
+    .max(CURVE_POINTS)
+    .optional(),
 });
 export type Allocation = Readonly<z.infer<typeof allocationSchema>>;
 export type AllocatedProjection = Readonly<z.infer<typeof allocatedProjection>>;

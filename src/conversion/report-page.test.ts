@@ -110,3 +110,32 @@ test('names and settings are text, whatever they hold', () => {
   ]);
   expect(pageFaults(page)).toEqual([]);
 });
+
+test('an allocation is shown with its sensitivities, and its prediction beside what was measured', () => {
+  const projections = [0, 1].flatMap((layer) => [
+    {
+      layer,
+      projection: 'gate_proj',
+      bases: 4 + layer,
+      sensitivity: 1e-4 * (1 + layer),
+      probeBases: 8,
+      predicted: 1e-4,
+    },
+    { layer, projection: 'down_proj', bases: 'dense', sensitivity: 3e-3, probeBases: 8, predicted: 0 },
+  ]);
+  const curve = [
+    [0.5, 0.01],
+    [0.7, 0.001],
+  ];
+  const settings = { bases: 8, allocation: { measure: 'kl', projections, predicted: 2e-4, curve } };
+  const comparison = { divergence: 2.5e-4, agreement: 0.99 };
+  const score = { model: 'result', nll: 2, nllPerByte: 0.8, perplexity: 7.389, comparison };
+  const page = conversionPage('model', { ...record(2), settings }, [score]);
+  expect(pageFaults(page)).toEqual([]);
+  for (const text of ['dense', '50.0 %', 'predicted to lose 0.000200', '0.000250', 'Predicted loss against size'])
+    expect(page).toContain(text);
+  expect(page).not.toContain('<td>allocation</td>');
+  expect(conversionPage('model', { ...record(2), settings: { allocation: { measure: 'x' } } })).not.toContain(
+    'Bases by layer',
+  );
+});

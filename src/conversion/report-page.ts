@@ -3,6 +3,7 @@ import { formatBytes, formatCount, formatPercent, formatSeconds } from '../forma
 import { type AxisStyle, lines, type Point, type Series } from '../page/charts.js';
 import { htmlPage, paragraphs, type Section, table } from '../page/page.js';
 import { markup } from '../page/svg.js';
+import { allocationSections } from './allocation-sections.js';
 import { groupLabel } from './group-plan.js';
 import { type FittedGroupReport, fitWarnings, isFitted, type StoredReport } from './run-report.js';
 
@@ -30,12 +31,15 @@ export function conversionPage(name: string, report: StoredReport, scores: reado
     { title: 'In short', body: figures(report, fitted, scores) },
     ...(warnings.length ? [{ title: 'To be known', body: told(warnings) }] : []),
     ...(scores.length ? [{ title: 'Scores', body: scoreTable(scores) }] : []),
+    ...allocationSections(settings, scores.at(-1)?.comparison?.divergence),
     ...(fitted.length ? fitSections(fitted) : []),
     {
       title: 'Settings',
       body: table(
         ['setting', 'value'],
-        Object.entries(settings).map(([setting, value]) => [setting, JSON.stringify(value) ?? '']),
+        Object.entries(settings)
+          .filter(([setting]) => setting !== 'allocation')
+          .map(([setting, value]) => [setting, JSON.stringify(value) ?? '']),
       ),
     },
   ];
