@@ -9,7 +9,6 @@ import { OptionError } from '../errors.js';
 import type { DefaultSizes, FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import {
-  DEFAULT_PROJECTIONS,
   type ExpertLayer,
   type MoeModel,
   PROJECTIONS,
@@ -17,7 +16,7 @@ import {
 } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedShape, turnedSize } from './orientation.js';
-import { decodedDtype, isNative, type Settings } from './settings.js';
+import { decodedDtype, defaultProjections, isNative, type Settings } from './settings.js';
 import { type Slice, slicesOf } from './slices.js';
 
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
@@ -96,10 +95,11 @@ const projectionsOf = ({ experts }: ExpertLayer): Projection[] =>
   PROJECTIONS.filter((projection) => experts[projection].length > 0);
 
 /** The wanted projections that there are. Throws `OptionError` if one is missing, unless it is only wanted by default. */
-function selectProjections(layers: readonly ExpertLayer[], wanted: readonly Projection[]): readonly Projection[] {
+function selectProjections(layers: readonly ExpertLayer[], settings: Settings): readonly Projection[] {
+  const wanted = settings.projections;
   const known = new Set(layers.flatMap(projectionsOf));
   const missing = wanted.filter((projection) => !known.has(projection));
-  if (layers.length > 0 && missing.length > 0 && !isDeepStrictEqual(wanted, DEFAULT_PROJECTIONS))
+  if (layers.length > 0 && missing.length > 0 && !isDeepStrictEqual(wanted, defaultProjections(settings)))
     throw new OptionError(
       '--projections',
       `the experts of this model have no ${missing.join(', ')}; they have ${[...known].join(', ')}`,
@@ -133,16 +133,32 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
 /** The projections of all layers to convert. */
 function shapesToPlan(model: MoeModel, settings: Settings) {
   const layers = selectLayers(model, settings.layers);
-  const wanted = selectProjections(layers, settings.projections);
+  const wanted = selectProjections(layers, settings);
+  const basesOf = allocatedBases(settings);
   return layers.flatMap((layer) =>
-    projectionsOf(layer).map((projection) => ({
-      layer,
-      projection,
-      ...shapeOf(layer, projection),
-      factorised: wanted.includes(projection),
-      example: layer.experts[projection][0] as StoredMatrix,
-    })),
+    projectionsOf(layer).map((projection) => {
+      const bases = wanted.includes(projection) ? basesOf({ layer: layer.layer, projection }) : 'dense';
+      return {
+        layer,
+        projection,
+        ...shapeOf(layer, projection),
+        factorised: bases !== 'dense',
+        bases: bases === 'dense' ? undefined : bases,
+        example: layer.experts[projection][0] as StoredMatrix,
+      };
+    }),
   );
+}
+
+/** Finds the bases of a projection in the allocation; undefined without an allocation. Throws `OptionError` if it has none. */
+function allocatedBases({ allocation }: Pick<Settings, 'allocation'>) {
+  const found = new Map(allocation?.projections.map((it) => [projectionKey(it), it.bases] as const));
+  return (key: Pick<GroupKey, 'layer' | 'projection'>): number | 'dense' | undefined => {
+    const bases = found.get(projectionKey(key));
+    if (allocation && bases === undefined)
+      throw new OptionError('--allocation', `it has no bases for layer ${key.layer} ${key.projection}`);
+    return bases;
+  };
 }
 
 /** The sizes that `planGroups` takes because the default share cannot be kept in the usual way; undefined if it can. */

@@ -107,12 +107,14 @@ const settingsSchema = z
     ...settings,
     ...chosenMethod(settings).complete(settings),
     projections: PROJECTIONS.filter((projection) =>
-      (settings.projections ?? (settings.calibration === undefined ? DEFAULT_PROJECTIONS : PROJECTIONS)).includes(
-        projection,
-      ),
+      (settings.projections ?? defaultProjections(settings)).includes(projection),
     ),
     allocate: settings.allocate ?? (settings.calibration === undefined ? 'uniform' : 'calibrated'),
   }));
+
+/** The projections that are factorised by default. */
+export const defaultProjections = ({ calibration }: { readonly calibration?: string | undefined }) =>
+  calibration === undefined ? DEFAULT_PROJECTIONS : PROJECTIONS;
 
 /** Throws `OptionError` for options that the method does not take. */
 function chosenMethod({
@@ -172,6 +174,7 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
+  const { allocate, sensitivity, maxLoss, allocation } = settings;
   const what = {
     format,
     ...methodRecord(methodNamed(method)),
@@ -184,6 +187,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     layers,
     dtype,
     keepQuantized,
+    ...(allocate !== 'uniform' && { allocate, sensitivity, maxLoss, allocation }),
   };
   return JSON.parse(
     JSON.stringify({ ...what, solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize }),

@@ -25,6 +25,8 @@ export interface GroupShape {
 export interface ProjectionShape extends GroupShape {
   /** False if the projection stays dense. It then still counts in the parameters of which `keep` is a share. */
   readonly factorised: boolean;
+  /** m of all its groups together, if an allocation decided it. */
+  readonly bases?: number | undefined;
   /** One of its tensors and that tensor's stored shape, for errors. */
   readonly example: { readonly name: string; readonly rows: number; readonly cols: number };
 }

@@ -64,6 +64,11 @@ interface Chosen {
 function chooseSizes(projections: readonly ProjectionShape[], options: CompleteOptions): Chosen {
   const parts = partsOf(projections, options);
   if (parts.length === 0) return { sizes: [] };
+  if (parts.some((part) => part.bases !== undefined)) {
+    const sizes = parts.map((part) => sized(part, part.bases as number, options));
+    checkSmaller(sizes, parts, options);
+    return { sizes };
+  }
   const bases = options.bases ?? basesToKeep(projections, options);
   const possible = options.bases !== undefined || bases >= options.groups;
   const sizes = possible ? parts.map((part) => sized(part, bases, options)) : undefined;
@@ -78,7 +83,7 @@ function chooseSizes(projections: readonly ProjectionShape[], options: CompleteO
 function partsOf(projections: readonly ProjectionShape[], { rank, groups }: CompleteOptions): Part[] {
   return projections
     .filter(({ factorised }) => factorised)
-    .map(({ experts, rows, cols, example }) => {
+    .map(({ experts, rows, cols, bases, example }) => {
       const most = Math.min(rows, cols);
       if (rank !== undefined && rank > most)
         throw new OptionError(
@@ -86,7 +91,7 @@ function partsOf(projections: readonly ProjectionShape[], { rank, groups }: Comp
           `${rank} is more than an expert has: ${example.name} is ${example.rows}×${example.cols}, so at most ${most}`,
         );
       checkDivisible('experts of a layer', experts, groups);
-      return { experts: experts / groups, rows, cols, example };
+      return { experts: experts / groups, rows, cols, bases, example };
     });
 }
 
