@@ -1,4 +1,5 @@
 /** How many bases each layer and projection gets. */
+import { createHash } from 'node:crypto';
 import { z } from 'zod';
 import { PROJECTIONS } from '../models/family.js';
 
@@ -38,3 +39,14 @@ export const allocationSchema = z.strictObject({
 });
 export type Allocation = Readonly<z.infer<typeof allocationSchema>>;
 export type AllocatedProjection = Readonly<z.infer<typeof allocatedProjection>>;
+
+/**
+ * Settings with the hash of the allocation in its place. Factor files have this form, because an allocation is as long as a model
+ * has layers.
+ */
+export function shortSettings(settings: Readonly<Record<string, unknown>>): Record<string, unknown> {
+  const { allocation, ...others } = settings;
+  if (typeof allocation !== 'object' || allocation === null) return { ...settings };
+  const hash = createHash('sha256').update(JSON.stringify(allocation)).digest('hex').slice(0, 16);
+  return { ...others, allocation: hash };
+}

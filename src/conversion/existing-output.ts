@@ -79,7 +79,9 @@ export function describeDifference(
     (key) => JSON.stringify(report.settings[key]) !== JSON.stringify(wanted.settings[key]),
   );
   const show = (value: unknown): string => (value === undefined ? 'default' : JSON.stringify(value));
-  return differing.length
-    ? differing.map((key) => `${key} ${show(report.settings[key])}, now ${show(wanted.settings[key])}`).join('; ')
-    : undefined;
+  const tell = (key: string): string =>
+    key === 'allocation' // too long to show
+      ? 'another allocation of bases'
+      : `${key} ${show(report.settings[key])}, now ${show(wanted.settings[key])}`;
+  return differing.length ? differing.map(tell).join('; ') : undefined;
 }

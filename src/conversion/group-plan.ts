@@ -8,12 +8,7 @@ import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
 import type { DefaultSizes, FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
-import {
-  type ExpertLayer,
-  type MoeModel,
-  PROJECTIONS,
-  type Projection,
-} from '../models/family.js';
+import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedShape, turnedSize } from './orientation.js';
 import { decodedDtype, defaultProjections, isNative, type Settings } from './settings.js';

@@ -52,7 +52,7 @@ This is ${what}${reference ? ` (${reference})` : ''}. Made by mobe-stream; \`mob
 ## Settings
 
 \`\`\`json
-${JSON.stringify(settings, null, 2)}
+${JSON.stringify({ ...settings, allocation: undefined }, null, 2)}
 \`\`\`
 
 ${told}${errors}`;

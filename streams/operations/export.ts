@@ -1,6 +1,8 @@
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
+import { shortSettings } from '../../src/conversion/allocation.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
+import { readReport } from '../../src/conversion/existing-output.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
 import {
@@ -25,7 +27,7 @@ import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { FactorMismatchError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
-import type { ByteRange, RangeReader } from '../../src/sources/files.js';
+import type { ByteRange, RangeReader, SourceFolder } from '../../src/sources/files.js';
 import { joinFiles } from '../../src/sources/join-files.js';
 import { type ComputeThread, withThread } from '../compute/compute-thread.js';
 import { relativeError } from '../compute/squared-error.js';
@@ -72,7 +74,7 @@ export async function exportFactors(
   // In a native checkpoint, a layer is compressed as a whole or not at all.
   const { used: files, kept } = isNative({ format }) ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
-  const fitted = commonSettings(all);
+  const fitted = await withAllocation(commonSettings(all), folder);
   const groups = factored.map(({ group }) => group);
   const { layers } = detected;
   const plan = planConversion({
@@ -156,6 +158,14 @@ function commonSettings(files: readonly FactorFile[]): Readonly<Record<string, u
   if (others.every((it) => layersOf(it) === layersOf(first))) return first;
   const { layers: _, ...common } = first;
   return common;
+}
+
+/** Settings with the allocation that their hash is of, if the record of the fit is there and has it. */
+async function withAllocation(settings: Readonly<Record<string, unknown>>, { folder, files }: SourceFolder) {
+  if (settings.allocation === undefined) return settings;
+  const record = await readReport(folder, files);
+  const known = record && shortSettings(record.settings).allocation === settings.allocation;
+  return known ? { ...settings, allocation: record.settings.allocation } : settings;
 }
 
 /** Splits files by layers: `used` are layers in which no group has an error above `maxError`, `kept` are the others. */

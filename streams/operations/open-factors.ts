@@ -1,3 +1,4 @@
+import { shortSettings } from '../../src/conversion/allocation.js';
 import { describeDifference, readReport } from '../../src/conversion/existing-output.js';
 import type { FactorContext } from '../../src/conversion/factor-files.js';
 import { FactorFolder } from '../../src/conversion/factor-folder.js';
@@ -29,7 +30,9 @@ export async function openFactors(
   if (typeof place !== 'string') return { output: place };
   if (!isPath(place)) throw new UnknownSchemeError(place, []);
   await checkOutside(place, inputs);
-  const output = await FactorFolder.create(place, { groups, context, force, fs });
+  const { sourceFingerprint, settings } = context;
+  const short = { sourceFingerprint, settings: shortSettings(settings) };
+  const output = await FactorFolder.create(place, { groups, context: short, force, fs });
   if (!output.complete) return { output };
   // A run that was killed after its last group left no record. A run of other layers left a different record.
   const record = await readReport(place);

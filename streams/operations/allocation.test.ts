@@ -1,0 +1,144 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, test } from 'vitest';
+import { differingFiles } from '../../fixtures/compare-weights.js';
+import { generateFamily, TINY } from '../../fixtures/generate-family.js';
+import { TINY_MODEL } from '../../fixtures/paths.js';
+import { readFolder } from '../../fixtures/read-folder.js';
+import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
+import type { Allocation } from '../../src/conversion/allocation.js';
+import type { CompressOptions } from '../../src/conversion/settings.js';
+import { OptionError } from '../../src/errors.js';
+import { PROJECTIONS, type Projection } from '../../src/models/family.js';
+import { compress } from './compress.js';
+import { evaluate } from './evaluate.js';
+import { expand } from './expand.js';
+import { exportFactors } from './export.js';
+import { fitFactors } from './fit.js';
+import { generate } from './generate.js';
+import { inspect } from './inspect.js';
+import { verify } from './verify.js';
+
+const root = temporaryFolder();
+const at = (...path: string[]) => join(root, ...path);
+const OUTPUT = { shardSize: 20_000, threads: 1 };
+
+type Row = readonly [...bases: ReadonlyArray<number | 'dense'>];
+
+/** An allocation from the bases of gate, up and down, by layer. */
+const allocation = (rows: readonly Row[]): Allocation => ({
+  measure: 'error',
+  projections: rows.flatMap((row, layer) =>
+    row.map((bases, i) => ({
+      layer,
+      projection: PROJECTIONS[i] as Projection,
+      bases,
+      predicted: 0.1,
+      sensitivity: 0.2,
+    })),
+  ),
+});
+
+const uneven = (...rows: Row[]): CompressOptions => ({
+  ...{ ...OUTPUT, steps: 4, projections: [...PROJECTIONS], allocate: 'error' },
+  allocation: allocation(rows),
+});
+
+const factorsOf = (folder: string) => JSON.parse(readFileSync(at(folder, 'config.json'), 'utf8')).mobe.factors;
+
+describe.each<[source: string, groups: number, rows: readonly Row[]]>([
+  [
+    'fused experts',
+    1,
+    [
+      [2, 3, 1],
+      ['dense', 4, 'dense'],
+      ['dense', 'dense', 'dense'],
+    ],
+  ],
+  [
+    'separate experts in two groups',
+    2,
+    [
+      [2, 4, 'dense'],
+      ['dense', 'dense', 'dense'],
+      [4, 'dense', 2],
+    ],
+  ],
+])('bases by layer and projection, of %s', (source, groups, rows) => {
+  const options = { ...uneven(...rows), groups };
+  const [model, native] = [at(source), at(`${source}-native`)];
+
+  beforeAll(async () => {
+    await generateFamily(model, 'qwen3_moe', { sizes: { ...TINY, layers: 3 }, fused: groups === 1 });
+    await compress(model, native, options);
+  });
+
+  test('are in the config; what stays dense is not', () => {
+    const told = (
+      factorsOf(`${source}-native`) as Array<{ layers: number[]; projections: Projection[]; bases: number }>
+    )
+      .flatMap(({ layers, projections, bases }) =>
+        layers.flatMap((layer) => projections.map((it) => [layer, it, bases])),
+      )
+      .sort();
+    const wanted = rows.flatMap((row, layer) =>
+      row.flatMap((bases, i) => (bases === 'dense' ? [] : [[layer, PROJECTIONS[i], bases]])),
+    );
+    expect(told).toEqual(wanted.sort());
+    expect([...readFolder(native).keys()].filter((name) => name.includes('.2.mlp.B_'))).toHaveLength(
+      groups === 1 ? 0 : 4,
+    );
+  });
+
+  test('are verified, expanded and exported', async () => {
+    expect((await verify(model, native, { threads: 1 })).problems).toEqual([]);
+    await compress(model, at(`${source}-hf`), { ...options, format: 'hf' });
+    await expand(native, at(`${source}-expanded`), OUTPUT);
+    expect(differingFiles(at(`${source}-expanded`), at(`${source}-hf`))).toEqual([]);
+    const fitted = await fitFactors(model, at(`${source}-factors`), options);
+    expect(fitted.files.filter((name) => name.startsWith('layer-'))).toHaveLength(
+      groups * rows.flat().filter((it) => it !== 'dense').length,
+    );
+    const exported = await exportFactors(model, at(`${source}-factors`), at(`${source}-exported`), OUTPUT);
+    expect(exported.settings.allocation).toEqual(options.allocation);
+    expect(differingFiles(at(`${source}-exported`), native)).toEqual([]);
+    expect((await fitFactors(model, at(`${source}-factors`), options)).already).toBe(true);
+    expect(await inspect(native)).toMatchObject({ native: true, expertsPerLayer: TINY.experts });
+  });
+});
+
+test('equal bases write the config fields of the reference', async () => {
+  const model = at('separate experts in two groups');
+  await compress(model, at('even'), uneven([3, 3, 3], [3, 3, 3], [3, 3, 3]));
+  await compress(model, at('plain'), { ...OUTPUT, steps: 4, projections: [...PROJECTIONS], bases: 3 });
+  expect(differingFiles(at('even'), at('plain'))).toEqual([]);
+  expect(JSON.parse(readFileSync(at('even', 'config.json'), 'utf8'))).toMatchObject({ num_B: 3, activation: 'silu' });
+});
+
+test('an allocation that leaves out a projection is refused', async () => {
+  const run = compress(at('separate experts in two groups'), at('never'), uneven([2, 2, 2], [2, 2, 2], [2, 2]));
+  await expect(run).rejects.toThrow(OptionError);
+  await expect(run).rejects.toThrow('layer 2 down_proj');
+});
+
+test('a model with bases by layer and projection runs like its expansion', THOROUGH, async () => {
+  await compress(
+    TINY_MODEL,
+    at('run'),
+    uneven([4, 'dense', 8], ['dense', 'dense', 'dense'], [3, 3, 'dense'], ['dense', 9, 2]),
+  );
+  await expand(at('run'), at('run-expanded'), { threads: 1 });
+  const text = readFileSync(join(TINY_MODEL, 'config.json'), 'utf8');
+  const { models } = await evaluate([at('run'), at('run-expanded')], text, { threads: 1 });
+  expect(models[1]?.nll).toBeCloseTo(models[0]?.nll as number, 3);
+  const texts = [];
+  for (const folder of ['run', 'run-expanded']) {
+    const run = generate(at(folder), 'def ', { threads: 1, maxNewTokens: 12 });
+    let told = '';
+    for (let step = await run.next(); !step.done; step = await run.next()) told += step.value;
+    texts.push(told);
+  }
+  expect(texts[0]).toBe(texts[1]);
+});
