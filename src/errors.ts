@@ -4,6 +4,7 @@
  */
 export * from './errors/base.js';
 export * from './errors/checkpoint.js';
+export * from './errors/metric.js';
 export * from './errors/model.js';
 export * from './errors/option.js';
 export * from './errors/peer.js';

@@ -2,8 +2,10 @@
  * The program on one screen: a conversion as a composition of stages. Highland composes them (flow/highland.ts), and each stage
  * has a file in stages/. `readExperts` takes the bytes of a group from a budget before it reads them, which bounds the memory.
  *
- *     read experts ─> group ─> normalise ─> factorise ─> fold ─> join ─┐
- *     read what is copied ─────────────────────────────────────────────┴─> write
+ *     read experts ─> group ─> normalise ─> weigh ─> factorise ─> fold ─> join ─┐
+ *     read what is copied ──────────────────────────────────────────────────────┴─> write
+ *
+ * Without a calibration record, no group is weighed.
  */
 import { pipeline } from 'node:stream/promises';
 import type { ConversionPlan, Copy } from '../src/conversion/conversion-plan.js';
@@ -17,7 +19,7 @@ import { ByteBudget } from './flow/byte-budget.js';
 import { compose, merge } from './flow/highland.js';
 import { type OwnStage, runOwnStage } from './flow/own-stage.js';
 import type { StageClocks } from './flow/stage-clock.js';
-import type { NormalisedGroup, OutputRecord } from './records.js';
+import type { NormalisedGroup, OutputRecord, WeighedGroup } from './records.js';
 import { type FactoriseOptions, factorise } from './stages/factorise.js';
 import { fold } from './stages/fold.js';
 import { groupExperts } from './stages/group-experts.js';
@@ -25,6 +27,7 @@ import { type JoinOptions, joinSlices } from './stages/join-slices.js';
 import { normalise } from './stages/normalise.js';
 import { keepGroup, passThrough } from './stages/pass-through.js';
 import { readExperts } from './stages/read-experts.js';
+import { type WeighOptions, weigh } from './stages/weigh.js';
 import { type WriteHooks, writeOutput } from './stages/write-output.js';
 
 /** What the branch that factorises works with. */
@@ -34,6 +37,8 @@ export interface ExpertsOptions extends FactoriseOptions {
   readonly plan: Pick<ConversionPlan, 'groups' | 'format' | 'separate'>;
   readonly memory: MemoryPlan;
   readonly reader: RangeReader;
+  /** Gives each group the metric of its fit; undefined if fits have none. */
+  readonly weighing?: Omit<WeighOptions, 'groups' | 'reader'> | undefined;
   /**
    * A stage of the caller, between normalising and fitting. It may drop groups; their weights are copied unchanged when the stage
    * has ended. Weights that share slices of a fused tensor with them wait in memory until then.
@@ -43,7 +48,7 @@ export interface ExpertsOptions extends FactoriseOptions {
 
 /** The branch that factorises: yields chunks of output tensors and a report for each group. Throws what the stages throw. */
 export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<OutputRecord> {
-  const { groups, plan, memory, reader, runners, written, ownStage, clocks } = options;
+  const { groups, plan, memory, reader, runners, written, weighing, ownStage, clocks } = options;
   const { holdParts } = memory;
   const budget = new ByteBudget(memory.groupBytes, clocks?.held);
   const parts = {
@@ -62,6 +67,9 @@ export async function* compressExperts(options: ExpertsOptions): AsyncGenerator<
         .through(stage(groupExperts))
         .through(stage((all) => normalise(all, parts)))
         .through(stage((all) => (ownStage ? runOwnStage(all, ownStage) : all)))
+        .through(
+          stage<NormalisedGroup, WeighedGroup>((all) => (weighing ? weigh(all, { ...weighing, groups, reader }) : all)),
+        )
         .through(
           lanes(runners.size, async function* (group) {
             dropped.delete(groupLabel(group.group));

@@ -1,6 +1,7 @@
 /** The records that flow between the stages. Backpressure counts their bytes. */
+import type { GroupMetric } from '../src/calibration/group-metric.js';
 import type { GroupPlan } from '../src/conversion/group-plan.js';
-import type { FittedGroupReport, GroupReport, KeptGroupReport } from '../src/conversion/run-report.js';
+import type { FittedGroupReport, GroupReport, KeptGroupReport, MetricFacts } from '../src/conversion/run-report.js';
 import type { SlicePart } from '../src/conversion/slices.js';
 import type { LossPoint } from '../src/methods/loss-curve.js';
 import type { SquaredError } from './compute/squared-error.js';
@@ -33,11 +34,26 @@ export interface NormalisedGroup extends ExpertGroup {
   readonly sigma: number | undefined;
 }
 
+/** A group with the metric of its fit. */
+export interface WeighedGroup extends NormalisedGroup {
+  /** Undefined if the group is fitted without one. */
+  readonly metric?: WeighedMetric | undefined;
+}
+
+/** A metric as a job takes it, and what a report says of it. */
+export interface WeighedMetric extends GroupMetric {
+  /** Whether the shared factors are fitted in it too, or only those of experts. */
+  readonly fit: boolean;
+  readonly facts: MetricFacts;
+}
+
 /** One expert as it is written, and the squared error of exactly these bytes. */
 export interface FoldedExpert extends SquaredError {
   readonly expert: number;
   /** The expert's factors by name, with σ folded in; or its weights, under the name `weights`. */
   readonly tensors: Readonly<Record<string, Uint8Array>>;
+  /** The squared error in the group's metric, if it has one. */
+  readonly metric?: SquaredError | undefined;
 }
 
 /** A fitted group. Its experts are computed one at a time, so that they are never all in memory. */
@@ -53,6 +69,8 @@ export interface FittedGroup extends Held {
   readonly seconds: number;
   /** The relative error, if it is above `--max-error`. Then the experts are the source's weights. */
   readonly keptError?: number | undefined;
+  /** The facts of its metric, if it has one. */
+  readonly metric?: MetricFacts | undefined;
   /** The experts in order. Can be iterated only once. */
   readonly experts: AsyncIterable<FoldedExpert>;
 }

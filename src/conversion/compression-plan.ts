@@ -1,11 +1,14 @@
 /** Plans a compression, from headers only: `mobe plan` prints the plan, and `mobe compress` carries it out. */
+import type { RecordFacts } from '../calibration/record.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
+import { languageConfig } from '../models/language-config.js';
 import { type ConversionPlan, outputBytes, planConversion } from './conversion-plan.js';
 import { defaultSizes, planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
+import { chooseMetric, recordSize } from './metric-plan.js';
 import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
 
 /** A planned conversion with its settings, its engine and the memory it will take. */
@@ -14,6 +17,8 @@ export interface CompressionPlan extends ConversionPlan {
   readonly engine: ChosenEngine;
   readonly model: MoeModel;
   readonly memory: MemoryPlan;
+  /** Says which metric the fits have, and why. */
+  readonly metricNote?: string | undefined;
   /** Says which sizes were chosen and why, if the default share cannot be kept in the usual way. */
   readonly sizesNote: string | undefined;
   /** Bytes of the output's shards on disk, including headers. */
@@ -24,19 +29,25 @@ export interface CompressionPlan extends ConversionPlan {
  * Plans the compression of a checkpoint. Throws an `InputError` for an unknown model, options that do not fit it, an engine
  * that does not work here, or a memory budget that is too small.
  * @param fitters the workers that fit the groups; undefined if this machine does
+ * @param facts those of the calibration record, if the fits use one
  */
 export async function planCompression(
   source: Checkpoint,
   options: CompressOptions = {},
   fitters?: RemoteFitters,
+  facts?: RecordFacts,
 ): Promise<CompressionPlan> {
   const given = resolveSettings(options);
   const model = detectModel(source);
   const groups = planGroups(model, given);
   const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, productOf(groups[0])));
   const sizes = defaultSizes(model, given);
-  const settings = { ...given, ...sizes?.options, engine: engine.name };
-  const memory = planMemory(groups, settings, source.tensors.size, engine, fitters);
+  const chosen = { ...given, ...sizes?.options, engine: engine.name };
+  const size = facts && recordSize(facts, languageConfig(source.config));
+  const { metric, memory, note } = chooseMetric(groups, chosen, size, (metric) =>
+    planMemory(groups, chosen, source.tensors.size, engine, fitters, metric && size && { metric, size }),
+  );
+  const settings: RunSettings = { ...chosen, ...(facts && { weighing: { facts, metric } }) };
   const { format, shardSize: shardBytes, keepQuantized: keepQuantised } = settings;
   const plan = planConversion({
     source,
@@ -47,5 +58,14 @@ export async function planCompression(
     keepQuantised,
     decodedDtype: decodedDtype(settings),
   });
-  return { ...plan, settings, engine, model, memory, sizesNote: sizes?.note, diskBytes: outputBytes(plan) };
+  return {
+    ...plan,
+    settings,
+    engine,
+    model,
+    memory,
+    metricNote: note,
+    sizesNote: sizes?.note,
+    diskBytes: outputBytes(plan),
+  };
 }

@@ -6,10 +6,11 @@ import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
-import type { FitMemory, MethodProblem } from '../methods/method.js';
+import type { FitMemory, MethodProblem, MetricForm } from '../methods/method.js';
 import { groupUnits } from './group-places.js';
 import { type GroupPlan, sourceBytes } from './group-plan.js';
 import { expectedPeak, type MemoryTerms, MIB, memoryTerms } from './memory-terms.js';
+import { jobMetric, metricBytes, type PlannedMetric, weighingBytes } from './metric-plan.js';
 import { holdsWeights, type Settings } from './settings.js';
 
 /**
@@ -53,6 +54,7 @@ export interface RemoteFitters {
  * Plans a run's memory. Throws `BudgetTooSmallError` with the smallest budget that would do, or `TensorTooLargeError` if a group
  * exceeds the device's limit on tensors. Device memory counts as memory of this process, because some devices share it.
  * @param tensors the number of the source's tensors
+ * @param weighing the metric that fits have, if they have one
  */
 export function planMemory(
   groups: readonly GroupPlan[],
@@ -60,12 +62,15 @@ export function planMemory(
   tensors: number,
   engine: ChosenEngine,
   remote?: RemoteFitters,
+  weighing?: PlannedMetric,
 ): MemoryPlan {
   const small = groups.every((group) => groupProduct(group) < SMALL_GROUP);
-  if (remote) return planRemote(groups, settings, tensors, remote, small);
+  if (remote) return planRemote(groups, settings, tensors, remote, small, weighing);
   // The CPU's threads can be divided among workers. Another engine has one device.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
-  const mostExperts = Math.min(...groups.map(({ method, problem }) => method.largestBatch(problem, engine)));
+  const mostExperts = Math.min(
+    ...groups.map((group) => group.method.largestBatch(group.problem, engine, formOf(group, weighing))),
+  );
   // From the fastest to the one that needs the least memory. Each differs from the one before it in one setting.
   const arrangements: Arrangement[] = [
     { workers, holdTargets: true, prefetch: 1, leastBatch: LEAST_BATCH, holdParts: true },
@@ -76,7 +81,7 @@ export function planMemory(
     { workers: 1, holdTargets: false, prefetch: 0, leastBatch: 1 },
   ];
   return firstThatFits(
-    arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors, engine, mostExperts)),
+    arrangements.map((arrangement) => arrange(groups, settings, arrangement, tensors, engine, mostExperts, weighing)),
     settings,
   );
 }
@@ -101,6 +106,7 @@ function planRemote(
   tensors: number,
   { engine, threads }: RemoteFitters,
   small: boolean,
+  weighing?: PlannedMetric,
 ): MemoryPlan {
   const threadsPerWorker = small && engine.name === DEFAULT_ENGINE ? 1 : settings.threads;
   const sessions = threads.reduce((sum, count) => sum + Math.max(1, Math.floor(count / threadsPerWorker)), 0);
@@ -108,16 +114,17 @@ function planRemote(
   const batches = groups.map((group) =>
     Math.min(
       group.problem.experts,
-      group.method.largestBatch(group.problem, engine),
-      settings.batchExperts ?? usualBatch(group, engine.kind),
+      group.method.largestBatch(group.problem, engine, formOf(group, weighing)),
+      settings.batchExperts ?? usualBatch(group, engine.kind, formOf(group, weighing)),
     ),
   );
   const plan = (workers: number, prefetch: number): MemoryPlan => {
     const groupBytes = largest * (workers + prefetch);
     const terms = memoryTerms({
       tensors,
+      ...weighingTerms(groups, weighing, workers + prefetch),
       sliceBytes: sliceBytes(groups, settings, workers),
-      connections: Array<number>(workers).fill(largest),
+      connections: Array<number>(workers).fill(largest + largestMetric(groups, weighing)),
       groupBytes,
       copies: true,
     });
@@ -156,6 +163,7 @@ function arrange(
   tensors: number,
   engine: ChosenEngine,
   mostExperts: number,
+  weighing?: PlannedMetric,
 ): MemoryPlan {
   const parts = holdParts ? Math.max(...groups.map((group) => group.groups)) : 1;
   const most = (measure: (group: GroupPlan) => number): number =>
@@ -164,14 +172,19 @@ function arrange(
   const { solver } = settings;
   const slices = sliceBytes(groups, settings, workers);
   const termsOf = (batchExperts: number): MemoryTerms => {
-    const all = groups.map(({ method, problem }) => method.memory(problem, { solver, holdTargets, batchExperts }));
+    const all = groups.map((group) => {
+      const metric = formOf(group, weighing);
+      return group.method.memory(group.problem, { solver, holdTargets, batchExperts, metric });
+    });
     const largest = (term: keyof FitMemory): number => all.reduce((top, fit) => Math.max(top, fit[term]), 0);
     const fit: FitMemory = { targets: largest('targets'), state: largest('state'), batch: largest('batch') };
     const fits = Array<FitMemory>(workers).fill(fit);
+    const { threads: weighers, metricBytes } = weighingTerms(groups, weighing, Math.max(workers + prefetch, parts));
     return memoryTerms({
       tensors,
       engine: engine.name,
-      threads: workers,
+      threads: workers + weighers,
+      metricBytes,
       groupBytes,
       sliceBytes: slices,
       fits,
@@ -181,7 +194,8 @@ function arrange(
   const wanted = Math.min(
     most(({ problem }) => problem.experts),
     mostExperts,
-    settings.batchExperts ?? Math.min(...groups.map((group) => usualBatch(group, engine.kind))),
+    settings.batchExperts ??
+      Math.min(...groups.map((group) => usualBatch(group, engine.kind, formOf(group, weighing)))),
   );
   const least = Math.min(wanted, leastBatch);
   let batchExperts = Math.max(1, wanted);
@@ -224,8 +238,24 @@ function sliceBytes(groups: readonly GroupPlan[], settings: Pick<Settings, 'form
 }
 
 /** The number of experts in a batch if there is enough memory. */
-export const usualBatch = ({ method, problem }: MethodProblem, kind: Engine['kind']): number =>
-  Math.max(1, Math.floor(BATCH_BYTES[kind] / method.batchBytes(problem)));
+export const usualBatch = ({ method, problem }: MethodProblem, kind: Engine['kind'], metric?: MetricForm): number =>
+  Math.max(1, Math.floor(BATCH_BYTES[kind] / method.batchBytes(problem, metric)));
+
+/** The metric of the loop of a group's fit; undefined if it has none. */
+function formOf(group: GroupPlan, weighing: PlannedMetric | undefined): MetricForm | undefined {
+  const metric = jobMetric(weighing?.metric, group);
+  return metric?.fit ? metric.form : undefined;
+}
+
+const largestMetric = (groups: readonly GroupPlan[], weighing: PlannedMetric | undefined): number =>
+  groups.reduce((top, group) => Math.max(top, metricBytes(weighing?.metric, group)), 0);
+
+/** The thread and the bytes with which metrics are made and held, `held` of them at once. */
+function weighingTerms(groups: readonly GroupPlan[], weighing: PlannedMetric | undefined, held: number) {
+  if (!weighing) return { threads: 0, metricBytes: 0 };
+  const stage = groups.reduce((top, group) => Math.max(top, weighingBytes(weighing, group)), 0);
+  return { threads: 1, metricBytes: held * largestMetric(groups, weighing) + stage };
+}
 
 /** Multiply-adds of one matrix product with all the experts of a group. */
 function groupProduct({ method, problem }: MethodProblem): number {

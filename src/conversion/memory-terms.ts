@@ -8,6 +8,7 @@
  *     threads      each thread that fits: V8, this program again, and its compiled programs
  *     connections  bytes in transit to and from workers or clients
  *     groups       weights in their stored form, that are read and not yet written
+ *     metric       metrics of groups that wait or are fitted, and what is needed to make the next one
  *     slices       weights that wait for those with which they are one slice of a fused tensor, and slices to be written
  *     targets      the same weights decoded to f32, if they are kept for a fit
  *     state        arrays that a solver keeps between steps, with the programs that update them
@@ -58,6 +59,7 @@ export interface MemoryTerms {
   readonly threads: number;
   readonly connections: number;
   readonly groups: number;
+  readonly metric: number;
   readonly slices: number;
   readonly targets: number;
   readonly state: number;
@@ -77,6 +79,8 @@ export interface Workload {
   readonly connections?: readonly number[];
   /** The bytes of stored weights in memory. */
   readonly groupBytes?: number;
+  /** The bytes of metrics in memory, and of what is held to make one. */
+  readonly metricBytes?: number;
   /** The bytes of finished weights and slices in memory. */
   readonly sliceBytes?: number;
   /** The fits that run at the same time. */
@@ -91,6 +95,7 @@ export function memoryTerms({
   threads = 0,
   connections = [],
   groupBytes = 0,
+  metricBytes = 0,
   sliceBytes = 0,
   fits = [],
   copies = false,
@@ -109,6 +114,7 @@ export function memoryTerms({
     threads: threads * THREAD_BYTES,
     connections: connections.reduce((sum, group) => sum + connectionBytes(group), 0),
     ...weights,
+    metric: metricBytes,
     state: sum('state'),
     batch: sum('batch'),
     allocator: Math.min(ALLOCATOR_SHARE * total(weights), ALLOCATOR_BYTES * Math.max(1, fits.length)),

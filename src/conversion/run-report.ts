@@ -1,7 +1,7 @@
 /** The report of a run, as it is printed, returned and stored with the result. */
 import type { EngineFacts } from '../engine/engine.js';
 import type { LossPoint } from '../methods/loss-curve.js';
-import { type GroupKey, groupLabel } from './group-plan.js';
+import { formatRanges, type GroupKey, groupLabel } from './group-plan.js';
 
 /** The file name of the record. Its timings differ from run to run. All other files are reproducible. */
 export { REPORT_FILE } from '../checkpoint/side-files.js';
@@ -9,6 +9,22 @@ export { REPORT_FILE } from '../checkpoint/side-files.js';
 /** The report of a group. */
 export interface GroupReport extends GroupKey {
   readonly seconds: number;
+}
+
+/** Facts about a group's metric. */
+export interface MetricFacts {
+  /** The fewest and the most tokens of an expert. */
+  readonly tokens: readonly [least: number, most: number];
+  /** The least and the most share ρ of the identity in an expert's covariances. */
+  readonly shrinkage: readonly [least: number, most: number];
+  /** The experts that no token reached. They have the covariance of all tokens. Absent if there are none. */
+  readonly unreached?: readonly number[] | undefined;
+}
+
+/** A group's error in its metric. */
+export interface MetricReport extends MetricFacts {
+  /** (Σ tr(P R C Rᵀ) / Σ tr(P W C Wᵀ))^½ over the experts, with R = W − Ŵ and Ŵ as it was written. */
+  readonly relativeError: number;
 }
 
 /** The report of a group that was fitted, in this run or an earlier one. */
@@ -20,6 +36,8 @@ export interface FittedGroupReport extends GroupReport {
   /** Standard deviation of all weights of the group's layer and projection. */
   readonly sigma: number;
   readonly steps: number;
+  /** The error in the metric of the calibration record, and facts about that; absent without one. */
+  readonly metric?: MetricReport | undefined;
   /** The loss at some of the steps; absent for imported factors and in records of earlier versions. */
   readonly losses?: readonly LossPoint[] | undefined;
 }
@@ -53,7 +71,16 @@ export function fitWarnings(groups: readonly GroupReport[]): string[] {
       (group) =>
         `${groupLabel(group)} was kept uncompressed: ${group.dropped ? "a stage of the program's own dropped it" : `the fit's relative error is ${group.keptError?.toFixed(4) ?? 'not a number'}`}.`,
     );
-  return [...poor, ...kept];
+  const unreached = groups
+    .filter(isFitted)
+    .flatMap(({ metric, ...group }) =>
+      metric?.unreached?.length
+        ? [
+            `${groupLabel(group)}: no token of the calibration text reached expert ${formatRanges(metric.unreached)}; it has the covariance of all tokens. A longer text may reach it.`,
+          ]
+        : [],
+    );
+  return [...poor, ...kept, ...unreached];
 }
 
 /** Whether a report has the error of a fit. Those of an expansion have not, because it does not read the source. */

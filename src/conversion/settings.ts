@@ -1,6 +1,7 @@
 /** All settings of a run. They are checked once, here, and are complete afterwards. */
 import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
+import type { RecordFacts } from '../calibration/record.js';
 import type { FloatDtype } from '../checkpoint/dtype.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
@@ -16,6 +17,7 @@ import {
   REPAIR_CHOICES,
   SENSITIVITY_CHOICES,
 } from './allocation.js';
+import { calibrationRecord, type MetricPlan } from './metric-plan.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
 export const FORMATS = ['mobe', 'hf'] as const;
@@ -103,6 +105,13 @@ const settingsSchema = z
     path: ['bases'],
     message: 'give either the number of bases or the share to keep, not both',
   })
+  .superRefine(({ calibration, metric, repair, solver }, { addIssue }) => {
+    for (const [key, value] of Object.entries({ metric, repair }))
+      if (calibration === undefined && value !== undefined && value !== 'none')
+        addIssue({ code: 'custom', path: [key], message: `${value} needs a calibration record: give --calibration` });
+    if (solver === 'adam' && metric !== undefined && metric !== 'none')
+      addIssue({ code: 'custom', path: ['metric'], message: 'the solver adam has no metric. Use varpro, or none' });
+  })
   .transform((settings) => ({
     ...settings,
     ...chosenMethod(settings).complete(settings),
@@ -110,6 +119,7 @@ const settingsSchema = z
       (settings.projections ?? defaultProjections(settings)).includes(projection),
     ),
     allocate: settings.allocate ?? (settings.calibration === undefined ? 'uniform' : 'calibrated'),
+    repair: settings.repair ?? (settings.calibration === undefined ? 'none' : 'factors'),
   }));
 
 /** The projections that are factorised by default. */
@@ -150,8 +160,14 @@ export type CompressOptions = z.input<typeof settingsSchema>;
 /** Options that are checked and complete. */
 export type Settings = z.output<typeof settingsSchema>;
 
-/** Settings with the engine that was chosen. */
-export type RunSettings = Settings & { readonly engine: EngineName };
+/** Settings with the engine and the metric that were chosen. */
+export type RunSettings = Settings & { readonly engine: EngineName; readonly weighing?: Weighing | undefined };
+
+/** A calibration record and the metric that is made of it, if any. */
+export interface Weighing {
+  readonly facts: RecordFacts;
+  readonly metric: MetricPlan | undefined;
+}
 
 /** Checks options and fills in defaults. Throws `OptionError`, which names the wrong option. */
 export const resolveSettings = (options: CompressOptions = {}): Settings => parseOptions(settingsSchema, options);
@@ -174,7 +190,7 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
-  const { allocate, sensitivity, maxLoss, allocation } = settings;
+  const { allocate, sensitivity, maxLoss, allocation, weighing, repair } = settings;
   const what = {
     format,
     ...methodRecord(methodNamed(method)),
@@ -188,6 +204,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     dtype,
     keepQuantized,
     ...(allocate !== 'uniform' && { allocate, sensitivity, maxLoss, allocation }),
+    ...(weighing && { ...calibrationRecord(weighing.facts, weighing.metric), repair }),
   };
   return JSON.parse(
     JSON.stringify({ ...what, solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize }),

@@ -12,6 +12,14 @@ export const lossCurve = z
   .max(CURVE_POINTS)
   .readonly();
 
+const range = z.tuple([z.number(), z.number()]).readonly();
+const metricReport = z.looseObject({
+  relativeError: z.number(),
+  tokens: range,
+  shrinkage: range,
+  unreached: z.array(z.int().nonnegative()).readonly().optional(),
+});
+
 const group = z.looseObject({
   layer: z.int().nonnegative(),
   projection: z.enum(PROJECTIONS),
@@ -25,6 +33,7 @@ const group = z.looseObject({
   sigma: z.number().optional(),
   steps: z.number().optional(),
   losses: lossCurve.optional(),
+  metric: metricReport.optional(),
 });
 
 /** The schema of a `GroupReport`. A report with an error must have all other figures of a fit. */

@@ -51,6 +51,10 @@ export interface MethodOptions {
   readonly steps?: number | undefined;
   readonly learningRate?: number | undefined;
   readonly batchExperts?: number | undefined;
+  /** A calibration record, and what it is used for. */
+  readonly calibration?: string | undefined;
+  readonly metric?: string | undefined;
+  readonly repair?: string | undefined;
 }
 
 /** Options with defaults filled in. */
@@ -108,6 +112,8 @@ export interface MetricForm {
 export interface MetricMatrix extends MetricMatrixForm {
   /** Writes the matrix of an expert in its form: f32, row-major. A shared matrix is read only as that of expert 0. */
   read(expert: number, target: Float32Array): void;
+  /** The matrix of an expert where it is in memory, if it is. It must not be changed. */
+  view?(expert: number): Float32Array;
 }
 
 /**

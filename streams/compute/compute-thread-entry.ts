@@ -35,7 +35,7 @@ async function call({ id, method, args }: Extract<ToThread, { kind: 'call' }>): 
   post({ kind: 'value', id, value }, buffersOf(value));
 }
 
-async function run({ id, job, experts, state }: Extract<ToThread, { kind: 'run' }>): Promise<void> {
+async function run({ id, job, data, state }: Extract<ToThread, { kind: 'run' }>): Promise<void> {
   let last = 0;
   /**
    * Whether a stop was requested when this step's state could be saved. A request that comes later waits for the next step, so
@@ -57,7 +57,7 @@ async function run({ id, job, experts, state }: Extract<ToThread, { kind: 'run' 
   running.set(id, taken);
   const hooks = { onStep, states: state && stateStore(state, look) };
   let given = 0;
-  for await (const output of (await compute).run(job, experts, hooks)) {
+  for await (const output of (await compute).run(job, data, hooks)) {
     post({ kind: 'output', id, output }, buffersOf('shared' in output ? output.shared : output.tensors));
     given++;
     while (given - taken.outputs >= OUTPUTS_AHEAD && !taken.ended)

@@ -6,17 +6,27 @@ import type { FitStep } from '../../src/methods/method.js';
 import { registeredModules } from '../../src/methods/registry.js';
 import { HandOver } from '../flow/hand-over.js';
 import type { Compute, ComputeOptions } from './compute.js';
-import type { FitJob, JobOutput } from './job.js';
+import type { FitJob, JobData, JobOutput } from './job.js';
+import type { OwnedData } from './job-runner.js';
 import { reviveError } from './revive-error.js';
 import type { StateFile } from './state-file.js';
 
 /** The calls that a thread answers besides jobs. */
-export type CallMethod = 'load' | 'rebuild' | 'compare' | 'difference' | 'gemmRate';
+export type CallMethod =
+  | 'load'
+  | 'rebuild'
+  | 'compare'
+  | 'difference'
+  | 'openStatistics'
+  | 'beginExpert'
+  | 'addTokens'
+  | 'finishExpert'
+  | 'gemmRate';
 
 /** Messages to the thread. */
 export type ToThread =
   | { kind: 'call'; id: number; method: CallMethod; args: readonly unknown[] }
-  | { kind: 'run'; id: number; job: FitJob; experts: readonly Uint8Array[]; state: StateFile | undefined }
+  | { kind: 'run'; id: number; job: FitJob; data: JobData; state: StateFile | undefined }
   /** An output of a job was taken. */
   | { kind: 'taken'; id: number }
   /** No more outputs of a job are wanted. */
@@ -55,7 +65,7 @@ export interface RunInThread {
   readonly onStep?: ((step: FitStep) => void) | undefined;
   /** The file in which the fit saves its state, and from which it resumes. */
   readonly state?: StateFile | undefined;
-  /** Transfers the experts' buffers to the thread. The caller cannot use them afterwards. */
+  /** Transfers the buffers of the data to the thread. The caller cannot use them afterwards. */
   readonly handOver?: boolean;
 }
 
@@ -84,16 +94,20 @@ export class ComputeThread {
     signal?.addEventListener('abort', () => void this.close(), { once: true });
   }
 
-  /** Calls a method of the thread's `Compute`. */
-  call<M extends CallMethod>(method: M, args: Parameters<Compute[M]>): Promise<Awaited<ReturnType<Compute[M]>>> {
+  /** Calls a method of the thread's `Compute`. The buffers of `transfer` cannot be used afterwards. */
+  call<M extends CallMethod>(
+    method: M,
+    args: Parameters<Compute[M]>,
+    transfer: ArrayBuffer[] = [],
+  ): Promise<Awaited<ReturnType<Compute[M]>>> {
     const id = this.nextId++;
-    return this.ask({ kind: 'call', id, method, args }) as Promise<Awaited<ReturnType<Compute[M]>>>;
+    return this.ask({ kind: 'call', id, method, args }, {}, transfer) as Promise<Awaited<ReturnType<Compute[M]>>>;
   }
 
   /** Runs a job. The thread computes at most one output ahead. Ending the iteration ends the job. */
   async *run(
     job: FitJob,
-    experts: ReadonlyArray<Uint8Array<ArrayBuffer>>,
+    data: OwnedData,
     { onStep, state, handOver = false }: RunInThread = {},
   ): AsyncGenerator<JobOutput> {
     const id = this.nextId++;
@@ -103,9 +117,9 @@ export class ComputeThread {
       ended = true;
       outputs.end(error);
     };
-    const transfer = handOver ? experts.map(({ buffer }) => buffer) : [];
+    const transfer = handOver ? [...data.experts, ...(data.metric ?? [])].map(({ buffer }) => buffer) : [];
     const onOutput = (output: JobOutput): void => outputs.push(output);
-    this.ask({ kind: 'run', id, job, experts, state }, { onStep, onOutput }, transfer).then(() => end(), end);
+    this.ask({ kind: 'run', id, job, data, state }, { onStep, onOutput }, transfer).then(() => end(), end);
     try {
       for await (const output of outputs) {
         yield output;

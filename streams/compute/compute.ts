@@ -1,4 +1,12 @@
 /** The arithmetic that runs in a thread: fitting groups (jobs), and rebuilding weights from finished factors. */
+import {
+  ExpertStatistics,
+  type ExpertWeights,
+  type Measured,
+  type MeasuredExpert,
+  type StatisticsOptions,
+  type TokenBatch,
+} from '../../src/calibration/expert-statistics.js';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { asStored, decodeMatrix, type MatrixFormat, type MatrixShape } from '../../src/checkpoint/stored-matrix.js';
@@ -8,7 +16,7 @@ import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.j
 import { mapValues } from '../../src/map-values.js';
 import type { GroupShape, Reconstruction } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
-import { type FitJob, type JobHooks, type JobOutput, runJob } from './job.js';
+import { type FitJob, type JobData, type JobHooks, type JobOutput, runJob } from './job.js';
 import { type SquaredError, squaredError } from './squared-error.js';
 
 /** Finished factors of a group, for `rebuild` and `compare`. */
@@ -29,6 +37,9 @@ export interface StoredWeights {
   readonly bytes: Uint8Array;
 }
 
+/** The projections of an expert as stored. */
+export type StoredExpert = Readonly<Partial<Record<keyof ExpertWeights, StoredWeights>>>;
+
 /** An expert's factors by name, as stored. */
 export type StoredFactors = Readonly<Record<string, Uint8Array>>;
 
@@ -45,6 +56,7 @@ export interface ComputeOptions {
 
 /** An engine, and the factors that are loaded into it. */
 export class Compute {
+  private statistics: ExpertStatistics | undefined;
   private held: { readonly factors: LoadedFactors; readonly reconstruction: Reconstruction } | undefined;
 
   private constructor(private readonly engine: Engine) {}
@@ -54,8 +66,8 @@ export class Compute {
   }
 
   /** Runs a job. Nothing is kept after it. */
-  run(job: FitJob, experts: readonly Uint8Array[], hooks: JobHooks): AsyncGenerator<JobOutput> {
-    return runJob(this.engine, job, experts, hooks);
+  run(job: FitJob, data: JobData, hooks: JobHooks): AsyncGenerator<JobOutput> {
+    return runJob(this.engine, job, data, hooks);
   }
 
   /** Holds finished factors until others are loaded. */
@@ -86,6 +98,28 @@ export class Compute {
   /** The error of rebuilt weights that are already stored. */
   difference(rebuilt: StoredWeights, dense: StoredWeights): Promise<SquaredError> {
     return Promise.resolve(squaredError(decodeAsStored(dense), decodeAsStored(rebuilt)));
+  }
+
+  /** Prepares to measure the metrics of a group's experts, one after another, until others are. */
+  async openStatistics(options: StatisticsOptions | undefined): Promise<void> {
+    await this.statistics?.dispose();
+    this.statistics = options && new ExpertStatistics(this.engine, options);
+  }
+
+  /** Begins to measure an expert. Its tokens follow. */
+  async beginExpert(expert: MeasuredExpert, stored: StoredExpert): Promise<void> {
+    const weights = mapValues(stored as Record<string, StoredWeights>, decodeAsStored) as ExpertWeights;
+    this.statistics?.begin(expert, weights);
+  }
+
+  /** Adds some of its tokens. */
+  async addTokens(tokens: TokenBatch): Promise<void> {
+    await this.statistics?.add(tokens);
+  }
+
+  /** The expert's metric. */
+  async finishExpert(): Promise<Measured | undefined> {
+    return this.statistics?.finish();
   }
 
   /** Measures matrix products of (rows, rank) and (rank, cols): floating-point operations a second. */

@@ -2,7 +2,7 @@
 import type { FitStep } from '../../src/methods/method.js';
 import type { ComputeOptions } from './compute.js';
 import { ComputeThread } from './compute-thread.js';
-import type { FitJob, JobOutput } from './job.js';
+import type { FitJob, JobData, JobOutput } from './job.js';
 import type { StateFile } from './state-file.js';
 
 /** Callbacks of a job, and its state file. */
@@ -12,21 +12,27 @@ export interface RunnerHooks {
   readonly state?: StateFile | undefined;
 }
 
+/** The data of a job, whose buffers can be transferred to a thread. */
+export interface OwnedData extends JobData {
+  readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
+  readonly metric?: ReadonlyArray<Uint8Array<ArrayBuffer>> | undefined;
+}
+
 /** Runs one job at a time. A `PeerError` that is not a `RemoteError` means that the runner and its job are lost. */
 export interface JobRunner {
   /** The name in messages about a lost runner. */
   readonly name: string;
   /** Ending the iteration ends the job. */
-  run(job: FitJob, experts: ReadonlyArray<Uint8Array<ArrayBuffer>>, hooks: RunnerHooks): AsyncIterable<JobOutput>;
+  run(job: FitJob, data: OwnedData, hooks: RunnerHooks): AsyncIterable<JobOutput>;
   close(): Promise<void>;
 }
 
-/** A runner with a thread of its own. The experts' buffers are transferred to it. */
+/** A runner with a thread of its own. The buffers of a job's data are transferred to it. */
 export function localRunner(options: ComputeOptions, signal: AbortSignal): JobRunner {
   const thread = new ComputeThread(options, signal);
   return {
     name: 'this machine',
-    run: (job, experts, hooks) => thread.run(job, experts, { ...hooks, handOver: true }),
+    run: (job, data, hooks) => thread.run(job, data, { ...hooks, handOver: true }),
     close: () => thread.close(),
   };
 }

@@ -40,7 +40,7 @@ beforeAll(async () => {
 
 async function outputs(job: FitJob, experts = weights()): Promise<JobOutput[]> {
   const all: JobOutput[] = [];
-  for await (const output of runJob(engine, job, experts)) all.push(output);
+  for await (const output of runJob(engine, job, { experts })) all.push(output);
   return all;
 }
 const fitted = (all: JobOutput[]) => all[0] as FittedFactors;

@@ -4,6 +4,7 @@
  * it.
  */
 import { z } from 'zod';
+import { metricOf } from '../../src/calibration/group-metric.js';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import { type Encoding, encodingSchema } from '../../src/checkpoint/encoding.js';
 import { asFactorised, asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
@@ -12,6 +13,7 @@ import type { Engine } from '../../src/engine/engine.js';
 import { mapValues } from '../../src/map-values.js';
 import type { LossPoint } from '../../src/methods/loss-curve.js';
 import type { Factors, FitStep, GroupShape, StateStore } from '../../src/methods/method.js';
+import { createMetricNorm } from '../../src/methods/mobe/metric-norm.js';
 import { METHODS, methodNamed } from '../../src/methods/registry.js';
 import type { FoldedExpert } from '../records.js';
 import { foldSigma } from '../stages/fold.js';
@@ -23,6 +25,13 @@ const size = z
   .int()
   .positive()
   .max(2 ** 24);
+const metricMatrix = z
+  .strictObject({
+    form: z.enum(['full', 'diagonal', 'low-rank']),
+    rank: size.optional(),
+    shared: z.boolean(),
+  })
+  .refine(({ form, rank }) => (form === 'low-rank') === (rank !== undefined), 'low-rank has a rank, others have none');
 const floatDtype = z.enum(['F32', 'F16', 'BF16']);
 
 const label = z.string().max(1024);
@@ -51,6 +60,13 @@ export const fitJob = z
       holdTargets: z.boolean(),
       seed: z.int().nonnegative(),
     }),
+    /** The metric whose matrices come with the experts. Without `fit`, only the factors of experts are fitted in it. */
+    metric: z
+      .strictObject({
+        form: z.strictObject({ rows: metricMatrix.optional(), columns: metricMatrix.optional() }),
+        fit: z.boolean(),
+      })
+      .optional(),
     /** Names the group in errors. */
     label,
     /** For each expert, the number of its encoding, and the names of its weights in errors. */
@@ -93,6 +109,14 @@ export interface FittedFactors {
   readonly keptError?: number | undefined;
 }
 
+/** The data of a job. */
+export interface JobData {
+  /** The experts as stored, in order. */
+  readonly experts: ReadonlyArray<Uint8Array>;
+  /** The experts' matrices of the job's metric, as in `GroupMetric`; absent without one. */
+  readonly metric?: ReadonlyArray<Uint8Array> | undefined;
+}
+
 /** A further output of a job: one expert. */
 export interface ExpertOutput extends FoldedExpert {
   readonly kind: 'expert';
@@ -112,12 +136,11 @@ export interface JobHooks {
 /**
  * Runs a job. Throws `NonFiniteWeightError`, `DegenerateGroupError` and `OverflowError` if weights cannot be fitted or written,
  * and `DivergedError` if the fit diverges.
- * @param experts as stored, in expert order
  */
 export async function* runJob(
   engine: Engine,
   job: FitJob,
-  experts: readonly Uint8Array[],
+  { experts, metric: matrices }: JobData,
   hooks: JobHooks = {},
 ): AsyncGenerator<JobOutput> {
   const started = performance.now();
@@ -134,12 +157,21 @@ export async function* runJob(
   const { sigma } = targets;
 
   // Factorise.
-  const fit = await method.fit(engine, problem, targets, { ...options, ...hooks, solver, label, sigma });
+  const metric = job.metric && matrices && metricOf(problem, job.metric.form, matrices);
+  const weighed = job.metric?.fit ? { ...targets, metric } : targets;
+  const fit = await method.fit(engine, problem, weighed, { ...options, ...hooks, solver, label, sigma });
   const shared = mapValues(fit.shared, (values, name) => encodeFinite(dtype, values, `${name} of ${label}`));
   const rounded: Factors = mapValues(shared, (bytes) => floatsOf(dtype, bytes));
   const round = (values: Float32Array): Float32Array => floatsOf(dtype, encodeFinite(dtype, values, label));
-  const own = await method.expertFactors(engine, problem, rounded, round);
+  const own = await method.expertFactors(engine, problem, rounded, round, metric);
   const reconstruction = await method.rebuild(engine, problem, rounded);
+  const norm = metric && (await createMetricNorm(engine, problem, metric));
+  const errorInMetric = async (expert: number, dense: Float32Array, rebuilt: Float32Array) => {
+    if (!norm) return {};
+    const squaredNorm = await norm.squared(expert, dense);
+    const difference = dense.map((value, i) => value - (rebuilt[i] as number));
+    return { metric: { squaredError: await norm.squared(expert, difference), squaredNorm } };
+  };
 
   // Fold σ into each expert's factors, and measure the error of exactly what is written.
   const fold = async (expert: number): Promise<ExpertOutput> => {
@@ -153,9 +185,14 @@ export async function* runJob(
       expert,
       mapValues(tensors, (bytes) => floatsOf(dtype, bytes)),
     );
-    if (written === 'factors') return { kind: 'expert', expert, tensors, ...squaredError(dense, rebuilt) };
+    if (written === 'factors') {
+      const errors = { ...squaredError(dense, rebuilt), ...(await errorInMetric(expert, dense, rebuilt)) };
+      return { kind: 'expert', expert, tensors, ...errors };
+    }
     const data = encodeFinite(dtype, asStored(format, rebuilt), expertLabel);
-    return { kind: 'expert', expert, tensors: { [WEIGHTS]: data }, ...squaredError(stored, floatsOf(dtype, data)) };
+    const rounded = floatsOf(dtype, data);
+    const inMetric = await errorInMetric(expert, dense, asFactorised(format, rounded));
+    return { kind: 'expert', expert, tensors: { [WEIGHTS]: data }, ...squaredError(stored, rounded), ...inMetric };
   };
   const keep = (expert: number): ExpertOutput => {
     const stored = decodeStored(formats[expert] as MatrixFormat, experts[expert] as Uint8Array);
@@ -179,6 +216,7 @@ export async function* runJob(
   } finally {
     await own.dispose();
     await reconstruction.dispose();
+    await norm?.dispose();
   }
 }
 

@@ -16,12 +16,13 @@ import { HandOver } from '../flow/hand-over.js';
 import { collector } from '../machines/collect.js';
 import type { PeerOptions } from '../machines/peer-options.js';
 import type { FitJob, JobOutput } from './job.js';
-import type { JobRunner } from './job-runner.js';
+import type { JobRunner, OwnedData } from './job-runner.js';
 import { revived } from './revive-error.js';
 import { StallWatch } from './stall-watch.js';
 import {
   expertName,
   jobEvent,
+  metricName,
   rateResult,
   sharedName,
   WORKER_SERVICE,
@@ -93,15 +94,15 @@ async function askWorker(url: string, peers: PeerOptions): Promise<WorkerFacts> 
   }
 }
 
-function* sending(
-  job: FitJob,
-  experts: ReadonlyArray<Uint8Array<ArrayBuffer>>,
-  seen: () => void,
-): Generator<TensorPiece> {
+function* sending(job: FitJob, { experts, metric = [] }: OwnedData, seen: () => void): Generator<TensorPiece> {
   yield jsonPiece(job, 'job');
   for (const [expert, data] of experts.entries()) {
     seen();
     yield wholePiece(String(expert), data);
+  }
+  for (const [expert, data] of metric.entries()) {
+    seen();
+    yield wholePiece(metricName(expert), data);
   }
 }
 
@@ -143,14 +144,14 @@ async function connectRunner(
   const watch = new StallWatch(channel, peers);
   return {
     name: url,
-    async *run(job, experts, { onStep }) {
+    async *run(job, data, { onStep }) {
       const outputs = new HandOver<JobOutput>();
       const answer = new JobAnswer(channel.peer, job, onStep, (output) => outputs.push(output));
       watch
         .over((seen, aside) =>
           revived(
             ask('fit', null, {
-              uploads: sending(job, experts, seen),
+              uploads: sending(job, data, seen),
               async onPiece(piece) {
                 seen();
                 await aside(outputs.room(OUTPUTS_WAITING));

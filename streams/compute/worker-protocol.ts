@@ -32,14 +32,16 @@ export const rateResult = z.number().positive();
 
 const numberOrNan = z.union([z.number(), z.nan()]);
 
+const squaredError = { squaredError: numberOrNan, squaredNorm: z.number() };
+
 /**
  * The most bytes of a job as JSON. It names each expert and its file, about 200 bytes for each of at most 65,536 experts.
  */
 export const MAX_JOB_BYTES = 32 * 1024 * 1024;
 
 /**
- * The events that answer "fit". The request sends a job (job.ts) as JSON, then its experts as tensors named by their numbers. Each
- * event follows the tensors that it is about. Shared factors are named `shared.<factor>`, those of an expert `<number>.<factor>`.
+ * The events that answer "fit". The request sends a job (job.ts) as JSON, then its experts as tensors named by their numbers, then
+ * their matrices of the metric, if it has one, named `metric.<number>`. Each event follows the tensors that it is about. Shared factors are named `shared.<factor>`, those of an expert `<number>.<factor>`.
  */
 export const jobEvent = z.discriminatedUnion('kind', [
   z.strictObject({
@@ -62,10 +64,11 @@ export const jobEvent = z.discriminatedUnion('kind', [
   z.strictObject({
     kind: z.literal('expert'),
     expert: z.int().nonnegative(),
-    squaredError: numberOrNan,
-    squaredNorm: z.number(),
+    ...squaredError,
+    metric: z.strictObject(squaredError).optional(),
   }),
 ]);
 
+export const metricName = (expert: number): string => `metric.${expert}`;
 export const sharedName = (factor: string): string => `shared.${factor}`;
 export const expertName = (expert: number, factor: string): string => `${expert}.${factor}`;

@@ -1,4 +1,5 @@
 import { availableParallelism, totalmem } from 'node:os';
+import { expertBytes } from '../../src/calibration/group-metric.js';
 import { matrixBytes } from '../../src/checkpoint/stored-matrix.js';
 import { expectedPeak, memoryTerms, type Workload } from '../../src/conversion/memory-terms.js';
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
@@ -20,6 +21,7 @@ import { fitJob, type JobOutput, jobFormats } from './job.js';
 import {
   expertName,
   MAX_JOB_BYTES,
+  metricName,
   openParams,
   rateParams,
   sharedName,
@@ -63,6 +65,8 @@ export async function work(
 export interface RunningFit {
   /** The group's bytes as stored. */
   readonly stored: number;
+  /** The bytes of its metric; 0 if it has none. */
+  readonly metric: number;
   readonly fit: FitMemory;
 }
 
@@ -70,8 +74,9 @@ export interface RunningFit {
 export const workload = (engine: EngineName, sessions: number, running: readonly RunningFit[]): Workload => ({
   engine,
   threads: sessions,
-  connections: running.map(({ stored }) => stored),
+  connections: running.map(({ stored, metric }) => stored + metric),
   groupBytes: running.reduce((sum, { stored }) => sum + stored, 0),
+  metricBytes: running.reduce((sum, { metric }) => sum + metric, 0),
   fits: running.map(({ fit }) => fit),
 });
 
@@ -135,15 +140,27 @@ class WorkerSession {
       const sizes = jobFormats(job).map((format, expert) => [String(expert), matrixBytes(format)] as const);
       const stored = sizes.reduce((sum, [, bytes]) => sum + bytes, 0);
       const method = methodNamed(job.method);
-      const running = { stored, fit: method.memory(job.problem, { ...job.options, solver: job.solver }) };
+      const { problem, options, solver, metric } = job;
+      const matrices = metric
+        ? sizes.map((_, expert) => [metricName(expert), expertBytes(problem, metric.form)] as const)
+        : [];
+      const running = {
+        stored,
+        metric: matrices.reduce((sum, [, bytes]) => sum + bytes, 0),
+        fit: method.memory(problem, { ...options, solver, metric: metric?.fit ? metric.form : undefined }),
+      };
       this.memory.take(running);
       try {
-        const experts = collector(peer, new Map(sizes));
-        for await (const piece of reply.uploads) experts.put(piece);
+        const data = collector(peer, new Map([...sizes, ...matrices]));
+        for await (const piece of reply.uploads) data.put(piece);
         this.hooks.onLog?.(`${peer}: ${job.label}`);
         // Errors are ignored here: if the session is gone, the job ends with it.
         const onStep = (step: FitStep) => void reply.event({ kind: 'step', ...step }).catch(() => {});
-        const all = sizes.map(([name]) => name).map(experts.finish());
+        const get = data.finish();
+        const all = {
+          experts: sizes.map(([name]) => get(name)),
+          ...(metric && { metric: matrices.map(([name]) => get(name)) }),
+        };
         await reply.tensors(answer(thread.run(job, all, { onStep, handOver: true }), reply));
       } finally {
         this.memory.give(running);

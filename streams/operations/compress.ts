@@ -1,13 +1,16 @@
+import { hiddenActivation } from '../../src/calibration/hidden-activation.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, holdsWeights, resultSettings } from '../../src/conversion/settings.js';
+import { DEFAULT_ENGINE } from '../../src/engine/create-engine.js';
+import { withThread } from '../compute/compute-thread.js';
 import { withRunners } from '../compute/runners.js';
 import { stateFiles } from '../compute/state-file.js';
 import type { Source } from '../machines/remote-files.js';
-import { compressExperts } from '../pipeline.js';
+import { compressExperts, type ExpertsOptions } from '../pipeline.js';
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { type BranchContext, type Conversion, convert } from './convert.js';
@@ -87,27 +90,40 @@ export async function tellPlan({ planned, remote }: PlannedRun, { onProgress, pe
 
 /** Fits the missing groups, on threads of this machine or on the planned workers. */
 export async function* fitExperts(
-  { planned: { settings, memory }, remote }: PlannedRun,
+  { planned, remote, record }: PlannedRun,
   plan: Pick<CompressionPlan, 'groups' | 'format' | 'separate'>,
   run: RunOptions,
   { reader, missing, states, signal }: BranchContext,
 ): AsyncGenerator<OutputRecord> {
   const { onProgress, clocks, peers = {}, ownStage } = run;
-  yield* withRunners({ engine: settings.engine, memory, remote, peers, signal }, (runners) =>
-    compressExperts({
-      groups: missing,
-      plan,
-      memory,
-      settings,
-      reader,
-      runners,
-      written: holdsWeights(plan) ? 'weights' : 'factors',
-      stateOf: states && stateFiles(states),
-      ownStage,
-      clocks,
-      onStep: (progress) => onProgress?.({ kind: 'step', ...progress }),
-      onFold: (progress) => onProgress?.({ kind: 'fold', ...progress }),
-      onLost: (worker, reason) => onProgress?.({ kind: 'lost', worker, reason }),
-    }),
-  );
+  const { settings, memory } = planned;
+  const fits = (weighing?: ExpertsOptions['weighing']) =>
+    withRunners({ engine: settings.engine, memory, remote, peers, signal }, (runners) =>
+      compressExperts({
+        weighing,
+        groups: missing,
+        plan,
+        memory,
+        settings,
+        reader,
+        runners,
+        written: holdsWeights(plan) ? 'weights' : 'factors',
+        stateOf: states && stateFiles(states),
+        ownStage,
+        clocks,
+        onStep: (progress) => onProgress?.({ kind: 'step', ...progress }),
+        onFold: (progress) => onProgress?.({ kind: 'fold', ...progress }),
+        onLost: (worker, reason) => onProgress?.({ kind: 'lost', worker, reason }),
+      }),
+    );
+  const metric = settings.weighing?.metric;
+  if (!record || !metric) yield* fits();
+  else {
+    const { layers } = planned.model;
+    const activation = hiddenActivation(planned.source);
+    const { seed } = settings;
+    // Without a graphics device of its own, this machine measures on its CPU for those that fit.
+    const thread = { engine: remote ? DEFAULT_ENGINE : settings.engine, threads: memory.threadsPerWorker };
+    yield* withThread(thread, signal, (thread) => fits({ record, metric, layers, activation, seed, thread }));
+  }
 }

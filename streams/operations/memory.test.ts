@@ -98,7 +98,7 @@ test('a worker, and the run that it fits for', { timeout: PATIENCE_MS }, async (
   const [group] = groups as [GroupPlan];
   const { solver } = settings;
   const fit = group.method.memory(group.problem, { ...memory, solver });
-  const reserved = workload('onnx-cpu', 1, [{ stored: sourceBytes(group), fit }]);
+  const reserved = workload('onnx-cpu', 1, [{ stored: sourceBytes(group), metric: 0, fit }]);
 
   const worker = recorded('worker');
   const service = await startService(['worker', '--threads', '1'], worker.env);

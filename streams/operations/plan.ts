@@ -1,3 +1,6 @@
+import { openRecord } from '../../src/calibration/open-record.js';
+import type { CalibrationRecord } from '../../src/calibration/record.js';
+import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
 import { estimateSeconds, type TimedPlan } from '../../src/conversion/estimate.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
@@ -25,9 +28,11 @@ export interface PlannedRun {
   readonly planned: CompressionPlan;
   /** The machines that fit; undefined if this machine does. */
   readonly remote: RemoteWorkers | undefined;
+  /** The calibration record that the fits use. */
+  readonly record?: CalibrationRecord | undefined;
 }
 
-/** Opens the source, asks the workers for their facts, and plans. Throws as `plan` and `askWorkers` do. */
+/** Opens the source and the calibration record, asks the workers for their facts, and plans. Throws as `plan` and `askWorkers` do. */
 export async function planRun(
   model: Source,
   options: CompressOptions,
@@ -37,7 +42,12 @@ export async function planRun(
   const remote = workers.length ? await askWorkers(workers, peers) : undefined;
   // The number of threads can change a fit's bits, so every worker must be able to give a fit the same number.
   const threads = remote && options.threads === undefined ? { threads: Math.min(...remote.threads) } : {};
-  return { planned: await planCompression(source, { ...options, ...threads }, remote), remote };
+  const { calibration } = options;
+  const record =
+    calibration === undefined
+      ? undefined
+      : await openRecord(calibration, { sourceFingerprint: await fingerprint(source) });
+  return { planned: await planCompression(source, { ...options, ...threads }, remote, record?.facts), remote, record };
 }
 
 /** Measures the machine that fits and adds the expected duration. */

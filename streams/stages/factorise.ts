@@ -10,7 +10,7 @@ import type { ExpertOutput, FitJob, FittedFactors, JobOutput } from '../compute/
 import type { JobRunner, RunnerHooks, RunnerPool } from '../compute/job-runner.js';
 import type { StateFile } from '../compute/state-file.js';
 import type { StageClocks } from '../flow/stage-clock.js';
-import type { FittedGroup, FoldedExpert, NormalisedGroup } from '../records.js';
+import type { FittedGroup, FoldedExpert, WeighedGroup } from '../records.js';
 import type { FoldProgress, StepProgress } from '../run-options.js';
 
 /** Options of `factorise`, the same for all groups of a run. */
@@ -31,7 +31,7 @@ export interface FactoriseOptions {
 
 /** Describes the job that fits a group. The description, together with the weights, decides the result. */
 export function describeJob(
-  { group, sigma }: Pick<NormalisedGroup, 'group' | 'sigma'>,
+  { group, sigma, metric }: Pick<WeighedGroup, 'group' | 'sigma' | 'metric'>,
   { settings, memory, written }: Pick<FactoriseOptions, 'settings' | 'memory' | 'written'>,
 ): FitJob {
   const { solver, steps, learningRate, seed, maxError } = settings;
@@ -48,6 +48,7 @@ export function describeJob(
     dtype: group.dtype,
     written,
     ...(sigma !== undefined && { sigma }),
+    ...(metric && { metric: { form: metric.form, fit: metric.fit } }),
     solver,
     options: {
       steps,
@@ -68,10 +69,11 @@ export function describeJob(
  * the group again and continues with the next expert. Throws `UnlikeFitsError` if the second fit's shared factors differ,
  * because the experts written so far belong to the first fit. Also throws what the job throws (`runJob`).
  */
-export async function factorise(normalised: NormalisedGroup, options: FactoriseOptions): Promise<FittedGroup> {
-  const { group, experts, release } = normalised;
+export async function factorise(weighed: WeighedGroup, options: FactoriseOptions): Promise<FittedGroup> {
+  const { group, experts, metric, release } = weighed;
   const { runners, clocks } = options;
-  const job = describeJob(normalised, options);
+  const job = describeJob(weighed, options);
+  const data = { experts, ...(metric && { metric: metric.experts }) };
   const key = groupKey(group);
   const state = options.stateOf?.(group);
   const timed = <T>(bytes: number, work: () => Promise<T>): Promise<T> =>
@@ -91,7 +93,7 @@ export async function factorise(normalised: NormalisedGroup, options: FactoriseO
       const runner = await runners.acquire();
       try {
         const onStep: RunnerHooks['onStep'] = (step) => options.onStep?.({ ...key, ...step });
-        const outputs = runner.run({ ...job, firstExpert }, experts, { onStep, state })[Symbol.asyncIterator]();
+        const outputs = runner.run({ ...job, firstExpert }, data, { onStep, state })[Symbol.asyncIterator]();
         const { value } = await timed(sourceBytes(group), () => outputs.next());
         return { runner, outputs, fitted: value as FittedFactors };
       } catch (error) {
@@ -139,6 +141,7 @@ export async function factorise(normalised: NormalisedGroup, options: FactoriseO
   return {
     group,
     ...fitted,
+    metric: metric?.facts,
     experts: inOrder(),
     release() {
       void giveBack();

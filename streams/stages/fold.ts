@@ -32,17 +32,19 @@ export async function* fold(
   fitted: FittedGroup,
   plan: Pick<ConversionPlan, 'format' | 'separate'>,
 ): AsyncGenerator<OutputRecord> {
-  const { group, sigma, steps, losses, keptError, shared } = fitted;
+  const { group, sigma, steps, losses, keptError, shared, metric } = fitted;
   const { rows, cols } = group.problem;
   const key = groupKey(group);
   const started = performance.now();
   let error = NO_ERROR;
+  let inMetric = NO_ERROR;
   try {
     const places = groupPlaces(group, plan);
     for (const { factor, tensor, offset } of places.shared)
       yield { tensor, offset, data: shared[factor] as Uint8Array };
     for await (const { expert, tensors, ...own } of fitted.experts) {
       error = addErrors(error, own);
+      if (own.metric) inMetric = addErrors(inMetric, own.metric);
       for (const { factor, tensor, offset, part } of places.experts[expert] ?? [])
         yield { tensor, offset, data: tensors[factor] as Uint8Array, ...(part && { part }) };
     }
@@ -59,6 +61,7 @@ export async function* fold(
         mse: error.squaredError / (group.problem.experts * rows * cols),
         sigma,
         steps,
+        ...(metric && { metric: { relativeError: relativeError(inMetric), ...metric } }),
         ...(losses && { losses }),
         seconds,
       } satisfies FittedGroupReport,

@@ -58,6 +58,8 @@ interface ExpertArrays {
   read(expert: number, target: Float32Array): void;
   /** Called for each expert whose array is now kept here. */
   forget?(expert: number): void;
+  /** An expert's array where it is in memory. It is used without a copy if a batch has one expert. */
+  view?(expert: number): Float32Array;
   /** Whether all experts share one array. It is read once, and its tensor is (1, …shape). */
   readonly shared?: boolean;
 }
@@ -89,6 +91,12 @@ export class StackedExperts {
     if (known) return known;
     if (!this.hold) this.dispose();
     const size = elements(this.shape);
+    const only = count === 1 ? this.arrays.view?.(first) : undefined;
+    if (only) {
+      const tensor = this.engine.tensor(only, [1, ...this.shape]);
+      this.tensors.set(first, tensor);
+      return tensor;
+    }
     const stacked = (!this.hold && this.scratch.get(count)) || new Float32Array(count * size);
     if (!this.hold) this.scratch.set(count, stacked);
     for (let e = 0; e < count; e++) this.arrays.read(first + e, stacked.subarray(e * size, (e + 1) * size));

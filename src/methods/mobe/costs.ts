@@ -1,15 +1,19 @@
 /** The memory and the operations of a fit. */
 import type { FitMemory, FitMemoryOptions, MetricForm, MetricMatrixForm } from '../method.js';
+import { keepsProduct, matrixElements } from './metric.js';
 import type { Problem } from './problem.js';
 
 /**
  * Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products.
- * A metric adds FC, WC and RC; P(RC); and the expert's own C and P.
+ * A metric adds FC, RC, and WC if C is full; P(RC); and the expert's own C and P. A C of low rank adds FZ, RZ and Z, a P of low rank
+ * Zᵀ(RC) and Z.
  */
 export function batchBytes({ rows: p, cols: d, rank: r }: Problem, metric: MetricForm = {}): number {
   const plain = 6 * r * d + 3 * p * d + 3 * p * r + 4 * r * r;
-  const columns = metric.columns ? r * d + 2 * p * d : 0;
-  const rows = metric.rows ? p * d : 0;
+  const { rank: k = 0 } = metric.columns ?? {};
+  const { rank: l = 0 } = metric.rows ?? {};
+  const columns = metric.columns ? r * d + (keepsProduct(metric) ? 2 : 1) * p * d + (r + p + d) * k : 0;
+  const rows = metric.rows ? p * d + (p + d) * l : 0;
   return 4 * (plain + columns + rows + metricElements({ rows: p, cols: d }, metric, false));
 }
 
@@ -20,8 +24,7 @@ function metricElements(
   shared: boolean,
 ): number {
   const elements = (matrix: MetricMatrixForm | undefined, size: number): number => {
-    if (matrix?.shared !== shared) return 0;
-    return matrix.form === 'full' ? size * size : size;
+    return matrix?.shared === shared ? matrixElements(matrix, size) : 0;
   };
   return elements(rows, p) + elements(columns, d);
 }
@@ -36,13 +39,17 @@ export function memory(problem: Problem, options: FitMemoryOptions): FitMemory {
   };
 }
 
-/** Bytes of every expert's W, WC, and own C and P, if targets are held. The matrices that all experts share are always held. */
+/**
+ * Bytes of every expert's W, WC, and own C and P, if targets are held. A batch of one expert takes C and P where they are. The matrices
+ * that all experts share are always held.
+ */
 function targetBytes(
   { experts: n, rows: p, cols: d }: Problem,
-  { holdTargets, metric = {} }: Pick<FitMemoryOptions, 'holdTargets' | 'metric'>,
+  { holdTargets, batchExperts, metric = {} }: Pick<FitMemoryOptions, 'holdTargets' | 'batchExperts' | 'metric'>,
 ): number {
   const size = { rows: p, cols: d };
-  const own = n * ((metric.columns ? 2 : 1) * p * d + metricElements(size, metric, false));
+  const copied = batchExperts > 1 ? metricElements(size, metric, false) : 0;
+  const own = n * ((keepsProduct(metric) ? 2 : 1) * p * d + copied);
   return 4 * ((holdTargets ? own : 0) + metricElements(size, metric, true));
 }
 

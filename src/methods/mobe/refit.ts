@@ -61,8 +61,9 @@ export async function createRefit(
   /** C of an expert. A shared C is read as that of expert 0. */
   const columnsOf = (expert: number): { C?: EngineTensor } => {
     if (!metric?.columns || !shapeOfC) return {};
-    const values = new Float32Array(elements(shapeOfC));
-    metric.columns.read(expert, values);
+    const known = metric.columns.view?.(expert);
+    const values = known ?? new Float32Array(elements(shapeOfC));
+    if (!known) metric.columns.read(expert, values);
     return { C: engine.tensor(values, shapeOfC) };
   };
   const shared = metric?.columns?.shared ? columnsOf(0) : undefined;

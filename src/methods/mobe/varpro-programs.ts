@@ -4,7 +4,7 @@ import { add, div, identity, matmul, mul, reshape, sqrt, sub, sum, total, type V
 import type { MetricForm } from '../method.js';
 import { activateWithDerivative } from './activation.js';
 import { gram, type restart, type sharpen, track } from './inverse.js';
-import { metricShapes, timesColumns, timesRows } from './metric.js';
+import { keepsProduct, metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
 /** Newton–Schulz steps that update G⁻¹ from one solver step to the next. */
@@ -30,7 +30,7 @@ const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =
 export function traceGradient(problem: Problem, count: number, metric?: MetricForm) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
-  const weighted = { C: C0, WC: C0 && [count, p, d], P: P0 };
+  const weighted = { C: C0, WC: keepsProduct(metric) ? [count, p, d] : undefined, P: P0 };
   const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d], ...weighted };
   return trace(shapes, ({ B, alpha, X: X0, W, dB0, C, WC, P }) => {
     const { value: F, derivative } = mixBases(problem, B, alpha);
@@ -38,7 +38,7 @@ export function traceGradient(problem: Problem, count: number, metric?: MetricFo
     const { X, residual } = track(gram(F, FC), X0, TRACKING_STEPS);
     const A = matmul(matmul(W, FC, { transposeB: true }), X);
     const R = sub(matmul(A, F), W);
-    const RC = WC ? sub(matmul(A, FC), WC) : R;
+    const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
     const PRC = timesRows(P, RC);
     const D = reshape(mul(matmul(A, PRC, { transposeA: true }), derivative), [count, r * d]);
     return {

@@ -3,7 +3,7 @@ import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
 import type { Targets } from '../method.js';
 import { type BatchRange, StackedExperts } from './batches.js';
-import { metricShapes, timesColumns } from './metric.js';
+import { keepsProduct, metricShapes, timesColumns } from './metric.js';
 import type { Problem } from './problem.js';
 
 /** Tensors by the names of a program's inputs. */
@@ -33,13 +33,13 @@ export class WeightedTargets {
     if (rows && P) this.rows = new StackedExperts(engine, rows, P.slice(1), hold);
   }
 
-  /** W, and with a metric C, WC = W·C and P. Valid until the call for another batch. The caller must not dispose of them. */
+  /** W, the metric's C and P, and WC = W·C if C is full. Valid until the call for another batch. The caller must not dispose of them. */
   async get(range: BatchRange): Promise<Inputs> {
     const W = this.weights.get(range);
     const { C } = this.getColumns(range);
     return {
       W,
-      ...(C && { C, WC: await this.product(range, W, C) }),
+      ...(C && { C, ...(keepsProduct(this.targets.metric) && { WC: await this.product(range, W, C) }) }),
       ...(this.rows && { P: this.rows.get(range) }),
     };
   }
