@@ -19,12 +19,18 @@ export interface FoldProgress extends GroupKey {
   readonly experts: number;
 }
 
+/** The parts of a run that progress tells of. */
+export type Phase = 'resume' | 'check' | 'probe' | 'sensitivity' | 'convert' | 'verify' | 'copy';
+
 /** What a run tells while it works. `kind` says which of these it is. */
 export type Progress =
   /** The plan, before the work begins. */
   | { kind: 'plan'; plan: TimedPlan }
-  /** A part of the run begins. `groups` and `bytes` are its totals. */
-  | { kind: 'phase'; phase: 'resume' | 'check' | 'convert' | 'verify' | 'copy'; groups: number; bytes: number }
+  /**
+   * A part of the run begins. `groups` and `bytes` are its totals. Short fits for an allocation are the phase `probe`. In the
+   * phase `sensitivity`, which follows them, parts of the work are counted in place of bytes.
+   */
+  | { kind: 'phase'; phase: Phase; groups: number; bytes: number }
   /** Bytes written or compared so far. */
   | { kind: 'bytes'; bytes: number }
   | ({ kind: 'step' } & StepProgress)

@@ -1,5 +1,6 @@
 /** The options for what to factorise and how. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { ALLOCATE_CHOICES, SENSITIVITY_CHOICES } from '../conversion/allocation.js';
 import { DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
 import { QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
@@ -65,9 +66,30 @@ export function addFactorisationOptions(command: Command): Command {
       ),
     )
     .addOption(
-      new Option('--projections <list>', 'projections to factorise, comma-separated: gate_proj, up_proj, down_proj')
-        .argParser(projections)
-        .default([...DEFAULT_PROJECTIONS], DEFAULT_PROJECTIONS.join(',')),
+      new Option(
+        '--projections <list>',
+        `projections to factorise, comma-separated: gate_proj, up_proj, down_proj (default: ${DEFAULT_PROJECTIONS.join(',')}; with a calibration record all)`,
+      ).argParser(projections),
+    )
+    .addOption(
+      new Option(
+        '--allocate <how>',
+        'how bases are spread over layers and projections; uniform: the same number everywhere; error: by the errors of short fits; calibrated: by what those errors do on the text of a calibration record (default: calibrated with a record, else uniform)',
+      ).choices(ALLOCATE_CHOICES),
+    )
+    .addOption(
+      new Option(
+        '--sensitivity <what>',
+        "what --allocate calibrated measures; local: the error of a layer's output, from the record alone; kl: the KL divergence of the model's predictions, for models that this program runs (default: local)",
+      ).choices(SENSITIVITY_CHOICES),
+    )
+    .addOption(
+      new Option(
+        '--max-loss <kl>',
+        'in place of --keep, with --sensitivity kl: the smallest size whose predicted KL divergence on the calibration text, in nats a token, is at most this',
+      )
+        .argParser(positiveNumber)
+        .conflicts(['keep', 'bases']),
     )
     .addOption(
       new Option(

@@ -1,6 +1,6 @@
 /** Shows the progress of a run on stderr: a bar on a terminal, else a line every few seconds. */
 import cliProgress from 'cli-progress';
-import type { FoldProgress, Progress, RunHooks, StepProgress } from '../../streams/run-options.js';
+import type { FoldProgress, Phase, Progress, RunHooks, StepProgress } from '../../streams/run-options.js';
 import { groupLabel } from '../conversion/group-plan.js';
 import { isFitted } from '../conversion/run-report.js';
 import { formatBytes, formatSeconds } from '../format.js';
@@ -8,15 +8,20 @@ import { describePlan } from './describe-plan.js';
 import { interruptible } from './interrupt.js';
 import { LINE_INTERVAL_MS } from './tell.js';
 
-type Phase = Extract<Progress, { kind: 'phase' }>;
+type PhaseProgress = Extract<Progress, { kind: 'phase' }>;
 
 const TITLES = {
   resume: 'checking what is finished',
   check: 'checking weights',
+  probe: 'short fits for the allocation',
+  sensitivity: 'measuring sensitivities',
   convert: 'converting',
   verify: 'comparing',
   copy: 'copying',
 } as const;
+
+const formatAmount = (phase: Phase, amount: number): string =>
+  phase === 'sensitivity' ? `${amount} parts` : formatBytes(amount);
 
 /** A running display of progress. */
 export interface ProgressDisplay {
@@ -55,7 +60,7 @@ export function showProgress(): ProgressDisplay {
       if (bar) bar.start(1000, 0, { title: tracker.title, detail: '' });
       else
         write(
-          `${tracker.title}: ${progress.groups ? `${progress.groups} groups, ` : ''}${formatBytes(progress.bytes)}`,
+          `${tracker.title}: ${progress.groups ? `${progress.groups} groups, ` : ''}${formatAmount(progress.phase, progress.bytes)}`,
         );
     }
     const detail = tracker.detail();
@@ -90,7 +95,7 @@ export function showProgress(): ProgressDisplay {
 
 /** Tracks the current phase: by steps if groups are fitted, else by bytes. */
 class Tracker {
-  private phase: Phase = { kind: 'phase', phase: 'check', groups: 0, bytes: 0 };
+  private phase: PhaseProgress = { kind: 'phase', phase: 'check', groups: 0, bytes: 0 };
   private began = performance.now();
   private bytes = 0;
   private groups = 0;
@@ -135,9 +140,10 @@ class Tracker {
   detail(): string {
     const elapsed = (performance.now() - this.began) / 1000;
     const { share } = this;
+    const { phase, bytes } = this.phase;
     const left = share > 0.01 ? `about ${formatSeconds((elapsed * (1 - share)) / share)} left` : '';
     if (!this.stepped)
-      return [`${formatBytes(this.bytes)} of ${formatBytes(this.phase.bytes)}`, left].filter(Boolean).join(', ');
+      return [`${formatAmount(phase, this.bytes)} of ${formatAmount(phase, bytes)}`, left].filter(Boolean).join(', ');
     const fits = [...this.running.values()].map((it) =>
       'step' in it
         ? `${groupLabel(it)} step ${it.step}/${it.steps} loss ${it.loss.toFixed(4)}`

@@ -9,7 +9,7 @@ export const REPAIR_CHOICES = ['none', 'factors', 'factors+down'] as const;
 export const SENSITIVITY_CHOICES = ['local', 'kl'] as const;
 
 /** The most points of a curve of losses. */
-const CURVE_POINTS = 64;
+export const CURVE_POINTS = 64;
 
 /** The bases of a layer's projection. */
 const allocatedProjection = z.strictObject({

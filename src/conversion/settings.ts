@@ -17,6 +17,7 @@ import {
   REPAIR_CHOICES,
   SENSITIVITY_CHOICES,
 } from './allocation.js';
+import { checkAllocation, chosenAllocation } from './allocation-options.js';
 import { calibrationRecord, type MetricPlan } from './metric-plan.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
@@ -112,14 +113,15 @@ const settingsSchema = z
     if (solver === 'adam' && metric !== undefined && metric !== 'none')
       addIssue({ code: 'custom', path: ['metric'], message: 'the solver adam has no metric. Use varpro, or none' });
   })
+  .superRefine(checkAllocation)
   .transform((settings) => ({
     ...settings,
     ...chosenMethod(settings).complete(settings),
     projections: PROJECTIONS.filter((projection) =>
       (settings.projections ?? defaultProjections(settings)).includes(projection),
     ),
-    allocate: settings.allocate ?? (settings.calibration === undefined ? 'uniform' : 'calibrated'),
     repair: settings.repair ?? (settings.calibration === undefined ? 'none' : 'factors'),
+    ...chosenAllocation(settings),
   }));
 
 /** The projections that are factorised by default. */

@@ -295,6 +295,8 @@ export interface Method<P extends GroupShape = GroupShape> {
   /** The sizes that `plan` chooses because the default share cannot be kept in the usual way; undefined if it can. */
   defaultSizes?(projections: readonly ProjectionShape[], options: CompleteOptions): DefaultSizes | undefined;
 
+  /** The number of bases that a group's experts share, if the method has bases. An allocation changes it. */
+  readonly bases?: { of(problem: P): number; change(problem: P, bases: number): P };
   /** The schema of a problem as JSON. */
   readonly problemSchema: z.ZodType<P>;
   /** The facts of a problem that the shapes of its factors do not show. Factor files keep them in their metadata. */

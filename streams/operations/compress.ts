@@ -13,6 +13,7 @@ import type { Source } from '../machines/remote-files.js';
 import { compressExperts, type ExpertsOptions } from '../pipeline.js';
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
+import { withAllocation } from './allocate.js';
 import { type BranchContext, type Conversion, convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun, withEstimate } from './plan.js';
@@ -29,7 +30,9 @@ export async function compress(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  return compressPlanned(await planRun(model, options, run), out, run, started);
+  return withAllocation(model, out, options, run, async (allocated) =>
+    compressPlanned(await planRun(model, allocated, run), out, run, started),
+  );
 }
 
 /** Compresses as planned. The plan may cover only a part of the source. */

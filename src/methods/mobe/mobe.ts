@@ -33,6 +33,7 @@ export const mobe: Method<Problem> = {
   complete: completeOptions,
   plan: planSizes,
   defaultSizes,
+  bases: { of: ({ bases }) => bases, change: (problem, bases) => ({ ...problem, bases }) },
   problemSchema,
   details: ({ activation }) => ({ activation }),
   problemOf({ A = [], B = [] }, { activation }) {

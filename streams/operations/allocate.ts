@@ -1,0 +1,115 @@
+/** Gives a run its allocation of bases, if it wants one: from short fits, and with a calibration record from sensitivities. */
+import { rm } from 'node:fs/promises';
+import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
+import { type AllocationInput, allocate, type Part } from '../../src/conversion/allocate.js';
+import { type Allocation, allocationSchema } from '../../src/conversion/allocation.js';
+import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
+import { readReport } from '../../src/conversion/existing-output.js';
+import { type CompressOptions, resolveSettings, type Settings } from '../../src/conversion/settings.js';
+import { OutputNotEmptyError } from '../../src/errors.js';
+import { isPath } from '../../src/location.js';
+import { denseParameters } from '../../src/methods/parameters.js';
+import { listOutput } from '../../src/output/folder-checks.js';
+import type { Source } from '../machines/remote-files.js';
+import type { RunOptions } from '../run-options.js';
+import type { OutputPlace } from './open-output.js';
+import { planRun } from './plan.js';
+import { type ProbePlan, planProbes, readProbes, runProbes, squaredErrors } from './probe.js';
+
+/**
+ * Calls `use` with the options and their allocation, which is decided first if the options want one and have none. Short fits that
+ * lie beside the result are removed when `use` has made it.
+ */
+export async function withAllocation<Result>(
+  model: Source,
+  out: OutputPlace,
+  options: CompressOptions,
+  run: RunOptions,
+  use: (options: CompressOptions) => Promise<Result>,
+): Promise<Result> {
+  if (!wantsAllocation(resolveSettings(options))) return use(options);
+  const outlook = await planAllocation(model, options, run, out);
+  const known = await allocationIn(out, outlook, run);
+  if (known) return use({ ...options, allocation: known });
+  await runProbes(model, outlook.probes, run);
+  const result = await use({ ...options, allocation: await decideAllocation(outlook) });
+  const { temporary } = outlook.probes;
+  if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
+  return result;
+}
+
+export const wantsAllocation = ({ allocate: choice, allocation }: Pick<Settings, 'allocate' | 'allocation'>): boolean =>
+  choice !== 'uniform' && allocation === undefined;
+
+/** An allocation before it is decided. */
+export interface AllocationOutlook {
+  readonly settings: Settings;
+  /** The run with the same number of bases everywhere. */
+  readonly uniform: CompressionPlan;
+  readonly sourceFingerprint: string;
+  readonly probes: ProbePlan;
+}
+
+/** Plans how an allocation is decided. Throws as `planRun` does. */
+export async function planAllocation(
+  model: Source,
+  options: CompressOptions,
+  run: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem'>,
+  out?: OutputPlace,
+): Promise<AllocationOutlook> {
+  const settings = resolveSettings(options);
+  const even = { ...options, allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
+  const { planned: uniform } = await planRun(model, even, run);
+  const sourceFingerprint = await fingerprint(uniform.source);
+  await uniform.source.files.close();
+  const probes = planProbes(uniform.groups, uniform.settings, sourceFingerprint, out);
+  return { settings, uniform, sourceFingerprint, probes };
+}
+
+/**
+ * The allocation of a finished result in `out`. The same command then finds its result although its probes are gone, and another
+ * one is refused before it probes.
+ */
+async function allocationIn(
+  out: OutputPlace,
+  { sourceFingerprint }: AllocationOutlook,
+  { force }: RunOptions,
+): Promise<Allocation | undefined> {
+  if (force || typeof out !== 'string' || !isPath(out) || !(await listOutput(out))?.length) return undefined;
+  const report = await readReport(out);
+  if (!report) return undefined;
+  const { data } = allocationSchema.safeParse(report.settings.allocation);
+  if (data && report.sourceFingerprint === sourceFingerprint) return data;
+  throw new OutputNotEmptyError(out, 'holds another result');
+}
+
+/** Decides the allocation when its probes are finished. */
+export async function decideAllocation({ settings, uniform, probes }: AllocationOutlook): Promise<Allocation> {
+  const { files, curves } = await readProbes(probes);
+  const { parts } = probes;
+  const sensitivities = errorSensitivities(squaredErrors(files));
+  const { bases, keep, maxLoss } = settings;
+  return allocate({
+    ...{ parts, measure: 'error', curves, sensitivities },
+    ...expertParameters(uniform, parts),
+    keep: bases === undefined ? keep : undefined,
+    maxLoss,
+  });
+}
+
+/** Without a calibration record, relative squared errors count alike in all projections and layers. */
+const errorSensitivities = (errors: ReadonlyMap<string, number>): ReadonlyMap<string, number> => errors;
+
+/** The parameters of the routed experts of the layers to convert, and of those that are in no part. */
+function expertParameters(
+  { model }: CompressionPlan,
+  parts: readonly Part[],
+): Pick<AllocationInput, 'expertParameters' | 'denseParameters'> {
+  const converted = new Set(parts.map(({ layer }) => layer));
+  const all = model.layers
+    .filter(({ layer }) => converted.has(layer))
+    .flatMap(({ experts }) => Object.values(experts).flat())
+    .reduce((sum, { rows, cols }) => sum + rows * cols, 0);
+  const inParts = parts.reduce((sum, { problem, groups }) => sum + groups * denseParameters(problem), 0);
+  return { expertParameters: all, denseParameters: all - inParts };
+}

@@ -1,0 +1,158 @@
+/** Short fits from which an allocation of bases is decided. They are kept in a folder, and an interrupted run resumes from them. */
+import { createHash } from 'node:crypto';
+import { tmpdir } from 'node:os';
+import { basename, dirname, join, resolve } from 'node:path';
+import { basesOf, curveBases, curveLayer, type ErrorCurve, type Part, partsOf } from '../../src/conversion/allocate.js';
+import { readReport } from '../../src/conversion/existing-output.js';
+import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
+import { type GroupPlan, projectionKey } from '../../src/conversion/group-plan.js';
+import type { CompressOptions, RunSettings } from '../../src/conversion/settings.js';
+import { OptionError } from '../../src/errors.js';
+import { isPath } from '../../src/location.js';
+import { PROJECTIONS, type Projection } from '../../src/models/family.js';
+import { VERSION } from '../../src/version.js';
+import type { Source } from '../machines/remote-files.js';
+import type { RunOptions } from '../run-options.js';
+import { fitGroups } from './fit-groups.js';
+import type { OutputPlace } from './open-output.js';
+
+/** Steps of a probe. The order of the groups' errors is then that of whole fits; docs/solver.md has the figures. */
+const PROBE_STEPS = 40;
+
+/** The fits of one number of bases. */
+interface Probe {
+  readonly bases: number;
+  /** The layers that are fitted; undefined: all of the run. */
+  readonly layers: readonly number[] | undefined;
+  readonly options: CompressOptions;
+  readonly folder: string;
+}
+
+/** The probes of a run and their place. */
+export interface ProbePlan {
+  /** A part for each layer and projection, with the bases that all have alike. */
+  readonly parts: readonly Part[];
+  /** The probe of all layers first, then those of one layer with other numbers of bases. */
+  readonly probes: readonly [Probe, ...Probe[]];
+  /** The number of fits. */
+  readonly fits: number;
+  readonly steps: number;
+  readonly folder: string;
+  /** The folder to remove when the run's result is whole; undefined if the probes are kept with a calibration record. */
+  readonly temporary: string | undefined;
+}
+
+/**
+ * Plans the probes of a run.
+ * @param groups the groups of the run if all have the same number of bases
+ * @param settings of that run
+ */
+export function planProbes(
+  groups: readonly GroupPlan[],
+  settings: RunSettings,
+  sourceFingerprint: string,
+  out: OutputPlace | undefined,
+): ProbePlan {
+  const parts = partsOf(groups);
+  const [part] = parts as [Part];
+  const usual = basesOf(part);
+  if (parts.some((other) => basesOf(other) !== usual))
+    throw new OptionError(
+      '--allocate',
+      'experts of this model are of several sizes, for which --keep chooses different sizes. Give --bases and --rank, or --allocate uniform.',
+    );
+  const steps = Math.min(PROBE_STEPS, settings.steps);
+  const { method, rank, activation, dtype, batchExperts, engine, threads, seed, maxMemory } = settings;
+  const projections = PROJECTIONS.filter((it) => parts.some(({ projection }) => projection === it));
+  const cut = settings.groups === 1 ? undefined : settings.groups;
+  const common = {
+    method,
+    rank,
+    activation: activation as CompressOptions['activation'],
+    groups: cut,
+    projections,
+    dtype,
+    batchExperts,
+    engine,
+    seed,
+    steps,
+  };
+  const decisive = { VERSION, sourceFingerprint, ...common, usual, layers: settings.layers };
+  const hash = createHash('sha256').update(JSON.stringify(decisive)).digest('hex').slice(0, 12);
+  const { folder, temporary } = placeOf(hash, settings, out);
+  const probe = (bases: number, layers: readonly number[] | undefined): Probe => ({
+    ...{ bases, layers, folder: join(folder, `bases-${bases}`) },
+    options: { ...common, bases, layers: layers && [...layers], threads, maxMemory },
+  });
+  const layer = curveLayer(parts);
+  const others = curveBases(part).filter((bases) => bases !== usual);
+  return {
+    ...{ parts, steps, folder, temporary },
+    probes: [probe(usual, settings.layers), ...others.map((bases) => probe(bases, [layer]))],
+    fits: groups.length + others.length * groups.filter((it) => it.layer === layer).length,
+  };
+}
+
+/** Probes are kept in the calibration record, else beside the result, or if that is no folder in the system's temporary folder. */
+function placeOf(hash: string, { calibration }: Pick<RunSettings, 'calibration'>, out: OutputPlace | undefined) {
+  if (calibration !== undefined) return { folder: join(calibration, `probes-${hash}`), temporary: undefined };
+  const local = typeof out === 'string' && isPath(out) ? resolve(out) : undefined;
+  const temporary = local
+    ? join(dirname(local), `.mobe-probes-${basename(local)}`)
+    : join(tmpdir(), `mobe-probes-${hash}`);
+  return { folder: local ? join(temporary, hash) : temporary, temporary };
+}
+
+/** Whether all probes are finished. */
+export async function areProbesFinished({ probes }: Pick<ProbePlan, 'probes'>): Promise<boolean> {
+  for (const { folder } of probes) if (!(await readReport(folder))) return false;
+  return true;
+}
+
+/** Runs the probes that are not finished. Throws as `fitGroups` does. */
+export async function runProbes(model: Source, { probes }: ProbePlan, run: RunOptions): Promise<void> {
+  const { force: _, ownStage: __, ...kept } = run;
+  for (const { folder, options } of probes)
+    await fitGroups(model, folder, options, {
+      ...kept,
+      onProgress(progress) {
+        if (progress.kind === 'plan') return;
+        run.onProgress?.(progress.kind === 'phase' ? { ...progress, phase: 'probe' } : progress);
+      },
+    });
+}
+
+/** The results of finished probes. */
+export interface ProbeResults {
+  /** The factors of all layers, at the bases that all have alike. */
+  readonly files: readonly FactorFile[];
+  /** How the error of a projection falls with bases, found in one layer. */
+  readonly curves: ReadonlyMap<Projection, ErrorCurve>;
+}
+
+/** Reads the results of finished probes. Throws as `openFactorFolder` does. */
+export async function readProbes({ parts, probes }: ProbePlan): Promise<ProbeResults> {
+  const layer = curveLayer(parts);
+  const curves = new Map<Projection, Array<[number, number]>>();
+  const opened = new Map<Probe, FactorFile[]>();
+  for (const probe of [...probes].sort((a, b) => a.bases - b.bases)) {
+    const files = await openFactorFolder(probe.folder);
+    opened.set(probe, files);
+    for (const [key, error] of squaredErrors(files)) {
+      const { projection } = parts.find((part) => projectionKey(part) === key && part.layer === layer) ?? {};
+      if (projection) curves.set(projection, [...(curves.get(projection) ?? []), [probe.bases, error]]);
+    }
+  }
+  return { files: opened.get(probes[0]) as FactorFile[], curves };
+}
+
+/** The relative squared error of each projection, by `projectionKey`: the mean of its groups, which have equal shares of its experts. */
+export function squaredErrors(files: readonly FactorFile[]): Map<string, number> {
+  const sums = new Map<string, { error: number; count: number }>();
+  for (const { metadata } of files) {
+    const key = projectionKey(metadata.report);
+    const { error, count } = sums.get(key) ?? { error: 0, count: 0 };
+    sums.set(key, { error: error + metadata.report.relativeError ** 2, count: count + 1 });
+  }
+  return new Map([...sums].map(([key, { error, count }]) => [key, error / count]));
+}
