@@ -3,6 +3,7 @@ import { describeEncodings, formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
 import { PROJECTIONS } from '../models/family.js';
+import { allocationRows, allocationTable } from './describe-allocation.js';
 import { formatNotes } from './notes.js';
 import { planNotes } from './plan-notes.js';
 import { formatTable, left } from './table.js';
@@ -51,7 +52,10 @@ export function describePlan(planned: TimedPlan): string {
     }
     rows.push(
       ['engine', `${engine.name} on ${engine.device}`],
-      ...[...kinds].map(([kind, count]) => [kinds.size === 1 ? 'each group' : `${count} group(s)`, kind]),
+      ...(settings.allocation
+        ? [] // the table of bases follows
+        : [...kinds].map(([kind, count]) => [kinds.size === 1 ? 'each group' : `${count} group(s)`, kind])),
+      ...allocationRows(planned),
       ...(planned.sizesNote ? [['sizes', planned.sizesNote]] : []),
       ...(planned.metricNote ? [['metric', planned.metricNote]] : []),
       [
@@ -85,5 +89,8 @@ export function describePlan(planned: TimedPlan): string {
     ['time', `about ${formatSeconds(estimatedSeconds)}`],
   );
   const notes = formatNotes(planNotes(planned));
-  return [formatTable([left(''), left('')], rows), notes].filter(Boolean).join('\n\n');
+  const { allocation } = settings;
+  return [formatTable([left(''), left('')], rows), allocation && allocationTable(allocation), notes]
+    .filter(Boolean)
+    .join('\n\n');
 }

@@ -2,10 +2,25 @@
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
 
+/** The short fits from which an allocation is decided. */
+export interface ProbeOutlook {
+  /** The number of fits, and the most steps of each. */
+  readonly fits: number;
+  readonly steps: number;
+  /** Whether they are finished, so that the plan has the allocation. Otherwise it has the same number of bases everywhere. */
+  readonly finished: boolean;
+  /** Expected duration, if they are not finished. */
+  readonly estimatedSeconds: number;
+  /** Bytes of their factors. */
+  readonly diskBytes: number;
+}
+
 /** A planned compression with the time that it will take. */
 export interface TimedPlan extends CompressionPlan {
   /** Expected duration, from the measured rate of the machine that fits. Accurate to about a factor of two. */
   readonly estimatedSeconds: number;
+  /** Absent if no allocation is wanted, or if the caller gave it. */
+  readonly probes?: ProbeOutlook;
 }
 
 /** The rate of a solver step relative to a plain matrix product of the same shapes; measured, see docs/solver.md. */

@@ -13,7 +13,7 @@ import { listOutput } from '../../src/output/folder-checks.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
 import type { OutputPlace } from './open-output.js';
-import { planRun } from './plan.js';
+import { planRun } from './plan-run.js';
 import { type ProbePlan, planProbes, readProbes, runProbes, squaredErrors } from './probe.js';
 
 /**
@@ -32,10 +32,14 @@ export async function withAllocation<Result>(
   const known = await allocationIn(out, outlook, run);
   if (known) return use({ ...options, allocation: known });
   await runProbes(model, outlook.probes, run);
-  const result = await use({ ...options, allocation: await decideAllocation(outlook) });
-  const { temporary } = outlook.probes;
-  if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
+  const result = await use({ ...options, allocation: await decideAllocation(model, outlook, run) });
+  await removeProbes(outlook.probes);
   return result;
+}
+
+/** Removes short fits that are not kept in a calibration record. */
+export async function removeProbes({ temporary }: ProbePlan): Promise<void> {
+  if (temporary !== undefined) await rm(temporary, { recursive: true, force: true });
 }
 
 export const wantsAllocation = ({ allocate: choice, allocation }: Pick<Settings, 'allocate' | 'allocation'>): boolean =>
@@ -84,7 +88,11 @@ async function allocationIn(
 }
 
 /** Decides the allocation when its probes are finished. */
-export async function decideAllocation({ settings, uniform, probes }: AllocationOutlook): Promise<Allocation> {
+export async function decideAllocation(
+  model: Source,
+  { settings, uniform, probes }: AllocationOutlook,
+  run: Pick<RunOptions, 'onProgress' | 'signal' | 'peers' | 'fileSystem'>,
+): Promise<Allocation> {
   const { files, curves } = await readProbes(probes);
   const { parts } = probes;
   const sensitivities = errorSensitivities(squaredErrors(files));

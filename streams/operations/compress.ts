@@ -16,7 +16,7 @@ import type { RunOptions, RunResult } from '../run-options.js';
 import { withAllocation } from './allocate.js';
 import { type BranchContext, type Conversion, convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
-import { type PlannedRun, planRun, withEstimate } from './plan.js';
+import { type PlannedRun, planRun, withEstimate } from './plan-run.js';
 
 /**
  * Compresses the checkpoint `model` into `out`. Each expert is read once, or twice with `groups` if memory is short (the plan's
@@ -87,8 +87,8 @@ export async function compressWith(
 }
 
 /** Reports the plan with its estimated duration, if anybody listens. */
-export async function tellPlan({ planned, remote }: PlannedRun, { onProgress, peers }: RunOptions): Promise<void> {
-  if (onProgress) onProgress({ kind: 'plan', plan: await withEstimate(planned, remote, peers) });
+export async function tellPlan(planned: PlannedRun, { onProgress, peers }: RunOptions): Promise<void> {
+  if (onProgress) onProgress({ kind: 'plan', plan: await withEstimate(planned, peers) });
 }
 
 /** Fits the missing groups, on threads of this machine or on the planned workers. */

@@ -7,7 +7,7 @@ import type { RunOptions, RunResult } from '../run-options.js';
 import { fitExperts, tellPlan } from './compress.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
-import { planRun } from './plan.js';
+import { planRun } from './plan-run.js';
 
 /** Fits the experts with the sizes that the options give. See `fitFactors`. */
 export async function fitGroups(

@@ -4,12 +4,13 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { basesOf, curveBases, curveLayer, type ErrorCurve, type Part, partsOf } from '../../src/conversion/allocate.js';
 import { readReport } from '../../src/conversion/existing-output.js';
-import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
+import { type FactorFile, factorTensors, isFactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { type GroupPlan, projectionKey } from '../../src/conversion/group-plan.js';
 import type { CompressOptions, RunSettings } from '../../src/conversion/settings.js';
 import { OptionError } from '../../src/errors.js';
 import { isPath } from '../../src/location.js';
 import { PROJECTIONS, type Projection } from '../../src/models/family.js';
+import { listOutput } from '../../src/output/folder-checks.js';
 import { VERSION } from '../../src/version.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
@@ -34,8 +35,8 @@ export interface ProbePlan {
   readonly parts: readonly Part[];
   /** The probe of all layers first, then those of one layer with other numbers of bases. */
   readonly probes: readonly [Probe, ...Probe[]];
-  /** The number of fits. */
-  readonly fits: number;
+  /** All fits. */
+  readonly groups: readonly GroupPlan[];
   readonly steps: number;
   readonly folder: string;
   /** The folder to remove when the run's result is whole; undefined if the probes are kept with a calibration record. */
@@ -89,9 +90,18 @@ export function planProbes(
   return {
     ...{ parts, steps, folder, temporary },
     probes: [probe(usual, settings.layers), ...others.map((bases) => probe(bases, [layer]))],
-    fits: groups.length + others.length * groups.filter((it) => it.layer === layer).length,
+    groups: [
+      ...groups,
+      ...others.flatMap((bases) => groups.filter((it) => it.layer === layer).map((it) => resized(it, bases))),
+    ],
   };
 }
+
+/** A group with its part of another number of bases. */
+const resized = (group: GroupPlan, bases: number): GroupPlan => ({
+  ...group,
+  problem: group.method.bases?.change(group.problem, bases / group.groups) ?? group.problem,
+});
 
 /** Probes are kept in the calibration record, else beside the result, or if that is no folder in the system's temporary folder. */
 function placeOf(hash: string, { calibration }: Pick<RunSettings, 'calibration'>, out: OutputPlace | undefined) {
@@ -103,6 +113,10 @@ function placeOf(hash: string, { calibration }: Pick<RunSettings, 'calibration'>
   return { folder: local ? join(temporary, hash) : temporary, temporary };
 }
 
+/** Bytes of the factors of probes. */
+export const probeBytes = (groups: readonly GroupPlan[]): number =>
+  groups.flatMap(factorTensors).reduce((sum, { bytes }) => sum + bytes, 0);
+
 /** Whether all probes are finished. */
 export async function areProbesFinished({ probes }: Pick<ProbePlan, 'probes'>): Promise<boolean> {
   for (const { folder } of probes) if (!(await readReport(folder))) return false;
@@ -110,14 +124,17 @@ export async function areProbesFinished({ probes }: Pick<ProbePlan, 'probes'>): 
 }
 
 /** Runs the probes that are not finished. Throws as `fitGroups` does. */
-export async function runProbes(model: Source, { probes }: ProbePlan, run: RunOptions): Promise<void> {
+export async function runProbes(model: Source, { probes, groups }: ProbePlan, run: RunOptions): Promise<void> {
   const { force: _, ownStage: __, ...kept } = run;
+  let finished = 0;
+  for (const { folder } of probes) finished += ((await listOutput(folder)) ?? []).filter(isFactorFile).length;
+  if (finished < groups.length)
+    run.onProgress?.({ kind: 'phase', phase: 'probe', groups: groups.length - finished, bytes: probeBytes(groups) });
   for (const { folder, options } of probes)
     await fitGroups(model, folder, options, {
       ...kept,
       onProgress(progress) {
-        if (progress.kind === 'plan') return;
-        run.onProgress?.(progress.kind === 'phase' ? { ...progress, phase: 'probe' } : progress);
+        if (progress.kind !== 'plan' && progress.kind !== 'phase') run.onProgress?.(progress);
       },
     });
 }

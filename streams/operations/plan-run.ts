@@ -1,0 +1,64 @@
+import { openRecord } from '../../src/calibration/open-record.js';
+import type { CalibrationRecord } from '../../src/calibration/record.js';
+import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
+import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
+import { estimateSeconds, type TimedPlan } from '../../src/conversion/estimate.js';
+import type { CompressOptions } from '../../src/conversion/settings.js';
+import { ComputeThread } from '../compute/compute-thread.js';
+import { askRate, askWorkers, type RemoteWorkers } from '../compute/remote-runner.js';
+import type { PeerOptions } from '../machines/peer-options.js';
+import { openSource, type Source } from '../machines/remote-files.js';
+import type { RunOptions } from '../run-options.js';
+
+/** A plan and the machines that it is for. */
+export interface PlannedRun {
+  readonly planned: CompressionPlan;
+  /** The machines that fit; undefined if this machine does. */
+  readonly remote: RemoteWorkers | undefined;
+  /** The calibration record that the fits use. */
+  readonly record?: CalibrationRecord | undefined;
+}
+
+/** Opens the source and the calibration record, asks the workers for their facts, and plans. Throws as `plan` and `askWorkers` do. */
+export async function planRun(
+  model: Source,
+  options: CompressOptions,
+  { peers = {}, workers = [], fileSystem }: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem'>,
+): Promise<PlannedRun> {
+  const source = await openSource(model, { peers, fileSystem });
+  const remote = workers.length ? await askWorkers(workers, peers) : undefined;
+  // The number of threads can change a fit's bits, so every worker must be able to give a fit the same number.
+  const threads = remote && options.threads === undefined ? { threads: Math.min(...remote.threads) } : {};
+  const { calibration } = options;
+  const record =
+    calibration === undefined
+      ? undefined
+      : await openRecord(calibration, { sourceFingerprint: await fingerprint(source) });
+  return { planned: await planCompression(source, { ...options, ...threads }, remote, record?.facts), remote, record };
+}
+
+/** Adds the expected duration. */
+export async function withEstimate(
+  ...[{ planned, remote }, peers]: Parameters<typeof measureRate>
+): Promise<TimedPlan> {
+  const rate = await measureRate({ planned, remote }, peers);
+  return { ...planned, estimatedSeconds: estimateSeconds(planned, rate) };
+}
+
+/** Measures the machine that fits: floating-point operations a second of one of its workers. */
+export async function measureRate(
+  { planned, remote }: Pick<PlannedRun, 'planned' | 'remote'>,
+  peers: PeerOptions = {},
+): Promise<number> {
+  const [largest] = planned.groups;
+  if (!largest) return 1;
+  const { threadsPerWorker: threads } = planned.memory;
+  if (remote) return askRate(remote, largest.method.product(largest.problem), threads, peers);
+  const { engine } = planned.settings;
+  const thread = new ComputeThread({ engine, threads });
+  try {
+    return await thread.call('gemmRate', [largest.method.product(largest.problem)]);
+  } finally {
+    await thread.close();
+  }
+}
