@@ -7,6 +7,7 @@ export * from './errors/checkpoint.js';
 export * from './errors/model.js';
 export * from './errors/option.js';
 export * from './errors/peer.js';
+export * from './errors/record.js';
 export * from './errors/run.js';
 export * from './errors/shard-header.js';
 export * from './errors/torch.js';

@@ -12,6 +12,13 @@
 
 // Operations: one for each command. They take locations or objects.
 
+export {
+  type CalibrateHooks,
+  type Calibration,
+  type CalibrationPlan,
+  type CalibrationProgress,
+  calibrate,
+} from '../streams/operations/calibrate.js';
 export { type BadTensor, checkWeights, type WeightCheck } from '../streams/operations/check-weights.js';
 export { compress, compressWith } from '../streams/operations/compress.js';
 export {
@@ -276,6 +283,13 @@ export { createReconstruction, type Reconstruction as MobeReconstruction } from 
 export { createRefit, type Refit } from './methods/mobe/refit.js';
 export { solveVarpro } from './methods/mobe/varpro.js';
 export { type Baseline, groupedSvd, perExpertSvd, sharedBasisSvd } from './methods/svd/baselines.js';
+
+// Calibration records.
+
+export { type ExpertTokens, tokensOfExperts } from './calibration/expert-tokens.js';
+export { type OpenRecordOptions, openRecord } from './calibration/open-record.js';
+export type { CalibrationRecord, LayerRecord, RecordFacts } from './calibration/record.js';
+export type { CalibrateOptions } from './inference/run-options.js';
 
 // Running models.
 

@@ -1,4 +1,5 @@
 /** The tokens that the router sent to each expert of a layer. */
+import { DamagedRecordError } from '../errors.js';
 import type { LayerRecord } from './record.js';
 
 /** The tokens of an expert. */
@@ -11,11 +12,15 @@ export interface ExpertTokens {
   readonly importance: Float32Array;
 }
 
-/** Sorts a layer's tokens by the experts that they were sent to. */
+/** Sorts a layer's tokens by the experts that they were sent to. Throws `DamagedRecordError` if one is of no expert. */
 export function tokensOfExperts(layer: LayerRecord, experts: number): ExpertTokens[] {
   const { expertsPerToken: k } = layer;
   const counts = new Int32Array(experts);
-  for (const expert of layer.experts) counts[expert] = (counts[expert] as number) + 1;
+  for (const expert of layer.experts) {
+    if (expert >= experts)
+      throw new DamagedRecordError(layer.name, `it names expert ${expert}, and the layer has ${experts} experts`);
+    counts[expert] = (counts[expert] as number) + 1;
+  }
   const found = Array.from(counts, (count) => ({
     tokens: new Int32Array(count),
     weights: new Float32Array(count),

@@ -37,6 +37,8 @@ export type RecordFacts = Readonly<z.infer<typeof recordFacts>>;
 
 /** The record of one layer. */
 export interface LayerRecord {
+  /** The file, for messages. */
+  readonly name: string;
   readonly layer: number;
   /** t */
   readonly tokens: number;

@@ -76,6 +76,15 @@ export class DivergedError extends RunError {
   }
 }
 
+/** A layer of a model produced NaN or infinite numbers, or only zeros. */
+export class NonFiniteActivationError extends RunError {
+  constructor(readonly layer: number) {
+    super(
+      `The hidden states after layer ${layer} are not finite, or all 0. Look for damaged weights with "mobe verify", or try --engine onnx-cpu.`,
+    );
+  }
+}
+
 /** A program's own stage dropped a group, and the output holds factors only. */
 export class DroppedGroupError extends RunError {
   constructor(readonly group: string) {

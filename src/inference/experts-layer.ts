@@ -2,7 +2,7 @@
 import type { ExpertsLayer } from './architecture.js';
 import type { Tensors } from './attention.js';
 import { beforeExperts, gated } from './feed-forward.js';
-import { route } from './router.js';
+import { type Routing, route } from './router.js';
 import type { Runner } from './runner.js';
 import type { Unit, WeightCache } from './weight-cache.js';
 
@@ -17,13 +17,24 @@ export interface ExpertsCall {
   readonly bias: Float32Array | undefined;
   /** Called before each expert. */
   readonly onExpert: () => void;
+  readonly observe?: ExpertsObserver | undefined;
 }
+
+/** The input of a layer's experts, and what the router chose. */
+export interface ExpertsObservation {
+  /** (t, d): the normalised input of the router and of all experts. */
+  readonly x: Float32Array;
+  readonly routing: Routing;
+}
+
+/** Called before a layer's experts run. It may keep the arrays, but not change them. */
+export type ExpertsObserver = (observation: ExpertsObservation) => void;
 
 /** hidden (t, d) → (t, d): the sum of the residual, the routed experts' and the shared experts' outputs. */
 export async function runExperts(
   { weights, rule, experts }: ExpertsLayer,
   hidden: Float32Array,
-  { runner, cache, epsilon, unit, bias, onExpert }: ExpertsCall,
+  { runner, cache, epsilon, unit, bias, onExpert, observe }: ExpertsCall,
 ): Promise<Float32Array> {
   const width = weights.norm.shape[0] as number;
   const tokens = hidden.length / width;
@@ -32,6 +43,7 @@ export async function runExperts(
     runner.run(beforeExperts, sizes, { ...tensors, hidden }, ['x', 'logits', 'base']),
   );
   const routing = route(rule, logits, experts.count, bias);
+  observe?.({ x, routing });
   for (const [expert, places] of byExpert(routing.experts)) {
     onExpert();
     const room = powerOfTwo(places.length);

@@ -15,7 +15,7 @@ import { bailing, bailingV2 } from './bailing-decoder.js';
 import { configReader } from './config-reader.js';
 import { deepseekV2, deepseekV3 } from './deepseek-decoder.js';
 import { findExperts, type LayerExperts } from './experts.js';
-import { runExperts } from './experts-layer.js';
+import { type ExpertsObserver, runExperts } from './experts-layer.js';
 import { dense } from './feed-forward.js';
 import { createHead } from './head.js';
 import { KeyValueCache } from './key-value-cache.js';
@@ -37,8 +37,13 @@ export interface ModelOptions {
   readonly bytes: number;
   /** Total length of all sequences, in tokens. */
   readonly keptTokens: number;
-  /** Most tokens of one call of `forward`. */
+  /** Most tokens of one call. */
   readonly batchTokens: number;
+  /**
+   * Tokens of a sequence, if layers are run one at a time (`runLayer`), each with new sequences. Keys and values of one layer are
+   * then kept, and `memory.batchTokens` is reduced to as many whole sequences as the budget allows.
+   */
+  readonly sequenceLength?: number | undefined;
   /** Replaces the config's number. */
   readonly expertsPerToken?: number | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -54,12 +59,28 @@ export interface LanguageModel {
   /** Most positions that the model was made for. */
   readonly context: number;
   readonly memory: ModelMemory;
+  /** The number of routed experts of a layer, and of those that a token is sent to; undefined for a dense layer. */
+  expertsOf(layer: number): { readonly count: number; readonly perToken: number } | undefined;
   newSequence(): KeyValueCache;
   /**
    * Runs all tokens through one layer after another, so that each layer's weights are read once. Yields the hidden
    * states (t, d) after each layer, with the parts' rows in order, and returns the last ones.
    */
   forward(parts: readonly SequencePart[]): AsyncGenerator<Float32Array, Float32Array>;
+  /** token numbers → hidden states (t, d) before the first layer */
+  embed(tokens: readonly number[]): Promise<Float32Array>;
+  /**
+   * Runs one layer: hidden states (t, d) before it → those after it, with the parts' rows in order. The given array is changed.
+   * @param observe called if the layer has experts
+   */
+  runLayer(
+    layer: number,
+    hidden: Float32Array,
+    parts: readonly SequencePart[],
+    observe?: ExpertsObserver,
+  ): Promise<Float32Array>;
+  /** Forgets cached weights, when a layer will not be run again. */
+  forgetWeights(): void;
   /** hidden states (t, d) of the last layer → logits (t, v) */
   logits(hidden: Float32Array): Promise<Float32Array>;
   /** Stored bytes read so far, and units of weights that were found in the cache (hits) or not (misses). */
@@ -84,8 +105,7 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
   const cache = new WeightCache(runner.engine, memory.weightBytes, memory.keptWeightBytes);
   const biases = new Map<number, Float32Array>();
 
-  async function embed(parts: readonly SequencePart[]): Promise<Float32Array> {
-    const tokens = parts.flatMap((part) => part.tokens);
+  async function embed(tokens: readonly number[]): Promise<Float32Array> {
     const hidden = new Float32Array(tokens.length * width);
     for (const [i, token] of tokens.entries()) {
       if (!Number.isInteger(token) || token < 0 || token >= vocabulary) throw new TokenRangeError(token, vocabulary);
@@ -110,7 +130,11 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
     });
   }
 
-  async function feedForward(number: number, hidden: Float32Array): Promise<Float32Array> {
+  async function feedForward(
+    number: number,
+    hidden: Float32Array,
+    observe: ExpertsObserver | undefined,
+  ): Promise<Float32Array> {
     const layer = (layers[number] as DecoderLayer).feedForward;
     const unit = (units[number] as LayerUnits).feedForward;
     if (layer.kind === 'dense') {
@@ -132,7 +156,20 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
       onExpert: () => {
         if (signal?.aborted) throw new InterruptedError();
       },
+      observe,
     });
+  }
+
+  async function runLayer(
+    number: number,
+    hidden: Float32Array,
+    parts: readonly PlacedPart[],
+    observe?: ExpertsObserver,
+  ): Promise<Float32Array> {
+    await setImmediate(); // engine runs block the thread, so signals are handled here
+    if (signal?.aborted) throw new InterruptedError();
+    await attend(number, hidden, parts);
+    return feedForward(number, hidden, observe);
   }
 
   return {
@@ -141,19 +178,23 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
     vocabulary,
     context: configReader(checkpoint).number('max_position_embeddings', Number.MAX_SAFE_INTEGER),
     memory,
+    expertsOf(number) {
+      const layer = (layers[number] as DecoderLayer).feedForward;
+      return layer.kind === 'dense' ? undefined : { count: layer.experts.count, perToken: layer.rule.expertsPerToken };
+    },
     newSequence: () => new KeyValueCache(layers.map(({ attention }) => attention.cached)),
     async *forward(parts) {
-      let hidden = await embed(parts);
+      let hidden = await embed(parts.flatMap((part) => part.tokens));
       const placed = placeParts(parts);
       for (let number = 0; number < layers.length; number++) {
-        await setImmediate(); // engine runs block the thread, so signals are handled here
-        if (signal?.aborted) throw new InterruptedError();
-        await attend(number, hidden, placed);
-        hidden = await feedForward(number, hidden);
+        hidden = await runLayer(number, hidden, placed);
         yield hidden;
       }
       return hidden;
     },
+    embed,
+    runLayer: (number, hidden, parts, observe) => runLayer(number, hidden, placeParts(parts), observe),
+    forgetWeights: () => cache.clear(),
     logits: (hidden) => head.logits(hidden),
     usage: () => ({ bytesRead: reader.bytesRead, ...cache.counts }),
     async close() {

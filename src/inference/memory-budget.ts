@@ -18,6 +18,8 @@ const WORKING_BYTES = 96 * MIB;
 const STATES_PER_TOKEN = 12;
 /** Measured over counted memory: freed memory returns late and in pieces. */
 const OVERHEAD = 1.1;
+/** The most bytes of hidden states in one call. Arrays and the engine's tensors may not be much larger. */
+const MAX_STATE_BYTES = 2 ** 30;
 
 /** The weights' part of the budget. */
 export interface ModelMemory {
@@ -27,6 +29,8 @@ export interface ModelMemory {
   readonly keptWeightBytes: number;
   /** Bytes of all weights as f32, including the mixed factors of experts. */
   readonly wholeBytes: number;
+  /** The most tokens of one call. */
+  readonly batchTokens: number;
 }
 
 /**
@@ -39,7 +43,8 @@ export function planModelMemory({
   head,
   bytes,
   keptTokens,
-  batchTokens,
+  batchTokens: mostTokens,
+  sequenceLength,
 }: {
   blueprint: Blueprint;
   units: ReadonlyArray<{ readonly attention: Unit; readonly feedForward: Unit }>;
@@ -47,30 +52,52 @@ export function planModelMemory({
   bytes: number;
   keptTokens: number;
   batchTokens: number;
+  sequenceLength?: number | undefined;
 }): ModelMemory {
   const width = blueprint.norm.shape[0] as number;
   const always = [...units.flatMap((it) => [it.attention, it.feedForward]), ...head].map(unitBytes);
   let largest = Math.max(...always);
   let wholeBytes = always.reduce((sum, it) => sum + it, 0);
   let rows = 0;
-  for (const { feedForward } of blueprint.layers) {
-    if (feedForward.kind === 'dense') continue;
-    const { experts } = feedForward;
-    const expert = unitBytes(experts.unit(0));
-    const bases = experts.bases.map(unitBytes);
-    largest = Math.max(largest, expert + Math.max(0, ...bases));
-    wholeBytes += experts.count * expert + bases.reduce((sum, it) => sum + it, 0);
-    rows = Math.max(rows, experts.rows);
+  let largestLayer = 0;
+  for (const [number, { feedForward }] of blueprint.layers.entries()) {
+    const own = units[number] as (typeof units)[number];
+    let layerBytes = unitBytes(own.attention) + unitBytes(own.feedForward);
+    if (feedForward.kind === 'experts') {
+      const { experts } = feedForward;
+      const expert = unitBytes(experts.unit(0));
+      const bases = experts.bases.map(unitBytes);
+      const routed = experts.count * expert + bases.reduce((sum, it) => sum + it, 0);
+      largest = Math.max(largest, expert + Math.max(0, ...bases));
+      wholeBytes += routed;
+      layerBytes += routed;
+      rows = Math.max(rows, experts.rows);
+    }
+    largestLayer = Math.max(largestLayer, layerBytes);
   }
-  const activations = 4 * batchTokens * (STATES_PER_TOKEN * width + 3 * rows) + WORKING_BYTES;
-  const kept = keptBytes(
-    blueprint.layers.map(({ attention }) => attention.cached),
-    keptTokens,
-  );
+  const cached = blueprint.layers.map(({ attention }) => attention.cached);
+  const tokenBytes = 4 * (STATES_PER_TOKEN * width + 3 * rows);
+  let batchTokens = mostTokens;
+  let kept = keptBytes(cached, keptTokens);
+  if (sequenceLength !== undefined) {
+    const keptBySequence = Math.max(...cached.map((it) => keptBytes([it], sequenceLength)));
+    // A layer whose weights do not fit is read again for each call, so calls are then as large as possible.
+    const weights = OVERHEAD * (2 * largestLayer <= bytes ? Math.max(largest, largestLayer) : largest);
+    const sequenceBytes = sequenceLength * tokenBytes + keptBySequence;
+    const fitting = Math.min(
+      Math.floor((bytes - WORKING_BYTES - weights) / sequenceBytes),
+      Math.floor(MAX_STATE_BYTES / (4 * width * sequenceLength)),
+      Math.ceil(mostTokens / sequenceLength),
+    );
+    const sequences = Math.max(1, fitting);
+    batchTokens = sequences * sequenceLength;
+    kept = sequences * keptBySequence;
+  }
+  const activations = batchTokens * tokenBytes + WORKING_BYTES;
   const weightBytes = Math.floor((bytes - activations - kept) / OVERHEAD);
   if (weightBytes < largest) {
     const smallest = activations + kept + OVERHEAD * largest + PROCESS_BYTES;
     throw new BudgetTooSmallError(formatBytes(bytes + PROCESS_BYTES), `${Math.ceil(smallest / MIB)}MiB`);
   }
-  return { weightBytes, keptWeightBytes: weightBytes - largest, wholeBytes };
+  return { weightBytes, keptWeightBytes: weightBytes - largest, wholeBytes, batchTokens };
 }

@@ -27,6 +27,18 @@ const generating = z.strictObject({
   seed: z.number().int().nonnegative().default(0),
 });
 
+const { expertsPerToken: _, ...computing } = running;
+const calibrating = z.strictObject({
+  ...computing,
+  /** Files of text. */
+  text: z.array(z.string()).min(1, 'give at least one file'),
+  /** Default: as many as give each expert 5·d of them on average, or all that the texts have. */
+  tokens: positive.optional(),
+  /** Tokens of a sequence. Default: the model's context, but at most `USUAL_WINDOW`. */
+  sequenceLength: z.number().int().min(2).optional(),
+  seed: z.number().int().nonnegative().default(0),
+});
+
 const isSource = (it: unknown): boolean =>
   typeof it === 'string' || (typeof it === 'object' && it !== null && 'folder' in it && 'files' in it);
 
@@ -40,10 +52,14 @@ const evaluating = z.strictObject({
 
 /** Options of `generate`. */
 export type GenerateOptions = z.input<typeof generating>;
+/** Options of `calibrate`. */
+export type CalibrateOptions = z.input<typeof calibrating>;
 /** Options of `evaluate`. */
 export type EvaluateOptions = z.input<typeof evaluating>;
 /** `GenerateOptions` with their defaults. */
 export type GenerateSettings = z.output<typeof generating>;
+/** `CalibrateOptions` with their defaults. */
+export type CalibrateSettings = z.output<typeof calibrating>;
 /** `EvaluateOptions` with their defaults. */
 export type EvaluateSettings = z.output<typeof evaluating>;
 
@@ -51,6 +67,9 @@ export type EvaluateSettings = z.output<typeof evaluating>;
 export const generateSettings = (options: GenerateOptions): GenerateSettings => parseOptions(generating, options);
 /** Adds defaults. Throws an `OptionError`. */
 export const evaluateSettings = (options: EvaluateOptions): EvaluateSettings => parseOptions(evaluating, options);
+
+/** Adds defaults. Throws an `OptionError`. */
+export const calibrateSettings = (options: CalibrateOptions): CalibrateSettings => parseOptions(calibrating, options);
 
 /** A product for one token with fewer multiply-adds than this keeps only one core busy. */
 const SMALL_PRODUCT = 2 ** 20;

@@ -130,8 +130,14 @@ export class WeightCache {
     });
   }
 
-  dispose(): void {
+  /** Evicts all units, kept ones too. Their memory is reused. */
+  clear(): void {
     for (const [key, entry] of [...this.entries]) this.evict(key, entry);
+    this.kept = 0;
+  }
+
+  dispose(): void {
+    this.clear();
     this.idle = [];
   }
 }

@@ -25,6 +25,8 @@ export interface ModelUse {
   readonly keptTokens: number;
   /** Tokens that go through a layer together. */
   readonly batchTokens: number;
+  /** `ModelOptions.sequenceLength` */
+  readonly sequenceLength?: number | undefined;
   readonly expertsPerToken?: number | undefined;
 }
 

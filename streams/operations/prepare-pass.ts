@@ -1,0 +1,197 @@
+/** Opens a model for a calibration pass and chooses its sequences. */
+import { createHash } from 'node:crypto';
+import { type ChosenSequences, chooseSequences } from '../../src/calibration/choose-sequences.js';
+import { layerLayout, tokensLayout } from '../../src/calibration/layer-file.js';
+import { expertLayers, layerSizes } from '../../src/calibration/pass.js';
+import type { PassIdentity, PassSizes } from '../../src/calibration/pass-folder.js';
+import { readTextTokens, type TextTokens } from '../../src/calibration/read-texts.js';
+import type { RecordFacts } from '../../src/calibration/record.js';
+import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
+import { engineRecord } from '../../src/conversion/run-report.js';
+import { OptionError, UnsupportedModelError } from '../../src/errors.js';
+import { type FileSystem, nodeFileSystem } from '../../src/file-system.js';
+import { configReader } from '../../src/inference/config-reader.js';
+import type { LanguageModel } from '../../src/inference/language-model.js';
+import { type CalibrateSettings, usefulThreads } from '../../src/inference/run-options.js';
+import { openTokenizer } from '../../src/inference/tokenizer.js';
+import { VERSION } from '../../src/version.js';
+import { openSource, type Source } from '../machines/remote-files.js';
+import type { RunHooks } from '../run-options.js';
+import { USUAL_WINDOW } from './evaluate.js';
+import { openModels } from './run-models.js';
+
+/** Tokens of an expert, in units of d, up to which more of them improve fits (docs/calibration.md). */
+const TOKENS_OF_WIDTH = 5;
+
+/** What a pass needs, and what it will write. */
+export interface PreparedPass {
+  readonly checkpoint: Checkpoint;
+  readonly model: LanguageModel;
+  readonly sizes: PassSizes;
+  /** (sequences, length) */
+  readonly tokens: Int32Array;
+  readonly facts: RecordFacts;
+  readonly identity: PassIdentity;
+  readonly plan: CalibrationPlan;
+  close(): Promise<void>;
+}
+
+/** What a calibration will do. */
+export interface CalibrationPlan {
+  readonly sequences: number;
+  /** Tokens of a sequence. */
+  readonly length: number;
+  readonly tokens: number;
+  /** Tokens that an expert gets on average, in the layer where they are fewest. */
+  readonly tokensPerExpert: number;
+  /** The same in units of the width. */
+  readonly tokensOfWidth: number;
+  /** The layers with experts. */
+  readonly layers: number;
+  /** Bytes of the finished record. */
+  readonly recordBytes: number;
+  /** Bytes of hidden states, which are needed only during the run. */
+  readonly workBytes: number;
+  /** Tokens that go through a layer at once. */
+  readonly batchTokens: number;
+  /** Sentences on what differs from what is usual. */
+  readonly notes: readonly string[];
+}
+
+/** Throws `OptionError` for options and texts that do not fit the model, and as `openModels` does. */
+export async function preparePass(
+  source: Source,
+  settings: CalibrateSettings,
+  {
+    signal,
+    peers,
+    fileSystem = nodeFileSystem,
+  }: Pick<RunHooks, 'signal' | 'peers'> & { fileSystem?: FileSystem | undefined },
+): Promise<PreparedPass> {
+  const checkpoint = await openSource(source, { peers });
+  const context = configReader(checkpoint).number('max_position_embeddings', USUAL_WINDOW);
+  if ((settings.sequenceLength ?? 0) > context)
+    throw new OptionError('--sequence-length', `the model was made for ${context} tokens`);
+  const wantedLength = settings.sequenceLength ?? Math.min(context, USUAL_WINDOW);
+  const tokenizer = await openTokenizer(checkpoint);
+  const texts: TextTokens[] = [];
+  for (const file of settings.text) texts.push(await readTextTokens(file, { tokenizer, fs: fileSystem, signal }));
+  const use = { checkpoint, keptTokens: 0, batchTokens: Number.MAX_SAFE_INTEGER, sequenceLength: wantedLength };
+  const { engine, models, close } = await openModels([use], settings, signal);
+  try {
+    const [model] = models as [LanguageModel];
+    const layers = expertLayers(model);
+    if (layers.length === 0)
+      throw new UnsupportedModelError(configReader(checkpoint).file, 'the model has no layers of experts');
+    const share = Math.min(...layers.map((layer) => shareOfExpert(model, layer)));
+    const usual = Math.ceil((TOKENS_OF_WIDTH * model.width) / share);
+    const chosen = choose(texts, wantedLength, settings, usual);
+    const { sequences, length, tokens } = chosen;
+    const facts: RecordFacts = {
+      version: 1,
+      sourceFingerprint: await fingerprint(checkpoint),
+      ...{ sequences, length, seed: settings.seed },
+      texts: texts.map(({ entry }) => entry),
+      layers,
+      engine: engineRecord(engine),
+    };
+    const sizes = { sequences, length, width: model.width };
+    return {
+      ...{ checkpoint, model, sizes, tokens, facts, close },
+      identity: {
+        'version of mobe': VERSION,
+        model: facts.sourceFingerprint,
+        'time of the model': hashOf(JSON.stringify(await modified(checkpoint))),
+        'choice of tokens': hashOf(tokens),
+        'sequence length': length,
+        engine: engine.name,
+        device: engine.device,
+        threads: usefulThreads(settings.threads, model.width),
+      },
+      plan: planOf(model, sizes, layers, share, notesOn(chosen, wantedLength, settings, usual)),
+    };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+/** The share of all tokens that an expert of a layer gets on average. */
+function shareOfExpert(model: LanguageModel, layer: number): number {
+  const { perToken, count } = model.expertsOf(layer) as { perToken: number; count: number };
+  return perToken / count;
+}
+
+function choose(
+  texts: readonly TextTokens[],
+  length: number,
+  { tokens: wanted, seed }: CalibrateSettings,
+  usual: number,
+): ChosenSequences {
+  const chosen = chooseSequences(
+    texts.map((it) => it.tokens),
+    { length, wanted: wanted ?? usual, seed },
+  );
+  const available = chosen.available * chosen.length;
+  if (wanted !== undefined && wanted > available)
+    throw new OptionError(
+      '--tokens',
+      `the texts have ${available} tokens in whole sequences; give more text, or shorter sequences (--sequence-length)`,
+    );
+  return chosen;
+}
+
+function notesOn(
+  { sequences, length }: ChosenSequences,
+  wantedLength: number,
+  { tokens: wanted }: CalibrateSettings,
+  usual: number,
+): string[] {
+  const notes: string[] = [];
+  if (length < wantedLength) notes.push(`No text has ${wantedLength} tokens, so sequences have ${length}.`);
+  if (wanted === undefined && sequences * length < usual)
+    notes.push(
+      `The texts have ${sequences * length} tokens, and ${usual} would be enough for each expert: more text gives better results.`,
+    );
+  return notes;
+}
+
+function planOf(
+  model: LanguageModel,
+  sizes: PassSizes,
+  layers: readonly number[],
+  share: number,
+  notes: readonly string[],
+): CalibrationPlan {
+  const { sequences, length, width } = sizes;
+  const tokens = sequences * length;
+  const layerBytes = layers.map((layer) => {
+    const own = layerSizes(model, layer, sizes);
+    return own ? layerLayout(layer, own).bytes : 0;
+  });
+  const states = Math.min(2, layers.at(-1) as number);
+  return {
+    ...{ sequences, length, tokens, notes },
+    tokensPerExpert: tokens * share,
+    tokensOfWidth: (tokens * share) / width,
+    layers: layers.length,
+    recordBytes: layerBytes.reduce((sum, it) => sum + it, tokensLayout(sequences, length).bytes),
+    workBytes: states * 4 * tokens * width,
+    batchTokens: Math.min(tokens, model.memory.batchTokens),
+  };
+}
+
+async function modified({ folder, files, shards }: Checkpoint): Promise<Array<[string, number]>> {
+  const own = new Set(shards.map(({ path }) => path.slice(folder.length + 1)));
+  try {
+    return (await files.list(folder)).filter(({ path }) => own.has(path)).map((it) => [it.path, it.modified]);
+  } finally {
+    await files.close();
+  }
+}
+
+const hashOf = (data: string | Int32Array): string =>
+  createHash('sha256')
+    .update(typeof data === 'string' ? data : new Uint8Array(data.buffer, data.byteOffset, data.byteLength))
+    .digest('hex')
+    .slice(0, 16);
