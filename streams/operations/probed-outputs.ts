@@ -3,7 +3,6 @@ import { differenceBytes, outputDifferences, type RoutedTokens } from '../../src
 import type { LayerRecord } from '../../src/calibration/record.js';
 import { BudgetTooSmallError, DamagedRecordError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
-import { PROCESS_BYTES } from '../../src/inference/memory-budget.js';
 import { sizesOf } from '../../src/models/detect.js';
 import { type Probe, ProbeWeights, rebuildBytes } from './probe-weights.js';
 import type { Measurement } from './sensitivity-measurement.js';
@@ -15,12 +14,14 @@ const LEAST_TOKENS = 256;
 /**
  * Chooses which probes of a layer are computed together, and for how many tokens. Together the layer's weights are read once;
  * alone fewer bases are held. Throws `BudgetTooSmallError`.
+ * @param parts the memory is divided by this
  */
 export function arrangeProbes(
-  { layer: layerOf, bytes }: Measurement,
+  { layer: layerOf, bytes, reservedBytes }: Measurement,
   { layer: number, width }: Pick<LayerRecord, 'layer' | 'width'>,
   probes: readonly Probe[],
   wanted: number,
+  parts = 1,
 ): { together: Array<readonly Probe[]>; tokens: number } {
   const room = (groups: ReadonlyArray<readonly Probe[]>): { tokens: number; smallest: number } => {
     const needs = groups.map((own) => {
@@ -28,7 +29,7 @@ export function arrangeProbes(
       return { token, fixed: fixed + own.reduce((sum, probe) => sum + rebuildBytes(probe), 0) };
     });
     return {
-      tokens: Math.min(wanted, ...needs.map(({ token, fixed }) => Math.floor((bytes - fixed) / token))),
+      tokens: Math.min(wanted, ...needs.map(({ token, fixed }) => Math.floor((bytes / parts - fixed) / token))),
       smallest: Math.max(...needs.map(({ token, fixed }) => fixed + token * Math.min(wanted, LEAST_TOKENS))),
     };
   };
@@ -38,8 +39,8 @@ export function arrangeProbes(
   const { tokens, smallest } = room(single);
   if (tokens < Math.min(wanted, LEAST_TOKENS))
     throw new BudgetTooSmallError(
-      formatBytes(bytes + PROCESS_BYTES),
-      `${Math.ceil((smallest + PROCESS_BYTES) / MIB)}MiB`,
+      formatBytes(bytes + reservedBytes),
+      `${Math.ceil((parts * smallest + reservedBytes) / MIB)}MiB`,
     );
   return { together: single, tokens };
 }
@@ -53,7 +54,7 @@ export async function changesOf(
   number: number,
   tokens: RoutedTokens,
   probes: readonly Probe[],
-  onShare: (share: number) => void,
+  onShare: (share: number) => void = () => {},
 ): Promise<Float32Array[]> {
   const layer = layerOf(number);
   const { count, cols } = sizesOf(layer);

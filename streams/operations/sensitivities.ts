@@ -16,6 +16,7 @@ import { checkComputable } from '../../src/models/expert-form.js';
 import type { ExpertLayer } from '../../src/models/family.js';
 import { LocalFiles } from '../../src/sources/files.js';
 import { openParts } from './finished-parts.js';
+import { measureKl } from './kl-sensitivities.js';
 import { measureLocal } from './local-sensitivities.js';
 import { probesByLayer } from './probe-weights.js';
 import type { Measurement } from './sensitivity-measurement.js';
@@ -82,6 +83,7 @@ export async function measureSensitivities(request: SensitivityRequest): Promise
   const engine = await createEngine(name, { threads });
   const runner = new Runner(engine);
   const probeFiles = new LocalFiles();
+  const reservedBytes = PROCESS_BYTES + TENSOR_BYTES * source.tensors.size;
   const measurement: Measurement = {
     source,
     record,
@@ -90,18 +92,20 @@ export async function measureSensitivities(request: SensitivityRequest): Promise
     runner,
     reader: new WeightReader(source.files),
     probeReader: probeFiles,
-    bytes: maxMemory - PROCESS_BYTES - TENSOR_BYTES * source.tensors.size,
+    bytes: maxMemory - reservedBytes,
+    reservedBytes,
     tokens,
     seed,
     parts,
     onProgress: onProgress ?? (() => {}),
+    signal,
     async pause() {
       await setImmediate(); // engine runs block the thread, so signals are handled here
       if (signal?.aborted) throw new InterruptedError();
     },
   };
   try {
-    return await measureLocal(measurement);
+    return await (kind === 'local' ? measureLocal(measurement) : measureKl(measurement));
   } finally {
     await runner.dispose();
     await probeFiles.close();

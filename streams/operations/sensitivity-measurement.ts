@@ -22,11 +22,14 @@ export interface Measurement {
   readonly probeReader: RangeReader;
   /** Memory for the measurement's own data. */
   readonly bytes: number;
+  /** The rest of the budget, for messages. */
+  readonly reservedBytes: number;
   /** The most tokens of the record that are used. */
   readonly tokens: number;
   readonly seed: number;
   readonly parts: FinishedParts;
   readonly onProgress: (done: number, total: number) => void;
+  readonly signal: AbortSignal | undefined;
   /** Lets signals be handled. Throws `InterruptedError` if the measurement is aborted. */
   readonly pause: () => Promise<void>;
 }
