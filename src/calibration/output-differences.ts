@@ -60,25 +60,31 @@ export function differenceBytes(
 ): { token: number; fixed: number } {
   const rows = (experts.up_proj[0] as StoredMatrix).rows;
   return {
-    token: 4 * width * (1 + replaced),
-    fixed: 4 * ((3 + replaced) * rows * width + MOST_ROWS * ((1 + replaced) * width + 8 * rows)),
+    token: 4 * width * (2 + replaced),
+    fixed: 4 * ((3 + replaced) * rows * width + MOST_ROWS * ((2 + replaced) * width + 8 * rows)),
   };
 }
 
-/**
- * For each replacement Σ w·(ŷ − y) (t, d), the change of the layer's output. The experts follow one after the other, so the
- * weights of one are held.
- */
+/** The output of a layer's routed experts, and its changes. */
+export interface OutputDifferences {
+  /** Σ w·y (t, d) */
+  readonly outputs: Float32Array;
+  /** For each replacement Σ w·(ŷ − y) (t, d). */
+  readonly changes: readonly Float32Array[];
+}
+
+/** Runs one expert after the other, so the weights of one are held. */
 export async function outputDifferences(
   { experts }: ExpertLayer,
   tokens: RoutedTokens,
   replacements: readonly Replacement[],
   { reader, runner, beforeExpert }: DifferenceTools,
-): Promise<Float32Array[]> {
+): Promise<OutputDifferences> {
   const { width, expertsPerToken: k, inputs, weights } = tokens;
   const rows = (experts.up_proj[0] as StoredMatrix).rows;
   const replaced = replacements.map(({ projection }) => SHORT_NAMES[projection]);
-  const sums = replacements.map(() => new Float32Array(inputs.length));
+  const wanted = ['y', ...replaced] as const;
+  const sums = wanted.map(() => new Float32Array(inputs.length));
   const held = Object.fromEntries(
     PROJECTIONS.map((projection) => [SHORT_NAMES[projection], new Float32Array(rows * width)]),
   );
@@ -98,8 +104,8 @@ export async function outputDifferences(
         x.set(inputs.subarray(token * width, (token + 1) * width), i * width);
       }
       const sizes = { tokens: room, width, rows, replaced };
-      const changes = await runner.run(replacedDifferences, sizes, { ...feeds, x }, replaced);
-      for (const [which, name] of replaced.entries()) {
+      const changes = await runner.run(replacedDifferences, sizes, { ...feeds, x }, wanted);
+      for (const [which, name] of wanted.entries()) {
         const [change, sum] = [changes[name], sums[which] as Float32Array];
         for (const [i, place] of part.entries()) {
           const weight = weights[place] as number;
@@ -110,5 +116,6 @@ export async function outputDifferences(
       }
     }
   }
-  return sums;
+  const [outputs, ...changes] = sums;
+  return { outputs: outputs as Float32Array, changes };
 }

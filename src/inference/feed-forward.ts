@@ -53,8 +53,7 @@ export interface ReplacedSizes extends GatedSizes {
 }
 
 /**
- * x (t, d) → for each replaced matrix ŷ − y (t, d), the change of the expert's output if it alone is replaced. The new matrices are
- * `gateNew` (p, d), `upNew` (p, d) and `downNew` (p, d), which is transposed, as down is factorised.
+ * x (t, d) → y (t, d), and for each replaced matrix ŷ − y, the change if it alone is replaced. The new matrices are `gateNew` (p, d), `upNew` (p, d) and `downNew` (p, d), which is transposed, as down is factorised.
  */
 export const replacedDifferences = ({ tokens, width, rows, replaced }: ReplacedSizes) =>
   trace<string, string>(
@@ -72,9 +71,11 @@ export const replacedDifferences = ({ tokens, width, rows, replaced }: ReplacedS
         ...(upNew && { up: mul(before.gate, sub(linear(x, upNew), before.up)) }),
       };
       const inner = mul(before.gate, before.up);
+      const y = linear(inner, down as Value);
       return {
+        y,
         ...Object.fromEntries(Object.entries(changes).map(([name, it]) => [name, linear(it, down as Value)])),
-        ...(downNew && { down: sub(matmul(inner, downNew), linear(inner, down as Value)) }),
+        ...(downNew && { down: sub(matmul(inner, downNew), y) }),
       };
     },
   );

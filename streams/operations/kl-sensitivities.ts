@@ -25,6 +25,8 @@ import type { Measurement } from './sensitivity-measurement.js';
 const SHARES = { model: 2, streams: 4, changes: 4 };
 /** The original's hidden states, a copy of them for the next batch, and those of a call. */
 const OTHER_STREAMS = 3;
+/** Tokens of a sequence. */
+const USUAL_LENGTH = 256;
 /** The most bytes of logits that are held at once. */
 const LOGITS_BYTES = 16 * 2 ** 20;
 
@@ -45,7 +47,7 @@ interface Position {
 
 /** Measures in batches of variants. Finished batches are kept. */
 export async function measureKl(measurement: Measurement): Promise<Map<string, number>> {
-  const { source, probes, runner, bytes, parts, signal, onProgress } = measurement;
+  const { source, probes, runner, bytes, mostVariants, parts, signal, onProgress } = measurement;
   const variants = [...probes.values()].flat();
   const [first] = variants;
   const found = new Map<string, number>();
@@ -61,13 +63,14 @@ export async function measureKl(measurement: Measurement): Promise<Map<string, n
     ),
   );
   const tokens = chosen.places.length;
-  const most = Math.floor(bytes / SHARES.streams / (tokens * streamBytes)) - OTHER_STREAMS;
+  const fitting = Math.floor(bytes / SHARES.streams / (tokens * streamBytes)) - OTHER_STREAMS;
+  const most = Math.min(fitting, mostVariants, variants.length);
   const batches = batchesOf(variants, most);
   const model = openLanguageModel(source, {
     runner,
     bytes: bytes / SHARES.model,
-    keptTokens: (Math.min(most, variants.length) + 1) * tokens,
-    batchTokens: (Math.min(most, variants.length) + 1) * tokens,
+    keptTokens: (most + 1) * tokens,
+    batchTokens: (most + 1) * tokens,
     sequenceLength: chosen.length,
     signal,
   });
@@ -99,14 +102,17 @@ interface Original {
   readonly final?: Float32Array | undefined;
 }
 
-/** Whole sequences; if one has more tokens than there is memory for, the beginning of one. */
+/**
+ * The beginnings of some sequences. They are short, because many texts tell more than the same number of tokens of few, and longer
+ * only if the record has too few sequences.
+ */
 async function chooseSequences(
   { record, tokens: most, seed }: Measurement,
   fitting: (wanted: number) => number,
 ): Promise<ChosenTokens> {
   const { sequences: all, length: whole } = record.facts;
   const tokens = fitting(Math.min(most, all * whole));
-  const length = Math.min(whole, tokens);
+  const length = Math.min(whole, tokens, Math.max(USUAL_LENGTH, Math.ceil(tokens / all)));
   if (length < 2) throw new OptionError('--sensitivity', 'kl needs sequences of at least two tokens');
   const numbers = chooseNumbers(all, Math.floor(tokens / length), seed);
   const held = await record.tokens();
@@ -150,11 +156,13 @@ async function runBatch(
       const routed = await readTokens(await record.layer(layer), chosen.places);
       const { width } = routed;
       const { together } = arrangeProbes(measurement, { layer, width }, own, chosen.places.length, SHARES.changes);
-      for (const probes of together)
-        for (const [i, changes] of (await changesOf(measurement, layer, routed, probes)).entries()) {
-          for (let j = 0; j < changes.length; j++) changes[j] = (changes[j] as number) + (original[j] as number);
-          streams.set(probes[i] as Probe, changes);
+      for (const probes of together) {
+        const { changes } = await changesOf(measurement, layer, routed, probes);
+        for (const [i, stream] of changes.entries()) {
+          for (let j = 0; j < stream.length; j++) stream[j] = (stream[j] as number) + (original[j] as number);
+          streams.set(probes[i] as Probe, stream);
         }
+      }
     }
     if (layer === next) kept = { layer, hidden: original.slice() };
     onProgress((layer - begin + 1) / (model.layers - begin + 1), 1);

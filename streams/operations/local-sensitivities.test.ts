@@ -3,6 +3,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { weightOf } from '../../fixtures/compare-weights.js';
 import { type GeneratedFamily, generateFamily, TINY } from '../../fixtures/generate-family.js';
 import { type HeldLayer, memoryRecord, randomLayer } from '../../fixtures/memory-record.js';
+import { plainOutputLoss } from '../../fixtures/plain-output-loss.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import type { CalibrationRecord } from '../../src/calibration/record.js';
@@ -34,7 +35,7 @@ let generated: GeneratedFamily;
 let source: Checkpoint;
 let probes: FactorFile[];
 let record: CalibrationRecord;
-/** The whole loss of each projection, plainly in f64. */
+/** The loss of each projection, plainly in f64. */
 const reference = new Map<string, number>();
 
 const weights = (tensors: GeneratedFamily['tensors'], layer: number, expert: number, projection: Projection) => {
@@ -59,28 +60,25 @@ function expertOutput(x: Float32Array, [gate, up, down]: readonly Float32Array[]
 function plainLoss(rebuilt: GeneratedFamily['tensors'], held: HeldLayer, replaced: Projection): number {
   const { cols } = SIZES;
   const { layer, input, experts, expertsPerToken: k } = held;
-  let loss = 0;
+  const outputs: number[][] = [];
+  const changes: number[][] = [];
   for (let token = 0; token < TOKENS; token++) {
     const x = input.subarray(token * cols, (token + 1) * cols);
-    const change = new Float64Array(cols);
-    for (let i = token * k; i < (token + 1) * k; i++) {
-      const of = (tensors: (it: Projection) => GeneratedFamily['tensors']) =>
-        expertOutput(
-          x,
-          PROJECTIONS.map((it) => weights(tensors(it), layer, experts[i] as number, it)),
-        );
-      const [before, after] = [
-        of(() => generated.tensors),
-        of((it) => (it === replaced ? rebuilt : generated.tensors)),
-      ];
-      for (let j = 0; j < cols; j++)
-        change[j] =
-          (change[j] as number) + (held.weights[i] as number) * ((after[j] as number) - (before[j] as number));
-    }
-    const square = change.reduce((sum, it) => sum + it ** 2, 0);
-    loss += (square * (held.scale[token] as number) ** 2) / cols / TOKENS;
+    const of = (tensors: (it: Projection) => GeneratedFamily['tensors']): number[] => {
+      const sum = new Array<number>(cols).fill(0);
+      for (let i = token * k; i < (token + 1) * k; i++) {
+        const own = PROJECTIONS.map((it) => weights(tensors(it), layer, experts[i] as number, it));
+        for (const [j, value] of expertOutput(x, own).entries())
+          sum[j] = (sum[j] as number) + (held.weights[i] as number) * value;
+      }
+      return sum;
+    };
+    const before = of(() => generated.tensors);
+    const after = of((it) => (it === replaced ? rebuilt : generated.tensors));
+    outputs.push(before);
+    changes.push(after.map((it, j) => it - (before[j] as number)));
   }
-  return loss;
+  return plainOutputLoss(outputs, changes, held.scale);
 }
 
 const measure = (changes: Partial<SensitivityRequest> = {}) =>

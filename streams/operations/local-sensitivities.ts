@@ -1,6 +1,7 @@
-/** Sensitivities from each layer's own record: the change of the layer's output against the residual stream after it. */
+/** Sensitivities from each layer's own record: the loss of the change of the layer's output. */
 import { chooseNumbers } from '../../src/calibration/choose-tokens.js';
 import { readTokens } from '../../src/calibration/output-differences.js';
+import { outputLosses } from '../../src/calibration/output-loss.js';
 import type { LayerRecord } from '../../src/calibration/record.js';
 import { projectionKey } from '../../src/conversion/group-plan.js';
 import type { Probe } from './probe-weights.js';
@@ -35,23 +36,13 @@ async function measureLayer(
   const { together, tokens } = arrangeProbes(measurement, recorded, probes, Math.min(most, recorded.tokens));
   const sample = chooseNumbers(recorded.tokens, tokens, seed);
   const routed = await readTokens(recorded, sample);
+  const scale = Float32Array.from(sample, (token) => recorded.scale[token] as number);
   const values: Record<string, number> = {};
   for (const [pass, own] of together.entries()) {
     const onShare = (share: number) => onProgress(done + (pass + share) / together.length, measurement.probes.size);
-    const changes = await changesOf(measurement, recorded.layer, routed, own, onShare);
-    for (const [i, probe] of own.entries())
-      values[projectionKey(probe)] = relativeSquare(changes[i] as Float32Array, sample, recorded);
+    const { outputs, changes } = await changesOf(measurement, recorded.layer, routed, own, onShare);
+    const losses = await outputLosses(measurement.runner, outputs, changes, scale);
+    for (const [i, probe] of own.entries()) values[projectionKey(probe)] = losses[i] as number;
   }
   return values;
-}
-
-/** The mean of ‖δy‖²/‖x‖², where ‖x‖² = d/scale². @param changes δy (t, d) of the tokens of the sample */
-function relativeSquare(changes: Float32Array, sample: Int32Array, { width, scale }: LayerRecord): number {
-  let sum = 0;
-  for (const [i, token] of sample.entries()) {
-    let square = 0;
-    for (let j = i * width; j < (i + 1) * width; j++) square += (changes[j] as number) ** 2;
-    sum += (square * (scale[token] as number) ** 2) / width;
-  }
-  return sum / sample.length;
 }

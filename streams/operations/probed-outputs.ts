@@ -1,5 +1,10 @@
 /** Changes of a layer's output by its probes, within a budget of memory. */
-import { differenceBytes, outputDifferences, type RoutedTokens } from '../../src/calibration/output-differences.js';
+import {
+  differenceBytes,
+  type OutputDifferences,
+  outputDifferences,
+  type RoutedTokens,
+} from '../../src/calibration/output-differences.js';
 import type { LayerRecord } from '../../src/calibration/record.js';
 import { BudgetTooSmallError, DamagedRecordError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
@@ -46,7 +51,7 @@ export function arrangeProbes(
 }
 
 /**
- * The change of the layer's output (t, d) by each probe.
+ * The output of the layer's routed experts, and its change by each probe.
  * @param onShare called with the share of the experts that are done
  */
 export async function changesOf(
@@ -55,7 +60,7 @@ export async function changesOf(
   tokens: RoutedTokens,
   probes: readonly Probe[],
   onShare: (share: number) => void = () => {},
-): Promise<Float32Array[]> {
+): Promise<OutputDifferences> {
   const layer = layerOf(number);
   const { count, cols } = sizesOf(layer);
   if (tokens.width !== cols || tokens.experts.some((expert) => expert < 0 || expert >= count))

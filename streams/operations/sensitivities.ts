@@ -24,8 +24,11 @@ import type { Measurement } from './sensitivity-measurement.js';
 /** What is measured: the error of a layer's output, or the KL divergence of the model's predictions. */
 export type SensitivityKind = NonNullable<Settings['sensitivity']>;
 
-/** The most tokens of the record that are used by default. */
-export const SENSITIVITY_TOKENS: Readonly<Record<SensitivityKind, number>> = { local: 4096, kl: 4096 };
+/**
+ * The most tokens of the record that are used by default. On the fixture an allocation by the KL of 512 tokens has 3 to 6 % more
+ * KL than one of 19 000, of 1024 1 to 6 %, of 4096 none; by the local losses of 1024 or more 4 %.
+ */
+export const SENSITIVITY_TOKENS: Readonly<Record<SensitivityKind, number>> = { local: 2048, kl: 2048 };
 
 /** What `measureSensitivities` needs. */
 export interface SensitivityRequest {
@@ -38,6 +41,8 @@ export interface SensitivityRequest {
   readonly settings: Pick<Settings, 'engine' | 'threads' | 'maxMemory' | 'seed'> & {
     /** The most tokens of the record that are used; default: `SENSITIVITY_TOKENS`. */
     readonly tokens?: number | undefined;
+    /** For `kl`: the most variants of the model that run together; default: as many as fit in memory. */
+    readonly mostVariants?: number | undefined;
   };
   /** A folder in which finished parts are kept, so that a later call with the same request goes on from them. */
   readonly workspace?: string | undefined;
@@ -50,8 +55,8 @@ export interface SensitivityRequest {
  * Measures for each projection that has a probe what happens if only this projection is replaced by the weights that its probe
  * rebuilds. Keys of the result: `projectionKey`.
  *
- * `local`: the mean of ‖δy‖²/‖x‖² over some tokens of the layer's record, with δy the change of the layer's output and x the
- * residual stream after the layer. It needs no run of the model.
+ * `local`: the relative square of the change of the layer's output against the residual stream after it, by directions
+ * (`outputLosses`), over some tokens of the layer's record. It needs no run of the model.
  *
  * `kl`: the mean KL divergence of the model's predictions from the original's, in nats, over some sequences of the record. The model
  * must be one that this program runs.
@@ -96,6 +101,7 @@ export async function measureSensitivities(request: SensitivityRequest): Promise
     reservedBytes,
     tokens,
     seed,
+    mostVariants: settings.mostVariants ?? Number.POSITIVE_INFINITY,
     parts,
     onProgress: onProgress ?? (() => {}),
     signal,

@@ -27,6 +27,8 @@ export interface Measurement {
   /** The most tokens of the record that are used. */
   readonly tokens: number;
   readonly seed: number;
+  /** The most variants of the model that run together. */
+  readonly mostVariants: number;
   readonly parts: FinishedParts;
   readonly onProgress: (done: number, total: number) => void;
   readonly signal: AbortSignal | undefined;
