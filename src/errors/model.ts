@@ -96,6 +96,18 @@ export class UnsupportedModelError extends InputError {
   }
 }
 
+/** The experts compute otherwise than calibration supposes. */
+export class UnsupportedExpertsError extends InputError {
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(
+      `${file}: ${what}, so calibration cannot tell what an error in their weights does. Leave calibration out; "--allocate error" needs none.`,
+    );
+  }
+}
+
 /** An entry of the config is missing or has the wrong type. */
 export class ConfigValueError extends InputError {
   constructor(

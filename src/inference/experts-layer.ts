@@ -69,7 +69,7 @@ export async function runExperts(
 }
 
 /** The positions in the routing of each chosen expert, both in rising order. */
-function byExpert(experts: Int32Array): Array<[expert: number, places: number[]]> {
+export function byExpert(experts: Int32Array): Array<[expert: number, places: number[]]> {
   const places = new Map<number, number[]>();
   for (const [place, expert] of experts.entries()) {
     const own = places.get(expert);
@@ -80,4 +80,4 @@ function byExpert(experts: Int32Array): Array<[expert: number, places: number[]]
 }
 
 /** Rows are padded with zeros to a power of two, so that few programs are compiled. */
-const powerOfTwo = (count: number): number => 2 ** Math.ceil(Math.log2(count));
+export const powerOfTwo = (count: number): number => 2 ** Math.ceil(Math.log2(count));

@@ -1,6 +1,6 @@
 /** Programs of gated feed-forward layers: experts, shared experts and dense layers. */
 import { trace } from '../engine/graph.js';
-import { add, matmul, mul, type Value } from '../engine/ops.js';
+import { add, matmul, mul, sub, type Value } from '../engine/ops.js';
 import { activate } from '../methods/mobe/activation.js';
 import type { Activation } from '../methods/mobe/problem.js';
 import { linear } from './attention.js';
@@ -45,6 +45,40 @@ export const gated = ({ tokens, ranks, ...sizes }: GatedSizes & { readonly ranks
   trace<string, string>({ ...gatedShapes(sizes, ranks), x: [tokens, sizes.width] }, (it) => ({
     y: gatedOutput(it.x as Value, it),
   }));
+
+/** Sizes of `replacedDifferences`. */
+export interface ReplacedSizes extends GatedSizes {
+  /** The matrices that are replaced, each by itself. */
+  readonly replaced: ReadonlyArray<'gate' | 'up' | 'down'>;
+}
+
+/**
+ * x (t, d) → y (t, d), and for each replaced matrix ŷ − y, the change if it alone is replaced. The new matrices are `gateNew` (p, d), `upNew` (p, d) and `downNew` (p, d), which is transposed, as down is factorised.
+ */
+export const replacedDifferences = ({ tokens, width, rows, replaced }: ReplacedSizes) =>
+  trace<string, string>(
+    {
+      ...gatedShapes({ width, rows }),
+      ...Object.fromEntries(replaced.map((name) => [`${name}New`, [rows, width]])),
+      x: [tokens, width],
+    },
+    ({ x: input, gate, up, down, gateNew, upNew, downNew }) => {
+      const x = input as Value;
+      const before = { gate: activate('silu', linear(x, gate as Value)), up: linear(x, up as Value) };
+      // The difference is taken before the last product, where it loses fewer digits.
+      const changes = {
+        ...(gateNew && { gate: mul(sub(activate('silu', linear(x, gateNew)), before.gate), before.up) }),
+        ...(upNew && { up: mul(before.gate, sub(linear(x, upNew), before.up)) }),
+      };
+      const inner = mul(before.gate, before.up);
+      const y = linear(inner, down as Value);
+      return {
+        y,
+        ...Object.fromEntries(Object.entries(changes).map(([name, it]) => [name, linear(it, down as Value)])),
+        ...(downNew && { down: sub(matmul(inner, downNew), y) }),
+      };
+    },
+  );
 
 /** hidden (t, d) → hidden (t, d): a dense layer with its norm and the residual. */
 export const dense = ({ tokens, epsilon, ...sizes }: GatedSizes & { readonly epsilon: number }) =>

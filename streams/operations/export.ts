@@ -5,28 +5,18 @@ import { type ConversionPlan, type Copy, planConversion } from '../../src/conver
 import { readReport } from '../../src/conversion/existing-output.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
-import {
-  checkNative,
-  type GroupKey,
-  groupKey,
-  groupLabel,
-  groupOf,
-  productOf,
-} from '../../src/conversion/group-plan.js';
+import { checkNative, type GroupKey, groupKey, productOf } from '../../src/conversion/group-plan.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
 import {
   type CompressOptions,
   decodedDtype,
-  type Format,
   holdsWeights,
   isNative,
   resolveSettings,
 } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
-import { FactorMismatchError } from '../../src/errors.js';
 import { detectModel } from '../../src/models/detect.js';
-import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader, SourceFolder } from '../../src/sources/files.js';
 import { joinFiles } from '../../src/sources/join-files.js';
 import { type ComputeThread, withThread } from '../compute/compute-thread.js';
@@ -35,7 +25,7 @@ import { openFiles, openSource, type Source } from '../machines/remote-files.js'
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { keptWeights, passThrough } from '../stages/pass-through.js';
-import { type FactoredGroup, type FactorRanges, rebuildWeights } from '../stages/rebuild.js';
+import { type FactoredGroup, type FactorRanges, matchFactors, rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
@@ -73,7 +63,8 @@ export async function exportFactors(
   const all = await openFactorFolder(folder);
   // In a native checkpoint, a layer is compressed as a whole or not at all.
   const { used: files, kept } = isNative({ format }) ? byLayers(all, maxError) : { used: all, kept: [] };
-  const factored = files.map((file) => matchFactors(file, detected, format, sourceFingerprint));
+  const factored = files.map((file) => matchFactors(file, detected, sourceFingerprint));
+  if (isNative({ format })) for (const { group } of factored) checkNative(detected, group.method);
   const fitted = await withAllocation(commonSettings(all), folder);
   const groups = factored.map(({ group }) => group);
   const { layers } = detected;
@@ -124,31 +115,6 @@ export async function exportFactors(
     run,
     started,
   });
-}
-
-/** The group that a factor file belongs to. Throws `FactorMismatchError` if the file does not belong to this model. */
-function matchFactors(file: FactorFile, model: MoeModel, format: Format, sourceFingerprint: string): FactoredGroup {
-  const { path, metadata, tensors, method, problem, dtype } = file;
-  if (metadata.sourceFingerprint !== sourceFingerprint)
-    throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
-  if (isNative({ format })) checkNative(model, method);
-  const group = groupOf(model, metadata.report, {}, file);
-  if (!group) throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
-  const { shared, byExpert } = method.stores(problem);
-  const rangeOf = (factor: string): ByteRange => tensors[factor] as ByteRange;
-  return {
-    group: { ...group, dtype },
-    shared: Object.fromEntries(shared.map(({ name }) => [name, rangeOf(name)])),
-    own: (expert) =>
-      Object.fromEntries(
-        byExpert.map(({ name }) => {
-          const { start: first, end } = rangeOf(name);
-          const size = (end - first) / problem.experts;
-          return [name, { file: path, start: first + expert * size, end: first + (expert + 1) * size }];
-        }),
-      ),
-    dense: group.experts,
-  };
 }
 
 /** The settings of the fit. `layers` is left out if the files come from fits of different layers. */

@@ -1,8 +1,11 @@
 /** Rebuilds dense weights from finished factors of a native checkpoint or of factor files. */
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
+import type { FactorFile } from '../../src/conversion/factor-files.js';
 import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
-import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, groupLabel, groupOf } from '../../src/conversion/group-plan.js';
+import { FactorMismatchError } from '../../src/errors.js';
+import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
 import type { ComputeThread } from '../compute/compute-thread.js';
 import { addErrors, NO_ERROR, type SquaredError } from '../compute/squared-error.js';
@@ -19,6 +22,30 @@ export interface FactoredGroup {
   readonly own: (expert: number) => FactorRanges;
   /** The dense weights that were factorised, if the source is available. They serve to measure the error. */
   readonly dense?: readonly StoredMatrix[];
+}
+
+/** The group that a factor file belongs to. Throws `FactorMismatchError` if the file does not belong to this model. */
+export function matchFactors(file: FactorFile, model: MoeModel, sourceFingerprint: string): FactoredGroup {
+  const { path, metadata, tensors, method, problem, dtype } = file;
+  if (metadata.sourceFingerprint !== sourceFingerprint)
+    throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
+  const group = groupOf(model, metadata.report, {}, file);
+  if (!group) throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
+  const { shared, byExpert } = method.stores(problem);
+  const rangeOf = (factor: string): ByteRange => tensors[factor] as ByteRange;
+  return {
+    group: { ...group, dtype },
+    shared: Object.fromEntries(shared.map(({ name }) => [name, rangeOf(name)])),
+    own: (expert) =>
+      Object.fromEntries(
+        byExpert.map(({ name }) => {
+          const { start: first, end } = rangeOf(name);
+          const size = (end - first) / problem.experts;
+          return [name, { file: path, start: first + expert * size, end: first + (expert + 1) * size }];
+        }),
+      ),
+    dense: group.experts,
+  };
 }
 
 /** Reads factors as stored, by name. */
