@@ -54,7 +54,8 @@ export async function openRecord(
 async function readFacts(folder: string, fs: FileSystem, files: LocalFiles): Promise<RecordFacts> {
   const file = fileIn(folder, RECORD_FILE);
   const names = await fs.readdir(folder).catch((error: NodeJS.ErrnoException) => {
-    throw new NotARecordError(folder, error.code === 'ENOENT' ? 'there is no such folder' : `${error.code}`);
+    const reasons: Record<string, string> = { ENOENT: 'there is no such folder', ENOTDIR: 'it is a file' };
+    throw new NotARecordError(folder, reasons[error.code ?? ''] ?? `${error.code}`);
   });
   if (!names.includes(RECORD_FILE)) {
     if (names.includes(PARTIAL_FOLDER))

@@ -55,14 +55,17 @@ export interface PassSizes {
 
 /** The open files of the running layer. */
 interface RunningLayer {
-  readonly before: OpenFile | undefined;
-  readonly after: OpenFile | undefined;
-  readonly record: ShardWriter | undefined;
+  /** Undefined for the first layer. */
+  before?: OpenFile | undefined;
+  /** Undefined for the last layer. */
+  after?: OpenFile | undefined;
+  /** Undefined for a dense layer. */
+  record?: ShardWriter | undefined;
 }
 
 /** An unfinished pass. */
 export class PassFolder {
-  private running: RunningLayer | undefined;
+  private running: RunningLayer = {};
 
   private constructor(
     readonly folder: string,
@@ -106,19 +109,21 @@ export class PassFolder {
    */
   async begin(record: LayerSizes | undefined, last: boolean): Promise<void> {
     const { layer } = this.state;
+    const running: RunningLayer = {};
+    this.running = running;
     try {
-      const before = layer > 0 ? await this.openStates(layer - 1, 'r') : undefined;
-      if (layer > 0 && !before) throw new DamagedRecordError(this.statesPath(layer - 1), 'the file is missing');
-      let writer = record && (await this.reopenRecord(record));
-      let after = this.done > 0 && !last ? await this.openStates(layer, 'r+') : undefined;
-      if ((record && !writer) || (!last && !after)) {
+      if (layer > 0) running.before = await this.openStates(layer - 1, 'r');
+      if (layer > 0 && !running.before) throw new DamagedRecordError(this.statesPath(layer - 1), 'the file is missing');
+      if (this.done > 0) {
+        running.record = record && (await this.reopenRecord(record));
+        running.after = last ? undefined : await this.openStates(layer, 'r+');
+        if ((!record || running.record) && (last || running.after)) return;
+        await running.record?.abandon();
+        await running.after?.close();
         this.state = { ...this.state, after: [] };
-        await after?.close();
-        await writer?.abandon();
-        writer = record && (await this.createRecord(record));
-        after = last ? undefined : await this.openStates(layer, 'w');
       }
-      this.running = { before, after, record: writer };
+      running.record = record && (await this.createRecord(record));
+      running.after = last ? undefined : await this.openStates(layer, 'w');
     } catch (error) {
       throw error instanceof DamagedRecordError ? error : asWriteError(this.folder, error);
     }
@@ -133,7 +138,6 @@ export class PassFolder {
 
   /** The unfinished file of an interrupted run; undefined if there is none, or it is not usable. */
   private async reopenRecord(sizes: LayerSizes): Promise<ShardWriter | undefined> {
-    if (this.done === 0) return undefined;
     const layout = layerLayout(this.layer, sizes);
     const partial = this.partialPath(this.layer);
     // A crash may have come between its last rename and the note of it.
@@ -156,7 +160,7 @@ export class PassFolder {
     const path = this.statesPath(this.layer - 1);
     const hidden = new Float32Array(count * length * width);
     const bytes = new Uint8Array(hidden.buffer);
-    const whole = await readAll(this.running?.before as OpenFile, bytes, first * this.sequenceBytes);
+    const whole = await readAll(this.running.before as OpenFile, bytes, first * this.sequenceBytes);
     const same = whole && (await this.hash(bytes)).every((it, i) => it === this.state.before[first + i]);
     if (!same) throw new DamagedRecordError(path, 'it is not what was written to it');
     return hidden;
@@ -164,7 +168,7 @@ export class PassFolder {
 
   /** Writes what the layer did with the next sequences, and notes it. `hidden` (t, d) is after the layer. */
   async write(hidden: Float32Array, observed: ExpertsObservation | undefined): Promise<void> {
-    const { before: _, after, record } = this.running as RunningLayer;
+    const { after, record } = this.running;
     const bytes = bytesOf(hidden);
     try {
       if (record && observed) await this.writeRecord(record, hidden, observed);
@@ -204,8 +208,8 @@ export class PassFolder {
   /** Gives the layer's file its final name and goes on to the next layer. */
   async finish(): Promise<void> {
     const { layer } = this.state;
-    const { before, after, record } = this.running as RunningLayer;
-    this.running = undefined;
+    const { before, after, record } = this.running;
+    this.running = {};
     try {
       await before?.close();
       await after?.close();
@@ -223,10 +227,11 @@ export class PassFolder {
 
   /** Closes open files. The pass can be continued. */
   async close(): Promise<void> {
-    await this.running?.record?.abandon();
-    await this.running?.before?.close().catch(() => {});
-    await this.running?.after?.close().catch(() => {});
-    this.running = undefined;
+    const { before, after, record } = this.running;
+    this.running = {};
+    await record?.abandon();
+    await before?.close().catch(() => {});
+    await after?.close().catch(() => {});
   }
 
   private async save(state: State): Promise<void> {

@@ -2,15 +2,17 @@
 import { createHash } from 'node:crypto';
 import { basename } from 'node:path';
 import { setImmediate } from 'node:timers/promises';
-import { InterruptedError, OptionError } from '../errors.js';
+import { parseJsonObject } from '../checkpoint/read-json.js';
+import { InterruptedError, InvalidJsonError, OptionError } from '../errors.js';
 import { type FileSystem, readWhole } from '../file-system.js';
+import type { ChatMessage, ChatTemplate } from '../inference/chat-template.js';
 import type { Tokenizer } from '../inference/tokenizer.js';
 import type { RecordFacts } from './record.js';
 
 /** Texts and their tokens are held in memory, with some 40 bytes for each byte of text. */
 const MAX_TEXT_BYTES = 64 * 2 ** 20;
 
-/** A text is given to the tokenizer in parts of this size, cut after a line, so that a run can be stopped in between. */
+/** A text is given to the tokenizer in parts of this length, cut after a line, so that a run can be stopped in between. */
 const PART_LENGTH = 2 ** 18;
 
 /** The tokens of a text, and its entry in the record. */
@@ -19,14 +21,29 @@ export interface TextTokens {
   readonly entry: RecordFacts['texts'][number];
 }
 
-/** Reads a file of UTF-8 text. Throws `OptionError` if it cannot be read. */
+/** What texts are read with. */
+export interface TextTools {
+  readonly tokenizer: Tokenizer;
+  /** Opens the model's chat template; undefined if it has none. */
+  readonly openTemplate: () => Promise<ChatTemplate | undefined>;
+  readonly fs: FileSystem;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Reads a file of UTF-8 text. In one whose name ends in ".jsonl", each line is an object with a `text`, or with `messages` for
+ * the chat template; their tokens follow each other. Throws `OptionError` for a file that cannot be read or a line that is
+ * neither, with its number.
+ */
 export async function readTextTokens(
   file: string,
-  { tokenizer, fs, signal }: { tokenizer: Tokenizer; fs: FileSystem; signal?: AbortSignal | undefined },
+  { tokenizer, openTemplate, fs, signal }: TextTools,
 ): Promise<TextTokens> {
-  const bytes = await readText(file, fs);
+  const bytes = await readBytes(file, fs);
+  const text = decode(file, bytes);
+  const parts = /\.jsonl$/i.test(file) ? jsonLines(file, text, openTemplate) : partsOf(text);
   const tokens: number[] = [];
-  for (const part of partsOf(decode(file, bytes))) {
+  for await (const part of parts) {
     await setImmediate();
     if (signal?.aborted) throw new InterruptedError();
     for (const token of tokenizer.encode(part, false)) tokens.push(token);
@@ -35,7 +52,7 @@ export async function readTextTokens(
   return { tokens, entry: { name: basename(file), bytes: bytes.byteLength, sha256 } };
 }
 
-async function readText(file: string, fs: FileSystem): Promise<Uint8Array> {
+async function readBytes(file: string, fs: FileSystem): Promise<Uint8Array> {
   try {
     const { size } = await fs.stat(file);
     if (size > MAX_TEXT_BYTES)
@@ -51,7 +68,7 @@ async function readText(file: string, fs: FileSystem): Promise<Uint8Array> {
 
 function decode(file: string, bytes: Uint8Array): string {
   try {
-    return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
   } catch {
     throw new OptionError('--text', `${file} is not UTF-8`);
   }
@@ -65,3 +82,37 @@ function* partsOf(text: string): Iterable<string> {
     start = end;
   }
 }
+
+async function* jsonLines(file: string, text: string, openTemplate: TextTools['openTemplate']): AsyncIterable<string> {
+  let template: ChatTemplate | undefined;
+  for (const [i, line] of text.split('\n').entries()) {
+    if (line.trim() === '') continue;
+    const fail = (reason: string): OptionError => new OptionError('--text', `${file}, line ${i + 1}: ${reason}`);
+    const { text: own, messages } = parseLine(line, fail);
+    if (typeof own === 'string') {
+      yield own;
+      continue;
+    }
+    if (!isConversation(messages)) throw fail('it has neither a "text" nor "messages" with roles');
+    template ??= await openTemplate();
+    if (!template) throw fail('it has "messages", and the model has no chat template; give lines with a "text"');
+    try {
+      yield template(messages);
+    } catch (error) {
+      throw fail(`the model's chat template does not take these messages (${(error as Error).message})`);
+    }
+  }
+}
+
+function parseLine(line: string, fail: (reason: string) => OptionError): Record<string, unknown> {
+  try {
+    return parseJsonObject(line, '');
+  } catch (error) {
+    throw error instanceof InvalidJsonError ? fail('it is not a JSON object') : error;
+  }
+}
+
+const isConversation = (messages: unknown): messages is ChatMessage[] =>
+  Array.isArray(messages) &&
+  messages.length > 0 &&
+  messages.every((it) => typeof it === 'object' && it !== null && typeof it.role === 'string');

@@ -34,6 +34,12 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: () => import('./compress.js'),
   },
   {
+    name: 'calibrate',
+    args: '<model> <record>',
+    summary: 'record what the experts see on a text, for "--calibration"; run again, it resumes',
+    load: () => import('./calibrate.js'),
+  },
+  {
     name: 'fit',
     args: '<model> <factors>',
     summary: 'fit the experts and write factor files, for "mobe export"; run again, it keeps finished files',

@@ -6,7 +6,7 @@ import type { EvaluateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
 import { engine, expertsPerToken, maxMemory, positiveInteger, readOptionFile, threads } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
-import { LINE_INTERVAL_MS } from './tell.js';
+import { progressLine } from './progress-line.js';
 
 export interface ScoringFlags extends EvaluateOptions, PeerFlags {}
 
@@ -54,22 +54,4 @@ export async function readText(file: string): Promise<string> {
   } catch {
     throw new OptionError('--text', `${file} is not UTF-8`);
   }
-}
-
-/** A line on stderr that changes in place. If stderr is not a terminal, a new line every few seconds. */
-function progressLine() {
-  let last = performance.now();
-  const clear = (): void => void (process.stderr.isTTY && process.stderr.write('\r\x1b[K'));
-  return {
-    clear,
-    write: (text: string): void => void process.stderr.write(`${text}\n`),
-    update(text: string): void {
-      clear();
-      if (process.stderr.isTTY) process.stderr.write(text);
-      else if (performance.now() - last > LINE_INTERVAL_MS) {
-        process.stderr.write(`${text}\n`);
-        last = performance.now();
-      }
-    },
-  };
 }

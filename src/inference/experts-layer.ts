@@ -46,7 +46,7 @@ export async function runExperts(
   observe?.({ x, routing });
   for (const [expert, places] of byExpert(routing.experts)) {
     onExpert();
-    const room = powerOfTwo(places.length);
+    const room = paddedRows(places.length, tokens);
     const rows = new Float32Array(room * width);
     for (const [i, place] of places.entries()) {
       const token = Math.floor(place / rule.expertsPerToken);
@@ -81,3 +81,9 @@ export function byExpert(experts: Int32Array): Array<[expert: number, places: nu
 
 /** Rows are padded with zeros to a power of two, so that few programs are compiled. */
 export const powerOfTwo = (count: number): number => 2 ** Math.ceil(Math.log2(count));
+
+/**
+ * Rows are padded with zeros to a power of two, so that few programs are compiled. One row of several tokens is padded too: a
+ * product of a single row is summed in another order, and a token's result would depend on the tokens that it runs with.
+ */
+const paddedRows = (count: number, tokens: number): number => Math.max(Math.min(2, tokens), powerOfTwo(count));

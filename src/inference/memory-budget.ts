@@ -18,6 +18,8 @@ const WORKING_BYTES = 96 * MIB;
 const STATES_PER_TOKEN = 12;
 /** Measured over counted memory: freed memory returns late and in pieces. */
 const OVERHEAD = 1.1;
+/** Tokens of a call beyond which larger calls are not faster, if a layer's weights stay in memory from call to call. */
+const ENOUGH_TOKENS = 8192;
 /** The most bytes of hidden states in one call. Arrays and the engine's tensors may not be much larger. */
 const MAX_STATE_BYTES = 2 ** 30;
 
@@ -82,12 +84,14 @@ export function planModelMemory({
   if (sequenceLength !== undefined) {
     const keptBySequence = Math.max(...cached.map((it) => keptBytes([it], sequenceLength)));
     // A layer whose weights do not fit is read again for each call, so calls are then as large as possible.
-    const weights = OVERHEAD * (2 * largestLayer <= bytes ? Math.max(largest, largestLayer) : largest);
+    const fits = 2 * OVERHEAD * largestLayer <= bytes;
+    const weights = OVERHEAD * Math.max(largest, fits ? largestLayer : 0);
+    const wanted = fits ? Math.min(mostTokens, ENOUGH_TOKENS) : mostTokens;
     const sequenceBytes = sequenceLength * tokenBytes + keptBySequence;
     const fitting = Math.min(
       Math.floor((bytes - WORKING_BYTES - weights) / sequenceBytes),
       Math.floor(MAX_STATE_BYTES / (4 * width * sequenceLength)),
-      Math.ceil(mostTokens / sequenceLength),
+      Math.floor(wanted / sequenceLength),
     );
     const sequences = Math.max(1, fitting);
     batchTokens = sequences * sequenceLength;

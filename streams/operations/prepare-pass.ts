@@ -10,6 +10,7 @@ import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoi
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { OptionError, UnsupportedModelError } from '../../src/errors.js';
 import { type FileSystem, nodeFileSystem } from '../../src/file-system.js';
+import { openChatTemplate } from '../../src/inference/chat-template.js';
 import { configReader } from '../../src/inference/config-reader.js';
 import type { LanguageModel } from '../../src/inference/language-model.js';
 import { type CalibrateSettings, usefulThreads } from '../../src/inference/run-options.js';
@@ -75,7 +76,9 @@ export async function preparePass(
   const wantedLength = settings.sequenceLength ?? Math.min(context, USUAL_WINDOW);
   const tokenizer = await openTokenizer(checkpoint);
   const texts: TextTokens[] = [];
-  for (const file of settings.text) texts.push(await readTextTokens(file, { tokenizer, fs: fileSystem, signal }));
+  const openTemplate = () => openChatTemplate(checkpoint);
+  for (const file of settings.text)
+    texts.push(await readTextTokens(file, { tokenizer, openTemplate, fs: fileSystem, signal }));
   const use = { checkpoint, keptTokens: 0, batchTokens: Number.MAX_SAFE_INTEGER, sequenceLength: wantedLength };
   const { engine, models, close } = await openModels([use], settings, signal);
   try {

@@ -1,0 +1,91 @@
+import { type Command, Option } from 'commander';
+import type { Calibration, CalibrationPlan, CalibrationProgress } from '../../streams/operations/calibrate.js';
+import { formatBytes, formatSeconds } from '../format.js';
+import type { CalibrateOptions } from '../inference/run-options.js';
+import { interruptible } from './interrupt.js';
+import { engine, force, json, MODEL, maxMemory, positiveInteger, threads, wholeNumber } from './options.js';
+import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { progressLine } from './progress-line.js';
+
+interface Flags extends CalibrateOptions, PeerFlags {
+  readonly json?: boolean;
+  readonly force?: boolean;
+}
+
+export function define(command: Command): void {
+  command
+    .argument(...MODEL)
+    .argument('<record>', 'folder for the record')
+    .requiredOption('--text <file...>', 'UTF-8 text like that which the model is for')
+    .addOption(
+      new Option(
+        '--tokens <n>',
+        'tokens of the text to use (default: as many as give each expert 5 times the width, if the text has them)',
+      ).argParser(positiveInteger),
+    )
+    .addOption(
+      new Option(
+        '--sequence-length <n>',
+        "tokens of a sequence (default: the model's context, at most 2048)",
+      ).argParser(positiveInteger),
+    )
+    .addOption(new Option('--seed <n>', 'seed of the choice of sequences').argParser(wholeNumber).default(0))
+    .addOption(maxMemory())
+    .addOption(engine())
+    .addOption(threads())
+    .addOption(force())
+    .addOption(tokenFile())
+    .addOption(ca())
+    .addOption(json())
+    .action(async (model: string, record: string, flags: Flags) => {
+      const { json: asJson, force: again, tokenFile: file, ca: authority, ...options } = flags;
+      const { calibrate } = await import('../../streams/operations/calibrate.js');
+      const line = progressLine();
+      const interruption = interruptible(
+        () => line.write('stopping (Ctrl-C again stops at once) …'),
+        () => line.write('Interrupted in the middle of a layer. Run the same command again to resume.'),
+      );
+      try {
+        const peers = await peerOptions({ tokenFile: file, ca: authority });
+        const result = await calibrate(model, record, options, {
+          ...{ signal: interruption.signal, peers, force: again ?? false },
+          onPlan: (plan) => line.write(describePlan(plan)),
+          onLayer: progressTeller(line.update),
+        });
+        line.clear();
+        process.stdout.write(`${asJson ? JSON.stringify(result, null, 2) : describe(record, result)}\n`);
+      } finally {
+        line.clear();
+        interruption.stop();
+      }
+    });
+}
+
+function describePlan(plan: CalibrationPlan): string {
+  const { sequences, length, tokens, tokensPerExpert, tokensOfWidth, layers, recordBytes, workBytes, batchTokens } =
+    plan;
+  return [
+    `${tokens} tokens, in ${sequences} sequences of ${length}: ${Math.round(tokensPerExpert)} for each expert on average, ${tokensOfWidth.toPrecision(2)} times the width`,
+    `disk: ${formatBytes(recordBytes)} for the record of ${layers} layers, ${formatBytes(workBytes)} more while it is made`,
+    `${batchTokens} tokens go through a layer at once`,
+    ...plan.notes,
+  ].join('\n');
+}
+
+function progressTeller(update: (text: string) => void): (progress: CalibrationProgress) => void {
+  let first: { readonly share: number; readonly time: number } | undefined;
+  return ({ layer, layers, done, sequences }) => {
+    const share = (layer + done / sequences) / layers;
+    const time = performance.now();
+    first ??= { share, time };
+    const seconds = ((time - first.time) / 1000) * ((1 - share) / (share - first.share));
+    const left = Number.isFinite(seconds) && share < 1 ? `, about ${formatSeconds(seconds)} left` : '';
+    update(`layer ${layer + 1} of ${layers}: ${done} of ${sequences} sequences${left}`);
+  };
+}
+
+function describe(record: string, { already, plan, seconds, bytesRead, peakRssBytes }: Calibration): string {
+  const size = `${plan.tokens} tokens of ${plan.layers} layers, ${formatBytes(plan.recordBytes)}`;
+  if (already) return `${record} already has this record, so nothing was done (--force makes it again): ${size}.`;
+  return `${record} is written: ${size}; ${formatSeconds(seconds)}, ${formatBytes(bytesRead)} of weights read, peak memory ${formatBytes(peakRssBytes)}.`;
+}
