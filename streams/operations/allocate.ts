@@ -9,12 +9,15 @@ import { type CompressOptions, resolveSettings, type Settings } from '../../src/
 import { OutputNotEmptyError } from '../../src/errors.js';
 import { isPath } from '../../src/location.js';
 import { denseParameters } from '../../src/methods/parameters.js';
+import { checkComputable } from '../../src/models/expert-form.js';
 import { listOutput } from '../../src/output/folder-checks.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
+import { findSensitivities, type SensitivityRun } from './find-sensitivities.js';
 import type { OutputPlace } from './open-output.js';
 import { planRun } from './plan-run.js';
 import { type ProbePlan, planProbes, readProbes, runProbes, squaredErrors } from './probe.js';
+import type { SensitivityKind } from './sensitivities.js';
 
 /**
  * Calls `use` with the options and their allocation, which is decided first if the options want one and have none. Short fits that
@@ -63,7 +66,14 @@ export async function planAllocation(
 ): Promise<AllocationOutlook> {
   const settings = resolveSettings(options);
   const even = { ...options, allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
-  const { planned: uniform } = await planRun(model, even, run);
+  // The record is opened, so that a wrong one is refused before the probes, but they need no metric.
+  const { planned: uniform, record } = await planRun(
+    model,
+    { ...even, ...(options.calibration !== undefined && { metric: 'none', repair: 'none' }) },
+    run,
+  );
+  await record?.close();
+  if (settings.allocate === 'calibrated') checkComputable(uniform.source);
   const sourceFingerprint = await fingerprint(uniform.source);
   await uniform.source.files.close();
   const probes = planProbes(uniform.groups, uniform.settings, sourceFingerprint, out);
@@ -87,26 +97,33 @@ async function allocationIn(
   throw new OutputNotEmptyError(out, 'holds another result');
 }
 
-/** Decides the allocation when its probes are finished. */
+/** Decides the allocation when its probes are finished. Measures sensitivities if they are wanted and not known. */
 export async function decideAllocation(
   model: Source,
   { settings, uniform, probes }: AllocationOutlook,
-  run: Pick<RunOptions, 'onProgress' | 'signal' | 'peers' | 'fileSystem'>,
+  run: SensitivityRun,
 ): Promise<Allocation> {
   const { files, curves } = await readProbes(probes);
   const { parts } = probes;
-  const sensitivities = errorSensitivities(squaredErrors(files));
-  const { bases, keep, maxLoss } = settings;
+  const { bases, keep, maxLoss, calibration, sensitivity } = settings;
+  const wanted = calibration !== undefined && sensitivity !== undefined;
+  // Without a record, relative squared errors count alike in all projections and layers.
+  const sensitivities = wanted
+    ? await findSensitivities(
+        { model, folder: calibration, kind: sensitivity, probes, files, settings: uniform.settings },
+        run,
+      )
+    : squaredErrors(files);
   return allocate({
-    ...{ parts, measure: 'error', curves, sensitivities },
+    ...{ parts, curves, sensitivities },
+    measure: wanted ? MEASURES[sensitivity] : 'error',
     ...expertParameters(uniform, parts),
     keep: bases === undefined ? keep : undefined,
     maxLoss,
   });
 }
 
-/** Without a calibration record, relative squared errors count alike in all projections and layers. */
-const errorSensitivities = (errors: ReadonlyMap<string, number>): ReadonlyMap<string, number> => errors;
+const MEASURES = { local: 'output', kl: 'kl' } as const satisfies Record<SensitivityKind, Allocation['measure']>;
 
 /** The parameters of the routed experts of the layers to convert, and of those that are in no part. */
 function expertParameters(

@@ -4,6 +4,7 @@ import { OptionError } from '../../src/errors.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
 import { decideAllocation, planAllocation, removeProbes, wantsAllocation } from './allocate.js';
+import { areSensitivitiesKnown } from './find-sensitivities.js';
 import { measureRate, planRun, withEstimate } from './plan-run.js';
 import { areProbesFinished, probeBytes, runProbes } from './probe.js';
 
@@ -29,7 +30,13 @@ export async function plan(
   const outlook = await planAllocation(model, options, run);
   const { groups, steps } = outlook.probes;
   if (curve) await runProbes(model, outlook.probes, run);
-  const finished = await areProbesFinished(outlook.probes);
+  const { calibration, sensitivity } = outlook.settings;
+  const finished =
+    (await areProbesFinished(outlook.probes)) &&
+    (curve ||
+      calibration === undefined ||
+      sensitivity === undefined ||
+      (await areSensitivitiesKnown(calibration, sensitivity, outlook.probes)));
   const allocation = finished ? await decideAllocation(model, outlook, run) : undefined;
   if (curve) await removeProbes(outlook.probes);
   const even = { allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
