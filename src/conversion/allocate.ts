@@ -77,6 +77,8 @@ export interface AllocationInput {
   readonly measure: Allocation['measure'];
   /** The loss if only this projection is compressed, at the bases of its part; by `projectionKey`. */
   readonly sensitivities: ReadonlyMap<string, number>;
+  /** The share of the probe's error that the whole fit is expected to leave; by `projectionKey`. */
+  readonly remaining: ReadonlyMap<string, number>;
   /** How the error of a projection falls with bases. */
   readonly curves: ReadonlyMap<Projection, ErrorCurve>;
   /** The parameters of all routed experts of these layers, and of those of them that stay dense in any case. */
@@ -139,13 +141,13 @@ function checkSpread(
   );
 }
 
-function choicesOf(part: Part, { sensitivities, curves }: AllocationInput): SpreadProjection {
+function choicesOf(part: Part, { sensitivities, remaining, curves }: AllocationInput): SpreadProjection {
   const { layer, projection, groups } = part;
   const sensitivity = sensitivities.get(projectionKey(part));
   const curve = curves.get(projection);
   if (sensitivity === undefined || !curve)
     throw new RangeError(`${projectionKey(part)} has no sensitivity or no curve`);
-  const unit = sensitivity / errorAt(curve, basesOf(part));
+  const unit = (sensitivity * (remaining.get(projectionKey(part)) ?? 1)) / errorAt(curve, basesOf(part));
   const choices: SizeChoice[] = [];
   for (let bases = leastBases(part); bases <= mostBases(part); bases += groups)
     choices.push({ bases, parameters: parametersOf(part, bases), loss: unit * errorAt(curve, bases) });

@@ -16,7 +16,7 @@ import type { RunOptions } from '../run-options.js';
 import { findSensitivities, type SensitivityRun } from './find-sensitivities.js';
 import type { OutputPlace } from './open-output.js';
 import { planRun } from './plan-run.js';
-import { type ProbePlan, planProbes, readProbes, runProbes, squaredErrors } from './probe.js';
+import { type ProbePlan, planProbes, readProbes, runProbes } from './probe.js';
 import type { SensitivityKind } from './sensitivities.js';
 
 /**
@@ -103,7 +103,7 @@ export async function decideAllocation(
   { settings, uniform, probes }: AllocationOutlook,
   run: SensitivityRun,
 ): Promise<Allocation> {
-  const { files, curves } = await readProbes(probes);
+  const { files, errors, remaining, curves } = await readProbes(probes, settings.steps);
   const { parts } = probes;
   const { bases, keep, maxLoss, calibration, sensitivity } = settings;
   const wanted = calibration !== undefined && sensitivity !== undefined;
@@ -113,9 +113,9 @@ export async function decideAllocation(
         { model, folder: calibration, kind: sensitivity, probes, files, settings: uniform.settings },
         run,
       )
-    : squaredErrors(files);
+    : errors;
   return allocate({
-    ...{ parts, curves, sensitivities },
+    ...{ parts, curves, remaining, sensitivities },
     measure: wanted ? MEASURES[sensitivity] : 'error',
     ...expertParameters(uniform, parts),
     keep: bases === undefined ? keep : undefined,

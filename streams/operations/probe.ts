@@ -4,7 +4,14 @@ import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { basesOf, curveBases, curveLayer, type ErrorCurve, type Part, partsOf } from '../../src/conversion/allocate.js';
 import { readReport } from '../../src/conversion/existing-output.js';
-import { type FactorFile, factorTensors, isFactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
+import { remainingShare } from '../../src/conversion/expected-error.js';
+import {
+  type FactorFile,
+  type FactorMetadata,
+  factorTensors,
+  isFactorFile,
+  openFactorFolder,
+} from '../../src/conversion/factor-files.js';
 import { type GroupPlan, projectionKey } from '../../src/conversion/group-plan.js';
 import type { CompressOptions, RunSettings } from '../../src/conversion/settings.js';
 import { OptionError } from '../../src/errors.js';
@@ -143,33 +150,49 @@ export async function runProbes(model: Source, { probes, groups }: ProbePlan, ru
 export interface ProbeResults {
   /** The factors of all layers, at the bases that all have alike. */
   readonly files: readonly FactorFile[];
+  /** Their relative squared errors, by `projectionKey`. */
+  readonly errors: ReadonlyMap<string, number>;
+  /** The share of these errors that the whole fits are expected to leave. */
+  readonly remaining: ReadonlyMap<string, number>;
   /** How the error of a projection falls with bases, found in one layer. */
   readonly curves: ReadonlyMap<Projection, ErrorCurve>;
 }
 
-/** Reads the results of finished probes. Throws as `openFactorFolder` does. */
-export async function readProbes({ parts, probes }: ProbePlan): Promise<ProbeResults> {
+/**
+ * Reads the results of finished probes. Throws as `openFactorFolder` does.
+ * @param steps of the whole fits
+ */
+export async function readProbes({ parts, probes }: ProbePlan, steps: number): Promise<ProbeResults> {
   const layer = curveLayer(parts);
   const curves = new Map<Projection, Array<[number, number]>>();
-  const opened = new Map<Probe, FactorFile[]>();
+  let all: readonly FactorFile[] = [];
   for (const probe of [...probes].sort((a, b) => a.bases - b.bases)) {
     const files = await openFactorFolder(probe.folder);
-    opened.set(probe, files);
-    for (const [key, error] of squaredErrors(files)) {
-      const { projection } = parts.find((part) => projectionKey(part) === key && part.layer === layer) ?? {};
-      if (projection) curves.set(projection, [...(curves.get(projection) ?? []), [probe.bases, error]]);
+    if (probe === probes[0]) all = files;
+    const errors = meansOf(files, (report) => report.relativeError ** 2 * remainingShare(report.losses ?? [], steps));
+    for (const { projection } of parts.filter((part) => part.layer === layer)) {
+      const error = errors.get(projectionKey({ layer, projection })) as number;
+      curves.set(projection, [...(curves.get(projection) ?? []), [probe.bases, error]]);
     }
   }
-  return { files: opened.get(probes[0]) as FactorFile[], curves };
+  return {
+    files: all,
+    errors: meansOf(all, ({ relativeError }) => relativeError ** 2),
+    remaining: meansOf(all, ({ losses = [] }) => remainingShare(losses, steps)),
+    curves,
+  };
 }
 
-/** The relative squared error of each projection, by `projectionKey`: the mean of its groups, which have equal shares of its experts. */
-export function squaredErrors(files: readonly FactorFile[]): Map<string, number> {
-  const sums = new Map<string, { error: number; count: number }>();
+/** The mean over the groups of each projection, which have equal shares of its experts; by `projectionKey`. */
+function meansOf(
+  files: readonly FactorFile[],
+  measure: (report: FactorMetadata['report']) => number,
+): Map<string, number> {
+  const sums = new Map<string, { sum: number; count: number }>();
   for (const { metadata } of files) {
     const key = projectionKey(metadata.report);
-    const { error, count } = sums.get(key) ?? { error: 0, count: 0 };
-    sums.set(key, { error: error + metadata.report.relativeError ** 2, count: count + 1 });
+    const { sum, count } = sums.get(key) ?? { sum: 0, count: 0 };
+    sums.set(key, { sum: sum + measure(metadata.report), count: count + 1 });
   }
-  return new Map([...sums].map(([key, { error, count }]) => [key, error / count]));
+  return new Map([...sums].map(([key, { sum, count }]) => [key, sum / count]));
 }
