@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles } from '../../fixtures/compare-weights.js';
@@ -7,9 +7,11 @@ import { TINY_MODEL } from '../../fixtures/paths.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH } from '../../fixtures/thorough.js';
+import { describePlan } from '../../src/cli/describe-plan.js';
 import type { Allocation } from '../../src/conversion/allocation.js';
-import type { CompressOptions } from '../../src/conversion/settings.js';
-import { OptionError } from '../../src/errors.js';
+import { groupLabel } from '../../src/conversion/group-plan.js';
+import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
+import { InterruptedError, OptionError } from '../../src/errors.js';
 import { PROJECTIONS, type Projection } from '../../src/models/family.js';
 import { compress } from './compress.js';
 import { evaluate } from './evaluate.js';
@@ -18,6 +20,7 @@ import { exportFactors } from './export.js';
 import { fitFactors } from './fit.js';
 import { generate } from './generate.js';
 import { inspect } from './inspect.js';
+import { plan } from './plan.js';
 import { verify } from './verify.js';
 
 const root = temporaryFolder();
@@ -141,4 +144,92 @@ test('a model with bases by layer and projection runs like its expansion', THORO
     texts.push(told);
   }
   expect(texts[0]).toBe(texts[1]);
+});
+
+describe('an allocation that is decided from short fits', () => {
+  const wanted: CompressOptions = { ...OUTPUT, steps: 6, bases: 3, allocate: 'error', projections: [...PROJECTIONS] };
+  const probesBeside = () => readdirSync(root).filter((name) => name.startsWith('.mobe-probes'));
+  let model: string;
+
+  beforeAll(async () => {
+    model = at('probed');
+    await generateFamily(model, 'qwen3_moe', { sizes: { ...TINY, layers: 3 } });
+  });
+
+  test('is in the record; the same command finds its result; an interrupted one goes on from its probes', async () => {
+    const whole = await compress(model, at('probed-native'), wanted);
+    const { measure, projections } = whole.settings.allocation as Allocation;
+    expect([measure, projections.length]).toEqual(['error', 9]);
+    expect(probesBeside()).toEqual([]);
+    expect((await verify(model, at('probed-native'), { threads: 1 })).problems).toEqual([]);
+    const fitted: string[] = [];
+    const again = await compress(model, at('probed-native'), wanted, {
+      onProgress: (it) => void (it.kind === 'group' && fitted.push(groupLabel(it.report))),
+    });
+    expect([again.already, fitted]).toEqual([true, []]);
+
+    const stop = new AbortController();
+    let groups = 0;
+    const interrupted = compress(model, at('probed-resumed'), wanted, {
+      signal: stop.signal,
+      onProgress: (it) => void (it.kind === 'group' && ++groups === 4 && stop.abort()),
+    });
+    await expect(interrupted).rejects.toThrow(InterruptedError);
+    expect(probesBeside()).toHaveLength(1);
+    await compress(model, at('probed-resumed'), wanted, {
+      onProgress: (it) => void (it.kind === 'phase' && it.phase === 'probe' && fitted.push(String(it.groups))),
+    });
+    expect(Number(fitted[0])).toBeLessThan(9 + 2 * 3);
+    expect(differingFiles(at('probed-resumed'), at('probed-native'))).toEqual([]);
+    expect(probesBeside()).toEqual([]);
+  });
+
+  test('a folder with another result is refused before a probe', async () => {
+    let probed = false;
+    const run = compress(
+      model,
+      at('probed-native'),
+      { ...wanted, seed: 7 },
+      {
+        onProgress() {
+          probed = true;
+        },
+      },
+    );
+    await expect(run).rejects.toThrow(/holds another result \(seed 0, now 7\)/);
+    expect(probed).toBe(false);
+  });
+
+  test('a plan tells of the fits, and with --curve makes them', async () => {
+    const even = await plan(model, wanted);
+    expect(even.probes).toMatchObject({ finished: false, steps: 6 });
+    expect(even.settings.allocation).toBeUndefined();
+    expect(describePlan(even)).toMatch(/allocation +is decided after \d+ short fits of 6 steps/);
+    const decided = await plan(model, wanted, { curve: true });
+    const { curve = [], projections = [] } = decided.settings.allocation ?? {};
+    expect(projections).toHaveLength(9);
+    expect(curve.at(-1)).toEqual([1, 0]);
+    expect(describePlan(decided)).toMatch(/^ +2 +\S+ +\S+ % +\S+ +\S+ % +\S+ +\S+ %$/m);
+    await expect(plan(model, { ...wanted, allocate: 'uniform' }, { curve: true })).rejects.toThrow('--curve');
+  });
+});
+
+test.each<[string, CompressOptions, RegExp]>([
+  ['calibrated without a record', { allocate: 'calibrated' }, /^--allocate: .*mobe calibrate/],
+  ['a sensitivity that is not measured', { allocate: 'error', sensitivity: 'kl' }, /^--sensitivity: .*--calibration/],
+  ['a loss that is no KL', { calibration: 'x', maxLoss: 0.001 }, /^--max-loss: .*--sensitivity kl/],
+  ['a loss and a share', { calibration: 'x', sensitivity: 'kl', maxLoss: 0.1, keep: 0.7 }, /^--max-loss: .*--keep/],
+  ['a loss and bases', { calibration: 'x', sensitivity: 'kl', maxLoss: 0.1, bases: 3 }, /^--max-loss: .*--bases/],
+  ['svd', { method: 'svd', format: 'hf', allocate: 'error' }, /^--allocate: --method svd has no bases/],
+])('%s is refused', (_, options, message) => {
+  expect(() => resolveSettings(options)).toThrow(message);
+});
+
+test('a record decides the defaults', () => {
+  expect(resolveSettings({ calibration: 'x' })).toMatchObject({
+    allocate: 'calibrated',
+    sensitivity: 'local',
+    projections: PROJECTIONS,
+  });
+  expect(resolveSettings({})).toMatchObject({ allocate: 'uniform', projections: ['gate_proj', 'up_proj'] });
 });
