@@ -37,9 +37,9 @@ export interface PlannedMetric {
 
 /**
  * Bytes that are held while the metric of an expert is made: the routing of a layer; a batch of tokens and what is computed of them;
- * the expert's weights; three copies of a covariance; and what a low rank of it is computed with.
+ * the expert's weights; three copies of a covariance; what a low rank of it is computed with; and metrics that are made together.
  */
-export function weighingBytes({ metric, size }: PlannedMetric, group: GroupPlan): number {
+export function weighingBytes({ metric, size }: PlannedMetric, group: GroupPlan, groups: readonly GroupPlan[]): number {
   const described = jobMetric(metric, group);
   if (!described) return 0;
   const { rows: p, cols: d } = group.problem;
@@ -51,7 +51,9 @@ export function weighingBytes({ metric, size }: PlannedMetric, group: GroupPlan)
   const batch = tokensAtOnce(d) * (4 * d + 5 * p);
   const weights = rows ? 6 * p * d : 0;
   const rank = covariance?.rank ?? 0;
-  return 4 * (routing + batch + weights + 3 * order ** 2 + 6 * order * rank + 6 * rank ** 2);
+  const others = measuredTogether(metric, group, groups).filter((it) => it !== group);
+  const ahead = others.reduce((sum, it) => sum + metricBytes(metric, it), 0);
+  return ahead + 4 * (routing + batch + weights + 3 * order ** 2 + 6 * order * rank + 6 * rank ** 2);
 }
 
 /** A chosen metric, and the plan of the memory with it. */
@@ -96,6 +98,19 @@ export function metricBytes(plan: MetricPlan | undefined, group: GroupPlan): num
   const { experts: n, rows: p, cols: d } = group.problem;
   const numbers = (form: MetricMatrixForm | undefined, size: number): number => (form ? matrixElements(form, size) : 0);
   return 4 * n * (numbers(rows, p) + numbers(columns, d));
+}
+
+/** Metrics of a layer that are together no larger than this are made in one pass over its tokens. */
+const TOGETHER_BYTES = 64 * MIB;
+
+/** The groups whose metrics are made with that of a group: those of its experts, if that takes little memory. */
+export function measuredTogether(
+  plan: MetricPlan,
+  group: GroupPlan,
+  groups: readonly GroupPlan[],
+): readonly GroupPlan[] {
+  const same = groups.filter((it) => it.layer === group.layer && it.group === group.group && jobMetric(plan, it));
+  return same.reduce((sum, it) => sum + metricBytes(plan, it), 0) <= TOGETHER_BYTES ? same : [group];
 }
 
 /** Config keys with the number of experts that a token is sent to. */
