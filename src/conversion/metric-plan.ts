@@ -186,8 +186,19 @@ function tryPlan<T>(plan: () => T): T | undefined {
   }
 }
 
-/** What a low rank of the covariances was measured to keep of the gain of full ones; docs/solver.md. */
-const LOW_RANK_EXPECTATION = 'it keeps about half of what a full one gains';
+/** The share of a full metric's gain in KL that a low rank keeps, by the share of the width that it is: docs/solver.md. */
+const KEPT_GAIN = [
+  { rank: 1 / 8, gain: 0.38 },
+  { rank: 1 / 3, gain: 0.62 },
+  { rank: 1, gain: 1 },
+] as const;
+
+/** The expected share, interpolated in the logarithm of the rank. */
+function expectedGain(rank: number): number {
+  const [low, high] = rank < KEPT_GAIN[1].rank ? KEPT_GAIN : [KEPT_GAIN[1], KEPT_GAIN[2]];
+  const part = Math.log(rank / low.rank) / Math.log(high.rank / low.rank);
+  return Math.max(0, low.gain + part * (high.gain - low.gain));
+}
 
 function describe(
   { form, rank, fit }: MetricPlan,
@@ -198,7 +209,9 @@ function describe(
 ): string {
   const more = memory.expectedBytes - plain.expectedBytes;
   const kind =
-    form === 'full' ? 'full covariances' : `covariances of rank ${rank} of ${width}, ${LOW_RANK_EXPECTATION}`;
+    form === 'full'
+      ? 'full covariances'
+      : `covariances of rank ${rank} of ${width}, expected to keep about ${Math.round(100 * expectedGain((rank as number) / width))} % of what full ones gain`;
   const use = fit ? 'fits and their last A' : 'the last A of fits';
   return `${kind}, for ${use}; ${formatBytes(more)} more memory (${Math.round((100 * more) / plain.expectedBytes)} %); about ${Math.round(perExpert)} tokens an expert`;
 }
