@@ -34,7 +34,10 @@ export function neededWeights(projection: Projection, hasGate: boolean): Readonl
   return hasGate ? ['gate', 'down'] : ['up', 'down'];
 }
 
-/** An expert's dense weights as stored: gate and up (p, d), down (d, p). Those that are not needed are left out. */
+/** Whether two projections have the same covariance: gate and up have the same inputs. */
+export const sharesCovariance = (a: Projection, b: Projection): boolean => a !== 'down_proj' && b !== 'down_proj';
+
+/** An expert's dense weights as stored: gate and up (p, d), down (d, p). Those that are not needed may be left out. */
 export interface ExpertWeights {
   readonly gate?: Float32Array | undefined;
   readonly up?: Float32Array | undefined;
@@ -68,7 +71,7 @@ export interface Measured {
   readonly neurons?: Float64Array | undefined;
 }
 
-/** The fewest tokens for which a program is made; fewer are padded with zeros. */
+/** Programs are made for multiples of so many tokens; the rest is padded with zeros. */
 const LEAST_TOKENS = 64;
 /** The most numbers of inputs that are measured at once. */
 const MOST_NUMBERS = 2 ** 23;
@@ -78,6 +81,12 @@ const MOST_TOKENS = 4096;
 /** The most tokens of a batch: a power of two. */
 export const tokensAtOnce = (width: number): number =>
   Math.min(MOST_TOKENS, Math.max(LEAST_TOKENS, 2 ** Math.floor(Math.log2(MOST_NUMBERS / width))));
+
+/** The tokens of a program: an eighth more than `count` at most, so that few programs are made. */
+function roomFor(count: number): number {
+  const step = Math.max(LEAST_TOKENS, 2 ** (Math.floor(Math.log2(count)) - 3));
+  return Math.ceil(count / step) * step;
+}
 
 interface Expert extends MeasuredExpert {
   readonly inputs: Readonly<Record<string, EngineTensor>>;
@@ -98,7 +107,12 @@ export class ExpertStatistics {
   constructor(
     private readonly engine: Engine,
     private readonly options: StatisticsOptions,
+    /** Statistics of another projection of the same experts, with the same covariance. They finish first. */
+    private readonly twin?: ExpertStatistics,
   ) {}
+
+  /** The last expert's covariance as it was written. */
+  private written: Float32Array | undefined;
 
   /** The covariance is that of hidden activations (down), or of inputs. */
   private get hidden(): boolean {
@@ -120,13 +134,17 @@ export class ExpertStatistics {
     return this.hidden ? this.options.rows : this.options.cols;
   }
 
-  /** Begins an expert. @param weights those of `neededWeights` if rows have a form, else none */
-  begin(expert: MeasuredExpert, { gate, up, down }: ExpertWeights): void {
-    const { rows: p, cols: d } = this.options;
+  /** Begins an expert. If rows have a form, `weights` has those of `neededWeights`. */
+  begin(expert: MeasuredExpert, weights: ExpertWeights): void {
+    const { rows: p, cols: d, projection } = this.options;
+    const needed = this.options.form.rows ? neededWeights(projection, weights.gate !== undefined) : [];
+    const [gate, up, down] = (['gate', 'up', 'down'] as const).map((name) =>
+      needed.includes(name) ? weights[name] : undefined,
+    );
     const { size } = this;
-    const form = this.covarianceForm;
+    const form = this.twin ? undefined : this.covarianceForm;
     const rank = form?.form === 'low-rank' ? (form.rank as number) : 0;
-    const direct = expert.tokens <= rank ? new Float32Array(size * rank) : undefined;
+    const direct = form && expert.tokens <= rank ? new Float32Array(size * rank) : undefined;
     const inputs: Record<string, EngineTensor> = {};
     if (up) inputs.up = this.engine.tensor(up, [p, d]);
     if (gate) inputs.gate = this.engine.tensor(gate, [p, d]);
@@ -147,7 +165,7 @@ export class ExpertStatistics {
     const it = this.expert as Expert;
     const { cols: d } = this.options;
     const count = importance.length;
-    const room = Math.max(LEAST_TOKENS, 2 ** Math.ceil(Math.log2(count)));
+    const room = roomFor(count);
     const X = this.engine.tensor(padded(inputs, room * d), [room, d]);
     const v = this.engine.tensor(padded(importance, room), [room, 1]);
     const { covariance: S, neurons } = it;
@@ -178,6 +196,8 @@ export class ExpertStatistics {
     const target = this.hidden ? numbers : numbers.subarray(rows);
     if (it.direct) shrinkFactor(it.direct, meanSquare(it.direct, this.size), 0, it.shrinkage, target);
     else if (it.covariance) await this.writeCovariance(it, target);
+    else if (this.twin?.written) target.set(this.twin.written);
+    this.written = target;
     const sums = it.neurons && (await this.engine.read(it.neurons));
     const neurons = sums && Float64Array.from(sums, (sum, k) => sum * ((it.downNorms?.[k] as number) ?? 1));
     for (const tensor of [...Object.values(it.inputs), it.covariance, it.neurons]) tensor?.dispose();

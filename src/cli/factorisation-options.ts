@@ -1,6 +1,6 @@
 /** The options for what to factorise and how. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { ALLOCATE_CHOICES, SENSITIVITY_CHOICES } from '../conversion/allocation.js';
+import { ALLOCATE_CHOICES, METRIC_CHOICES, REPAIR_CHOICES, SENSITIVITY_CHOICES } from '../conversion/allocation.js';
 import { DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
 import { QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
@@ -70,6 +70,24 @@ export function addFactorisationOptions(command: Command): Command {
         '--projections <list>',
         `projections to factorise, comma-separated: gate_proj, up_proj, down_proj (default: ${DEFAULT_PROJECTIONS.join(',')}; with a calibration record all)`,
       ).argParser(projections),
+    )
+    .addOption(
+      new Option(
+        '--calibration <record>',
+        'a calibration record of the model (mobe calibrate): bases are allocated and experts fitted by what matters on its text',
+      ),
+    )
+    .addOption(
+      new Option(
+        '--metric <form>',
+        "how fits weigh errors by the record; full: by the covariance of each expert's inputs; low-rank: by an approximation of it, which takes less memory; none: all alike (default: with a record, full if that adds at most a quarter to the memory, else low-rank)",
+      ).choices(METRIC_CHOICES),
+    )
+    .addOption(
+      new Option(
+        '--repair <what>',
+        'what is fitted anew to the record after rounding; factors: the last A of each expert, also of fits without a metric (default: factors with a record, else none; a fit in a metric always fits its last A in it)',
+      ).choices(REPAIR_CHOICES),
     )
     .addOption(
       new Option(

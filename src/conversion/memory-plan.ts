@@ -253,7 +253,7 @@ const largestMetric = (groups: readonly GroupPlan[], weighing: PlannedMetric | u
 /** The thread and the bytes with which metrics are made and held, `held` of them at once. */
 function weighingTerms(groups: readonly GroupPlan[], weighing: PlannedMetric | undefined, held: number) {
   if (!weighing) return { threads: 0, metricBytes: 0 };
-  const stage = groups.reduce((top, group) => Math.max(top, weighingBytes(weighing, group)), 0);
+  const stage = groups.reduce((top, group) => Math.max(top, weighingBytes(weighing, group, groups)), 0);
   return { threads: 1, metricBytes: held * largestMetric(groups, weighing) + stage };
 }
 

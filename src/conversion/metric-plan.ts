@@ -37,9 +37,9 @@ export interface PlannedMetric {
 
 /**
  * Bytes that are held while the metric of an expert is made: the routing of a layer; a batch of tokens and what is computed of them;
- * the expert's weights; three copies of a covariance; and what a low rank of it is computed with.
+ * the expert's weights; three copies of a covariance; what a low rank of it is computed with; and metrics that are made together.
  */
-export function weighingBytes({ metric, size }: PlannedMetric, group: GroupPlan): number {
+export function weighingBytes({ metric, size }: PlannedMetric, group: GroupPlan, groups: readonly GroupPlan[]): number {
   const described = jobMetric(metric, group);
   if (!described) return 0;
   const { rows: p, cols: d } = group.problem;
@@ -51,7 +51,9 @@ export function weighingBytes({ metric, size }: PlannedMetric, group: GroupPlan)
   const batch = tokensAtOnce(d) * (4 * d + 5 * p);
   const weights = rows ? 6 * p * d : 0;
   const rank = covariance?.rank ?? 0;
-  return 4 * (routing + batch + weights + 3 * order ** 2 + 6 * order * rank + 6 * rank ** 2);
+  const others = measuredTogether(metric, group, groups).filter((it) => it !== group);
+  const ahead = others.reduce((sum, it) => sum + metricBytes(metric, it), 0);
+  return ahead + 4 * (routing + batch + weights + 3 * order ** 2 + 6 * order * rank + 6 * rank ** 2);
 }
 
 /** A chosen metric, and the plan of the memory with it. */
@@ -96,6 +98,19 @@ export function metricBytes(plan: MetricPlan | undefined, group: GroupPlan): num
   const { experts: n, rows: p, cols: d } = group.problem;
   const numbers = (form: MetricMatrixForm | undefined, size: number): number => (form ? matrixElements(form, size) : 0);
   return 4 * n * (numbers(rows, p) + numbers(columns, d));
+}
+
+/** Metrics of a layer that are together no larger than this are made in one pass over its tokens. */
+const TOGETHER_BYTES = 64 * MIB;
+
+/** The groups whose metrics are made with that of a group: those of its experts, if that takes little memory. */
+export function measuredTogether(
+  plan: MetricPlan,
+  group: GroupPlan,
+  groups: readonly GroupPlan[],
+): readonly GroupPlan[] {
+  const same = groups.filter((it) => it.layer === group.layer && it.group === group.group && jobMetric(plan, it));
+  return same.reduce((sum, it) => sum + metricBytes(plan, it), 0) <= TOGETHER_BYTES ? same : [group];
 }
 
 /** Config keys with the number of experts that a token is sent to. */
@@ -171,8 +186,19 @@ function tryPlan<T>(plan: () => T): T | undefined {
   }
 }
 
-/** What a low rank of the covariances was measured to keep of the gain of full ones; docs/solver.md. */
-const LOW_RANK_EXPECTATION = 'it keeps about half of what a full one gains';
+/** The share of a full metric's gain in KL that a low rank keeps, by the share of the width that it is: docs/solver.md. */
+const KEPT_GAIN = [
+  { rank: 1 / 8, gain: 0.38 },
+  { rank: 1 / 3, gain: 0.62 },
+  { rank: 1, gain: 1 },
+] as const;
+
+/** The expected share, interpolated in the logarithm of the rank. */
+function expectedGain(rank: number): number {
+  const [low, high] = rank < KEPT_GAIN[1].rank ? KEPT_GAIN : [KEPT_GAIN[1], KEPT_GAIN[2]];
+  const part = Math.log(rank / low.rank) / Math.log(high.rank / low.rank);
+  return Math.max(0, low.gain + part * (high.gain - low.gain));
+}
 
 function describe(
   { form, rank, fit }: MetricPlan,
@@ -183,7 +209,9 @@ function describe(
 ): string {
   const more = memory.expectedBytes - plain.expectedBytes;
   const kind =
-    form === 'full' ? 'full covariances' : `covariances of rank ${rank} of ${width}, ${LOW_RANK_EXPECTATION}`;
+    form === 'full'
+      ? 'full covariances'
+      : `covariances of rank ${rank} of ${width}, expected to keep about ${Math.round(100 * expectedGain((rank as number) / width))} % of what full ones gain`;
   const use = fit ? 'fits and their last A' : 'the last A of fits';
   return `${kind}, for ${use}; ${formatBytes(more)} more memory (${Math.round((100 * more) / plain.expectedBytes)} %); about ${Math.round(perExpert)} tokens an expert`;
 }

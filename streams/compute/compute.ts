@@ -5,6 +5,7 @@ import {
   type Measured,
   type MeasuredExpert,
   type StatisticsOptions,
+  sharesCovariance,
   type TokenBatch,
 } from '../../src/calibration/expert-statistics.js';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
@@ -16,6 +17,7 @@ import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.j
 import { mapValues } from '../../src/map-values.js';
 import type { GroupShape, Reconstruction } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
+import type { Projection } from '../../src/models/family.js';
 import { type FitJob, type JobData, type JobHooks, type JobOutput, runJob } from './job.js';
 import { type SquaredError, squaredError } from './squared-error.js';
 
@@ -56,7 +58,7 @@ export interface ComputeOptions {
 
 /** An engine, and the factors that are loaded into it. */
 export class Compute {
-  private statistics: ExpertStatistics | undefined;
+  private statistics: Array<{ readonly projection: Projection; readonly of: ExpertStatistics }> = [];
   private held: { readonly factors: LoadedFactors; readonly reconstruction: Reconstruction } | undefined;
 
   private constructor(private readonly engine: Engine) {}
@@ -100,26 +102,33 @@ export class Compute {
     return Promise.resolve(squaredError(decodeAsStored(dense), decodeAsStored(rebuilt)));
   }
 
-  /** Prepares to measure the metrics of a group's experts, one after another, until others are. */
-  async openStatistics(options: StatisticsOptions | undefined): Promise<void> {
-    await this.statistics?.dispose();
-    this.statistics = options && new ExpertStatistics(this.engine, options);
+  /** Prepares to measure the metrics of some projections of the same experts, one expert after another. */
+  async openStatistics(projections: readonly StatisticsOptions[]): Promise<void> {
+    for (const { of } of this.statistics) await of.dispose();
+    this.statistics = [];
+    for (const options of projections) {
+      const twin = this.statistics.find(({ projection }) => sharesCovariance(projection, options.projection));
+      const of = new ExpertStatistics(this.engine, options, twin?.of);
+      this.statistics.push({ projection: options.projection, of });
+    }
   }
 
   /** Begins to measure an expert. Its tokens follow. */
   async beginExpert(expert: MeasuredExpert, stored: StoredExpert): Promise<void> {
-    const weights = mapValues(stored as Record<string, StoredWeights>, decodeAsStored) as ExpertWeights;
-    this.statistics?.begin(expert, weights);
+    const weights: ExpertWeights = mapValues(stored as Record<string, StoredWeights>, decodeAsStored);
+    for (const { of } of this.statistics) of.begin(expert, weights);
   }
 
   /** Adds some of its tokens. */
   async addTokens(tokens: TokenBatch): Promise<void> {
-    await this.statistics?.add(tokens);
+    for (const { of } of this.statistics) await of.add(tokens);
   }
 
-  /** The expert's metric. */
-  async finishExpert(): Promise<Measured | undefined> {
-    return this.statistics?.finish();
+  /** The expert's metrics, in the order of the projections. */
+  async finishExpert(): Promise<Measured[]> {
+    const measured: Measured[] = [];
+    for (const { of } of this.statistics) measured.push(await of.finish());
+    return measured;
   }
 
   /** Measures matrix products of (rows, rank) and (rank, cols): floating-point operations a second. */

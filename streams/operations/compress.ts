@@ -127,6 +127,10 @@ export async function* fitExperts(
     const { seed } = settings;
     // Without a graphics device of its own, this machine measures on its CPU for those that fit.
     const thread = { engine: remote ? DEFAULT_ENGINE : settings.engine, threads: memory.threadsPerWorker };
-    yield* withThread(thread, signal, (thread) => fits({ record, metric, layers, activation, seed, thread }));
+    try {
+      yield* withThread(thread, signal, (thread) => fits({ record, metric, layers, activation, seed, thread }));
+    } finally {
+      await record.close();
+    }
   }
 }

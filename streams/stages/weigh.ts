@@ -3,20 +3,24 @@
  * of one expert after another, some at a time, and a thread of its own computes with them.
  */
 
-import { type Measured, neededWeights, tokensAtOnce } from '../../src/calibration/expert-statistics.js';
+import {
+  type ExpertWeights,
+  type Measured,
+  neededWeights,
+  tokensAtOnce,
+} from '../../src/calibration/expert-statistics.js';
 import { type ExpertTokens, tokensOfExperts } from '../../src/calibration/expert-tokens.js';
-import { expertNumbers } from '../../src/calibration/group-metric.js';
 import type { CalibrationRecord, LayerRecord } from '../../src/calibration/record.js';
 import { shrinkage } from '../../src/calibration/shrinkage.js';
 import { allFinite } from '../../src/checkpoint/codec.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
-import { jobMetric, type MetricPlan } from '../../src/conversion/metric-plan.js';
+import { jobMetric, type MetricPlan, measuredTogether } from '../../src/conversion/metric-plan.js';
 import { NonFiniteMetricError, RecordShapeError } from '../../src/errors.js';
 import type { Activation } from '../../src/methods/mobe/problem.js';
-import type { ExpertLayer, Projection } from '../../src/models/family.js';
+import type { ExpertLayer } from '../../src/models/family.js';
 import type { RangeReader } from '../../src/sources/files.js';
-import type { StoredExpert } from '../compute/compute.js';
+import type { StoredWeights } from '../compute/compute.js';
 import type { ComputeThread } from '../compute/compute-thread.js';
 import type { NormalisedGroup, WeighedGroup, WeighedMetric } from '../records.js';
 
@@ -41,27 +45,38 @@ const SAMPLE = 5;
 const LEAST_ROW = 0.05;
 const MOST_ROW = 20;
 
-/** Throws a `RecordError` if the record does not fit the group, or has numbers that are not finite. */
+/** Throws a `RecordError` if the record does not fit a group, or has numbers that are not finite. */
 export async function* weigh(
   groups: AsyncIterable<NormalisedGroup>,
   options: WeighOptions,
 ): AsyncGenerator<WeighedGroup> {
-  const { record } = options;
-  const coming = options.groups.map(({ layer }) => layer);
+  const { record, metric: plan } = options;
+  const coming = [...options.groups];
+  /** Metrics that were made with another group's. */
+  const ready = new Map<string, WeighedMetric>();
   let open: OpenLayer | undefined;
   for await (const it of groups) {
     const { group } = it;
-    const described = jobMetric(options.metric, group);
-    if (!described) yield it;
+    const label = groupLabel(group);
+    if (!jobMetric(plan, group)) yield it;
     else {
       if (open?.layer.layer !== group.layer) open = await openLayer(record, group, options.layers);
-      yield { ...it, metric: { ...described, ...(await measure(it, open, described.form, options)) } };
+      if (!ready.has(label)) {
+        const together = measuredTogether(plan, group, coming);
+        for (const [i, metric] of (await measure(together, open, options)).entries())
+          ready.set(groupLabel(together[i] as GroupPlan), metric);
+      }
+      const metric = ready.get(label) as WeighedMetric;
+      ready.delete(label);
+      yield { ...it, metric };
     }
-    coming.splice(coming.indexOf(group.layer), 1);
-    if (!coming.includes(group.layer)) {
-      if (open?.layer.layer === group.layer) open = undefined;
-      await record.release(group.layer);
-    }
+    coming.splice(
+      coming.findIndex((other) => groupLabel(other) === label),
+      1,
+    );
+    if (coming.some(({ layer }) => layer === group.layer)) continue;
+    if (open?.layer.layer === group.layer) open = undefined;
+    await record.release(group.layer);
   }
 }
 
@@ -83,82 +98,82 @@ async function openLayer(
     throw new RecordShapeError(record.name, number, `has inputs of width ${layer.width}, not ${problem.cols}`);
   if (layer.experts.some((expert) => expert < 0 || expert >= count))
     throw new RecordShapeError(record.name, number, `has tokens of experts above ${count - 1}`);
-  return { layer, weights, tokens: tokensOfExperts(layer, weights.up_proj.length) };
+  return { layer, weights, tokens: tokensOfExperts(layer, count) };
 }
 
+/** Makes the metrics of groups that have the same experts, in one pass over their tokens. */
 async function measure(
-  { group, experts }: NormalisedGroup,
+  groups: readonly GroupPlan[],
   { layer, tokens: all, weights }: OpenLayer,
-  form: WeighedMetric['form'],
-  { reader, thread, record, activation, seed }: WeighOptions,
-): Promise<Pick<WeighedMetric, 'experts' | 'facts'>> {
-  const { projection, problem } = group;
-  const { rows, cols } = problem;
-  const first = group.group * group.experts.length;
-  const needed = form.rows ? neededWeights(projection, weights.gate_proj.length > 0) : [];
-  await thread.call('openStatistics', [{ projection, rows, cols, form, activation, seed }]);
-  const measured: Measured[] = [];
+  { metric: plan, reader, thread, record, activation, seed }: WeighOptions,
+): Promise<WeighedMetric[]> {
+  const [group] = groups as [GroupPlan];
+  const { experts: count, rows, cols } = group.problem;
+  const first = group.group * count;
+  const jobs = groups.map((it) => jobMetric(plan, it) as NonNullable<ReturnType<typeof jobMetric>>);
+  const common = { rows, cols, activation, seed };
+  await thread.call('openStatistics', [
+    groups.map(({ projection }, i) => ({ projection, form: (jobs[i] as (typeof jobs)[0]).form, ...common })),
+  ]);
+  const hasGate = weights.gate_proj.length > 0;
+  const needed = new Set(
+    groups.flatMap(({ projection }, i) => (jobs[i]?.form.rows ? neededWeights(projection, hasGate) : [])),
+  );
+  const measured: Measured[][] = groups.map(() => []);
   const shares: number[] = [];
   const unreached: number[] = [];
-  for (const [own, bytes] of experts.entries()) {
-    const expert = first + own;
+  for (let expert = first; expert < first + count; expert++) {
     const found = all[expert] as ExpertTokens;
     if (found.tokens.length === 0) unreached.push(expert);
-    const tokens = found.tokens.length > 0 ? found : sampleOf(layer);
-    const stored: Record<string, { format: StoredMatrix & { transposed: false }; bytes: Uint8Array }> = {};
+    const { tokens, importance } = found.tokens.length > 0 ? found : sampleOf(layer);
+    const stored: Partial<Record<keyof ExpertWeights, StoredWeights>> = {};
     for (const name of needed) {
       const matrix = weights[`${name}_proj`][expert] as StoredMatrix;
-      const known = `${name}_proj` === (projection satisfies Projection) ? bytes : await readMatrix(reader, matrix);
-      stored[name] = { format: { ...matrix, transposed: false }, bytes: known };
+      stored[name] = { format: { ...matrix, transposed: false }, bytes: await readMatrix(reader, matrix) };
     }
     const share = shrinkage(found.tokens.length, cols);
     shares.push(share);
-    const count = tokens.tokens.length;
-    await thread.call('beginExpert', [{ expert, tokens: count, shrinkage: share }, stored as StoredExpert]);
+    await thread.call('beginExpert', [{ expert, tokens: tokens.length, shrinkage: share }, stored]);
     const most = tokensAtOnce(cols);
-    for (let at = 0; at < count; at += most) {
-      const chunk = tokens.tokens.subarray(at, at + most);
+    for (let at = 0; at < tokens.length; at += most) {
+      const chunk = tokens.subarray(at, at + most);
       const inputs = new Float32Array(chunk.length * cols);
       await layer.readInputs(chunk, inputs);
-      const importance = tokens.importance.slice(at, at + most);
-      await thread.call('addTokens', [{ inputs, importance }], [inputs.buffer]);
+      await thread.call('addTokens', [{ inputs, importance: importance.slice(at, at + most) }], [inputs.buffer]);
     }
-    const result = (await thread.call('finishExpert', [])) as Measured;
-    if (!isSound(result)) throw new NonFiniteMetricError(record.name, groupLabel(group), expert);
-    measured.push(result);
+    for (const [i, result] of (await thread.call('finishExpert', [])).entries()) {
+      if (!isSound(result)) throw new NonFiniteMetricError(record.name, groupLabel(groups[i] as GroupPlan), expert);
+      measured[i]?.push(result);
+    }
   }
-  await thread.call('openStatistics', [undefined]);
-  if (form.rows?.form === 'diagonal')
-    writeRows(
-      measured,
-      unreached.map((expert) => expert - first),
-      expertNumbers(problem, form).rows,
-    );
-  const counts = all.slice(first, first + experts.length).map(({ tokens }) => tokens.length);
-  return {
-    experts: measured.map(({ matrices }) => matrices),
-    facts: { tokens: range(counts), shrinkage: range(shares), ...(unreached.length && { unreached }) },
-  };
+  await thread.call('openStatistics', [[]]);
+  const counts = all.slice(first, first + count).map(({ tokens }) => tokens.length);
+  const facts = { tokens: range(counts), shrinkage: range(shares), ...(unreached.length && { unreached }) };
+  const missing = new Set(unreached.map((expert) => expert - first));
+  return measured.map((own, i) => {
+    const job = jobs[i] as (typeof jobs)[0];
+    if (job.form.rows?.form === 'diagonal') writeRows(own, missing, rows);
+    return { ...job, experts: own.map(({ matrices }) => matrices), facts };
+  });
 }
 
 /** Tokens of the whole layer, evenly spaced, with equal weights. */
-function sampleOf({ tokens: count, width, scale }: LayerRecord): ExpertTokens {
+function sampleOf({ tokens: count, width, scale }: LayerRecord): Pick<ExpertTokens, 'tokens' | 'importance'> {
   const size = Math.min(count, SAMPLE * width);
   const tokens = Int32Array.from({ length: size }, (_, i) => Math.floor((i * count) / size));
-  const importance = Float32Array.from(tokens, (token) => scale[token] as number);
-  return { tokens, importance, weights: new Float32Array(size).fill(1) };
+  return { tokens, importance: Float32Array.from(tokens, (token) => scale[token] as number) };
 }
 
 /** Writes the diagonals of the rows. An expert that no token reached has mean 1, because its scale cannot be compared. */
-function writeRows(measured: readonly Measured[], unreached: readonly number[], rows: number): void {
-  const weights = measured.map(({ neurons }) => Float64Array.from(neurons as Float64Array, Math.sqrt));
+function writeRows(measured: readonly Measured[], unreached: ReadonlySet<number>, rows: number): void {
+  const weights = measured.map(({ neurons }) => (neurons as Float64Array).map(Math.sqrt));
   const mean = (of: readonly Float64Array[]): number => {
     const total = of.reduce((sum, own) => sum + own.reduce((a, b) => a + b, 0), 0);
     return total > 0 ? total / (of.length * rows) : 1;
   };
-  const reached = mean(weights.filter((_, expert) => !unreached.includes(expert)));
+  const reached = mean(weights.filter((_, expert) => !unreached.has(expert)));
   for (const [expert, own] of weights.entries()) {
-    const scale = unreached.includes(expert) ? mean([own]) : reached;
+    const scale = unreached.has(expert) ? mean([own]) : reached;
     const target = new Float32Array((measured[expert] as Measured).matrices.buffer, 0, rows);
     for (const [k, weight] of own.entries()) target[k] = Math.min(MOST_ROW, Math.max(LEAST_ROW, weight / scale));
   }

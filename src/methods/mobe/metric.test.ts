@@ -2,12 +2,15 @@
 import { describe, expect, test } from 'vitest';
 import {
   byExpert,
+  byLowRank,
   diagonalOf,
   each,
   exactA,
   flat,
   identity,
   inverse,
+  type LowRankMatrix,
+  lowRank,
   type Matrices,
   type Matrix,
   minus,
@@ -42,6 +45,9 @@ describe('the gradient is that of the objective, by finite differences', () => {
   const rows = each(3, () => positiveDefinite(5, 10));
   const rowWeights = each(3, () => diagonalOf(each(5, () => 0.2 + 2 * uniform())));
   const columnWeights = diagonalOf(each(7, () => 0.2 + 2 * uniform()));
+  const low = each(3, () => lowRank(7, 2, 10));
+  const lowRows = each(3, () => lowRank(5, 3, 10));
+  const fullOf = (matrices: readonly LowRankMatrix[]): Matrix[] => matrices.map(({ full }) => full);
   const cases: Array<[string, Activation, Matrices, Metric]> = [
     ...ACTIVATIONS.map((activation): [string, Activation, Matrices, Metric] => [
       `C and weights of rows, ${activation}`,
@@ -53,13 +59,30 @@ describe('the gradient is that of the objective, by finite differences', () => {
     ['a full P alone', 'silu', { C: same(identity(7)), P: rows }, { rows: byExpert(rows) }],
     ['both full', 'tanh', { C: full, P: rows }, { columns: byExpert(full), rows: byExpert(rows) }],
     [
+      'a C of low rank and weights of rows',
+      'silu',
+      { C: fullOf(low), P: rowWeights },
+      { columns: byLowRank(low), rows: byExpert(rowWeights, 'diagonal') },
+    ],
+    ['a P of low rank alone', 'silu', { C: same(identity(7)), P: fullOf(lowRows) }, { rows: byLowRank(lowRows) }],
+    [
+      'both of low rank, C shared by all experts',
+      'tanh',
+      { C: same((low[0] as LowRankMatrix).full), P: fullOf(lowRows) },
+      { columns: byLowRank(low, true), rows: byLowRank(lowRows) },
+    ],
+    [
       'diagonal C and full P, shared by all experts',
       'tanh',
       { C: same(columnWeights), P: same(rows[0] as Matrix) },
       { columns: byExpert([columnWeights], 'diagonal', true), rows: byExpert(rows, 'full', true) },
     ],
   ];
-  test.each(cases)('%s', async (_, activation, matrices, metric) => {
+  const ways = cases.flatMap(([name, ...it]) => [
+    [name, ...it, false] as const,
+    ...(it[2].columns ? [[`${name}, by elimination`, ...it, true] as const] : []),
+  ]);
+  test.each(ways)('%s', async (_, activation, matrices, metric, eliminates) => {
     const problem: Problem = { ...small, activation };
     const B = normals(2, 21).flat();
     const alpha = normals(3, 2).flat();
@@ -67,13 +90,13 @@ describe('the gradient is that of the objective, by finite differences', () => {
       const F = mixed(problem, B, alpha, i);
       return inverse(product(F, matrices.C[i] as Matrix, transposed(F)));
     });
-    const program = await engine.compile(traceGradient(problem, 3, metric));
+    const program = await engine.compile(traceGradient(problem, 3, metric, eliminates));
     const stacked = new WeightedTargets(engine, problem, targetsOf(W, metric), true);
     const tensor = (values: readonly number[], shape: number[]) => engine.tensor(Float32Array.from(values), shape);
     const out = await program.run({
       B: tensor(B, [2, 21]),
       alpha: tensor(alpha, [3, 2]),
-      X: tensor(X.flat(2), [3, 3, 3]),
+      ...(!eliminates && { X: tensor(X.flat(2), [3, 3, 3]) }),
       dB0: tensor(new Array(42).fill(0), [2, 21]),
       ...(await stacked.get({ first: 0, count: 3 })),
     });
@@ -110,7 +133,9 @@ describe('refit', () => {
   const W = each(2, () => normals(5, 9));
   const C = each(2, () => positiveDefinite(9, 5));
   const weights = each(2, () => diagonalOf(each(9, () => 0.1 + 3 * uniform())));
+  const low = each(2, () => lowRank(9, 3, 5));
   test.each<[string, Metric, readonly Matrix[]]>([
+    ['a C of low rank', { columns: byLowRank(low) }, low.map(({ full }) => full)],
     ['C by expert', { columns: byExpert(C) }, C],
     ['a shared C', { columns: byExpert(C, 'full', true) }, each(2, () => C[0] as Matrix)],
     ['a diagonal C', { columns: byExpert(weights, 'diagonal') }, weights],

@@ -3,7 +3,7 @@ import { trace } from '../../engine/graph.js';
 import { add, div, identity, matmul, mul, reshape, sqrt, sub, sum, total, type Value } from '../../engine/ops.js';
 import type { MetricForm } from '../method.js';
 import { activateWithDerivative } from './activation.js';
-import { gram, type restart, type sharpen, track } from './inverse.js';
+import { eliminate, gram, type restart, type sharpen, track } from './inverse.js';
 import { keepsProduct, metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
@@ -26,28 +26,30 @@ const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =
 /**
  * The share of one batch in the loss and the gradients. Gradients lack the factor 2/N, because both updates are
  * scale-invariant.
+ * @param eliminates whether G⁻¹ is computed by elimination, and not from an earlier X
  */
-export function traceGradient(problem: Problem, count: number, metric?: MetricForm) {
+export function traceGradient(problem: Problem, count: number, metric?: MetricForm, eliminates = false) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
   const weighted = { C: C0, WC: keepsProduct(metric) ? [count, p, d] : undefined, P: P0 };
-  const shapes = { B: [m, r * d], alpha: [count, m], X: [count, r, r], W: [count, p, d], dB0: [m, r * d], ...weighted };
+  const known = { X: eliminates ? undefined : [count, r, r] };
+  const shapes = { B: [m, r * d], alpha: [count, m], ...known, W: [count, p, d], dB0: [m, r * d], ...weighted };
   return trace(shapes, ({ B, alpha, X: X0, W, dB0, C, WC, P }) => {
     const { value: F, derivative } = mixBases(problem, B, alpha);
     const FC = timesColumns(F, C);
-    const { X, residual } = track(gram(F, FC), X0, TRACKING_STEPS);
-    const A = matmul(matmul(W, FC, { transposeB: true }), X);
+    const G = gram(F, FC);
+    const tracked = X0 && track(G, X0, TRACKING_STEPS);
+    const A = matmul(matmul(W, FC, { transposeB: true }), tracked?.X ?? eliminate(G));
     const R = sub(matmul(A, F), W);
     const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
     const PRC = timesRows(P, RC);
     const D = reshape(mul(matmul(A, PRC, { transposeA: true }), derivative), [count, r * d]);
     return {
-      X,
-      residual,
+      ...tracked,
       squared: total(mul(R, PRC)),
       dB: add(dB0, matmul(alpha, D, { transposeA: true })),
       dAlpha: matmul(D, B, { transposeB: true }),
-    };
+    } as Record<'X' | 'residual' | 'squared' | 'dB' | 'dAlpha', Value>;
   });
 }
 

@@ -9,8 +9,8 @@
  *
  *     G_i = F_i C_i F_iᵀ + λI    A_i = W_i C_i F_iᵀ G_i⁻¹    D_i = (2/N)(A_iᵀ P_i R_i C_i) ∘ f′
  *
- * B moves by one-sided Shampoo, α by Adam. G⁻¹ is updated from step to step by Newton–Schulz iteration. docs/solver.md has the
- * measurements behind the constants.
+ * B moves by one-sided Shampoo, α by Adam. G⁻¹ is updated from step to step by Newton–Schulz iteration, or computed anew by
+ * elimination if there is a C and the engine runs on a CPU. docs/solver.md has the measurements behind the constants.
  */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { DivergedError } from '../../errors.js';
@@ -38,6 +38,8 @@ const COEFFICIENT_MOMENTUM_LIMIT = 0.95;
 /** If a step's loss is above this multiple of the best loss, the step is undone and taken again at half the size. */
 const UNDO_FACTOR = 1.5;
 const MAX_UNDOS = 12;
+/** The share of the targets' mean square. */
+const LOSS_FLOOR = 1e-6;
 
 /** Fits B and α. Throws `DivergedError` if the loss grows however small the steps are. */
 export async function solveVarpro(
@@ -56,13 +58,14 @@ export async function solveVarpro(
 
 interface Programs {
   readonly gradient: Program;
-  readonly restart: Program;
-  readonly sharpen: Program;
+  /** Programs that start an inverse; undefined if it is computed anew at every step. */
+  readonly restart?: Program;
+  readonly sharpen?: Program;
 }
 
 interface Batch extends BatchRange, Programs {
-  /** X ≈ G⁻¹, (count, r, r). */
-  inverse: EngineTensor;
+  /** X ≈ G⁻¹, (count, r, r), from step to step. Undefined if it is computed anew. */
+  inverse: EngineTensor | undefined;
 }
 
 /** The variables that a step moves, and their moments. */
@@ -115,12 +118,15 @@ class VarproSolver {
     const { metric } = targets;
     const sizes = solverBatches(engine, problem, options.batchExperts, metric);
     const programs = new Map<number, Programs>();
+    const eliminates = metric?.columns !== undefined && engine.kind === 'cpu';
     for (const { count } of sizes) {
       if (programs.has(count)) continue;
       programs.set(count, {
-        gradient: await engine.compile(traceGradient(problem, count, metric)),
-        restart: await engine.compile(traceInverse(problem, count, restart, metric)),
-        sharpen: await engine.compile(traceInverse(problem, count, sharpen, metric)),
+        gradient: await engine.compile(traceGradient(problem, count, metric, eliminates)),
+        ...(!eliminates && {
+          restart: await engine.compile(traceInverse(problem, count, restart, metric)),
+          sharpen: await engine.compile(traceInverse(problem, count, sharpen, metric)),
+        }),
       });
     }
     const shape = [m, r * d];
@@ -148,9 +154,9 @@ class VarproSolver {
       state = { bases: start.bases, momentum: zeros(), gram, coefficients, moments };
     }
     const batches: Batch[] = sizes.map(({ first, count }) => {
-      const inverse = saved
-        ? engine.tensor(saved[`inverse ${first}`] as Float32Array, [count, r, r])
-        : identities(engine, count, r);
+      const known = saved?.[`inverse ${first}`] as Float32Array | undefined;
+      const start = () => (known ? engine.tensor(known, [count, r, r]) : identities(engine, count, r));
+      const inverse = eliminates ? undefined : start();
       return { first, count, inverse, ...(programs.get(count) as Programs) };
     });
     const update = await engine.compile(traceUpdate(problem));
@@ -171,7 +177,7 @@ class VarproSolver {
     while (!schedule.finished) {
       const gradient = accepted ?? (await this.gradient());
       // A is optimal for every B, so the loss jumps only if the step was too large or the inverse is wrong.
-      if (!accepted && !(gradient.loss <= UNDO_FACTOR * at.best)) {
+      if (!accepted && !(gradient.loss <= Math.max(UNDO_FACTOR * at.best, this.lossFloor))) {
         gradient.bases.dispose();
         if (!previous || ++at.undos > MAX_UNDOS) throw new DivergedError(this.options.label, at.steps);
         this.replaceState(previous);
@@ -251,7 +257,8 @@ class VarproSolver {
       'gradient bases': await this.engine.read(gradient.bases),
       'gradient coefficients': gradient.coefficients,
     };
-    for (const { first, inverse } of this.batches) state[`inverse ${first}`] = await this.engine.read(inverse);
+    for (const { first, inverse } of this.batches)
+      if (inverse) state[`inverse ${first}`] = await this.engine.read(inverse);
     await states.save(state);
   }
 
@@ -278,6 +285,11 @@ class VarproSolver {
     };
   }
 
+  /** In a metric the loss is a difference, and below this it is rounding noise that may be negative. */
+  private get lossFloor(): number {
+    return this.targets.hasColumns ? LOSS_FLOOR : Number.NEGATIVE_INFINITY;
+  }
+
   /** The loss and the gradients of the current state, summed over the batches. */
   private async gradient(): Promise<Gradient> {
     const { experts: n, rows, cols, bases: m } = this.problem;
@@ -298,12 +310,14 @@ class VarproSolver {
     const weighted = await this.targets.get(batch);
     for (let attempt = 0; ; attempt++) {
       const alpha = this.batchCoefficients(batch);
-      const state = { B: this.state.bases, alpha, X: batch.inverse, dB0: accumulated };
+      const { inverse } = batch;
+      const state = { B: this.state.bases, alpha, dB0: accumulated, ...(inverse && { X: inverse }) };
       const out = await batch.gradient.run({ ...state, ...weighted });
       alpha.dispose();
+      if (!inverse) return out;
       const residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
       if (residual < TRACKING_LIMIT || attempt > 0) {
-        batch.inverse.dispose();
+        inverse.dispose();
         batch.inverse = out.X as EngineTensor;
         return out;
       }
@@ -320,10 +334,11 @@ class VarproSolver {
   }
 
   private async invert(batch: Batch): Promise<boolean> {
+    if (!batch.inverse) return true;
     const alpha = this.batchCoefficients(batch);
     let residual = Number.POSITIVE_INFINITY;
     for (let round = 0; round < FRESH_ROUNDS && !(residual < TRACKING_LIMIT); round++) {
-      const program = round === 0 ? batch.restart : batch.sharpen;
+      const program = (round === 0 ? batch.restart : batch.sharpen) as Program;
       const columns = this.targets.getColumns(batch);
       const out = await program.run({ B: this.state.bases, alpha, X: batch.inverse, ...columns });
       batch.inverse.dispose();
@@ -335,6 +350,7 @@ class VarproSolver {
   }
 
   private forgetInverse(batch: Batch): void {
+    if (!batch.inverse) return;
     batch.inverse.dispose();
     batch.inverse = identities(this.engine, batch.count, this.problem.rank);
   }
@@ -382,8 +398,8 @@ class VarproSolver {
     await this.targets.dispose();
     const programs = new Set<Program>([this.update]);
     for (const batch of this.batches) {
-      batch.inverse.dispose();
-      for (const program of [batch.gradient, batch.restart, batch.sharpen]) programs.add(program);
+      batch.inverse?.dispose();
+      for (const program of [batch.gradient, batch.restart, batch.sharpen]) if (program) programs.add(program);
     }
     for (const program of programs) await program.dispose();
   }

@@ -33,6 +33,11 @@ export class WeightedTargets {
     if (rows && P) this.rows = new StackedExperts(engine, rows, P.slice(1), hold);
   }
 
+  /** Whether the metric has a C. */
+  get hasColumns(): boolean {
+    return this.columns !== undefined;
+  }
+
   /** W, the metric's C and P, and WC = W·C if C is full. Valid until the call for another batch. The caller must not dispose of them. */
   async get(range: BatchRange): Promise<Inputs> {
     const W = this.weights.get(range);
