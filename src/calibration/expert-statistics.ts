@@ -83,7 +83,7 @@ export const tokensAtOnce = (width: number): number =>
   Math.min(MOST_TOKENS, Math.max(LEAST_TOKENS, 2 ** Math.floor(Math.log2(MOST_NUMBERS / width))));
 
 /** The tokens of a program: an eighth more than `count` at most, so that few programs are made. */
-function roomFor(count: number): number {
+export function roomFor(count: number): number {
   const step = Math.max(LEAST_TOKENS, 2 ** (Math.floor(Math.log2(count)) - 3));
   return Math.ceil(count / step) * step;
 }
@@ -289,7 +289,8 @@ function columnNorms(down: Float32Array, columns: number): Float64Array {
   return norms;
 }
 
-const padded = (values: Float32Array, length: number): Float32Array => {
+/** Values, followed by zeros up to a length. */
+export const padded = (values: Float32Array, length: number): Float32Array => {
   if (values.length === length) return values;
   const result = new Float32Array(length);
   result.set(values);
