@@ -8,7 +8,6 @@ import { trace } from '../engine/graph.js';
 import { add, identity, matmul, mul, reshape, sub, type Value } from '../engine/ops.js';
 import { activate } from '../methods/mobe/activation.js';
 import { createInverter } from '../methods/mobe/inverter.js';
-import type { Activation } from '../methods/mobe/problem.js';
 import { padded, roomFor, type TokenBatch } from './expert-statistics.js';
 
 /** λ, as a share of H's mean diagonal. */
@@ -26,10 +25,8 @@ export interface ExpertShape {
   readonly rows: number;
   /** d */
   readonly cols: number;
-  /** Whether the hidden activations are f(gate·x) ⊙ up·x; else they are f(up·x). */
+  /** Whether they have a gate. */
   readonly gated: boolean;
-  /** f */
-  readonly activation: Activation;
 }
 
 /** Repairs one expert at a time. */
@@ -43,11 +40,8 @@ export interface DownRepair {
   dispose(): Promise<void>;
 }
 
-/** Prepares to repair the experts of a layer. */
-export async function createDownRepair(
-  engine: Engine,
-  { rows: p, cols: d, gated, activation }: ExpertShape,
-): Promise<DownRepair> {
+/** Prepares to repair the experts of a layer, whose hidden activations are silu(gate·x) ⊙ up·x, or silu(up·x) without a gate. */
+export async function createDownRepair(engine: Engine, { rows: p, cols: d, gated }: ExpertShape): Promise<DownRepair> {
   const weights = [p, d];
   const square = [p, p];
   const gates = gated ? weights : undefined;
@@ -65,7 +59,7 @@ export async function createDownRepair(
           const project = (W: Value): Value => matmul(h, W, { transposeB: true });
           const hidden = (gate: Value | undefined, up: Value): Value => {
             const outputs = project(up);
-            return mul(gate ? mul(activate(activation, project(gate)), outputs) : activate(activation, outputs), v);
+            return mul(gate ? mul(activate('silu', project(gate)), outputs) : activate('silu', outputs), v);
           };
           const after = hidden(gate1, up1);
           const sumWith = (before: Value, it: Value): Value => add(before, matmul(it, after, { transposeA: true }));

@@ -13,7 +13,8 @@ export const lossCurve = z
   .readonly();
 
 const range = z.tuple([z.number(), z.number()]).readonly();
-const metricReport = z.looseObject({
+/** The schema of a `MetricReport`. */
+export const metricReport = z.object({
   relativeError: z.number(),
   tokens: range,
   shrinkage: range,

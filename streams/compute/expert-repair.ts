@@ -4,12 +4,7 @@
  */
 
 import { createDownRepair, type DownRepair, type ExpertShape } from '../../src/calibration/down-repair.js';
-import {
-  ExpertStatistics,
-  type Measured,
-  type MeasuredExpert,
-  type TokenBatch,
-} from '../../src/calibration/expert-statistics.js';
+import { ExpertStatistics, type MeasuredExpert, type TokenBatch } from '../../src/calibration/expert-statistics.js';
 import { allFinite, encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { asFactorised, asStored } from '../../src/checkpoint/stored-matrix.js';
@@ -17,6 +12,7 @@ import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { mapValues } from '../../src/map-values.js';
 import type { ExpertFactors, Metric, Reconstruction } from '../../src/methods/method.js';
+import { createMetricNorm, type MetricNorm } from '../../src/methods/mobe/metric-norm.js';
 import { methodNamed } from '../../src/methods/registry.js';
 import type { Projection } from '../../src/models/family.js';
 import { foldSigma } from '../stages/fold.js';
@@ -25,6 +21,8 @@ import { decodeAsStored, type LoadedFactors, type StoredWeights } from './stored
 
 /** What is written of an expert's projection: its factors by name, or its weights. */
 export interface RepairedTensors extends SquaredError {
+  /** The error of an expert's factors in its metric. */
+  readonly metric?: SquaredError | undefined;
   readonly tensors: Readonly<Record<string, Uint8Array<ArrayBuffer>>>;
 }
 
@@ -37,6 +35,7 @@ export interface RepairOutput {
 interface LoadedGroup {
   readonly factors: LoadedFactors;
   readonly own: ExpertFactors;
+  readonly norm: MetricNorm | undefined;
   readonly reconstruction: Reconstruction;
 }
 
@@ -72,16 +71,17 @@ export class ExpertRepair {
     this.groups.set(projection, {
       factors,
       own: await method.expertFactors(this.engine, problem, shared, round, metric),
+      norm: metric && (await createMetricNorm(this.engine, problem, metric)),
       reconstruction: await method.rebuild(this.engine, problem, shared),
     });
   }
 
   /** Begins with an expert, whose inputs follow. */
   begin(shape: ExpertShape, expert: MeasuredExpert): void {
-    const { rows, cols, activation } = shape;
+    const { rows, cols } = shape;
     const form = { columns: { form: 'full', shared: false } } as const;
     this.statistics ??= new ExpertStatistics(this.engine, {
-      ...{ projection: 'gate_proj', rows, cols, form, activation, seed: 0 },
+      ...{ projection: 'gate_proj', rows, cols, form, activation: 'silu', seed: 0 },
     });
     this.statistics.begin(expert, {});
   }
@@ -105,7 +105,7 @@ export class ExpertRepair {
     dense: StoredWeights,
     { label, written }: RepairOutput,
   ): Promise<RepairedTensors> {
-    const { factors, own, reconstruction } = this.groups.get(projection) as LoadedGroup;
+    const { factors, own, norm, reconstruction } = this.groups.get(projection) as LoadedGroup;
     const { dtype, format } = factors;
     const before = decodeAsStored(dense);
     const wanted = projection === 'down_proj' ? await this.repaired(before) : before;
@@ -116,8 +116,15 @@ export class ExpertRepair {
     const after = await reconstruction.expert(expert, stored);
     const oriented = asFactorised(format, before);
     this.weights.set(projection, { before: oriented, after });
-    if (written === 'weights') return encodedWeights(dtype, before, asStored(format, after), label);
-    return { tensors, ...squaredError(oriented, after) };
+    const metric = norm && {
+      squaredError: await norm.squared(
+        expert,
+        oriented.map((value, i) => value - (after[i] as number)),
+      ),
+      squaredNorm: await norm.squared(expert, oriented),
+    };
+    if (written === 'weights') return { metric, ...encodedWeights(dtype, before, asStored(format, after), label) };
+    return { tensors, metric, ...squaredError(oriented, after) };
   }
 
   /** Sets a projection that is not factorised, and so is the same before and after. */
@@ -155,6 +162,7 @@ export class ExpertRepair {
     const held = this.groups.get(projection);
     this.groups.delete(projection);
     await held?.own.dispose();
+    await held?.norm?.dispose();
     await held?.reconstruction.dispose();
   }
 

@@ -7,11 +7,14 @@ import { generateFamily } from '../../fixtures/generate-family.js';
 import { type HeldLayer, memoryRecord, randomLayer } from '../../fixtures/memory-record.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
+import { writeRecord } from '../../fixtures/write-record.js';
 import { floatsOf } from '../../src/checkpoint/codec.js';
 import { fingerprint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
-import { isRepaired } from '../../src/conversion/run-report.js';
+import { isFitted, isRepaired } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
+import { nullOutput } from '../../src/output/null-output.js';
 import type { Progress, RunOptions } from '../run-options.js';
 import { compress } from './compress.js';
 import { expand } from './expand.js';
@@ -95,29 +98,34 @@ function expectSame(out: string, other: string): void {
 }
 
 describe.each(['native', 'native-all'])('%s', (native) => {
-  test('outputs come nearer to the model, more so with down_proj, and the result verifies', async () => {
-    const layer = layers[1] as HeldLayer;
-    const error = async (result: string): Promise<number> => {
-      await expand(at(result), at(`${result}-dense`), { threads: 1 });
-      return outputError(layer, denseWeights(at('model')), denseWeights(at(`${result}-dense`)));
-    };
-    await run(native, `${native}-factors`, { repair: 'factors' });
-    const { groups } = await run(native, `${native}-down`);
-    const [plain, factors, down] = [
-      await error(native),
-      await error(`${native}-factors`),
-      await error(`${native}-down`),
-    ];
-    expect(factors).toBeLessThan(0.98 * plain);
-    expect(down).toBeLessThan(0.98 * factors);
-    expect(groups.filter(isRepaired)).toHaveLength(native === 'native' ? 2 : 0);
-    for (const made of [`${native}-factors`, `${native}-down`, `${native}-down-dense`]) {
-      expect((await verifyIntegrity(at(made)))?.problems).toEqual([]);
-      expect((await verify(at('model'), at(made), { threads: 1 })).problems).toEqual([]);
-    }
-    const names = new Set(readFolder(at(native)).keys());
-    expect(new Set(readFolder(at(`${native}-down`)).keys())).toEqual(names);
-  });
+  test(
+    'outputs come nearer to the model, more so with down_proj, and the result verifies',
+    thoroughBut('native')(native),
+    async () => {
+      const layer = layers[1] as HeldLayer;
+      const error = async (result: string): Promise<number> => {
+        await expand(at(result), at(`${result}-dense`), { threads: 1 });
+        return outputError(layer, denseWeights(at('model')), denseWeights(at(`${result}-dense`)));
+      };
+      await run(native, `${native}-factors`, { repair: 'factors' });
+      const { groups } = await run(native, `${native}-down`);
+      const [plain, factors, down] = [
+        await error(native),
+        await error(`${native}-factors`),
+        await error(`${native}-down`),
+      ];
+      expect(factors).toBeLessThan(0.98 * plain);
+      expect(down).toBeLessThan(0.98 * factors);
+      expect(groups.find(isFitted)?.metric).toMatchObject({ tokens: [0, expect.any(Number)], unreached: [5] });
+      expect(groups.filter(isRepaired)).toHaveLength(native === 'native' ? 2 : 0);
+      for (const made of [`${native}-factors`, `${native}-down`, `${native}-down-dense`]) {
+        expect((await verifyIntegrity(at(made)))?.problems).toEqual([]);
+        expect((await verify(at('model'), at(made), { threads: 1 })).problems).toEqual([]);
+      }
+      const names = new Set(readFolder(at(native)).keys());
+      expect(new Set(readFolder(at(`${native}-down`)).keys())).toEqual(names);
+    },
+  );
 });
 
 test('factor files are repaired to what gives the repaired checkpoint', async () => {
@@ -131,8 +139,7 @@ test('factor files are repaired to what gives the repaired checkpoint', async ()
     ['exported', 'native-repaired'],
     ['exported-all', 'native-all-repaired'],
   ] as const) {
-    const [a, b] = [readFolder(at(exported)), readFolder(at(repaired))];
-    expect(a).toEqual(b);
+    expect(readFolder(at(exported))).toEqual(readFolder(at(repaired)));
     expect((await verify(at('model'), at(exported), { threads: 1 })).problems).toEqual([]);
   }
 });
@@ -223,5 +230,77 @@ describe('refuses', () => {
     await expect(run('factors', 'none')).rejects.toThrow(/no factors of down_proj in layer 0-1.*--repair factors/);
     await fitFactors(at('model'), at('svd'), { method: 'svd', threads: 1 });
     await expect(run('svd', 'none')).rejects.toThrow(/factors of truncated SVD/i);
+  });
+});
+
+describe('compress with --repair factors+down', () => {
+  beforeAll(async () => {
+    const sourceFingerprint = await fingerprint(await openCheckpoint(at('model')));
+    await writeRecord(at('record'), { ...facts, sourceFingerprint }, layers);
+  });
+  const calibration = at('record');
+
+  describe.each([
+    ['two projections', QUICK, 'mobe'],
+    ['all projections', ALL, 'mobe'],
+    ['standard weights', QUICK, 'hf'],
+  ] as const)('%s', (name, sizes, format) => {
+    test(
+      'gives what a repair of finished factors gives, interrupted or not',
+      thoroughBut('two projections')(name),
+      async () => {
+        const chosen = { ...sizes, format, calibration, metric: 'none', allocate: 'uniform' } satisfies CompressOptions;
+        const options = { ...chosen, projections: sizes.projections ?? ['gate_proj', 'up_proj'] } as CompressOptions;
+        await compress(at('model'), at(name, 'plain'), { ...options, format: 'mobe', repair: 'none' });
+        await repair(at('model'), at(name, 'plain'), at(name, 'repaired'), {
+          calibration,
+          threads: 1,
+          shardSize: 20_000,
+        });
+        if (format === 'hf')
+          await expand(at(name, 'repaired'), at(name, 'expanded'), { threads: 1, shardSize: 20_000 });
+        const [out, stopped] = [at(name, 'together'), at(name, 'stopped')];
+        await compress(at('model'), out, { ...options, repair: 'factors+down' });
+        expect(readFolder(out)).toEqual(readFolder(at(name, format === 'hf' ? 'expanded' : 'repaired')));
+        expect((await verify(at('model'), out, { threads: 1 })).problems).toEqual([]);
+
+        const controller = new AbortController();
+        let steps = 0;
+        const onProgress = ({ kind }: Progress): void => {
+          if (kind === 'step' && ++steps === 3) controller.abort();
+        };
+        const running = compress(
+          at('model'),
+          stopped,
+          { ...options, repair: 'factors+down' },
+          { onProgress, signal: controller.signal },
+        );
+        await expect(running).rejects.toMatchObject({ name: 'InterruptedError', kept: stopped });
+        await compress(at('model'), stopped, { ...options, repair: 'factors+down' });
+        expectSame(join(name, 'stopped'), join(name, 'together'));
+      },
+    );
+  });
+
+  test('fit writes repaired factor files', THOROUGH, async () => {
+    const options: CompressOptions = { ...ALL, calibration, metric: 'none', allocate: 'uniform' };
+    await fitFactors(at('model'), at('fitted'), { ...options, repair: 'factors+down' });
+    await fitFactors(at('model'), at('plain-fit'), options);
+    await repair(at('model'), at('plain-fit'), at('plain-fit-repaired'), { calibration, threads: 1 });
+    expect(readFolder(at('fitted'))).toEqual(readFolder(at('plain-fit-repaired')));
+    const two: CompressOptions = { ...options, projections: ['gate_proj', 'up_proj'], repair: 'factors+down' };
+    await expect(fitFactors(at('model'), at('none'), two)).rejects.toThrow(/no factors of down_proj/);
+  });
+
+  test('is refused with --max-error, and where there is no folder', async () => {
+    const options: CompressOptions = {
+      ...QUICK,
+      calibration,
+      repair: 'factors+down',
+      allocate: 'uniform',
+      format: 'hf',
+    };
+    await expect(compress(at('model'), at('none'), { ...options, maxError: 0.4 })).rejects.toThrow(/--max-error/);
+    await expect(compress(at('model'), nullOutput(), options)).rejects.toThrow(/no folder for them/);
   });
 });

@@ -1,12 +1,10 @@
-import { hiddenActivation } from '../../src/calibration/hidden-activation.js';
 import { openRecord } from '../../src/calibration/open-record.js';
 import type { CalibrationRecord } from '../../src/calibration/record.js';
 import { SHRINKAGE_RULE } from '../../src/calibration/shrinkage.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, planConversion, planFactors } from '../../src/conversion/conversion-plan.js';
-import { withDenseGroups } from '../../src/conversion/dense-groups.js';
-import { formatRanges, productOf } from '../../src/conversion/group-plan.js';
+import { productOf } from '../../src/conversion/group-plan.js';
 import { calibrationRecord } from '../../src/conversion/metric-plan.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
@@ -16,15 +14,15 @@ import { OptionError, OtherRecordError } from '../../src/errors.js';
 import { DEFAULT_METHOD } from '../../src/methods/registry.js';
 import { detectModel } from '../../src/models/detect.js';
 import type { MoeModel } from '../../src/models/family.js';
-import { languageConfig } from '../../src/models/language-config.js';
 import { joinFiles } from '../../src/sources/join-files.js';
 import { withThread } from '../compute/compute-thread.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { type LayerToRepair, repairLayer } from '../stages/repair-layer.js';
+import { repairLayer } from '../stages/repair-layer.js';
 import { convert } from './convert.js';
 import { type FactoredResult, openFactored } from './factored-groups.js';
 import type { OutputPlace } from './open-output.js';
+import { layerToRepair, planDown } from './repair-plan.js';
 
 /** Options of `repair`. */
 export interface RepairOptions extends Pick<CompressOptions, 'engine' | 'shardSize' | 'threads'> {
@@ -59,9 +57,7 @@ export async function repair(
   const source = { ...opened, files: joinFiles(opened, factored.place) };
   const plain = planResult(source, factored, detected, shardSize);
   const repairsDown = repair === 'factors+down';
-  if (repairsDown) checkHidden(source, detected);
-  const { plan, layers } = planRepair(plain, factored, detected, repairsDown);
-  const activation = hiddenActivation(source);
+  const plan = repairsDown ? planDown(plain, detected) : plain;
   const engine = await chooseEngine(choice, threads, productOf(plan.groups[0]));
   try {
     return await convert({
@@ -73,14 +69,12 @@ export async function repair(
         withThread({ engine: engine.name, threads }, signal, async function* (thread) {
           for (const kept of factored.kept) yield { finished: kept };
           const wanted = new Set(missing);
-          for (const layer of layers) {
-            const own = [...layer.factored.map(({ group }) => group), ...(layer.down ? [layer.down] : [])];
-            if (own.some((group) => wanted.has(group)))
-              yield* repairLayer(layer, {
-                ...{ plan, reader, thread, missing: wanted, activation },
-                record: await record.layer(layer.source.layer),
-              });
-            await record.release(layer.source.layer);
+          for (const source of detected.layers) {
+            const { layer } = source;
+            if (!missing.some((group) => group.layer === layer)) continue;
+            const tools = { plan, reader, record: await record.layer(layer), thread, missing: wanted };
+            yield* repairLayer(layerToRepair(source, factored.groups, plan, repairsDown), tools);
+            await record.release(layer);
           }
         }),
       ...(factored.format === 'mobe' && {
@@ -132,50 +126,4 @@ function planResult(
   const groups = factored.map(({ group }) => group);
   if (format === 'factors') return planFactors(source, groups);
   return planConversion({ source, groups, layers, format, shardBytes, decodedDtype: decodedDtype(settings) });
-}
-
-/**
- * Adds the groups of dense down_proj to the plan. Throws `OptionError` if the result has factor files alone, in which dense
- * weights have no place.
- */
-function planRepair(
-  plain: ConversionPlan,
-  { format, groups, place }: FactoredResult,
-  { layers: all }: MoeModel,
-  repairsDown: boolean,
-): { plan: ConversionPlan; layers: LayerToRepair[] } {
-  const ofLayer = (number: number) => groups.filter(({ group }) => group.layer === number);
-  const layers = all.filter(({ layer }) => ofLayer(layer).length > 0);
-  const dense = layers.filter(({ layer }) => !ofLayer(layer).some(({ group }) => group.projection === 'down_proj'));
-  if (repairsDown && format === 'factors' && dense.length)
-    throw new OptionError(
-      '--repair',
-      `${place.folder} has no factors of down_proj in layer ${formatRanges(dense.map(({ layer }) => layer))}, so a repaired one has no place. Use --repair factors, or repair the checkpoint that "mobe export" makes of these factors`,
-    );
-  const plan = repairsDown ? withDenseGroups(plain, dense, 'down_proj') : plain;
-  const downs = new Map(plan.groups.filter(({ dense }) => dense).map((group) => [group.layer, group] as const));
-  return {
-    plan,
-    layers: layers.map((source) => {
-      return { source, factored: ofLayer(source.layer), repairsDown, down: downs.get(source.layer) };
-    }),
-  };
-}
-
-/** Throws `OptionError` if the hidden activations of the experts depend on more than their weights. */
-function checkHidden({ config, tensors, folder }: Checkpoint, { layers }: MoeModel): void {
-  const biases = [...tensors.keys()].find((name) =>
-    layers.some(({ prefix }) => name.startsWith(`${prefix}experts`) && /bias$/.test(name)),
-  );
-  const limit = languageConfig(config).swiglu_limit;
-  const reason = biases
-    ? `they have biases, such as ${biases}`
-    : limit
-      ? `config.json limits them to ${limit}`
-      : undefined;
-  if (reason)
-    throw new OptionError(
-      '--repair',
-      `the hidden activations of the experts in ${folder} are not those of plain weights: ${reason}. Use --repair factors`,
-    );
 }

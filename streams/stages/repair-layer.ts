@@ -8,10 +8,9 @@ import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { groupPlaces } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupKey, groupLabel } from '../../src/conversion/group-plan.js';
 import { factorisedShape } from '../../src/conversion/orientation.js';
-import type { FittedGroupReport, RepairedGroupReport } from '../../src/conversion/run-report.js';
+import type { FittedGroupReport, MetricFacts, RepairedGroupReport } from '../../src/conversion/run-report.js';
 import { holdsWeights } from '../../src/conversion/settings.js';
 import { NonFiniteMetricError, RecordShapeError } from '../../src/errors.js';
-import type { Activation } from '../../src/methods/mobe/problem.js';
 import type { ExpertLayer, Projection } from '../../src/models/family.js';
 import type { RangeReader } from '../../src/sources/files.js';
 import type { ComputeThread } from '../compute/compute-thread.js';
@@ -42,8 +41,6 @@ export interface LayerRepairTools {
   readonly reader: RangeReader;
   readonly record: LayerRecord;
   readonly thread: ComputeThread;
-  /** That of the experts. */
-  readonly activation: Activation;
   /** The groups to write. Others of the layer were written by an interrupted run. */
   readonly missing: ReadonlySet<GroupPlan>;
 }
@@ -51,13 +48,13 @@ export interface LayerRepairTools {
 /** Yields the repaired groups of a layer as chunks of output tensors, then their reports. */
 export async function* repairLayer(
   { source, factored, repairsDown, down }: LayerToRepair,
-  { plan, reader, record, thread, missing, activation }: LayerRepairTools,
+  { plan, reader, record, thread, missing }: LayerRepairTools,
 ): AsyncGenerator<OutputRecord> {
   const started = performance.now();
   const { experts: matrices, layer: number } = source;
   const [first] = matrices.up_proj as [StoredMatrix];
   const count = matrices.up_proj.length;
-  const shape = { rows: first.rows, cols: first.cols, gated: matrices.gate_proj.length > 0, activation };
+  const shape = { rows: first.rows, cols: first.cols, gated: matrices.gate_proj.length > 0 };
   if (record.width !== first.cols)
     throw new RecordShapeError(record.name, number, `has inputs of width ${record.width}, not ${first.cols}`);
   const tokens = tokensOfExperts(record, count);
@@ -96,8 +93,9 @@ export async function* repairLayer(
     for (const { factor, tensor, offset, part } of groupPlaces(group, plan).experts[index] ?? [])
       yield { tensor, offset, data: tensors[factor] as Uint8Array, ...(part && { part }) };
   };
-  const add = (group: GroupPlan, error: SquaredError): void =>
-    void errors.set(group, addErrors(errors.get(group) ?? NO_ERROR, error));
+  const inMetric = new Map<GroupPlan, SquaredError>();
+  const add = (to: Map<GroupPlan, SquaredError>, group: GroupPlan, error: SquaredError): void =>
+    void to.set(group, addErrors(to.get(group) ?? NO_ERROR, error));
 
   const refit = async function* (projection: Projection, expert: number): AsyncGenerator<OutputRecord> {
     const found = groupOfExpert(projection, expert);
@@ -109,8 +107,9 @@ export async function* repairLayer(
     const { own, index } = found;
     await load(own);
     const label = `${groupLabel(own.group)}, expert ${index}`;
-    const { tensors, ...error } = await thread.repair('fit', projection, index, dense, { label, written });
-    add(own.group, error);
+    const { tensors, metric, ...error } = await thread.repair('fit', projection, index, dense, { label, written });
+    add(errors, own.group, error);
+    if (metric) add(inMetric, own.group, metric);
     yield* chunks(own.group, index, tensors);
   };
 
@@ -132,7 +131,7 @@ export async function* repairLayer(
       const label = `layer ${number} down_proj, expert ${expert}`;
       const dense = await denseWeights('down_proj', expert);
       const { tensors, ...error } = await thread.repair('dense', dense, down.dtype, label);
-      add(down, error);
+      add(errors, down, error);
       yield* chunks(down, expert, tensors);
     }
   }
@@ -142,8 +141,13 @@ export async function* repairLayer(
     if (!missing.has(group)) continue;
     const error = errors.get(group) as SquaredError;
     const { experts, rows, cols } = group.problem;
+    const { metric: _, seconds: __, ...fitted } = report;
+    const weighed = inMetric.get(group);
     const finished: FittedGroupReport = {
-      ...report,
+      ...fitted,
+      ...(weighed && {
+        metric: { relativeError: relativeError(weighed), ...metricFacts(group, tokens, record.width) },
+      }),
       relativeError: relativeError(error),
       mse: error.squaredError / (experts * rows * cols),
       seconds,
@@ -154,4 +158,17 @@ export async function* repairLayer(
     const repairedError = relativeError(errors.get(down) as SquaredError);
     yield { finished: { ...groupKey(down), seconds, repairedError } satisfies RepairedGroupReport };
   }
+}
+
+/** The tokens of a group's experts, and their shrinkage. */
+function metricFacts({ group, experts }: GroupPlan, all: readonly ExpertTokens[], width: number): MetricFacts {
+  const first = group * experts.length;
+  const counts = all.slice(first, first + experts.length).map(({ tokens }) => tokens.length);
+  const unreached = counts.flatMap((count, i) => (count === 0 ? [first + i] : []));
+  const [least, most] = [Math.min(...counts), Math.max(...counts)];
+  return {
+    tokens: [least, most],
+    shrinkage: [shrinkage(most, width), shrinkage(least, width)],
+    ...(unreached.length && { unreached }),
+  };
 }

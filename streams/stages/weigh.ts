@@ -16,8 +16,8 @@ import { NonFiniteMetricError, RecordShapeError } from '../../src/errors.js';
 import type { Activation } from '../../src/methods/mobe/problem.js';
 import type { ExpertLayer } from '../../src/models/family.js';
 import type { RangeReader } from '../../src/sources/files.js';
-import type { StoredWeights } from '../compute/compute.js';
 import type { ComputeThread } from '../compute/compute-thread.js';
+import type { StoredWeights } from '../compute/stored-weights.js';
 import type { NormalisedGroup, WeighedGroup, WeighedMetric } from '../records.js';
 
 /** Options of `weigh`. */
