@@ -163,6 +163,7 @@ export class ExpertStatistics {
   /** Adds some of the expert's tokens, at most `tokensAtOnce` of them. */
   async add({ inputs, importance }: TokenBatch): Promise<void> {
     const it = this.expert as Expert;
+    if (!it.covariance && !it.direct && !it.neurons) return; // its twin has all that it needs
     const { cols: d } = this.options;
     const count = importance.length;
     const room = roomFor(count);
