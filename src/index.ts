@@ -37,6 +37,7 @@ export { type ImportOptions, importFactors } from '../streams/operations/import.
 export { inspect } from '../streams/operations/inspect.js';
 export { plan } from '../streams/operations/plan.js';
 export { type RecordInUse, recordWhileUsed } from '../streams/operations/record-while-used.js';
+export { type RepairOptions, repair } from '../streams/operations/repair.js';
 export { type ReportOptions, type WrittenReport, writeReport } from '../streams/operations/report.js';
 export { streamCheckpoint } from '../streams/operations/stream.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';
@@ -114,10 +115,8 @@ export { type WriteHooks, writeOutput } from '../streams/stages/write-output.js'
 export type {
   Compute,
   ComputeOptions,
-  LoadedFactors,
   RebuiltWeights,
   StoredFactors as OwnFactors,
-  StoredWeights,
 } from '../streams/compute/compute.js';
 export { type CallMethod, ComputeThread, type RunInThread } from '../streams/compute/compute-thread.js';
 export {
@@ -133,6 +132,7 @@ export type { RemoteWorkers } from '../streams/compute/remote-runner.js';
 export { type RunnersOptions, withRunners } from '../streams/compute/runners.js';
 export type { SquaredError } from '../streams/compute/squared-error.js';
 export type { StateFile, StatePlace } from '../streams/compute/state-file.js';
+export type { LoadedFactors, StoredWeights } from '../streams/compute/stored-weights.js';
 
 // Methods of factorisation.
 

@@ -1,7 +1,13 @@
 /** The records that flow between the stages. Backpressure counts their bytes. */
 import type { GroupMetric } from '../src/calibration/group-metric.js';
 import type { GroupPlan } from '../src/conversion/group-plan.js';
-import type { FittedGroupReport, GroupReport, KeptGroupReport, MetricFacts } from '../src/conversion/run-report.js';
+import type {
+  FittedGroupReport,
+  GroupReport,
+  KeptGroupReport,
+  MetricFacts,
+  RepairedGroupReport,
+} from '../src/conversion/run-report.js';
 import type { SlicePart } from '../src/conversion/slices.js';
 import type { LossPoint } from '../src/methods/loss-curve.js';
 import type { SquaredError } from './compute/squared-error.js';
@@ -88,7 +94,7 @@ export interface OutputChunk {
 
 /** The report of a group. It follows all chunks of the group. */
 export interface FinishedGroup {
-  readonly finished: GroupReport | FittedGroupReport | KeptGroupReport;
+  readonly finished: GroupReport | FittedGroupReport | KeptGroupReport | RepairedGroupReport;
 }
 
 /** The input of the sink. */

@@ -83,7 +83,7 @@ export const tokensAtOnce = (width: number): number =>
   Math.min(MOST_TOKENS, Math.max(LEAST_TOKENS, 2 ** Math.floor(Math.log2(MOST_NUMBERS / width))));
 
 /** The tokens of a program: an eighth more than `count` at most, so that few programs are made. */
-function roomFor(count: number): number {
+export function roomFor(count: number): number {
   const step = Math.max(LEAST_TOKENS, 2 ** (Math.floor(Math.log2(count)) - 3));
   return Math.ceil(count / step) * step;
 }
@@ -163,6 +163,7 @@ export class ExpertStatistics {
   /** Adds some of the expert's tokens, at most `tokensAtOnce` of them. */
   async add({ inputs, importance }: TokenBatch): Promise<void> {
     const it = this.expert as Expert;
+    if (!it.covariance && !it.direct && !it.neurons) return; // its twin has all that it needs
     const { cols: d } = this.options;
     const count = importance.length;
     const room = roomFor(count);
@@ -289,7 +290,8 @@ function columnNorms(down: Float32Array, columns: number): Float64Array {
   return norms;
 }
 
-const padded = (values: Float32Array, length: number): Float32Array => {
+/** Values, followed by zeros up to a length. */
+export const padded = (values: Float32Array, length: number): Float32Array => {
   if (values.length === length) return values;
   const result = new Float32Array(length);
   result.set(values);

@@ -40,13 +40,26 @@ export const allocationSchema = z.strictObject({
 export type Allocation = Readonly<z.infer<typeof allocationSchema>>;
 export type AllocatedProjection = Readonly<z.infer<typeof allocatedProjection>>;
 
-/**
- * Settings with the hash of the allocation in its place. Factor files have this form, because an allocation is as long as a model
- * has layers.
- */
+/** Settings that may be long: an allocation is as long as a model has layers, and a calibration has many texts. */
+const LONG_SETTINGS = ['allocation', 'calibration', 'repaired'] as const;
+
+/** Settings with hashes in place of those that may be long. Factor files have this form. */
 export function shortSettings(settings: Readonly<Record<string, unknown>>): Record<string, unknown> {
-  const { allocation, ...others } = settings;
-  if (typeof allocation !== 'object' || allocation === null) return { ...settings };
-  const hash = createHash('sha256').update(JSON.stringify(allocation)).digest('hex').slice(0, 16);
-  return { ...others, allocation: hash };
+  const short = { ...settings };
+  for (const key of LONG_SETTINGS) {
+    const value = settings[key];
+    if (typeof value !== 'object' || value === null) continue;
+    short[key] = createHash('sha256').update(JSON.stringify(value)).digest('hex').slice(0, 16);
+  }
+  return short;
+}
+
+/** Settings with the long ones that their hashes are of, as far as another record of the run has them. */
+export function longSettings(
+  settings: Readonly<Record<string, unknown>>,
+  recorded: Readonly<Record<string, unknown>> = {},
+): Record<string, unknown> {
+  const short = shortSettings(recorded);
+  const known = LONG_SETTINGS.filter((key) => key in settings && short[key] === settings[key]);
+  return { ...settings, ...Object.fromEntries(known.map((key) => [key, recorded[key]])) };
 }

@@ -26,7 +26,7 @@ export async function readReport(folder: string, files: Files = new LocalFiles()
 /** The schema of `WantedOutput`. */
 export const wantedOutput = z.strictObject({
   /** `copy` is an unchanged checkpoint, which has no record. */
-  kind: z.enum(['compress', 'export', 'expand', 'fit', 'copy']),
+  kind: z.enum(['compress', 'export', 'expand', 'fit', 'repair', 'copy']),
   sourceFingerprint: z.string().max(128),
   settings: z.record(z.string(), z.unknown()),
 });

@@ -12,7 +12,7 @@ import { PROJECTIONS } from '../models/family.js';
 import { layoutFile, type ShardLayout } from '../output/layout.js';
 import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
 import { compareGroups, type GroupKey, type GroupPlan } from './group-plan.js';
-import { lossCurve } from './stored-report.js';
+import { lossCurve, metricReport } from './stored-report.js';
 
 const FILE_NAME = /^layer-\d+\.(gate|up|down)_proj(\.group-\d+)?\.safetensors$/;
 
@@ -42,6 +42,7 @@ const metadataSchema = z.looseObject({
     sigma: z.number(),
     steps: z.number(),
     losses: lossCurve.optional(),
+    metric: metricReport.optional(),
   }),
 });
 

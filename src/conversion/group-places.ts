@@ -33,7 +33,8 @@ type Form = Pick<ConversionPlan, 'format' | 'separate'>;
 
 /** Finds the places of a group's data in an output of this format. */
 export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
-  if (holdsWeights(form)) return { shared: [], experts: weightPlaces(group, form).map((place) => [place]) };
+  if (group.dense || holdsWeights(form))
+    return { shared: [], experts: weightPlaces(group, form).map((place) => [place]) };
   const { shared, byExpert } = group.method.stores(group.problem);
   if (isNative(form)) {
     const tensors = nativeTensors(group);
@@ -59,12 +60,15 @@ export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
 }
 
 /** The places of a group's weights, in expert order. */
-export function weightPlaces({ experts, slices, dtype }: GroupPlan, { separate }: Pick<Form, 'separate'>): Place[] {
+export function weightPlaces(
+  { experts, slices, dtype, dense }: GroupPlan,
+  { separate }: Pick<Form, 'separate'>,
+): Place[] {
   const size = floatBytes(dtype);
   return experts.map((matrix, expert) => {
     const { name, rows, cols, place } = matrix;
     const bytes = rows * cols * size;
-    if (separate) return { factor: WEIGHTS, tensor: name, offset: 0, bytes };
+    if (separate && !dense) return { factor: WEIGHTS, tensor: name, offset: 0, bytes };
     const slice = slices?.[expert];
     if (!slice) return { factor: WEIGHTS, tensor: place.tensor, offset: place.element * size, bytes };
     const range = { tensor: slice.tensor, offset: slice.element * size, bytes: slice.size * size };
@@ -87,7 +91,7 @@ export function groupUnits<G extends GroupPlan>(groups: readonly G[], form: Form
   const holders = new Map<string, G>();
   for (const group of groups) {
     units.set(group, [group]);
-    if (!holdsWeights(form) || form.separate) continue;
+    if (!group.dense && (!holdsWeights(form) || form.separate)) continue;
     for (const slice of group.slices ?? []) {
       const other = holders.get(sliceKey(slice));
       if (!other) holders.set(sliceKey(slice), group);

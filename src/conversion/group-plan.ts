@@ -23,6 +23,8 @@ export interface GroupPlan extends GroupNumber {
   readonly method: Method;
   /** The problem that `method` solves. rows × cols is the shape of the factorised matrices: transposed, if `format` says so. */
   readonly problem: GroupShape;
+  /** True if the output has weights of this group, even among groups of factors (`withDenseGroups`). */
+  readonly dense?: boolean | undefined;
   /** The dense weights, in expert order. */
   readonly experts: readonly StoredMatrix[];
   /** The size of each expert as stored, and its orientation. Encodings may differ from expert to expert. */

@@ -50,6 +50,15 @@ export interface KeptGroupReport extends GroupReport {
   readonly dropped?: true;
 }
 
+/** The report of a dense down_proj that was fitted to the compressed gate and up. */
+export interface RepairedGroupReport extends GroupReport {
+  /** ‖W − W′‖/‖W‖, with W′ as it was written. */
+  readonly repairedError: number;
+}
+
+/** Whether a group is dense, but not as in the source. */
+export const isRepaired = (report: GroupReport): report is RepairedGroupReport => 'repairedError' in report;
+
 /** Whether a group was not compressed. */
 export const isKept = (report: GroupReport): report is KeptGroupReport => 'keptError' in report;
 
@@ -107,7 +116,7 @@ export const engineRecord = ({ name, device, kind }: EngineFacts): EngineRecord 
 /** The record beside a result. */
 export interface StoredReport extends RunReport {
   readonly version: 1;
-  readonly kind: 'compress' | 'export' | 'expand' | 'fit';
+  readonly kind: 'compress' | 'export' | 'expand' | 'fit' | 'repair';
   readonly sourceFingerprint: string;
   /** The engine that did the arithmetic; absent if there was none. */
   readonly engine?: EngineRecord;

@@ -212,3 +212,12 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     JSON.stringify({ ...what, solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize }),
   );
 }
+
+/** The settings that decide the bytes of factor files: those of the format do not. */
+export function factorSettings(settings: RunSettings): Record<string, unknown> {
+  const { format: _, shardSize: __, keepQuantized: ___, maxError: ____, ...decisive } = resultSettings(settings);
+  return decisive;
+}
+
+/** Whether down_proj is repaired, which needs the finished factors of its layer. */
+export const repairsDown = ({ repair }: Pick<Settings, 'repair'>): boolean => repair === 'factors+down';

@@ -13,7 +13,8 @@ export const lossCurve = z
   .readonly();
 
 const range = z.tuple([z.number(), z.number()]).readonly();
-const metricReport = z.looseObject({
+/** The schema of a `MetricReport`. */
+export const metricReport = z.object({
   relativeError: z.number(),
   tokens: range,
   shrinkage: range,
@@ -28,6 +29,7 @@ const group = z.looseObject({
   seconds: z.number(),
   relativeError: z.number().optional(),
   keptError: z.number().nullish(),
+  repairedError: z.number().optional(),
   dropped: z.literal(true).optional(),
   mse: z.number().optional(),
   sigma: z.number().optional(),
@@ -44,7 +46,7 @@ export const groupReport = group.refine(
 
 const reportSchema = z.looseObject({
   version: z.literal(1),
-  kind: z.enum(['compress', 'export', 'expand', 'fit']),
+  kind: z.enum(['compress', 'export', 'expand', 'fit', 'repair']),
   sourceFingerprint: z.string(),
   settings: z.record(z.string(), z.unknown()),
   files: listOf(z.string().refine(isPlainPath)),

@@ -103,7 +103,7 @@ export class UnsupportedExpertsError extends InputError {
     what: string,
   ) {
     super(
-      `${file}: ${what}, so calibration cannot tell what an error in their weights does. Leave calibration out; "--allocate error" needs none.`,
+      `${file}: ${what}, so calibration cannot tell what an error in their weights does. Use "--allocate error" and "--repair factors", which do not ask it.`,
     );
   }
 }

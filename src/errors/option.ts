@@ -131,6 +131,16 @@ export class FactorMismatchError extends InputError {
   }
 }
 
+/** A result was not made from the given model. */
+export class OtherResultError extends InputError {
+  constructor(
+    readonly folder: string,
+    reason = 'the fingerprint of its source differs',
+  ) {
+    super(`${folder} was made from another model: ${reason}. Give the model that it was made from.`);
+  }
+}
+
 /** An engine does not start on this machine. */
 export class EngineUnavailableError extends InputError {
   constructor(

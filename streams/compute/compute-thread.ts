@@ -5,7 +5,8 @@ import { InterruptedError, WorkerError } from '../../src/errors.js';
 import type { FitStep } from '../../src/methods/method.js';
 import { registeredModules } from '../../src/methods/registry.js';
 import { HandOver } from '../flow/hand-over.js';
-import type { Compute, ComputeOptions } from './compute.js';
+import type { Compute, ComputeOptions, RepairMethod } from './compute.js';
+import type { ExpertRepair } from './expert-repair.js';
 import type { FitJob, JobData, JobOutput } from './job.js';
 import type { OwnedData } from './job-runner.js';
 import { reviveError } from './revive-error.js';
@@ -21,6 +22,7 @@ export type CallMethod =
   | 'beginExpert'
   | 'addTokens'
   | 'finishExpert'
+  | 'repair'
   | 'gemmRate';
 
 /** Messages to the thread. */
@@ -102,6 +104,14 @@ export class ComputeThread {
   ): Promise<Awaited<ReturnType<Compute[M]>>> {
     const id = this.nextId++;
     return this.ask({ kind: 'call', id, method, args }, {}, transfer) as Promise<Awaited<ReturnType<Compute[M]>>>;
+  }
+
+  /** Calls a method of the thread's `ExpertRepair`. */
+  repair<M extends RepairMethod>(
+    method: M,
+    ...args: Parameters<ExpertRepair[M]>
+  ): Promise<Awaited<ReturnType<ExpertRepair[M]>>> {
+    return this.call('repair', [method, ...args] as never) as Promise<Awaited<ReturnType<ExpertRepair[M]>>>;
   }
 
   /** Runs a job. The thread computes at most one output ahead. Ending the iteration ends the job. */

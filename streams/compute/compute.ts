@@ -9,35 +9,18 @@ import {
   type TokenBatch,
 } from '../../src/calibration/expert-statistics.js';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
-import type { FloatDtype } from '../../src/checkpoint/dtype.js';
-import { asStored, decodeMatrix, type MatrixFormat, type MatrixShape } from '../../src/checkpoint/stored-matrix.js';
+import { asStored, decodeMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.js';
 import { mapValues } from '../../src/map-values.js';
-import type { GroupShape, Reconstruction } from '../../src/methods/method.js';
+import type { Reconstruction } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
 import type { Projection } from '../../src/models/family.js';
+import { ExpertRepair } from './expert-repair.js';
 import { type FitJob, type JobData, type JobHooks, type JobOutput, runJob } from './job.js';
 import { type SquaredError, squaredError } from './squared-error.js';
-
-/** Finished factors of a group, for `rebuild` and `compare`. */
-export interface LoadedFactors {
-  /** The method's name. */
-  readonly method: string;
-  readonly problem: GroupShape;
-  readonly dtype: FloatDtype;
-  /** The size and orientation of the dense weights. */
-  readonly format: MatrixShape;
-  /** The shared factors by name, as stored. */
-  readonly shared: Readonly<Record<string, Uint8Array>>;
-}
-
-/** One expert's dense weights, as `readMatrix` reads them. */
-export interface StoredWeights {
-  readonly format: MatrixFormat;
-  readonly bytes: Uint8Array;
-}
+import { decodeAsStored, type LoadedFactors, type StoredWeights } from './stored-weights.js';
 
 /** The projections of an expert as stored. */
 export type StoredExpert = Readonly<Partial<Record<keyof ExpertWeights, StoredWeights>>>;
@@ -61,7 +44,11 @@ export class Compute {
   private statistics: Array<{ readonly projection: Projection; readonly of: ExpertStatistics }> = [];
   private held: { readonly factors: LoadedFactors; readonly reconstruction: Reconstruction } | undefined;
 
-  private constructor(private readonly engine: Engine) {}
+  private readonly repairs: ExpertRepair;
+
+  private constructor(private readonly engine: Engine) {
+    this.repairs = new ExpertRepair(engine);
+  }
 
   static async create({ engine, threads }: ComputeOptions): Promise<Compute> {
     return new Compute(await createEngine(engine, { threads }));
@@ -131,6 +118,12 @@ export class Compute {
     return measured;
   }
 
+  /** Calls a method of the thread's `ExpertRepair`. */
+  repair<M extends RepairMethod>(method: M, ...args: Parameters<ExpertRepair[M]>): ReturnType<ExpertRepair[M]> {
+    // biome-ignore lint/suspicious/noExplicitAny: the parameters are those of this method
+    return (this.repairs[method] as any)(...args);
+  }
+
   /** Measures matrix products of (rows, rank) and (rank, cols): floating-point operations a second. */
   gemmRate(shape: ProductShape): Promise<number> {
     return measureGemmRate(this.engine, shape.rows, shape.cols, shape.rank);
@@ -156,8 +149,5 @@ export class Compute {
   }
 }
 
-function decodeAsStored({ format, bytes }: StoredWeights): Float32Array {
-  const values = new Float32Array(format.rows * format.cols);
-  decodeMatrix({ ...format, transposed: false }, bytes, values);
-  return values;
-}
+/** The methods of `ExpertRepair`. */
+export type RepairMethod = keyof ExpertRepair;

@@ -70,7 +70,7 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
     const identity = await runIdentity(record, plan, { ...circumstances, device });
     const opened =
       plan.format === 'factors'
-        ? await openFactors(out, { groups: plan.groups, context: record, inputs }, run)
+        ? await openFactors(out, { kind: record.kind, groups: plan.groups, context: record, inputs }, run)
         : await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs, identity }, run);
     if ('done' in opened) return { ...opened.done, already: true, notes: plan.source.notes };
     return await fill(conversion, opened.output, identity);

@@ -1,10 +1,11 @@
 import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
+import { readReport } from '../../src/conversion/existing-output.js';
 import { planExpansion } from '../../src/conversion/expansion-plan.js';
 import { type GroupPlan, groupKey, productOf } from '../../src/conversion/group-plan.js';
 import { denseConfig } from '../../src/conversion/native-config.js';
-import { engineRecord } from '../../src/conversion/run-report.js';
+import { engineRecord, isRepaired } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { mapValues } from '../../src/map-values.js';
@@ -35,6 +36,7 @@ export async function expand(
   const { shardSize, threads, engine: choice } = resolveSettings(options);
   const source = await openSource(native, run);
   const plan = planExpansion(source, shardSize);
+  const made = await readReport(source.folder, source.files);
   const engine = await chooseEngine(choice, threads, productOf(plan.groups[0]));
   return convert({
     plan,
@@ -42,7 +44,11 @@ export async function expand(
     inputs: [source.folder],
     circumstances: { threads },
     experts: ({ reader, missing, signal }) =>
-      withThread({ engine: engine.name, threads }, signal, (thread) => rebuildAll(plan, missing, reader, thread)),
+      withThread({ engine: engine.name, threads }, signal, async function* (thread) {
+        // A repaired down_proj is copied. The record has to tell of it, because it differs from the original model's.
+        for (const repaired of made?.groups.filter(isRepaired) ?? []) yield { finished: repaired };
+        yield* rebuildAll(plan, missing, reader, thread);
+      }),
     companions: {
       modelling: { leave: MODELLING_NAMES },
       config: denseConfig(source.config),

@@ -1,8 +1,6 @@
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
-import { shortSettings } from '../../src/conversion/allocation.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
-import { readReport } from '../../src/conversion/existing-output.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
 import { checkNative, type GroupKey, groupKey, productOf } from '../../src/conversion/group-plan.js';
@@ -17,7 +15,7 @@ import {
 } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { detectModel } from '../../src/models/detect.js';
-import type { ByteRange, RangeReader, SourceFolder } from '../../src/sources/files.js';
+import type { ByteRange, RangeReader } from '../../src/sources/files.js';
 import { joinFiles } from '../../src/sources/join-files.js';
 import { type ComputeThread, withThread } from '../compute/compute-thread.js';
 import { relativeError } from '../compute/squared-error.js';
@@ -27,6 +25,7 @@ import type { RunOptions, RunResult } from '../run-options.js';
 import { keptWeights, passThrough } from '../stages/pass-through.js';
 import { type FactoredGroup, type FactorRanges, matchFactors, rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
+import { commonSettings } from './factored-groups.js';
 import type { OutputPlace } from './open-output.js';
 
 /** Options of `exportFactors`. */
@@ -65,7 +64,7 @@ export async function exportFactors(
   const { used: files, kept } = isNative({ format }) ? byLayers(all, maxError) : { used: all, kept: [] };
   const factored = files.map((file) => matchFactors(file, detected, sourceFingerprint));
   if (isNative({ format })) for (const { group } of factored) checkNative(detected, group.method);
-  const fitted = await withAllocation(commonSettings(all), folder);
+  const fitted = await commonSettings(all, folder);
   const groups = factored.map(({ group }) => group);
   const { layers } = detected;
   const plan = planConversion({
@@ -115,23 +114,6 @@ export async function exportFactors(
     run,
     started,
   });
-}
-
-/** The settings of the fit. `layers` is left out if the files come from fits of different layers. */
-function commonSettings(files: readonly FactorFile[]): Readonly<Record<string, unknown>> {
-  const [first, ...others] = files.map(({ metadata }) => metadata.settings) as [Record<string, unknown>];
-  const layersOf = ({ layers }: Record<string, unknown>): string | undefined => JSON.stringify(layers);
-  if (others.every((it) => layersOf(it) === layersOf(first))) return first;
-  const { layers: _, ...common } = first;
-  return common;
-}
-
-/** Settings with the allocation that their hash is of, if the record of the fit is there and has it. */
-async function withAllocation(settings: Readonly<Record<string, unknown>>, { folder, files }: SourceFolder) {
-  if (settings.allocation === undefined) return settings;
-  const record = await readReport(folder, files);
-  const known = record && shortSettings(record.settings).allocation === settings.allocation;
-  return known ? { ...settings, allocation: record.settings.allocation } : settings;
 }
 
 /** Splits files by layers: `used` are layers in which no group has an error above `maxError`, `kept` are the others. */

@@ -1,5 +1,5 @@
 import { shortSettings } from '../../src/conversion/allocation.js';
-import { describeDifference, readReport } from '../../src/conversion/existing-output.js';
+import { describeDifference, readReport, type WantedOutput } from '../../src/conversion/existing-output.js';
 import type { FactorContext } from '../../src/conversion/factor-files.js';
 import { FactorFolder } from '../../src/conversion/factor-folder.js';
 import type { GroupPlan } from '../../src/conversion/group-plan.js';
@@ -11,6 +11,8 @@ import type { OutputPlace } from './open-output.js';
 
 /** The factor files that a run will write. */
 export interface FactorRequest {
+  /** The kind of the run, as its record has it. */
+  readonly kind: WantedOutput['kind'];
   /** All groups that the folder must have in the end. */
   readonly groups: readonly GroupPlan[];
   readonly context: FactorContext;
@@ -24,7 +26,7 @@ export interface FactorRequest {
  */
 export async function openFactors(
   place: OutputPlace,
-  { groups, context, inputs }: FactorRequest,
+  { kind, groups, context, inputs }: FactorRequest,
   { force, fileSystem: fs }: FolderOptions,
 ): Promise<OpenedOutput> {
   if (typeof place !== 'string') return { output: place };
@@ -36,7 +38,7 @@ export async function openFactors(
   if (!output.complete) return { output };
   // A run that was killed after its last group left no record. A run of other layers left a different record.
   const record = await readReport(place);
-  if (!record || describeDifference(record, { kind: 'fit', ...context })) return { output };
+  if (!record || describeDifference(record, { kind, sourceFingerprint, settings })) return { output };
   await output.commit();
   return { done: record };
 }

@@ -5,6 +5,7 @@ import { isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, copyBytes, planConversion } from '../../src/conversion/conversion-plan.js';
+import { withDenseGroups } from '../../src/conversion/dense-groups.js';
 import { readReport } from '../../src/conversion/existing-output.js';
 import { type GroupPlaces, groupPlaces, keptCopies, type Place, WEIGHTS } from '../../src/conversion/group-places.js';
 import {
@@ -19,7 +20,7 @@ import {
 } from '../../src/conversion/group-plan.js';
 import { findNativeGroups } from '../../src/conversion/native-groups.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
-import { isFitted, isKept, REPORT_FILE, type StoredReport } from '../../src/conversion/run-report.js';
+import { isFitted, isKept, isRepaired, REPORT_FILE, type StoredReport } from '../../src/conversion/run-report.js';
 import {
   type CompressOptions,
   decodedDtype,
@@ -35,9 +36,9 @@ import { detectModel } from '../../src/models/detect.js';
 import { expertsOf } from '../../src/models/expert-names.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange } from '../../src/sources/files.js';
-import type { StoredWeights } from '../compute/compute.js';
 import { ComputeThread } from '../compute/compute-thread.js';
 import { addErrors, NO_ERROR, relativeError, type SquaredError } from '../compute/squared-error.js';
+import type { StoredWeights } from '../compute/stored-weights.js';
 import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { passThrough } from '../stages/pass-through.js';
@@ -98,7 +99,8 @@ export async function verify(
     throw new NotACheckpointError(result.folder, `it has no ${REPORT_FILE}, so what was converted is not known`);
   const problems: string[] = [];
   const model = detectModel(original);
-  const plan = expectedPlan(original, result, model, report);
+  const plain = expectedPlan(original, result, model, report);
+  const plan = withRepaired(plain, model, report);
   // Groups that were not compressed hold the source's weights, byte for byte.
   const kept = plan.groups.filter((group) => report.groups.some((it) => isKept(it) && compareGroups(it, group) === 0));
   const groups = plan.groups.filter((group) => !kept.includes(group));
@@ -109,13 +111,13 @@ export async function verify(
   const specs = plan.layout.shards.flatMap(({ tensors }) => tensors);
   compareSpecs(specs, result, problems);
   await checkIndex(result, plan.bytesAfter, problems);
-  const changes = configChanges(plan, model, { solver: String(report.settings.solver), sourceFingerprint });
+  const changes = configChanges(plain, model, { solver: String(report.settings.solver), sourceFingerprint });
   checkConfig(original, result, changes, problems);
-  const edited = await editedSideFiles(plan, model);
+  const edited = await editedSideFiles(plain, model);
   const sideFiles = await checkSideFiles(
     original,
     result,
-    { modelling: nativeModelling(plan, model).add, edited },
+    { modelling: nativeModelling(plain, model).add, edited },
     problems,
   );
   await checkDtypes(original, result, problems);
@@ -140,7 +142,8 @@ export async function verify(
       const needed = [...places.shared, ...places.experts.flat()];
       if (!needed.every(({ tensor }) => sound.has(tensor))) continue; // already a problem
       const error = relativeError(await groupError(group, places, plan, result, thread));
-      const reported = report.groups.filter(isFitted).find((it) => compareGroups(it, group) === 0)?.relativeError;
+      const own = report.groups.find((it) => compareGroups(it, group) === 0);
+      const reported = own && (isFitted(own) ? own.relativeError : isRepaired(own) ? own.repairedError : undefined);
       measured.push({ ...groupKey(group), relativeError: error, reported });
       if (reported !== undefined && !(Math.abs(error - reported) <= ERROR_TOLERANCE * reported)) {
         problems.push(`${groupLabel(group)}: the relative error is ${error}, ${REPORT_FILE} says ${reported}`);
@@ -207,6 +210,16 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   });
 }
 
+/** The plan with the dense groups that a repair has changed, according to the record. */
+function withRepaired(plan: ConversionPlan, { layers }: MoeModel, { groups }: StoredReport): ConversionPlan {
+  const repaired = new Set(groups.filter(isRepaired).map(({ layer }) => layer));
+  return withDenseGroups(
+    plan,
+    layers.filter(({ layer }) => repaired.has(layer)),
+    'down_proj',
+  );
+}
+
 /** The groups that were converted, as plans over the source's tensors. Throws `NotACheckpointError` if the source lacks one. */
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
   if (isNative({ format }) && report.groups.every(isKept)) return []; // also if there are no groups
@@ -221,7 +234,7 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
   // Standard weights show only their dense shapes, so no factor sizes are known.
   return isNative({ format })
     ? findNativeGroups(result).map((native) => expected(native, native))
-    : report.groups.map((group) => expected(group));
+    : report.groups.filter((group) => !isRepaired(group)).map((group) => expected(group));
 }
 
 /** Compares the copied tensors, chunk by chunk as they were written. Returns the bytes compared. */
@@ -266,7 +279,7 @@ async function groupError(
       if (part) read[factor] = gather(part, floatBytes(dtype), read[factor] as Uint8Array);
     return read;
   };
-  const native = isNative(plan);
+  const native = isNative(plan) && !group.dense;
   if (native) await loadFactors({ group, shared: ranges(shared) }, result.files, thread);
   let error = NO_ERROR;
   for (const [expert, matrix] of group.experts.entries()) {

@@ -3,15 +3,11 @@
  * of one expert after another, some at a time, and a thread of its own computes with them.
  */
 
-import {
-  type ExpertWeights,
-  type Measured,
-  neededWeights,
-  tokensAtOnce,
-} from '../../src/calibration/expert-statistics.js';
+import { type ExpertWeights, type Measured, neededWeights } from '../../src/calibration/expert-statistics.js';
 import { type ExpertTokens, tokensOfExperts } from '../../src/calibration/expert-tokens.js';
 import type { CalibrationRecord, LayerRecord } from '../../src/calibration/record.js';
 import { shrinkage } from '../../src/calibration/shrinkage.js';
+import { sampleOf, tokenBatches } from '../../src/calibration/token-batches.js';
 import { allFinite } from '../../src/checkpoint/codec.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
@@ -20,8 +16,8 @@ import { NonFiniteMetricError, RecordShapeError } from '../../src/errors.js';
 import type { Activation } from '../../src/methods/mobe/problem.js';
 import type { ExpertLayer } from '../../src/models/family.js';
 import type { RangeReader } from '../../src/sources/files.js';
-import type { StoredWeights } from '../compute/compute.js';
 import type { ComputeThread } from '../compute/compute-thread.js';
+import type { StoredWeights } from '../compute/stored-weights.js';
 import type { NormalisedGroup, WeighedGroup, WeighedMetric } from '../records.js';
 
 /** Options of `weigh`. */
@@ -37,9 +33,6 @@ export interface WeighOptions {
   readonly activation: Activation;
   readonly seed: number;
 }
-
-/** An expert that no token reached is measured with at most this many of the layer's tokens, in units of their width. */
-const SAMPLE = 5;
 
 /** The weights of rows, mean 1, stay between these. */
 const LEAST_ROW = 0.05;
@@ -134,13 +127,8 @@ async function measure(
     const share = shrinkage(found.tokens.length, cols);
     shares.push(share);
     await thread.call('beginExpert', [{ expert, tokens: tokens.length, shrinkage: share }, stored]);
-    const most = tokensAtOnce(cols);
-    for (let at = 0; at < tokens.length; at += most) {
-      const chunk = tokens.subarray(at, at + most);
-      const inputs = new Float32Array(chunk.length * cols);
-      await layer.readInputs(chunk, inputs);
-      await thread.call('addTokens', [{ inputs, importance: importance.slice(at, at + most) }], [inputs.buffer]);
-    }
+    for await (const batch of tokenBatches(layer, { tokens, importance }))
+      await thread.call('addTokens', [batch], [batch.inputs.buffer]);
     for (const [i, result] of (await thread.call('finishExpert', [])).entries()) {
       if (!isSound(result)) throw new NonFiniteMetricError(record.name, groupLabel(groups[i] as GroupPlan), expert);
       measured[i]?.push(result);
@@ -155,13 +143,6 @@ async function measure(
     if (job.form.rows?.form === 'diagonal') writeRows(own, missing, rows);
     return { ...job, experts: own.map(({ matrices }) => matrices), facts };
   });
-}
-
-/** Tokens of the whole layer, evenly spaced, with equal weights. */
-function sampleOf({ tokens: count, width, scale }: LayerRecord): Pick<ExpertTokens, 'tokens' | 'importance'> {
-  const size = Math.min(count, SAMPLE * width);
-  const tokens = Int32Array.from({ length: size }, (_, i) => Math.floor((i * count) / size));
-  return { tokens, importance: Float32Array.from(tokens, (token) => scale[token] as number) };
 }
 
 /** Writes the diagonals of the rows. An expert that no token reached has mean 1, because its scale cannot be compared. */
