@@ -132,9 +132,9 @@ async function sizeOf(folder: string, fs: FileSystem): Promise<number> {
 
 /** Whether two records are of the same source and tokens. Other facts, for example the engine, may differ. */
 function isSame(a: RecordFacts, b: RecordFacts): boolean {
-  const decisive = ({ sourceFingerprint, sequences, length, seed, texts, layers }: RecordFacts): string =>
+  const decisive = ({ sourceFingerprint, sequences, length, seed, texts, fromModel, layers }: RecordFacts): string =>
     JSON.stringify({
-      ...{ sourceFingerprint, sequences, length, seed, layers },
+      ...{ sourceFingerprint, sequences, length, seed, fromModel, layers },
       texts: texts.map(({ sha256, bytes }) => ({ sha256, bytes })),
     });
   return decisive(a) === decisive(b);

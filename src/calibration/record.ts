@@ -27,8 +27,10 @@ export const recordFacts = z.looseObject({
   /** Tokens of a sequence. */
   length: z.int().positive(),
   seed: z.int().nonnegative(),
-  /** The texts from which the sequences were chosen. */
+  /** The texts from which the sequences were chosen; none if the model wrote them. */
   texts: z.array(z.looseObject({ name: z.string(), bytes: z.int().nonnegative(), sha256: z.string() })),
+  /** Whether the model wrote the sequences itself. */
+  fromModel: z.boolean().optional(),
   /** The layers that have experts. */
   layers: z.array(z.int().nonnegative()),
 });

@@ -16,7 +16,11 @@ export function define(command: Command): void {
   command
     .argument(...MODEL)
     .argument('<record>', 'folder for the record')
-    .requiredOption('--text <file...>', 'UTF-8 text like that which the model is for')
+    .option(
+      '--text <file...>',
+      'text like that which the model is for: UTF-8, or .jsonl with a "text" or "messages" in each line',
+    )
+    .option('--from-model', 'let the model write the text itself, for those who have none; slow')
     .addOption(
       new Option(
         '--tokens <n>',
@@ -51,6 +55,7 @@ export function define(command: Command): void {
           ...{ signal: interruption.signal, peers, force: again ?? false },
           onPlan: (plan) => line.write(describePlan(plan)),
           onLayer: progressTeller(line.update),
+          onWriting: ({ done, tokens }) => line.update(`writing the text: ${done} of ${tokens} tokens`),
         });
         line.clear();
         process.stdout.write(`${asJson ? JSON.stringify(result, null, 2) : describe(record, result)}\n`);

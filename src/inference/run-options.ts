@@ -31,7 +31,9 @@ const { expertsPerToken: _, ...computing } = running;
 const calibrating = z.strictObject({
   ...computing,
   /** Files of text. */
-  text: z.array(z.string()).min(1, 'give at least one file'),
+  text: z.array(z.string()).default([]),
+  /** The model itself writes the text, by its own probabilities. */
+  fromModel: z.boolean().default(false),
   /** Default: as many as give each expert 5·d of them on average, or all that the texts have. */
   tokens: positive.optional(),
   /** Tokens of a sequence. Default: the model's context, but at most `USUAL_WINDOW`. */

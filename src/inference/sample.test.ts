@@ -1,15 +1,18 @@
 import { expect, test } from 'vitest';
-import { createRandom } from '../linalg/random.js';
-import { mostLikely, sample } from './sample.js';
+import { createRandom, type Random } from '../linalg/random.js';
+import { draw, mostLikely, sample } from './sample.js';
 
 const LOGITS = Float32Array.from([0.6, 0.25, 0.1, 0.05], Math.log);
 const DRAWS = 20_000;
 
-function shares(temperature: number, topP: number): number[] {
+const shares = (temperature: number, topP: number): number[] =>
+  sharesOf((random) => sample(LOGITS, { temperature, topP }, random));
+
+function sharesOf(choose: (random: Random) => number): number[] {
   const random = createRandom(1);
   const counts = [0, 0, 0, 0];
   for (let i = 0; i < DRAWS; i++) {
-    const token = sample(LOGITS, { temperature, topP }, random);
+    const token = choose(random);
     counts[token] = (counts[token] as number) + 1;
   }
   return counts.map((count) => count / DRAWS);
@@ -28,8 +31,13 @@ test('temperature 0 takes the most likely token, of equal ones the first', () =>
   expect(mostLikely(Float32Array.of(1, 3, 3))).toBe(1);
 });
 
-test('temperature 1 draws tokens as often as they are likely', () =>
-  expectShares(shares(1, 1), [0.6, 0.25, 0.1, 0.05]));
+test('temperature 1 draws tokens as often as they are likely, sorted or not', () => {
+  expectShares(shares(1, 1), [0.6, 0.25, 0.1, 0.05]);
+  expectShares(
+    sharesOf((random) => draw(LOGITS, random)),
+    [0.6, 0.25, 0.1, 0.05],
+  );
+});
 
 test('a temperature of a half squares the odds', () => {
   const squares = [0.36, 0.0625, 0.01, 0.0025];
@@ -46,10 +54,10 @@ test('top-p leaves out what is not needed to reach it', () => {
 });
 
 test('the same seed draws the same tokens', () => {
-  const draw = (seed: number) => {
+  const drawn = (seed: number) => {
     const random = createRandom(seed);
     return Array.from({ length: 50 }, () => sample(LOGITS, { temperature: 1, topP: 1 }, random));
   };
-  expect(draw(7)).toEqual(draw(7));
-  expect(draw(7)).not.toEqual(draw(8));
+  expect(drawn(7)).toEqual(drawn(7));
+  expect(drawn(7)).not.toEqual(drawn(8));
 });

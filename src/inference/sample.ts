@@ -34,6 +34,20 @@ export function sample(logits: Float32Array, { temperature, topP }: Sampling, ra
   return nucleus.at(-1) as number;
 }
 
+/**
+ * Chooses a token by the model's own probabilities, without sorting them.
+ * @param logits (v)
+ */
+export function draw(logits: Float32Array, random: Random): number {
+  const probabilities = softmax(logits);
+  let rest = random.uniform();
+  for (const [token, probability] of probabilities.entries()) {
+    rest -= probability;
+    if (rest < 0) return token;
+  }
+  return mostLikely(logits); // the sum was rounded to less than 1
+}
+
 /** Index of the largest logit; the first one if several are equal. */
 export function mostLikely(logits: Float32Array): number {
   let best = 0;

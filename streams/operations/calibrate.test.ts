@@ -190,11 +190,51 @@ describe('cut off at a call of the file system and run again, it ends with the s
   }
 });
 
+describe('text that the model writes', () => {
+  const written = { fromModel: true, threads: 1, sequenceLength: 5 } as const;
+  const tokensIn = async (folder: string): Promise<Int32Array> => {
+    const record = await openRecord(folder);
+    const tokens = await record.tokens();
+    await record.close();
+    return tokens;
+  };
+
+  test('is the same when the writing was interrupted, and said to be no text', async () => {
+    const options = { ...written, tokens: 170 };
+    await calibrate(TINY_MODEL, at('written'), options);
+    const stop = new AbortController();
+    const onWriting = ({ done }: { done: number }): void => {
+      if (done > 160) stop.abort();
+    };
+    const run = calibrate(TINY_MODEL, at('writing'), options, { onWriting, signal: stop.signal });
+    await expect(run).rejects.toMatchObject({ kept: at('writing') });
+    const seen: number[] = [];
+    await calibrate(TINY_MODEL, at('writing'), options, { onWriting: ({ done }) => seen.push(done) });
+    expect(seen[0]).toBe(162); // the first 32 sequences were kept
+    expect(contents(at('writing'))).toEqual(contents(at('written')));
+    const record = await openRecord(at('written'));
+    expect(record.facts).toMatchObject({ sequences: 34, fromModel: true, texts: [] });
+  });
+
+  test('does not depend on how many sequences are written, but on the seed', async () => {
+    const all = await tokensIn(at('written'));
+    for (const [name, options] of [
+      ['one', { tokens: 5 }],
+      ['seed', { tokens: 15, seed: 1 }],
+    ] as const) {
+      await calibrate(TINY_MODEL, at(name), { ...written, ...options });
+      const few = await tokensIn(at(name));
+      expect(String(few) === String(all.subarray(0, few.length))).toBe(name === 'one');
+    }
+  });
+});
+
 describe('is refused:', () => {
   test.each<[string, Partial<Parameters<typeof calibrate>[2]>, string]>([
     ['more tokens than there are', { tokens: 5000 }, 'the texts have 1648'],
     ['sequences beyond the context', { sequenceLength: 257 }, 'made for 256'],
     ['no text', { text: [] }, 'at least one'],
+    ['a text for a model that writes its own', { fromModel: true }, 'leave one of the two out'],
     ['a text that is not there', { text: [at('none.txt')] }, 'cannot be read'],
     ['a folder as text', { text: [root] }, 'cannot be read'],
   ])('%s', async (_, options, words) => {

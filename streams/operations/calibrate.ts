@@ -14,8 +14,10 @@ import type { Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { blameSource } from './blame-source.js';
 import { type CalibrationPlan, type PreparedPass, preparePass } from './prepare-pass.js';
+import type { WritingProgress } from './write-text.js';
 
 export type { CalibrationPlan } from './prepare-pass.js';
+export type { WritingProgress } from './write-text.js';
 
 /** How far a calibration is. */
 export interface CalibrationProgress {
@@ -36,6 +38,8 @@ export interface CalibrateHooks extends Pick<RunHooks, 'signal' | 'peers'> {
   /** Called before the work begins. */
   readonly onPlan?: (plan: CalibrationPlan) => void;
   readonly onLayer?: (progress: CalibrationProgress) => void;
+  /** Called while the model writes its own text. */
+  readonly onWriting?: (progress: WritingProgress) => void;
 }
 
 /** A finished calibration. */
@@ -86,16 +90,20 @@ export async function calibrate(
 }
 
 async function record(
-  { checkpoint, model, sizes, tokens, identity, facts }: PreparedPass,
+  pass: PreparedPass,
   output: RecordFolder,
-  { onLayer, signal }: CalibrateHooks,
+  { onLayer, onWriting, signal }: CalibrateHooks,
   fs: FileSystem,
 ): Promise<void> {
+  const { checkpoint, model, sizes, identity, facts } = pass;
   let folder: PassFolder | undefined;
+  let begun = false;
   try {
     folder = await PassFolder.open(output.workspace, { identity, sizes, shown: output.folder }, fs);
     const layers = (facts.layers.at(-1) as number) + 1;
     const { sequences, length } = sizes;
+    begun = facts.fromModel === true; // what the model has written is kept
+    const tokens = await pass.tokens(output.workspace, onWriting);
     const onSequences = (layer: number, done: number): void => onLayer?.({ layer, layers, done, sequences });
     const bytes = new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength);
     await writeSynced(fs, join(output.workspace, TOKENS_FILE), [tokensLayout(sequences, length).header, bytes]);
@@ -106,7 +114,7 @@ async function record(
     await folder?.close();
     const cause = signal?.aborted ? new InterruptedError() : await blameSource(error, checkpoint.files);
     const useless = cause instanceof SourceChangedError || cause instanceof NonFiniteActivationError;
-    const begun = folder !== undefined && (folder.layer > 0 || folder.done > 0);
+    if (folder && (folder.layer > 0 || folder.done > 0)) begun = true;
     const keep = begun && !useless;
     // Without a folder, the unfinished work is that of another command.
     await output.abandon(keep || folder === undefined);

@@ -1,25 +1,23 @@
 /** Opens a model for a calibration pass and chooses its sequences. */
 import { createHash } from 'node:crypto';
-import { type ChosenSequences, chooseSequences } from '../../src/calibration/choose-sequences.js';
 import { layerLayout, tokensLayout } from '../../src/calibration/layer-file.js';
 import { expertLayers, layerSizes } from '../../src/calibration/pass.js';
 import type { PassIdentity, PassSizes } from '../../src/calibration/pass-folder.js';
-import { readTextTokens, type TextTokens } from '../../src/calibration/read-texts.js';
 import type { RecordFacts } from '../../src/calibration/record.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { OptionError, UnsupportedModelError } from '../../src/errors.js';
 import { type FileSystem, nodeFileSystem } from '../../src/file-system.js';
-import { openChatTemplate } from '../../src/inference/chat-template.js';
 import { configReader } from '../../src/inference/config-reader.js';
 import type { LanguageModel } from '../../src/inference/language-model.js';
 import { type CalibrateSettings, usefulThreads } from '../../src/inference/run-options.js';
-import { openTokenizer } from '../../src/inference/tokenizer.js';
 import { VERSION } from '../../src/version.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
+import { chooseTokens, readTexts } from './choose-tokens.js';
 import { USUAL_WINDOW } from './evaluate.js';
 import { openModels } from './run-models.js';
+import { type WritingProgress, writeText } from './write-text.js';
 
 /** Tokens of an expert, in units of d, up to which more of them improve fits (docs/calibration.md). */
 const TOKENS_OF_WIDTH = 5;
@@ -29,8 +27,12 @@ export interface PreparedPass {
   readonly checkpoint: Checkpoint;
   readonly model: LanguageModel;
   readonly sizes: PassSizes;
-  /** (sequences, length) */
-  readonly tokens: Int32Array;
+  /**
+   * The token numbers, (sequences, length).
+   * @param workspace folder for tokens that the model writes
+   * @param onTokens called with the number of tokens of each sequence that the model has written
+   */
+  tokens(workspace: string, onTokens?: (progress: WritingProgress) => void): Promise<Int32Array>;
   readonly facts: RecordFacts;
   readonly identity: PassIdentity;
   readonly plan: CalibrationPlan;
@@ -74,11 +76,7 @@ export async function preparePass(
   if ((settings.sequenceLength ?? 0) > context)
     throw new OptionError('--sequence-length', `the model was made for ${context} tokens`);
   const wantedLength = settings.sequenceLength ?? Math.min(context, USUAL_WINDOW);
-  const tokenizer = await openTokenizer(checkpoint);
-  const texts: TextTokens[] = [];
-  const openTemplate = () => openChatTemplate(checkpoint);
-  for (const file of settings.text)
-    texts.push(await readTextTokens(file, { tokenizer, openTemplate, fs: fileSystem, signal }));
+  const texts = await readTexts(checkpoint, settings, { signal, fileSystem });
   const use = { checkpoint, keptTokens: 0, batchTokens: Number.MAX_SAFE_INTEGER, sequenceLength: wantedLength };
   const { engine, models, close } = await openModels([use], settings, signal);
   try {
@@ -88,30 +86,33 @@ export async function preparePass(
       throw new UnsupportedModelError(configReader(checkpoint).file, 'the model has no layers of experts');
     const share = Math.min(...layers.map((layer) => shareOfExpert(model, layer)));
     const usual = Math.ceil((TOKENS_OF_WIDTH * model.width) / share);
-    const chosen = choose(texts, wantedLength, settings, usual);
-    const { sequences, length, tokens } = chosen;
+    const chosen = chooseTokens(texts, { length: wantedLength, usual }, settings);
+    const { sequences, length } = chosen;
     const facts: RecordFacts = {
       version: 1,
       sourceFingerprint: await fingerprint(checkpoint),
       ...{ sequences, length, seed: settings.seed },
       texts: texts.map(({ entry }) => entry),
+      ...(settings.fromModel && { fromModel: true }),
       layers,
       engine: engineRecord(engine),
     };
     const sizes = { sequences, length, width: model.width };
+    const identity = {
+      'version of mobe': VERSION,
+      model: facts.sourceFingerprint,
+      'time of the model': hashOf(JSON.stringify(await modified(checkpoint))),
+      'choice of tokens': hashOf(chosen.identity),
+      'sequence length': length,
+      engine: engine.name,
+      device: engine.device,
+      threads: usefulThreads(settings.threads, model.width),
+    };
     return {
-      ...{ checkpoint, model, sizes, tokens, facts, close },
-      identity: {
-        'version of mobe': VERSION,
-        model: facts.sourceFingerprint,
-        'time of the model': hashOf(JSON.stringify(await modified(checkpoint))),
-        'choice of tokens': hashOf(tokens),
-        'sequence length': length,
-        engine: engine.name,
-        device: engine.device,
-        threads: usefulThreads(settings.threads, model.width),
-      },
-      plan: planOf(model, sizes, layers, share, notesOn(chosen, wantedLength, settings, usual)),
+      ...{ checkpoint, model, sizes, facts, identity, close },
+      plan: planOf(model, sizes, layers, share, chosen.notes),
+      tokens: async (workspace, onTokens) =>
+        chosen.tokens ?? writeText({ checkpoint, sizes, settings, identity, workspace, onTokens, signal, fileSystem }),
     };
   } catch (error) {
     await close();
@@ -123,40 +124,6 @@ export async function preparePass(
 function shareOfExpert(model: LanguageModel, layer: number): number {
   const { perToken, count } = model.expertsOf(layer) as { perToken: number; count: number };
   return perToken / count;
-}
-
-function choose(
-  texts: readonly TextTokens[],
-  length: number,
-  { tokens: wanted, seed }: CalibrateSettings,
-  usual: number,
-): ChosenSequences {
-  const chosen = chooseSequences(
-    texts.map((it) => it.tokens),
-    { length, wanted: wanted ?? usual, seed },
-  );
-  const available = chosen.available * chosen.length;
-  if (wanted !== undefined && wanted > available)
-    throw new OptionError(
-      '--tokens',
-      `the texts have ${available} tokens in whole sequences; give more text, or shorter sequences (--sequence-length)`,
-    );
-  return chosen;
-}
-
-function notesOn(
-  { sequences, length }: ChosenSequences,
-  wantedLength: number,
-  { tokens: wanted }: CalibrateSettings,
-  usual: number,
-): string[] {
-  const notes: string[] = [];
-  if (length < wantedLength) notes.push(`No text has ${wantedLength} tokens, so sequences have ${length}.`);
-  if (wanted === undefined && sequences * length < usual)
-    notes.push(
-      `The texts have ${sequences * length} tokens, and ${usual} would be enough for each expert: more text gives better results.`,
-    );
-  return notes;
 }
 
 function planOf(
