@@ -36,13 +36,7 @@ export async function openRecord(
     name: folder,
     facts,
     async layer(number) {
-      if (!facts.layers.includes(number))
-        throw new RecordLayerError(
-          folder,
-          number,
-          `it has the layers ${facts.layers.join(', ')}`,
-          'Give a record of this model.',
-        );
+      if (!facts.layers.includes(number)) throw new RecordLayerError(folder, number, facts.layers);
       return openLayer(name, number, facts.sequences * facts.length, files);
     },
     release: async () => {},

@@ -225,6 +225,26 @@ export class PassFolder {
     }
   }
 
+  /** Goes back to the first layer. Files of finished layers stay. */
+  async restart(): Promise<void> {
+    const { layer } = this.state;
+    await this.save({ ...this.state, layer: 0, before: [], after: [] });
+    for (const it of [layer - 1, layer]) await this.fs.remove(this.statesPath(it));
+  }
+
+  /** Whether the file of a layer is there. Only whole files have their names. */
+  holds(layer: number): Promise<boolean> {
+    return this.fs.stat(this.path(layer)).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /** Removes the file of a finished layer. */
+  async removeLayer(layer: number): Promise<void> {
+    await this.fs.remove(this.path(layer));
+  }
+
   /** Closes open files. The pass can be continued. */
   async close(): Promise<void> {
     const { before, after, record } = this.running;

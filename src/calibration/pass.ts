@@ -29,12 +29,18 @@ export function layerSizes(
   return experts && { tokens: sequences * length, width: model.width, expertsPerToken: experts.perToken };
 }
 
-/** Runs the next layer to its end, from where an interrupted pass stopped. */
-export async function runNextLayer({ model, folder, sizes, tokens, onSequences }: Pass): Promise<void> {
+/**
+ * Runs the next layer to its end, from where an interrupted pass stopped.
+ * @param recorded whether its experts are recorded
+ */
+export async function runNextLayer(
+  { model, folder, sizes, tokens, onSequences }: Pass,
+  recorded = true,
+): Promise<void> {
   const { layer } = folder;
   const { sequences, length } = sizes;
   const last = layer === expertLayers(model).at(-1);
-  await folder.begin(layerSizes(model, layer, sizes), last);
+  await folder.begin(recorded ? layerSizes(model, layer, sizes) : undefined, last);
   const most = Math.max(1, Math.floor(model.memory.batchTokens / length));
   while (folder.done < sequences) {
     const first = folder.done;

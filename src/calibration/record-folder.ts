@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { MobeError, OutputNotEmptyError, OutputNotWritableError, UnfinishedRunError } from '../errors.js';
 import { type FileSystem, writeSynced } from '../file-system.js';
 import { clearPartial, moveFiles } from '../output/commit.js';
-import { checkDisk, listOutput, removeIfEmpty } from '../output/folder-checks.js';
+import { bytesIn, checkDisk, listOutput, removeIfEmpty } from '../output/folder-checks.js';
 import { type FolderLock, lockFolder } from '../output/folder-lock.js';
 import { PARTIAL_FOLDER } from '../output/journal.js';
 import { asWriteError } from '../output/shard-writer.js';
@@ -49,7 +49,7 @@ export class RecordFolder {
         await opened.leave();
         return undefined;
       }
-      await checkDisk(folder, neededBytes - (await sizeOf(partial, fs)), fs);
+      await checkDisk(folder, neededBytes - (await bytesIn(partial, fs)), fs);
       return opened;
     } catch (error) {
       await lock?.release();
@@ -122,12 +122,6 @@ async function checkForeign(folder: string): Promise<void> {
   const foreign = ((await listOutput(folder)) ?? []).filter((name) => !isOwn(name));
   if (foreign.length)
     throw new OutputNotEmptyError(folder, `holds other files than a record's (${foreign.slice(0, 3).join(', ')})`);
-}
-
-async function sizeOf(folder: string, fs: FileSystem): Promise<number> {
-  let bytes = 0;
-  for (const name of await fs.readdir(folder)) bytes += (await fs.stat(join(folder, name))).size;
-  return bytes;
 }
 
 /** Whether two records are of the same source and tokens. Other facts, for example the engine, may differ. */

@@ -33,14 +33,13 @@ export class OtherRecordError extends RecordError {
   }
 }
 
-/** The record does not have a layer, or no longer has it. */
+/** A layer is asked for that has no experts, or is not in the record. */
 export class RecordLayerError extends RecordError {
   constructor(
     readonly folder: string,
     readonly layer: number,
-    reason: string,
-    remedy: string,
+    readonly layers: readonly number[],
   ) {
-    super(`${folder} has no record of layer ${layer}: ${reason}. ${remedy}`);
+    super(`${folder} has no record of layer ${layer}, only of ${layers.join(', ')}. Choose among these with --layers.`);
   }
 }

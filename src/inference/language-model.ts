@@ -198,7 +198,7 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
     logits: (hidden) => head.logits(hidden),
     usage: () => ({ bytesRead: reader.bytesRead, ...cache.counts }),
     async close() {
-      cache.dispose();
+      cache.clear();
       await checkpoint.files.close();
     },
   };

@@ -90,7 +90,7 @@ test('disposing lets go of everything', async () => {
   const { engine, live } = fakeEngine();
   const cache = new WeightCache(engine, 1000, 500);
   await reads(cache, 'AaBb');
-  cache.dispose();
+  cache.clear();
   expect(live.size).toBe(0);
 });
 

@@ -130,14 +130,10 @@ export class WeightCache {
     });
   }
 
-  /** Evicts all units, kept ones too. Their memory is reused. */
+  /** Evicts all units and frees their memory. The cache can be used again. */
   clear(): void {
     for (const [key, entry] of [...this.entries]) this.evict(key, entry);
     this.kept = 0;
-  }
-
-  dispose(): void {
-    this.clear();
     this.idle = [];
   }
 }

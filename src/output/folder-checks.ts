@@ -41,6 +41,13 @@ export async function listOutput(folder: string): Promise<string[] | undefined> 
   }
 }
 
+/** The bytes of the files in a folder, without those in folders below it; 0 if there is none. */
+export async function bytesIn(folder: string, fs: FileSystem): Promise<number> {
+  let bytes = 0;
+  for (const name of await fs.readdir(folder).catch(() => [])) bytes += (await fs.stat(join(folder, name))).size;
+  return bytes;
+}
+
 /** Throws `DiskTooSmallError` if the disk of `folder`, which need not exist yet, has too little free space. */
 export async function checkDisk(folder: string, neededBytes: number, fs: FileSystem = nodeFileSystem): Promise<void> {
   let existing = resolve(folder);
