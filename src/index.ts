@@ -18,6 +18,7 @@ export {
   type CalibrationPlan,
   type CalibrationProgress,
   calibrate,
+  type WritingProgress,
 } from '../streams/operations/calibrate.js';
 export { type BadTensor, checkWeights, type WeightCheck } from '../streams/operations/check-weights.js';
 export { compress, compressWith } from '../streams/operations/compress.js';
@@ -35,6 +36,7 @@ export { type Generation, generate } from '../streams/operations/generate.js';
 export { type ImportOptions, importFactors } from '../streams/operations/import.js';
 export { inspect } from '../streams/operations/inspect.js';
 export { plan } from '../streams/operations/plan.js';
+export { type RecordInUse, recordWhileUsed } from '../streams/operations/record-while-used.js';
 export { type ReportOptions, type WrittenReport, writeReport } from '../streams/operations/report.js';
 export { streamCheckpoint } from '../streams/operations/stream.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';

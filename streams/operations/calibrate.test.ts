@@ -111,6 +111,29 @@ describe('a record that is there', () => {
   });
 });
 
+test('of a model whose first layer is dense, with shared experts: resumed, it has the same bytes', async () => {
+  await generateFamily(at('deepseek'), 'deepseek_v3', { config: { max_position_embeddings: 64 } });
+  cpSync(join(TINY_MODEL, 'tokenizer.json'), at('deepseek/tokenizer.json'));
+  // The model has 64 tokens, and each token is one byte.
+  writeFileSync(at('numbers.txt'), Array.from({ length: 100 }, (_, i) => i * i).join(' '));
+  const own = { ...ONE, text: [at('numbers.txt')] };
+  await calibrate(at('deepseek'), at('deepseek-whole'), own);
+  const record = await openRecord(at('deepseek-whole'));
+  expect(record.facts.layers).toEqual([1, 2]);
+  expect(await record.layer(2)).toMatchObject({ tokens: 64, expertsPerToken: 4 });
+  await record.close();
+  const stop = new AbortController();
+  const run = calibrate(at('deepseek'), at('deepseek-resumed'), own, {
+    onLayer: () => stop.abort(),
+    signal: stop.signal,
+  });
+  await expect(run).rejects.toThrow(InterruptedError);
+  const seen: number[] = [];
+  await calibrate(at('deepseek'), at('deepseek-resumed'), own, { onLayer: ({ layer }) => seen.push(layer) });
+  expect(seen).toEqual([1, 2]);
+  expect(contents(at('deepseek-resumed'))).toEqual(contents(at('deepseek-whole')));
+});
+
 /** Ends the run after this many calls of the layers. */
 async function interrupted(folder: string, calls: number, options = {}): Promise<MobeError> {
   const stop = new AbortController();
