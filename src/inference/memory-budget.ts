@@ -16,6 +16,8 @@ export const TENSOR_BYTES = 1200;
 const WORKING_BYTES = 96 * MIB;
 /** Numbers that one token's activations take at once, as a multiple of the hidden size: states, norms, rows of experts. */
 const STATES_PER_TOKEN = 12;
+/** As many more in a calibration pass: inputs that are encoded, and states that are read, hashed and written. */
+const PASS_STATES_PER_TOKEN = 3;
 /** Measured over counted memory: freed memory returns late and in pieces. */
 const OVERHEAD = 1.1;
 /** Tokens of a call beyond which larger calls are not faster, if a layer's weights stay in memory from call to call. */
@@ -78,7 +80,8 @@ export function planModelMemory({
     largestLayer = Math.max(largestLayer, layerBytes);
   }
   const cached = blueprint.layers.map(({ attention }) => attention.cached);
-  const tokenBytes = 4 * (STATES_PER_TOKEN * width + 3 * rows);
+  const statesPerToken = STATES_PER_TOKEN + (sequenceLength === undefined ? 0 : PASS_STATES_PER_TOKEN);
+  const tokenBytes = 4 * (statesPerToken * width + 3 * rows);
   let batchTokens = mostTokens;
   let kept = keptBytes(cached, keptTokens);
   if (sequenceLength !== undefined) {
