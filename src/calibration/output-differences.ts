@@ -63,7 +63,8 @@ export function differenceBytes({ experts }: ExpertLayer, width: number, replace
   const rows = (experts.up_proj[0] as StoredMatrix).rows;
   return {
     token: 4 * width * (2 + replaced),
-    fixed: 4 * ((3 + replaced) * rows * width + MOST_ROWS * ((2 + replaced) * width + 8 * rows)),
+    // Rebuilt weights of the expert before may still wait to be freed.
+    fixed: 4 * ((3 + 2 * replaced) * rows * width + MOST_ROWS * ((2 + replaced) * width + 8 * rows)),
   };
 }
 
