@@ -30,6 +30,12 @@ export interface Replacement {
   expert(expert: number): Promise<Float32Array>;
 }
 
+/** Bytes for each token, and those that do not depend on the number of tokens. */
+export interface Bytes {
+  readonly token: number;
+  readonly fixed: number;
+}
+
 /** Tools of `outputDifferences`. */
 export interface DifferenceTools {
   readonly reader: WeightReader;
@@ -52,16 +58,13 @@ export async function readTokens(record: LayerRecord, tokens: Int32Array): Promi
   return { width, expertsPerToken: k, inputs, experts, weights };
 }
 
-/** Bytes that `outputDifferences` holds: those of each token, and those that do not depend on the number of tokens. */
-export function differenceBytes(
-  { experts }: ExpertLayer,
-  width: number,
-  replaced: number,
-): { token: number; fixed: number } {
+/** Bytes that `outputDifferences` holds. */
+export function differenceBytes({ experts }: ExpertLayer, width: number, replaced: number): Bytes {
   const rows = (experts.up_proj[0] as StoredMatrix).rows;
   return {
     token: 4 * width * (2 + replaced),
-    fixed: 4 * ((3 + replaced) * rows * width + MOST_ROWS * ((2 + replaced) * width + 8 * rows)),
+    // Rebuilt weights of the expert before may still wait to be freed.
+    fixed: 4 * ((3 + 2 * replaced) * rows * width + MOST_ROWS * ((2 + replaced) * width + 8 * rows)),
   };
 }
 

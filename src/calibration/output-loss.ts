@@ -9,6 +9,7 @@
 import { trace } from '../engine/graph.js';
 import { matmul, mul, sum, total } from '../engine/ops.js';
 import type { Runner } from '../inference/runner.js';
+import type { Bytes } from './output-differences.js';
 
 /** The share of the identity in the weights, where the mean of the covariance's diagonal is 1. Shares of .1 to .3 are as good. */
 const IDENTITY_SHARE = 0.2;
@@ -32,6 +33,12 @@ const weigh = ({ tokens, width, columns }: { tokens: number; width: number; colu
       };
     },
   );
+
+/** Bytes that `outputLosses` needs beside its arguments. */
+export function lossBytes(width: number): Bytes {
+  const columns = Math.min(width, MOST_COLUMNS);
+  return { token: 8 * columns, fixed: 8 * width * columns };
+}
 
 /**
  * The loss of each change.

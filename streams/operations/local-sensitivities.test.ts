@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { beforeAll, describe, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { weightOf } from '../../fixtures/compare-weights.js';
 import { type GeneratedFamily, generateFamily, TINY } from '../../fixtures/generate-family.js';
 import { type HeldLayer, memoryRecord, randomLayer } from '../../fixtures/memory-record.js';
@@ -103,6 +103,8 @@ beforeAll(async () => {
     for (const projection of PROJECTIONS)
       reference.set(`${held.layer} ${projection}`, plainLoss(rebuilt, held, projection));
 });
+
+afterAll(() => source.files.close());
 
 /** Whether all losses agree with the reference to f32 rounding. */
 function expectReference(found: ReadonlyMap<string, number>, wanted: ReadonlyMap<string, number> = reference): void {

@@ -5,6 +5,7 @@ import {
   outputDifferences,
   type RoutedTokens,
 } from '../../src/calibration/output-differences.js';
+import { lossBytes } from '../../src/calibration/output-loss.js';
 import type { LayerRecord } from '../../src/calibration/record.js';
 import { BudgetTooSmallError, DamagedRecordError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
@@ -30,8 +31,9 @@ export function arrangeProbes(
 ): { together: Array<readonly Probe[]>; tokens: number } {
   const room = (groups: ReadonlyArray<readonly Probe[]>): { tokens: number; smallest: number } => {
     const needs = groups.map((own) => {
-      const { token, fixed } = differenceBytes(layerOf(number), width, own.length);
-      return { token, fixed: fixed + own.reduce((sum, probe) => sum + rebuildBytes(probe), 0) };
+      const bases = own.reduce((sum, probe) => sum + rebuildBytes(probe), 0);
+      const [differences, losses] = [differenceBytes(layerOf(number), width, own.length), lossBytes(width)];
+      return { token: differences.token + losses.token, fixed: differences.fixed + losses.fixed + bases };
     });
     return {
       tokens: Math.min(wanted, ...needs.map(({ token, fixed }) => Math.floor((bytes / parts - fixed) / token))),

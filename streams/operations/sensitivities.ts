@@ -26,7 +26,7 @@ export type SensitivityKind = NonNullable<Settings['sensitivity']>;
 
 /**
  * The most tokens of the record that are used by default. On the fixture an allocation by the KL of 512 tokens has 3 to 6 % more
- * KL than one of 19 000, of 1024 1 to 6 %, of 4096 none; by the local losses of 1024 or more 4 %.
+ * KL than one of 19 200, of 2048 1 to 2 %, of 4096 none; by the local losses of 1024 tokens or more 4 to 6 %.
  */
 export const SENSITIVITY_TOKENS: Readonly<Record<SensitivityKind, number>> = { local: 2048, kl: 2048 };
 
