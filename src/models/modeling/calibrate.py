@@ -21,6 +21,7 @@ import struct
 import sys
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoTokenizer
 from transformers.models.auto import modeling_auto
 
@@ -320,7 +321,15 @@ def write_record(model, folder, record, tokens, facts, batch=1):
     own = TensorFile(record / TOKENS_FILE, {"tokens": ("I32", tuple(tokens.shape))})
     own.append("tokens", tokens)
     own.close()
-    facts = {"version": 1, "sourceFingerprint": fingerprint(folder), "sequences": sequences, "length": length, **facts, "layers": sorted(files)}
+    place = next(model.parameters()).device
+    facts = {
+        "version": 1,
+        "sourceFingerprint": fingerprint(folder),
+        **{"sequences": sequences, "length": length},
+        **facts,
+        "layers": sorted(files),
+        "engine": {"name": f"transformers {transformers.__version__}", "device": str(place), "kind": place.type},
+    }
     part = record / f"{RECORD_FILE}.part"
     part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     part.replace(record / RECORD_FILE)
@@ -339,24 +348,23 @@ def documents(file, tokenizer):
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        entry = json.loads(line)
-        if "messages" in entry:
-            found.append(tokenizer.apply_chat_template(entry["messages"], tokenize=False))
-        elif "text" in entry:
-            found.append(entry["text"])
-        else:
-            raise Refusal(f"line {number} of {file} has neither text nor messages.")
+        try:
+            entry = json.loads(line)
+            whole = "messages" in entry
+            found.append(tokenizer.apply_chat_template(entry["messages"], tokenize=False) if whole else entry["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise Refusal(f"line {number} of {file} is not JSON with text or messages ({error}).") from error
     return found
 
 
 def choose_tokens(texts, length, wanted, seed):
-    """Cuts texts (token numbers) into sequences that do not overlap, and chooses some by seed. -> (sequences, length)"""
-    sequences = [text[first : first + length] for text in texts for first in range(0, len(text) - length + 1, length)]
-    if not sequences:
-        raise Refusal(f"no text has {length} tokens, which a sequence needs. Give a smaller --sequence-length.")
-    count = min(len(sequences), max(1, wanted // length))
-    order = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.tensor([sequences[at] for at in sorted(order.tolist())], dtype=torch.int32)
+    """Cuts texts (token numbers) into windows that do not overlap, and chooses some at random. -> (sequences, length)"""
+    length = min(length, max(map(len, texts)))
+    if length < 2:
+        raise Refusal("the texts have fewer than two tokens.")
+    windows = [text[first : first + length] for text in texts for first in range(0, len(text) - length + 1, length)]
+    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor([windows[at] for at in order[: max(1, math.ceil(wanted / length))]], dtype=torch.int32)
 
 
 def load_model(folder, dtype, device, trusted):
@@ -386,15 +394,15 @@ def main():
     options = parser.parse_args()
     try:
         write(options)
-    except Refusal as refusal:
-        sys.exit(f"error: {refusal}")
+    except (Refusal, OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        sys.exit(f"error: {error}")
 
 
 def write(options):
-    if (options.record / RECORD_FILE).exists():
-        raise Refusal(f"{options.record} has a record already.")
     if bool(options.text) == bool(options.tokens_from):
         raise Refusal("give either --text or --tokens-from.")
+    if options.record.exists() and any(file.suffix != ".part" for file in options.record.iterdir()):
+        raise Refusal(f"{options.record} is not empty. Give another folder.")
     fingerprint(options.model)
     model = load_model(options.model, getattr(torch, options.dtype), options.device, options.trust_remote_code)
     if options.tokens_from:
@@ -405,7 +413,8 @@ def write(options):
         config = model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or USUAL_LENGTH
         length = options.sequence_length or min(context, USUAL_LENGTH)
-        texts = [tokenizer(text, add_special_tokens=False)["input_ids"] for file in options.text for text in documents(file, tokenizer)]
+        found = [text for file in options.text for text in documents(file, tokenizer)]
+        texts = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in found]
         tokens = choose_tokens(texts, length, options.tokens or usual_tokens(model), options.seed)
         facts = {"seed": options.seed, "texts": [text_facts(file) for file in options.text]}
     reached = write_record(model, options.model, options.record, tokens, facts, options.batch)
