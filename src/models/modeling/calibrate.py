@@ -341,8 +341,8 @@ def write_record(model, folder, record, tokens, facts, batch=1):
 
 def documents(file, tokenizer):
     """-> the texts of a file"""
-    text = file.read_text(encoding="utf-8")
-    if file.suffix != ".jsonl":
+    text = file.read_bytes().decode("utf-8-sig")
+    if file.suffix.lower() != ".jsonl":
         return [text]
     found = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -350,11 +350,17 @@ def documents(file, tokenizer):
             continue
         try:
             entry = json.loads(line)
-            whole = "messages" in entry
-            found.append(tokenizer.apply_chat_template(entry["messages"], tokenize=False) if whole else entry["text"])
-        except (ValueError, KeyError, TypeError) as error:
+            own = entry.get("text")
+            found.append(own if isinstance(own, str) else tokenizer.apply_chat_template(entry["messages"], tokenize=False))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Refusal(f"line {number} of {file} is not JSON with text or messages ({error}).") from error
     return found
+
+
+def text_tokens(file, tokenizer):
+    """-> the token numbers of all texts of a file, one after the other"""
+    parts = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in documents(file, tokenizer)]
+    return [token for part in parts for token in part]
 
 
 def choose_tokens(texts, length, wanted, seed):
@@ -413,8 +419,7 @@ def write(options):
         config = model.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or USUAL_LENGTH
         length = options.sequence_length or min(context, USUAL_LENGTH)
-        found = [text for file in options.text for text in documents(file, tokenizer)]
-        texts = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in found]
+        texts = [text_tokens(file, tokenizer) for file in options.text]
         tokens = choose_tokens(texts, length, options.tokens or usual_tokens(model), options.seed)
         facts = {"seed": options.seed, "texts": [text_facts(file) for file in options.text]}
     reached = write_record(model, options.model, options.record, tokens, facts, options.batch)
