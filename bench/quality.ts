@@ -5,7 +5,7 @@
  *   npm run bench:quality -- --heldout <file> [flags]
  *
  *   --heldout fixtures/evaluation.txt   text to score on; the default is so short that it only shows that all runs
- *   --bytes <n>                         most bytes of it
+ *   --bytes <n>                         most bytes of it to score on
  *   --seeds 0,1,2                       each seed chooses other calibration sequences and another start of the fits
  *   --only <text>                       only ways whose name contains the text; several, separated by "|"
  *   --out bench/results/quality.json
@@ -52,7 +52,8 @@ const { quick } = flags;
 const out = flags.out ?? (quick ? 'out/quality.json' : 'bench/results/quality.json');
 const seeds = (flags.seeds ?? (quick ? '0' : '0,1,2')).split(',').map(Number);
 const steps = quick ? ['--steps', '25'] : [];
-const heldOut = readFileSync(flags.heldout).subarray(0, quick ? 20 * WINDOW : Number(flags.bytes));
+const whole = readFileSync(flags.heldout);
+const heldOut = whole.subarray(0, quick ? 20 * WINDOW : Number(flags.bytes));
 
 /** What one run gave. */
 interface Measurement {
@@ -89,7 +90,7 @@ interface Run {
 const folder = mkdtempSync(join(process.env.MOBE_BENCH_DIR ?? tmpdir(), 'mobe-quality-'));
 const at = (name: string): string => join(folder, name);
 const load = loadavg()[0];
-const { text, ...proof } = calibrationText(heldOut.toString('latin1'));
+const { text, ...proof } = calibrationText(whole.toString('latin1'));
 const texts = {
   heldOut: { name: basename(flags.heldout), bytes: heldOut.byteLength, sha256: sha256(heldOut) },
   calibration: { bytes: text.length, sha256: sha256(text), ...proof },
