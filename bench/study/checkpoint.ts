@@ -6,7 +6,7 @@ import { encodeFinite } from '../../src/checkpoint/codec.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { detectModel } from '../../src/models/detect.js';
-import { DEFAULT_PROJECTIONS } from '../../src/models/family.js';
+import { DEFAULT_PROJECTIONS, type Projection } from '../../src/models/family.js';
 import { decodeExperts } from '../subjects.js';
 import type { Experts } from './rivals.js';
 
@@ -15,10 +15,13 @@ export interface Group extends Experts {
   readonly stored: readonly StoredMatrix[];
 }
 
-/** All groups: for each layer the gate matrices, then the up matrices. */
-export async function readGroups(folder = TINY_MODEL): Promise<Group[]> {
+/** All groups: for each layer those of each projection. */
+export async function readGroups(
+  folder = TINY_MODEL,
+  projections: readonly Projection[] = DEFAULT_PROJECTIONS,
+): Promise<Group[]> {
   const { layers } = detectModel(await openCheckpoint(folder));
-  const matrices = layers.flatMap(({ experts }) => DEFAULT_PROJECTIONS.map((projection) => experts[projection]));
+  const matrices = layers.flatMap(({ experts }) => projections.map((projection) => experts[projection]));
   return Promise.all(
     matrices.map(async (stored) => {
       const { rows, cols } = stored[0] as StoredMatrix;

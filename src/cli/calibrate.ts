@@ -2,6 +2,7 @@ import { type Command, Option } from 'commander';
 import type { Calibration, CalibrationPlan, CalibrationProgress } from '../../streams/operations/calibrate.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import type { CalibrateOptions } from '../inference/run-options.js';
+import { CALIBRATION_SCRIPT } from '../models/modelling-files.js';
 import { interruptible } from './interrupt.js';
 import { engine, force, json, MODEL, maxMemory, positiveInteger, threads, wholeNumber } from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
@@ -41,6 +42,11 @@ export function define(command: Command): void {
     .addOption(tokenFile())
     .addOption(ca())
     .addOption(json())
+    .option('--script', 'print where the Python script is that writes a record with transformers, for any other model')
+    .on('option:script', () => {
+      process.stdout.write(`${CALIBRATION_SCRIPT}\n`);
+      process.exit();
+    })
     .action(async (model: string, record: string, flags: Flags) => {
       const { json: asJson, force: again, tokenFile: file, ca: authority, ...options } = flags;
       const { calibrate } = await import('../../streams/operations/calibrate.js');

@@ -33,19 +33,28 @@ function describe({ models, window, textBytes, engine: { name, device }, peakRss
       right('nll/token'),
       right('nll/byte'),
       right('perplexity'),
-      ...(compared ? [right('KL'), right('same top-1')] : []),
+      ...(compared ? [right('KL'), right('same top-1'), right('nll/token more')] : []),
       right('tokens/s'),
     ],
     models.map((it) => [
       it.model,
       ...(reduced ? [String(it.expertsPerToken ?? '')] : []),
       ...scoreCells(it, compared),
+      ...(compared ? [difference(it)] : []),
       it.tokensPerSecond.toPrecision(3),
     ]),
   );
   const [{ windows, predictions }] = models as [ModelScore];
   const facts = `${formatBytes(textBytes)} of text in ${windows} windows of ${window} tokens, ${predictions} predictions; nats; ${name} on ${device}; peak memory ${formatBytes(peakRssBytes)}`;
   return [table, compared ? layerTable(models) : '', facts].filter(Boolean).join('\n\n');
+}
+
+/** How much more the nll is than that of the model of `--against`, with its standard error. */
+function difference({ comparison }: ModelScore): string {
+  if (!comparison) return '';
+  const { nllDifference: more, standardError } = comparison;
+  const spread = standardError === undefined ? '' : ` ± ${standardError.toFixed(5)}`;
+  return `${more < 0 ? '' : '+'}${more.toFixed(5)}${spread}`;
 }
 
 /** Relative errors of the hidden states, with a column for each model. */

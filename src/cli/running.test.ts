@@ -83,3 +83,9 @@ test('eval --against adds what was lost, and the error after each layer', async 
   expect(stdout).toMatch(/model +experts +nll\/token +nll\/byte +perplexity +KL +same top-1/);
   expect(stdout).toContain('error after layer');
 });
+
+test('calibrate --script names a file of the package, and needs no model', async () => {
+  const { code, stdout } = await mobe('calibrate', '--script');
+  expect(code).toBe(0);
+  expect(readFileSync(stdout.trim(), 'utf8')).toContain('TOKENS_FILE = "tokens.safetensors"');
+});

@@ -6,6 +6,9 @@ import type { NativeForm } from './family.js';
 /** Python is not compiled, so it is read from src/. The path is relative to dist/src/models/. */
 const FOLDER = fileURLToPath(new URL('../../../src/models/modeling/', import.meta.url));
 
+/** Writes a calibration record with transformers, for models that this program cannot run. It is not copied into checkpoints. */
+export const CALIBRATION_SCRIPT = `${FOLDER}calibrate.py`;
+
 /** The module that all others import. */
 const SHARED = 'modeling_mobe';
 

@@ -88,6 +88,28 @@ describe('a conversion', () => {
   test('with a model compared with itself: nothing is lost', async () => {
     const { models } = await evaluate([at('hf')], text.slice(0, 600), { ...ONE, against: at('expanded') });
     expect(models[1]?.comparison).toMatchObject({ divergence: 0, agreement: 1, layerErrors: [0, 0, 0, 0] });
+    expect(models[1]?.comparison).toMatchObject({ nllDifference: 0, standardError: 0 });
+  });
+
+  test('the standard error of a difference is that of the windows', async () => {
+    const score = async (part: string): Promise<[ModelScore, ModelScore]> =>
+      (await evaluate([at('hf')], part, { ...ONE, window: 128, against: TINY_MODEL })).models as [
+        ModelScore,
+        ModelScore,
+      ];
+    const differences: number[] = [];
+    for (const from of [0, 128, 256]) {
+      const [source, changed] = await score(text.slice(from, from + 128));
+      differences.push(changed.nll - source.nll);
+      expect(changed.comparison).not.toHaveProperty('standardError');
+    }
+    const [source, changed] = await score(text.slice(0, 384));
+    const expected = differences.reduce((sum, it) => sum + it, 0) / 3;
+    const variance = differences.reduce((sum, it) => sum + (it - expected) ** 2, 0) / 2;
+    expect(changed.comparison?.nllDifference).toBeCloseTo(expected, 6);
+    expect(changed.comparison?.nllDifference).toBeCloseTo(changed.nll - source.nll, 9);
+    expect(changed.comparison?.standardError).toBeCloseTo(Math.sqrt(variance / 3), 6);
+    expect(changed.comparison?.standardError).toBeGreaterThan(1e-3);
   });
 
   test('the number of experts a token is that of the models, not of what they are compared with', async () => {

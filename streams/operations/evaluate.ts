@@ -24,6 +24,10 @@ const LOGITS_BYTES = 16 * 2 ** 20;
 /** The difference between a model and the one it is compared with, on the same tokens. */
 export interface Comparison {
   readonly with: string;
+  /** Mean negative log-likelihood minus the other model's, nats a token. */
+  readonly nllDifference: number;
+  /** Standard error of `nllDifference`: both models have the same windows, so it is that of the windows' differences. One window has none. */
+  readonly standardError?: number;
   /** Mean KL divergence of the model's predictions from the other model's, in nats. */
   readonly divergence: number;
   /** Share of predictions in which both models find the same token most likely. */
@@ -136,7 +140,7 @@ async function scoreTogether(
         ...(own !== undefined && { expertsPerToken: own }),
         windows: windows.length,
         ...tally.score(bytesPerToken),
-        ...(i > 0 && { comparison: { with: names[0] as string, ...tally.comparison() } }),
+        ...(i > 0 && { comparison: { with: names[0] as string, ...tally.comparison(tallies[0] as Tally) } }),
         seconds,
         tokensPerSecond: (windows.length * window) / seconds,
       };
@@ -204,6 +208,7 @@ async function scoreWindows(
           tallies[i]?.addPrediction(own, tokens[first + t + 1] as number, i > 0 ? predictions[0] : undefined);
       }
     }
+    for (const tally of tallies) tally.endWindow();
   }
 }
 
@@ -213,6 +218,9 @@ class Tally {
   private predictions = 0;
   private divergence = 0;
   private agreements = 0;
+  /** The mean negative log-likelihood of each window, and the sum before the next one. */
+  private readonly windows: number[] = [];
+  private before = { nll: 0, predictions: 0 };
   private readonly errors: Float64Array;
   private readonly norms: Float64Array;
 
@@ -235,13 +243,26 @@ class Tally {
     this.agreements += Number(own.mostLikely === other.mostLikely);
   }
 
+  endWindow(): void {
+    const { nll, predictions, before } = this;
+    this.windows.push((nll - before.nll) / (predictions - before.predictions));
+    this.before = { nll, predictions };
+  }
+
   score(bytesPerToken: number): Pick<ModelScore, 'predictions' | 'nll' | 'nllPerByte' | 'perplexity'> {
     const nll = this.nll / this.predictions;
     return { predictions: this.predictions, nll, nllPerByte: nll / bytesPerToken, perplexity: Math.exp(nll) };
   }
 
-  comparison(): Omit<Comparison, 'with'> {
+  comparison(other: Tally): Omit<Comparison, 'with'> {
+    // All windows have the same number of predictions.
+    const differences = this.windows.map((nll, i) => nll - (other.windows[i] as number));
+    const count = differences.length;
+    const mean = differences.reduce((sum, it) => sum + it, 0) / count;
+    const squares = differences.reduce((sum, it) => sum + (it - mean) ** 2, 0);
     return {
+      nllDifference: mean,
+      ...(count > 1 && { standardError: Math.sqrt(squares / (count - 1) / count) }),
       divergence: this.divergence / this.predictions,
       agreement: this.agreements / this.predictions,
       layerErrors: Array.from(this.errors, (error, layer) => Math.sqrt(error / (this.norms[layer] as number))),

@@ -1,0 +1,263 @@
+/**
+ * Compares what calibration gives at one size: the trained fixture, compressed in every way of quality-rows.ts, with several seeds.
+ * Prints a table. Writes bench/results/quality.json after each measurement.
+ *
+ *   npm run bench:quality -- --heldout <file> [flags]
+ *
+ *   --heldout fixtures/evaluation.txt   text to score on; the default is so short that it only shows that all runs
+ *   --bytes <n>                         most bytes of it to score on
+ *   --seeds 0,1,2                       each seed chooses other calibration sequences and another start of the fits
+ *   --only <text>                       only ways whose name contains the text; several, separated by "|"
+ *   --out bench/results/quality.json
+ *   --resume                            keep the measurements that the output file has already
+ *   --quick                             a short trial: one seed, 2048 calibration tokens, few steps, 20 windows; output in out/
+ *
+ * PYTHON names the Python whose standard library is the calibration text (calibration-text.ts).
+ */
+import { execFile } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { loadavg, tmpdir } from 'node:os';
+import { basename, dirname, join } from 'node:path';
+import { parseArgs, promisify } from 'node:util';
+import { CLI, EVALUATION_TEXT, RECORD_PEAK, TINY_MODEL } from '../fixtures/paths.js';
+import { formatTable, left, right } from '../src/cli/table.js';
+import { formatBytes, formatSeconds } from '../src/format.js';
+import { PROJECTIONS } from '../src/models/family.js';
+import { VERSION } from '../src/version.js';
+import type { Evaluation, ModelScore } from '../streams/operations/evaluate.js';
+import { calibrationText } from './calibration-text.js';
+import { mean } from './levels.js';
+import { machine } from './machine.js';
+import { REFERENCE, TOKENS, WAYS, type Way } from './quality-rows.js';
+import { readGroups } from './study/checkpoint.js';
+import { squaredDistance, squaredNorm } from './study/noise.js';
+
+const WINDOW = 256;
+/** Models that are scored at once, each on one thread, because the model is too small for more. */
+const LANES = 2;
+
+const { values: flags } = parseArgs({
+  options: {
+    heldout: { type: 'string', default: EVALUATION_TEXT },
+    bytes: { type: 'string', default: 'Infinity' },
+    seeds: { type: 'string' },
+    only: { type: 'string', default: '' },
+    out: { type: 'string' },
+    resume: { type: 'boolean', default: false },
+    quick: { type: 'boolean', default: false },
+  },
+});
+const { quick } = flags;
+const out = flags.out ?? (quick ? 'out/quality.json' : 'bench/results/quality.json');
+const seeds = (flags.seeds ?? (quick ? '0' : '0,1,2')).split(',').map(Number);
+const steps = quick ? ['--steps', '25'] : [];
+const whole = readFileSync(flags.heldout);
+const heldOut = whole.subarray(0, quick ? 20 * WINDOW : Number(flags.bytes));
+
+/** What one run gave. */
+interface Measurement {
+  readonly way: string;
+  readonly tokens: number;
+  readonly seed: number;
+  /** Rise of the negative log-likelihood over the source's, nats a byte, and its standard error over windows. */
+  readonly nllDifference: number;
+  readonly standardError?: number | undefined;
+  /** KL divergence of the predictions from the source's, nats. */
+  readonly divergence: number;
+  /** ‖W − Ŵ‖²/‖W‖², mean of all layers' projections. Dense ones count with 0. */
+  readonly error: number;
+  /** Bytes of tensors. */
+  readonly bytes: number;
+  /** Of calibration and compression together. */
+  readonly seconds: number;
+  readonly peakRssBytes: number;
+  readonly version: string;
+}
+
+/** A compressed model that waits for its score. */
+interface Made {
+  readonly folder: string;
+  readonly what: Pick<Measurement, 'way' | 'tokens' | 'seed' | 'bytes' | 'seconds' | 'peakRssBytes'>;
+}
+
+interface Run {
+  readonly json: unknown;
+  readonly seconds: number;
+  readonly peakRssBytes: number;
+}
+
+const folder = mkdtempSync(join(process.env.MOBE_BENCH_DIR ?? tmpdir(), 'mobe-quality-'));
+const at = (name: string): string => join(folder, name);
+const load = loadavg()[0];
+const { text, ...proof } = calibrationText(whole.toString('latin1'));
+const texts = {
+  heldOut: { name: basename(flags.heldout), bytes: heldOut.byteLength, sha256: sha256(heldOut) },
+  calibration: { bytes: text.length, sha256: sha256(text), ...proof },
+};
+console.error(`calibration text: ${JSON.stringify(texts.calibration)}`);
+const measurements: Measurement[] = flags.resume && existsSync(out) ? earlier() : [];
+mkdirSync(dirname(out), { recursive: true });
+writeFileSync(at('calibration.txt'), text);
+writeFileSync(at('heldout.txt'), heldOut);
+try {
+  for (const seed of seeds) {
+    const made: Made[] = [];
+    for (const { way, tokens } of wanted()) {
+      if (measurements.some((it) => it.way === way.name && it.tokens === tokens && it.seed === seed)) continue;
+      try {
+        made.push(await make(way, tokens, seed));
+      } catch (error) {
+        // One way that fails must not cost the others.
+        console.error(`${way.name}, ${tokens} tokens, seed ${seed} failed: ${(error as Error).message}`);
+      }
+    }
+    await scoreAll(made);
+  }
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}
+console.log(summary());
+
+function wanted(): Array<{ way: Way; tokens: number }> {
+  const names = flags.only.split('|');
+  return WAYS.filter(({ name }) => names.some((it) => name.includes(it))).flatMap((way) =>
+    way.tokens
+      .filter((tokens) => !quick || tokens <= (TOKENS[0] as number) || way.tokens.length === 1)
+      .map((tokens) => ({ way, tokens: quick ? Math.min(tokens, TOKENS[0] as number) : tokens })),
+  );
+}
+
+async function make(way: Way, tokens: number, seed: number): Promise<Made> {
+  const record = tokens > 0 ? await calibrated(tokens, seed) : undefined;
+  const name = at(`${WAYS.indexOf(way)}-${tokens}-${seed}`);
+  const source = record ? ['--calibration', record.folder] : [];
+  const options = [...way.options, ...source, ...steps, '--seed', String(seed), '--json'];
+  const { json, seconds, peakRssBytes } = await mobe('compress', TINY_MODEL, name, ...options);
+  const what = {
+    way: way.name,
+    tokens,
+    seed,
+    bytes: (json as { bytesAfter: number }).bytesAfter,
+    seconds: seconds + (record?.seconds ?? 0),
+    peakRssBytes: Math.max(peakRssBytes, record?.peakRssBytes ?? 0),
+  };
+  console.error(`made ${way.name}, ${tokens} tokens, seed ${seed}: ${formatSeconds(what.seconds)}`);
+  return { folder: name, what };
+}
+
+/** A record, made once. */
+async function calibrated(tokens: number, seed: number): Promise<Omit<Run, 'json'> & { folder: string }> {
+  const record = at(`record-${tokens}-${seed}`);
+  const notes = `${record}.json`;
+  if (!existsSync(notes)) {
+    const options = ['--tokens', String(tokens), '--sequence-length', String(WINDOW), '--seed', String(seed)];
+    const run = await mobe('calibrate', TINY_MODEL, record, '--text', at('calibration.txt'), ...options, '--json');
+    writeFileSync(notes, JSON.stringify({ seconds: run.seconds, peakRssBytes: run.peakRssBytes }));
+  }
+  return { folder: record, ...JSON.parse(readFileSync(notes, 'utf8')) };
+}
+
+async function scoreAll(made: readonly Made[]): Promise<void> {
+  const waiting = [...made];
+  const lane = async (): Promise<void> => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) {
+      measurements.push(await score(next));
+      write();
+      console.error(`scored ${next.what.way}, ${next.what.tokens} tokens, seed ${next.what.seed}`);
+    }
+  };
+  await Promise.all(Array.from({ length: LANES }, lane));
+}
+
+async function score({ folder: model, what }: Made): Promise<Measurement> {
+  const options = ['--against', TINY_MODEL, '--text', at('heldout.txt'), '--window', String(WINDOW), '--threads', '1'];
+  const { json } = await mobe('eval', model, ...options, '--json');
+  const { comparison } = (json as Evaluation).models[1] as ModelScore;
+  const { nllDifference, standardError, divergence } = comparison as NonNullable<typeof comparison>;
+  await mobe('expand', model, `${model}-expanded`, '--json');
+  const error = await relativeError(`${model}-expanded`);
+  for (const done of [model, `${model}-expanded`]) rmSync(done, { recursive: true });
+  return { ...what, nllDifference, standardError, divergence, error, version: VERSION };
+}
+
+async function relativeError(model: string): Promise<number> {
+  const changed = await readGroups(model, PROJECTIONS);
+  const errors = (await readGroups(TINY_MODEL, PROJECTIONS)).map(({ experts }, g) => {
+    const error = experts.map((values, i) => squaredDistance(values, changed[g]?.experts[i] as Float32Array));
+    return mean(error) / mean(experts.map(squaredNorm));
+  });
+  return mean(errors);
+}
+
+/** Runs a command as its users do, in a process of its own. */
+async function mobe(...args: string[]): Promise<Run> {
+  const peakFile = at(`peak-${Math.random()}`);
+  const started = performance.now();
+  const { stdout } = await promisify(execFile)(process.execPath, ['--import', RECORD_PEAK, CLI, ...args], {
+    env: { ...process.env, PEAK_FILE: peakFile },
+    maxBuffer: 2 ** 28,
+  });
+  const seconds = (performance.now() - started) / 1000;
+  return { json: JSON.parse(stdout), seconds, peakRssBytes: Number(readFileSync(peakFile, 'utf8')) };
+}
+
+function earlier(): Measurement[] {
+  const found = JSON.parse(readFileSync(out, 'utf8')) as { texts: typeof texts; measurements: Measurement[] };
+  if (JSON.stringify(found.texts) !== JSON.stringify(texts)) throw new Error(`${out} was measured on other texts`);
+  return found.measurements;
+}
+
+function write(): void {
+  const lines = measurements.map((it) => JSON.stringify(it)).join(',\n  ');
+  const head = JSON.stringify({ machine: { ...machine, load }, window: WINDOW, texts, reference: REFERENCE }, null, 1);
+  writeFileSync(out, `${head.slice(0, -2)},\n "measurements": [\n  ${lines}\n ]\n}\n`);
+}
+
+/** A table in which each row is the mean of its seeds, with the largest distance of a seed from it. */
+function summary(): string {
+  const columns = ['way', 'tokens', 'nll', '±', 'KL', 'error', 'bytes', 'time', 'peak memory'];
+  const rows = WAYS.flatMap((way) =>
+    way.tokens.map((tokens) => measurements.filter((it) => it.way === way.name && it.tokens === tokens)),
+  ).filter((own) => own.length > 0);
+  const of = (own: readonly Measurement[], value: (it: Measurement) => number, digits: number): string => {
+    const values = own.map(value);
+    const middle = mean(values);
+    const spread = Math.max(...values.map((it) => Math.abs(it - middle)));
+    return `${middle.toFixed(digits)} (${spread.toFixed(digits)})`;
+  };
+  const error = REFERENCE.error.toFixed(4);
+  const reference = [
+    REFERENCE.name,
+    '0',
+    REFERENCE.nllDifference.toFixed(5),
+    '',
+    '',
+    error,
+    '',
+    formatSeconds(REFERENCE.seconds),
+    '',
+  ];
+  const cells = rows.map((own) => {
+    const [first] = own as [Measurement];
+    return [
+      first.way,
+      String(first.tokens),
+      of(own, (it) => it.nllDifference, 5),
+      mean(own.map((it) => it.standardError ?? Number.NaN)).toFixed(5),
+      of(own, (it) => it.divergence, 5),
+      of(own, (it) => it.error, 4),
+      String(first.bytes),
+      formatSeconds(mean(own.map((it) => it.seconds))),
+      formatBytes(Math.max(...own.map((it) => it.peakRssBytes))),
+    ];
+  });
+  return formatTable(
+    columns.map((title, i) => (i === 0 ? left(title) : right(title))),
+    [reference, ...cells],
+  );
+}
+
+function sha256(bytes: string | Uint8Array): string {
+  return createHash('sha256').update(bytes).digest('hex');
+}
