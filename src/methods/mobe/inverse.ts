@@ -70,26 +70,26 @@ function iterate(start: Value, product: Value, scale: Value | undefined, iterati
 }
 
 /**
- * G⁻¹ by elimination of halves, down to single rows, for a positive definite G (n, r, r). It takes about 16 small operations for each
- * row, so it is slow on graphics devices. In a metric, G is far worse conditioned than F Fᵀ, and a step of the bases changes its
- * inverse by large factors, so that iterations from the last one seldom converge.
+ * L⁻¹ of the Cholesky factor of a positive definite G (n, r, r), so that G⁻¹ = L⁻ᵀL⁻¹, by halves down to single rows. It takes about
+ * 16 small operations for each row, so it is slow on graphics devices. In a metric, G is far worse conditioned than F Fᵀ, and a step
+ * of the bases changes its inverse by large factors, so that iterations from the last one seldom converge. For the same reason it
+ * is not enough to eliminate with the inverses of blocks: in f32, fits in the metric of a first layer then diverge.
  *
- * With G = [A B; Bᵀ D], S = D − BᵀA⁻¹B and T = A⁻¹B, it is [A⁻¹ + TS⁻¹Tᵀ, −TS⁻¹; …ᵀ, S⁻¹].
+ * With G = [A Bᵀ; B D], T = B·L_A⁻ᵀ and S = D − TTᵀ = L_S·L_Sᵀ, it is [L_A⁻¹, 0; −L_S⁻¹·T·L_A⁻¹, L_S⁻¹].
  */
-export function eliminate(G: Value): Value {
+export function inverseCholesky(G: Value): Value {
   const size = G.shape.at(-1) as number;
-  if (size === 1) return div(1, G);
+  if (size === 1) return div(1, sqrt(G));
   const half = Math.ceil(size / 2);
-  const top = slice(G, 1, 0, half);
-  const B = slice(top, 2, half, size);
-  const inverseA = eliminate(slice(top, 2, 0, half));
-  const T = matmul(inverseA, B);
-  const S = sub(slice(slice(G, 1, half, size), 2, half, size), matmul(B, T, { transposeA: true }));
-  const inverseS = eliminate(S);
-  const U = matmul(T, inverseS);
-  const upper = add(inverseA, matmul(U, T, { transposeB: true }));
-  const side = neg(U);
-  return concat([concat([upper, side], 2), concat([transpose(side, [0, 2, 1]), inverseS], 2)], 1);
+  const left = slice(G, 2, 0, half);
+  const first = inverseCholesky(slice(left, 1, 0, half));
+  const B = slice(left, 1, half, size);
+  const T = matmul(B, first, { transposeB: true });
+  const S = sub(slice(slice(G, 1, half, size), 2, half, size), matmul(T, T, { transposeB: true }));
+  const second = inverseCholesky(S);
+  const side = neg(matmul(matmul(second, T), first));
+  const zeros = mul(transpose(B, [0, 2, 1]), 0);
+  return concat([concat([first, zeros], 2), concat([side, second], 2)], 1);
 }
 
 /** The trace of each matrix, (n, 1, 1). */
