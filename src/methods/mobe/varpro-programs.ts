@@ -39,7 +39,8 @@ export function traceGradient(problem: Problem, count: number, metric?: MetricFo
     const FC = timesColumns(F, C);
     const G = gram(F, FC);
     const tracked = X0 && track(G, X0, TRACKING_STEPS);
-    const A = matmul(matmul(W, FC, { transposeB: true }), tracked?.X ?? eliminate(G));
+    const V = matmul(W, FC, { transposeB: true });
+    const A = tracked ? matmul(V, tracked.X) : refined(V, G, eliminate(G));
     const R = sub(matmul(A, F), W);
     const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
     const PRC = timesRows(P, RC);
@@ -51,6 +52,12 @@ export function traceGradient(problem: Problem, count: number, metric?: MetricFo
       dAlpha: matmul(D, B, { transposeB: true }),
     } as Record<'X' | 'residual' | 'squared' | 'dB' | 'dAlpha', Value>;
   });
+}
+
+/** A = V G⁻¹ from an X that is nearly G⁻¹, with one step of iterative refinement. */
+function refined(V: Value, G: Value, X: Value): Value {
+  const A = matmul(V, X);
+  return add(A, matmul(sub(V, matmul(A, G)), X));
 }
 
 /** Computes G⁻¹ from any start (`restart`), or improves an earlier result (`sharpen`). */
