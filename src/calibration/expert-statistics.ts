@@ -166,10 +166,12 @@ export class ExpertStatistics {
     if (!it.covariance && !it.direct && !it.neurons) return; // its twin has all that it needs
     const { cols: d } = this.options;
     const count = importance.length;
+    const { covariance: S, neurons } = it;
+    it.seen += count;
+    if (!S && !neurons && !it.direct) return; // its twin has all
     const room = roomFor(count);
     const X = this.engine.tensor(padded(inputs, room * d), [room, d]);
     const v = this.engine.tensor(padded(importance, room), [room, 1]);
-    const { covariance: S, neurons } = it;
     const program = await this.program(room, it);
     const out = await program.run({ X, v, ...it.inputs, ...(S && { S }), ...(neurons && { neurons }) });
     for (const tensor of [X, v, S, neurons]) tensor?.dispose();
@@ -180,10 +182,9 @@ export class ExpertStatistics {
       const features = await this.engine.read(out.features);
       for (let token = 0; token < count; token++)
         for (let j = 0; j < this.size; j++)
-          it.direct[j * rank + it.seen + token] = features[token * this.size + j] as number;
+          it.direct[j * rank + it.seen - count + token] = features[token * this.size + j] as number;
       out.features.dispose();
     }
-    it.seen += count;
   }
 
   /** The metric of the expert. Its numbers are not finite if those of its tokens or weights are not. */
