@@ -5,10 +5,11 @@ import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
 import { languageConfig } from '../models/language-config.js';
+import { chooseMetric } from './choose-metric.js';
 import { type ConversionPlan, outputBytes, planConversion } from './conversion-plan.js';
 import { defaultSizes, planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
-import { chooseMetric, recordSize } from './metric-plan.js';
+import { recordSize } from './metric-plan.js';
 import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
 
 /** A planned conversion with its settings, its engine and the memory it will take. */

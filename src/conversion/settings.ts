@@ -18,7 +18,7 @@ import {
   SENSITIVITY_CHOICES,
 } from './allocation.js';
 import { checkAllocation, chosenAllocation } from './allocation-options.js';
-import { calibrationRecord, type MetricPlan } from './metric-plan.js';
+import { calibrationRecord, type MetricPlan } from './metric-record.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
 export const FORMATS = ['mobe', 'hf'] as const;

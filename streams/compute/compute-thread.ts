@@ -7,8 +7,7 @@ import { registeredModules } from '../../src/methods/registry.js';
 import { HandOver } from '../flow/hand-over.js';
 import type { Compute, ComputeOptions, RepairMethod } from './compute.js';
 import type { ExpertRepair } from './expert-repair.js';
-import type { FitJob, JobData, JobOutput } from './job.js';
-import type { OwnedData } from './job-runner.js';
+import type { FitJob, JobData, JobOutput, OwnedData } from './job.js';
 import { reviveError } from './revive-error.js';
 import type { StateFile } from './state-file.js';
 

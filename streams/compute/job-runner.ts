@@ -2,7 +2,7 @@
 import type { FitStep } from '../../src/methods/method.js';
 import type { ComputeOptions } from './compute.js';
 import { ComputeThread } from './compute-thread.js';
-import type { FitJob, JobData, JobOutput } from './job.js';
+import type { FitJob, JobOutput, OwnedData } from './job.js';
 import type { StateFile } from './state-file.js';
 
 /** Callbacks of a job, and its state file. */
@@ -10,12 +10,6 @@ export interface RunnerHooks {
   readonly onStep: (step: FitStep) => void;
   /** The file in which a fit saves its state. Only a runner on this machine uses it. */
   readonly state?: StateFile | undefined;
-}
-
-/** The data of a job, whose buffers can be transferred to a thread. */
-export interface OwnedData extends JobData {
-  readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
-  readonly metric?: ReadonlyArray<Uint8Array<ArrayBuffer>> | undefined;
 }
 
 /** Runs one job at a time. A `PeerError` that is not a `RemoteError` means that the runner and its job are lost. */

@@ -117,6 +117,12 @@ export interface JobData {
   readonly metric?: ReadonlyArray<Uint8Array> | undefined;
 }
 
+/** The data of a job, whose buffers can be transferred to a thread. */
+export interface OwnedData extends JobData {
+  readonly experts: ReadonlyArray<Uint8Array<ArrayBuffer>>;
+  readonly metric?: ReadonlyArray<Uint8Array<ArrayBuffer>> | undefined;
+}
+
 /** A further output of a job: one expert. */
 export interface ExpertOutput extends FoldedExpert {
   readonly kind: 'expert';

@@ -15,8 +15,8 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import { HandOver } from '../flow/hand-over.js';
 import { collector } from '../machines/collect.js';
 import type { PeerOptions } from '../machines/peer-options.js';
-import type { FitJob, JobOutput } from './job.js';
-import type { JobRunner, OwnedData } from './job-runner.js';
+import type { FitJob, JobOutput, OwnedData } from './job.js';
+import type { JobRunner } from './job-runner.js';
 import { revived } from './revive-error.js';
 import { StallWatch } from './stall-watch.js';
 import {

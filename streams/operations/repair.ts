@@ -5,7 +5,7 @@ import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoi
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, planConversion, planFactors } from '../../src/conversion/conversion-plan.js';
 import { productOf } from '../../src/conversion/group-plan.js';
-import { calibrationRecord } from '../../src/conversion/metric-plan.js';
+import { calibrationRecord } from '../../src/conversion/metric-record.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, decodedDtype, resolveSettings } from '../../src/conversion/settings.js';

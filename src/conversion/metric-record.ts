@@ -1,0 +1,24 @@
+/** The metric of a run's fits, and what the run's record says of it. */
+import type { RecordFacts } from '../calibration/record.js';
+import { SHRINKAGE_RULE } from '../calibration/shrinkage.js';
+
+/** The metric of a run. */
+export interface MetricPlan {
+  /** The form of covariances. */
+  readonly form: 'full' | 'low-rank';
+  /** The rank of the covariance of inputs, if it is low. */
+  readonly rank?: number | undefined;
+  /** Whether shared factors are fitted in it too, or only those of experts. */
+  readonly fit: boolean;
+}
+
+/** The settings of a metric and of its record, as the run's record keeps them. */
+export const calibrationRecord = (facts: RecordFacts | undefined, metric: MetricPlan | undefined) => ({
+  calibration: facts && {
+    texts: facts.texts,
+    tokens: facts.sequences * facts.length,
+    sequences: facts.sequences,
+    seed: facts.seed,
+  },
+  metric: metric && { ...metric, shrinkage: SHRINKAGE_RULE },
+});
