@@ -4,14 +4,15 @@ import { formatPercent } from '../format.js';
 import { denseParameters, groupParameters } from '../methods/parameters.js';
 import type { Projection } from '../models/family.js';
 import { type Allocation, CURVE_POINTS } from './allocation.js';
-import { type GroupPlan, projectionKey } from './group-plan.js';
+import { compareGroups, type GroupPlan, projectionKey } from './group-plan.js';
 import { type SizeChoice, type Spread, type SpreadProjection, samplePath, spreadBases } from './spread-bases.js';
 
 /** A projection of a layer as it would be with the same number of bases everywhere: its first group stands for all. */
 export type Part = Pick<GroupPlan, 'layer' | 'projection' | 'groups' | 'method' | 'problem'>;
 
-/** One part for each projection and layer. */
-export const partsOf = (groups: readonly GroupPlan[]): Part[] => groups.filter(({ group }) => group === 0);
+/** One part for each projection and layer, in order. */
+export const partsOf = (groups: readonly GroupPlan[]): Part[] =>
+  groups.filter(({ group }) => group === 0).sort(compareGroups);
 
 /** The number of bases of all groups of a part. Throws `OptionError` if its method has none. */
 export function basesOf({ method, problem, groups }: Part): number {
