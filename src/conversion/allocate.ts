@@ -44,10 +44,7 @@ const leastBases = (part: Part): number =>
  * allocation chooses, with the number that all layers are fitted at.
  */
 export function curveBases(part: Part): number[] {
-  const { groups } = part;
-  const [least, usual] = [leastBases(part), basesOf(part)];
-  const between = groups * Math.round(Math.sqrt(least * usual) / groups);
-  return [...new Set([least, between, usual, mostBases(part)])].sort((a, b) => a - b);
+  return [...new Set([leastBases(part), basesOf(part), mostBases(part)])];
 }
 
 /** The layer whose fits show how the error falls: the middle one of those with the most projections. */

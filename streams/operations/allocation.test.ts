@@ -179,7 +179,7 @@ describe('an allocation that is decided from short fits', () => {
     await compress(model, at('probed-resumed'), wanted, {
       onProgress: (it) => void (it.kind === 'phase' && it.phase === 'probe' && fitted.push(String(it.groups))),
     });
-    expect(Number(fitted[0])).toBeLessThan(9 + 2 * 3);
+    expect(Number(fitted[0])).toBeLessThan(9 + 3);
     expect(differingFiles(at('probed-resumed'), at('probed-native'))).toEqual([]);
     expect(probesBeside()).toEqual([]);
   });

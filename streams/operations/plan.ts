@@ -25,7 +25,9 @@ export async function plan(
 ): Promise<TimedPlan> {
   if (!wantsAllocation(resolveSettings(options))) {
     if (curve) throw new OptionError('--curve', 'no allocation is wanted. Give --calibration, or --allocate error');
-    return withEstimate(await planRun(model, options, run), run.peers);
+    const planned = await planRun(model, options, run);
+    await planned.record?.close();
+    return withEstimate(planned, run.peers);
   }
   const outlook = await planAllocation(model, options, run);
   const { groups, steps } = outlook.probes;
@@ -41,6 +43,7 @@ export async function plan(
   if (curve) await removeProbes(outlook.probes);
   const even = { allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
   const planned = await planRun(model, { ...options, ...(allocation ? { allocation } : even) }, run);
+  await planned.record?.close();
   const rate = await measureRate(planned, run.peers);
   const whole = planned.planned;
   const probing = { ...whole, groups, settings: { ...whole.settings, steps }, bytesBefore: 0, bytesAfter: 0 };
