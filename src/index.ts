@@ -20,6 +20,7 @@ export {
   calibrate,
   type WritingProgress,
 } from '../streams/operations/calibrate.js';
+export { type CalibrationText, calibrateAndCompress } from '../streams/operations/calibrate-and-compress.js';
 export { type BadTensor, checkWeights, type WeightCheck } from '../streams/operations/check-weights.js';
 export { compress, compressWith } from '../streams/operations/compress.js';
 export {

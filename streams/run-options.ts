@@ -1,5 +1,7 @@
 /** A run's options beside its settings, the progress it reports, and its result. The library prints nothing. */
 
+import type { CalibrationPlan, CalibrationProgress } from '../src/calibration/pass-plan.js';
+import type { CalibrationRecord } from '../src/calibration/record.js';
 import type { TimedPlan } from '../src/conversion/estimate.js';
 import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
@@ -37,6 +39,10 @@ export type Progress =
   /** A fitted group is being written, expert by expert. */
   | ({ kind: 'fold' } & FoldProgress)
   | { kind: 'group'; report: GroupReport }
+  /** The plan of a record that is made while it is used, before everything else. */
+  | { kind: 'record'; plan: CalibrationPlan }
+  /** The model runs for such a record, beside the work of the phase. */
+  | ({ kind: 'layer' } & CalibrationProgress)
   /** A remote worker is lost. Another one repeats its group. */
   | { kind: 'lost'; worker: string; reason: Error };
 
@@ -64,6 +70,11 @@ export interface RunOptions extends RunHooks {
    * standard weights (`format: 'hf'`) can. Otherwise a `DroppedGroupError` ends the run after its last group.
    */
   readonly ownStage?: OwnStage<NormalisedGroup> | undefined;
+  /**
+   * A record that is made while it is used; `calibration` then names its folder. It is asked for layers in rising order, and each is
+   * released when the work on it is finished. The caller closes it.
+   */
+  readonly record?: CalibrationRecord | undefined;
   /** URLs of the machines that fit (`mobe worker`). Without any, this machine fits. */
   readonly workers?: readonly string[];
 }

@@ -1,10 +1,21 @@
 import { type Command, Option } from 'commander';
-import type { Calibration, CalibrationPlan, CalibrationProgress } from '../../streams/operations/calibrate.js';
+import type { Calibration, CalibrationProgress } from '../../streams/operations/calibrate.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import type { CalibrateOptions } from '../inference/run-options.js';
 import { CALIBRATION_SCRIPT } from '../models/modelling-files.js';
+import { describeRecordPlan } from './describe-record-plan.js';
 import { interruptible } from './interrupt.js';
-import { engine, force, json, MODEL, maxMemory, positiveInteger, threads, wholeNumber } from './options.js';
+import {
+  calibrationTokens,
+  engine,
+  force,
+  json,
+  MODEL,
+  maxMemory,
+  sequenceLength,
+  threads,
+  wholeNumber,
+} from './options.js';
 import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { progressLine } from './progress-line.js';
 
@@ -22,18 +33,8 @@ export function define(command: Command): void {
       'text like that which the model is for: UTF-8, or .jsonl with a "text" or "messages" in each line',
     )
     .option('--from-model', 'let the model write the text itself, for those who have none; slow')
-    .addOption(
-      new Option(
-        '--tokens <n>',
-        'tokens of the text to use (default: as many as give each expert 5 times the width, if the text has them)',
-      ).argParser(positiveInteger),
-    )
-    .addOption(
-      new Option(
-        '--sequence-length <n>',
-        "tokens of a sequence (default: the model's context, at most 2048)",
-      ).argParser(positiveInteger),
-    )
+    .addOption(calibrationTokens())
+    .addOption(sequenceLength())
     .addOption(new Option('--seed <n>', 'seed of the choice of sequences').argParser(wholeNumber).default(0))
     .addOption(maxMemory())
     .addOption(engine())
@@ -59,7 +60,7 @@ export function define(command: Command): void {
         const peers = await peerOptions({ tokenFile: file, ca: authority });
         const result = await calibrate(model, record, options, {
           ...{ signal: interruption.signal, peers, force: again ?? false },
-          onPlan: (plan) => line.write(describePlan(plan)),
+          onPlan: (plan) => line.write(describeRecordPlan(plan)),
           onLayer: progressTeller(line.update),
           onWriting: ({ done, tokens }) => line.update(`writing the text: ${done} of ${tokens} tokens`),
         });
@@ -70,17 +71,6 @@ export function define(command: Command): void {
         interruption.stop();
       }
     });
-}
-
-function describePlan(plan: CalibrationPlan): string {
-  const { sequences, length, tokens, tokensPerExpert, tokensOfWidth, layers, recordBytes, workBytes, batchTokens } =
-    plan;
-  return [
-    `${tokens} tokens, in ${sequences} sequences of ${length}: ${Math.round(tokensPerExpert)} for each expert on average, ${tokensOfWidth.toPrecision(2)} times the width`,
-    `disk: ${formatBytes(recordBytes)} for the record of ${layers} layers, ${formatBytes(workBytes)} more while it is made`,
-    `${batchTokens} tokens go through a layer at once`,
-    ...plan.notes,
-  ].join('\n');
 }
 
 function progressTeller(update: (text: string) => void): (progress: CalibrationProgress) => void {

@@ -1,6 +1,8 @@
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
+import { OptionError } from '../errors.js';
 import { addFactorisationOptions, format } from './factorisation-options.js';
 import {
+  calibrationTokens,
   compressOptions,
   force,
   json,
@@ -9,6 +11,7 @@ import {
   maxError,
   report,
   saveEvery,
+  sequenceLength,
   shardSize,
 } from './options.js';
 import { ca, tokenFile, workers } from './peers.js';
@@ -19,6 +22,14 @@ export function define(command: Command): void {
     .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
     .addOption(format());
   addFactorisationOptions(command)
+    .addOption(
+      new Option(
+        '--calibrate <text...>',
+        'text as for mobe calibrate, in place of --calibration: its record is made while it is used. At most two layers of it are on disk, and the model runs twice, for the allocation and for the fits',
+      ).conflicts('calibration'),
+    )
+    .addOption(calibrationTokens())
+    .addOption(sequenceLength())
     .addOption(shardSize())
     .addOption(keepQuantized())
     .addOption(maxError())
@@ -38,8 +49,20 @@ Examples
   mobe compress Ling-Lite Ling-MoBE --bases 4 --layers 0-9 --max-memory 12GiB`,
     )
     .action(async (model: string, out: string, flags) => {
-      const { compress } = await import('../../streams/operations/compress.js');
+      const { calibrate: text, tokens, sequenceLength: length, ...others } = flags;
       const { runAndPrint } = await import('./run.js');
-      await runAndPrint(out, flags, (run) => compress(model, out, compressOptions(flags), run));
+      if (text) {
+        const { calibrateAndCompress } = await import('../../streams/operations/calibrate-and-compress.js');
+        const texts = { text, tokens, sequenceLength: length };
+        await runAndPrint(out, others, (run) => calibrateAndCompress(model, out, texts, compressOptions(others), run));
+        return;
+      }
+      for (const [option, value] of [
+        ['--tokens', tokens],
+        ['--sequence-length', length],
+      ] as const)
+        if (value !== undefined) throw new OptionError(option, 'it is for the text of --calibrate, which is not given');
+      const { compress } = await import('../../streams/operations/compress.js');
+      await runAndPrint(out, others, (run) => compress(model, out, compressOptions(others), run));
     });
 }

@@ -57,6 +57,17 @@ export const maxMemory = (): Option =>
     "limit of this process's memory, e.g. 8GiB (default: 80 % of this machine's)",
   ).argParser(bytes);
 
+export const calibrationTokens = (): Option =>
+  new Option(
+    '--tokens <n>',
+    'tokens of the text to use (default: as many as give each expert 5 times the width, if the text has them)',
+  ).argParser(positiveInteger);
+
+export const sequenceLength = (): Option =>
+  new Option('--sequence-length <n>', "tokens of a sequence (default: the model's context, at most 2048)").argParser(
+    positiveInteger,
+  );
+
 export const expertsPerToken = (): Option =>
   new Option('--experts-per-token <k>', "number of experts for each token (default: the model's own number)").argParser(
     positiveInteger,

@@ -5,6 +5,7 @@ import { groupLabel } from '../conversion/group-plan.js';
 import { isFitted } from '../conversion/run-report.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { describePlan } from './describe-plan.js';
+import { describeRecordPlan } from './describe-record-plan.js';
 import { interruptible } from './interrupt.js';
 import { LINE_INTERVAL_MS } from './tell.js';
 
@@ -47,6 +48,20 @@ export function showProgress(): ProgressDisplay {
   const onProgress = (progress: Progress): void => {
     if (progress.kind === 'plan') {
       write(`${describePlan(progress.plan)}\n`);
+      return;
+    }
+    if (progress.kind === 'record') {
+      write(`${describeRecordPlan(progress.plan)}\n`);
+      return;
+    }
+    if (progress.kind === 'layer') {
+      const { layer, layers, done, sequences } = progress;
+      const text = `recording layer ${layer + 1} of ${layers}: ${done} of ${sequences} sequences`;
+      if (bar) bar.update(Math.floor(1000 * tracker.share), { title: tracker.title, detail: text });
+      else if (performance.now() - lastLine > LINE_INTERVAL_MS) {
+        write(`  ${text}`);
+        lastLine = performance.now();
+      }
       return;
     }
     if (progress.kind === 'lost') {

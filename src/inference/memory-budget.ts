@@ -35,6 +35,8 @@ export interface ModelMemory {
   readonly wholeBytes: number;
   /** The most tokens of one call. */
   readonly batchTokens: number;
+  /** What a pass does not use of the budget, because it forgets the weights of each layer before the next. */
+  readonly spareBytes: number;
 }
 
 /**
@@ -106,5 +108,6 @@ export function planModelMemory({
     const smallest = activations + kept + OVERHEAD * largest + PROCESS_BYTES;
     throw new BudgetTooSmallError(formatBytes(bytes + PROCESS_BYTES), `${Math.ceil(smallest / MIB)}MiB`);
   }
-  return { weightBytes, keptWeightBytes: weightBytes - largest, wholeBytes, batchTokens };
+  const spareBytes = Math.floor(OVERHEAD * Math.max(0, weightBytes - largestLayer - largest));
+  return { weightBytes, keptWeightBytes: weightBytes - largest, wholeBytes, batchTokens, spareBytes };
 }

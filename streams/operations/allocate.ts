@@ -61,7 +61,7 @@ export interface AllocationOutlook {
 export async function planAllocation(
   model: Source,
   options: CompressOptions,
-  run: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem'>,
+  run: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem' | 'record'>,
   out?: OutputPlace,
 ): Promise<AllocationOutlook> {
   const settings = resolveSettings(options);

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { tokensLayout } from '../../src/calibration/layer-file.js';
 import { runNextLayer } from '../../src/calibration/pass.js';
 import { PassFolder } from '../../src/calibration/pass-folder.js';
+import type { CalibrationPlan, CalibrationProgress } from '../../src/calibration/pass-plan.js';
 import { type RecordFacts, TOKENS_FILE } from '../../src/calibration/record.js';
 import { RecordFolder } from '../../src/calibration/record-folder.js';
 import { peakRssBytes } from '../../src/conversion/run-report.js';
@@ -13,21 +14,11 @@ import { checkOutside } from '../../src/output/folder-checks.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { blameSource } from './blame-source.js';
-import { type CalibrationPlan, type PreparedPass, preparePass } from './prepare-pass.js';
+import { type PreparedPass, preparePass } from './prepare-pass.js';
 import type { WritingProgress } from './write-text.js';
 
-export type { CalibrationPlan } from './prepare-pass.js';
+export type { CalibrationPlan, CalibrationProgress } from '../../src/calibration/pass-plan.js';
 export type { WritingProgress } from './write-text.js';
-
-/** How far a calibration is. */
-export interface CalibrationProgress {
-  /** The running layer. Layers after the last one with experts are not run. */
-  readonly layer: number;
-  readonly layers: number;
-  /** Sequences that the layer has done. */
-  readonly done: number;
-  readonly sequences: number;
-}
 
 /** Callbacks and connections of `calibrate`. */
 export interface CalibrateHooks extends Pick<RunHooks, 'signal' | 'peers'> {

@@ -8,9 +8,10 @@ import { type CompressOptions, repairsDown, resultSettings } from '../../src/con
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { withAllocation } from './allocate.js';
-import { type BranchContext, type Conversion, convert } from './convert.js';
+import { type Conversion, convert } from './convert.js';
 import { fitAndRepair } from './fit-and-repair.js';
 import { fitExperts, tellPlan } from './fit-experts.js';
+import { LayerRelease } from './open-calibration.js';
 import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun } from './plan-run.js';
 import { planDown } from './repair-plan.js';
@@ -42,16 +43,21 @@ export async function compressPlanned(
   const { planned: plan } = planned;
   const repairs = repairsDown(plan.settings);
   const written = repairs ? planDown(plan, plan.model) : plan;
-  const branch = {
+  const layers = new LayerRelease(run.record);
+  const branch: CompressBranch = {
     written,
     onStart: () => tellPlan(planned, run),
-    experts: (context: BranchContext) => (repairs ? fitAndRepair : fitExperts)(planned, written, run, context),
+    experts(context) {
+      layers.expect(context.missing);
+      return (repairs ? fitAndRepair : fitExperts)(planned, written, run, context);
+    },
+    onFinished: (group) => layers.finish(group),
   };
   return compressWith(plan, out, branch, run, started).finally(() => planned.record?.close());
 }
 
 /** A branch of `compressWith`. */
-export interface CompressBranch extends Pick<Conversion, 'experts' | 'onStart'> {
+export interface CompressBranch extends Pick<Conversion, 'experts' | 'onStart' | 'onFinished'> {
   /** The plan with the groups of dense weights that the branch computes too. */
   readonly written?: ConversionPlan;
 }

@@ -53,6 +53,8 @@ export interface Conversion extends Recorded {
   readonly onStart?: () => Promise<void>;
   /** Yields the chunks of the factorised tensors in any order, and a report after the chunks of each group. */
   readonly experts: (context: BranchContext) => AsyncIterable<OutputRecord>;
+  /** Called after each group that is finished, so that an interruption keeps it. */
+  readonly onFinished?: (group: GroupReport) => Promise<void>;
   /** Facts beside the settings that decide the output's bytes. */
   readonly circumstances?: Circumstances;
   readonly run: RunOptions;
@@ -136,7 +138,7 @@ interface Writing extends Pick<WriteOptions, 'onSinkError'> {
  * @returns whether nothing had to be done
  */
 async function write(
-  { plan, onStart, experts, run }: Conversion,
+  { plan, onStart, experts, onFinished, run }: Conversion,
   output: Output,
   states: StatePlace | undefined,
   { signal, onSinkError, groups }: Writing,
@@ -181,6 +183,7 @@ async function write(
       for (const it of told) {
         run.onProgress?.({ kind: 'group', report: it }); // only now, so that an interruption keeps every group that was reported
         if (written && states) await removeState(states.folder, it, run.fileSystem);
+        await onFinished?.(it);
       }
     },
   });

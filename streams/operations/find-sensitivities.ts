@@ -5,17 +5,17 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { openRecord } from '../../src/calibration/open-record.js';
 import type { RecordFacts } from '../../src/calibration/record.js';
-import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { FactorFile } from '../../src/conversion/factor-files.js';
 import type { RunSettings } from '../../src/conversion/settings.js';
 import { nodeFileSystem, writeSynced } from '../../src/file-system.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
+import { openCalibration } from './open-calibration.js';
 import type { ProbePlan } from './probe.js';
 import { measureSensitivities, type SensitivityKind } from './sensitivities.js';
 
 /** The options of a run that a measurement has a use for. */
-export type SensitivityRun = Pick<RunOptions, 'onProgress' | 'signal' | 'peers' | 'fileSystem'>;
+export type SensitivityRun = Pick<RunOptions, 'onProgress' | 'signal' | 'peers' | 'fileSystem' | 'record'>;
 
 /** What is measured, and with which probes. */
 export interface SensitivitySearch {
@@ -62,7 +62,7 @@ export async function findSensitivities(
   { onProgress, signal, ...run }: SensitivityRun,
 ): Promise<ReadonlyMap<string, number>> {
   const source = await openSource(model, run);
-  const record = await openRecord(folder, { sourceFingerprint: await fingerprint(source) });
+  const record = await openCalibration(folder, source, run);
   try {
     const file = fileOf(probes, kind, record.facts);
     const known = await read(file);

@@ -1,6 +1,5 @@
 /** The branch of a conversion that fits a layer, repairs it with down_proj, and then goes on with the next. */
 import { join } from 'node:path';
-import type { CalibrationRecord } from '../../src/calibration/record.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { type ConversionPlan, planFactors } from '../../src/conversion/conversion-plan.js';
 import { factorSettings } from '../../src/conversion/settings.js';
@@ -16,6 +15,7 @@ import { repairLayer } from '../stages/repair-layer.js';
 import { type BranchContext, convert } from './convert.js';
 import { openFactored } from './factored-groups.js';
 import { fitExperts } from './fit-experts.js';
+import { holding } from './open-calibration.js';
 import type { PlannedRun } from './plan-run.js';
 import { layerToRepair } from './repair-plan.js';
 
@@ -84,13 +84,3 @@ export async function* fitAndRepair(
     made.push(folder);
   }
 }
-
-/** The record for the fits of a layer, which is needed after them. */
-const holding = (record: CalibrationRecord): CalibrationRecord => ({
-  name: record.name,
-  facts: record.facts,
-  layer: (number) => record.layer(number),
-  release: async () => {},
-  tokens: () => record.tokens(),
-  close: async () => {},
-});

@@ -26,11 +26,13 @@ export async function* fitExperts(
 ): AsyncGenerator<OutputRecord> {
   const { onProgress, clocks, peers = {}, ownStage } = run;
   const { settings, memory } = planned;
+  // A record that is made while it is used has its layers in order.
+  const groups = run.record ? missing.toSorted((a, b) => a.layer - b.layer) : missing;
   const fits = (weighing?: ExpertsOptions['weighing']) =>
     withRunners({ engine: settings.engine, memory, remote, peers, signal }, (runners) =>
       compressExperts({
         weighing,
-        groups: missing,
+        groups,
         plan,
         memory,
         settings,

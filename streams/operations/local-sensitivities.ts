@@ -19,6 +19,7 @@ export async function measureLocal(measurement: Measurement): Promise<Map<string
     if (!values) {
       values = await measureLayer(measurement, await record.layer(number), own, done);
       await parts.keep(part, values);
+      await record.release(number);
     }
     for (const [key, value] of Object.entries(values)) found.set(key, value);
     measurement.onProgress(++done, probes.size);

@@ -1,6 +1,4 @@
-import { openRecord } from '../../src/calibration/open-record.js';
 import type { CalibrationRecord } from '../../src/calibration/record.js';
-import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
 import { estimateSeconds, type TimedPlan } from '../../src/conversion/estimate.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
@@ -9,6 +7,7 @@ import { askRate, askWorkers, type RemoteWorkers } from '../compute/remote-runne
 import type { PeerOptions } from '../machines/peer-options.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
+import { holding, openCalibration } from './open-calibration.js';
 
 /** A plan and the machines that it is for. */
 export interface PlannedRun {
@@ -23,17 +22,20 @@ export interface PlannedRun {
 export async function planRun(
   model: Source,
   options: CompressOptions,
-  { peers = {}, workers = [], fileSystem }: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem'>,
+  {
+    peers = {},
+    workers = [],
+    fileSystem,
+    record: own,
+  }: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem' | 'record'>,
 ): Promise<PlannedRun> {
   const source = await openSource(model, { peers, fileSystem });
   const remote = workers.length ? await askWorkers(workers, peers) : undefined;
   // The number of threads can change a fit's bits, so every worker must be able to give a fit the same number.
   const threads = remote && options.threads === undefined ? { threads: Math.min(...remote.threads) } : {};
   const { calibration } = options;
-  const record =
-    calibration === undefined
-      ? undefined
-      : await openRecord(calibration, { sourceFingerprint: await fingerprint(source) });
+  const opened = calibration === undefined ? undefined : await openCalibration(calibration, source, { record: own });
+  const record = opened && own ? holding(opened) : opened;
   return { planned: await planCompression(source, { ...options, ...threads }, remote, record?.facts), remote, record };
 }
 

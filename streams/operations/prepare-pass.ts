@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { layerLayout, tokensLayout } from '../../src/calibration/layer-file.js';
 import { expertLayers, layerSizes } from '../../src/calibration/pass.js';
 import type { PassIdentity, PassSizes } from '../../src/calibration/pass-folder.js';
+import type { CalibrationPlan } from '../../src/calibration/pass-plan.js';
 import type { RecordFacts } from '../../src/calibration/record.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { engineRecord } from '../../src/conversion/run-report.js';
@@ -37,28 +38,6 @@ export interface PreparedPass {
   readonly identity: PassIdentity;
   readonly plan: CalibrationPlan;
   close(): Promise<void>;
-}
-
-/** What a calibration will do. */
-export interface CalibrationPlan {
-  readonly sequences: number;
-  /** Tokens of a sequence. */
-  readonly length: number;
-  readonly tokens: number;
-  /** Tokens that an expert gets on average, in the layer where they are fewest. */
-  readonly tokensPerExpert: number;
-  /** The same in units of the width. */
-  readonly tokensOfWidth: number;
-  /** The layers with experts. */
-  readonly layers: number;
-  /** Bytes of the finished record. */
-  readonly recordBytes: number;
-  /** Bytes of hidden states, which are needed only during the run. */
-  readonly workBytes: number;
-  /** Tokens that go through a layer at once. */
-  readonly batchTokens: number;
-  /** Sentences on what differs from what is usual. */
-  readonly notes: readonly string[];
 }
 
 /** Throws `OptionError` for options and texts that do not fit the model, and as `openModels` does. */
@@ -110,7 +89,10 @@ export async function preparePass(
     };
     return {
       ...{ checkpoint, model, sizes, facts, identity, close },
-      plan: planOf(model, sizes, layers, share, chosen.notes),
+      plan: {
+        ...planOf(model, sizes, layers, share, chosen.notes),
+        memoryBytes: settings.maxMemory - model.memory.spareBytes,
+      },
       tokens: async (workspace, onTokens) =>
         chosen.tokens ?? writeText({ checkpoint, sizes, settings, identity, workspace, onTokens, signal, fileSystem }),
     };
@@ -132,7 +114,7 @@ function planOf(
   layers: readonly number[],
   share: number,
   notes: readonly string[],
-): CalibrationPlan {
+): Omit<CalibrationPlan, 'memoryBytes'> {
   const { sequences, length, width } = sizes;
   const tokens = sequences * length;
   const layerBytes = layers.map((layer) => {

@@ -2,6 +2,7 @@
 import { openLayer } from '../../src/calibration/layer-file.js';
 import { type Pass, runNextLayer } from '../../src/calibration/pass.js';
 import { PassFolder } from '../../src/calibration/pass-folder.js';
+import type { CalibrationPlan } from '../../src/calibration/pass-plan.js';
 import type { CalibrationRecord, LayerRecord } from '../../src/calibration/record.js';
 import { InterruptedError, RecordLayerError } from '../../src/errors.js';
 import { type FileSystem, nodeFileSystem } from '../../src/file-system.js';
@@ -10,7 +11,7 @@ import { bytesIn, checkDisk } from '../../src/output/folder-checks.js';
 import { LocalFiles } from '../../src/sources/files.js';
 import type { Source } from '../machines/remote-files.js';
 import type { CalibrateHooks } from './calibrate.js';
-import { type CalibrationPlan, preparePass } from './prepare-pass.js';
+import { preparePass } from './prepare-pass.js';
 
 /** Layers whose records are on disk at a time: one that is fitted, and the next. */
 const MOST_LAYERS = 2;
