@@ -3,8 +3,7 @@ import { formatBytes } from '../format.js';
 import type { GroupPlan } from './group-plan.js';
 import type { MemoryPlan } from './memory-plan.js';
 import { MIB } from './memory-terms.js';
-import type { RecordSize } from './metric-plan.js';
-import type { MetricPlan } from './metric-record.js';
+import type { MetricPlan, RecordSize } from './metric-record.js';
 import type { Settings } from './settings.js';
 
 /** A chosen metric, and the plan of the memory with it. */

@@ -48,7 +48,7 @@ export async function planCompression(
   const { metric, memory, note } = chooseMetric(groups, chosen, size, (metric) =>
     planMemory(groups, chosen, source.tensors.size, engine, fitters, metric && size && { metric, size }),
   );
-  const settings: RunSettings = { ...chosen, ...(facts && { weighing: { facts, metric } }) };
+  const settings: RunSettings = { ...chosen, ...(facts && size && { weighing: { facts, size, metric } }) };
   const { format, shardSize: shardBytes, keepQuantized: keepQuantised } = settings;
   const plan = planConversion({
     source,

@@ -1,6 +1,7 @@
 /** Estimates the duration of a run from its arithmetic and the machine's measured rate. */
 import type { CompressionPlan } from './compression-plan.js';
 import { sourceBytes } from './group-plan.js';
+import { jobMetric, weighingOperations } from './metric-plan.js';
 
 /** The short fits from which an allocation is decided. */
 export interface ProbeOutlook {
@@ -36,7 +37,14 @@ export function estimateSeconds(
   { groups, settings, memory, bytesBefore, bytesAfter }: CompressionPlan,
   rate: number,
 ): number {
-  const operations = groups.reduce((sum, { method, problem }) => sum + method.operations(problem, settings), 0);
+  const { solver, steps, weighing } = settings;
+  const fits = groups.reduce((sum, group) => {
+    const metric = jobMetric(weighing?.metric, group);
+    const form = metric?.fit ? metric.form : undefined;
+    return sum + group.method.operations(group.problem, { solver, steps, metric: form });
+  }, 0);
+  const operations =
+    fits + (weighing?.metric ? weighingOperations({ ...weighing, metric: weighing.metric }, groups) : 0);
   const experts = groups.reduce((sum, group) => sum + sourceBytes(group), 0);
   const compute = operations / (rate * STEP_EFFICIENCY * memory.workers);
   return compute + (bytesBefore + experts + bytesAfter) / DISK_RATE;

@@ -7,14 +7,7 @@ import { matrixElements } from '../methods/mobe/metric.js';
 import { type Config, numberOf } from '../models/family.js';
 import type { GroupPlan } from './group-plan.js';
 import { MIB } from './memory-terms.js';
-import type { MetricPlan } from './metric-record.js';
-
-/** What the memory of a metric depends on beside its form. */
-export interface RecordSize {
-  /** Tokens of the record. */
-  readonly tokens: number;
-  readonly expertsPerToken: number;
-}
+import type { MetricPlan, RecordSize } from './metric-record.js';
 
 /** A metric and the record that it is made of. */
 export interface PlannedMetric {
@@ -95,3 +88,12 @@ export const recordSize = ({ sequences, length }: RecordFacts, config: Config): 
   expertsPerToken:
     EXPERTS_PER_TOKEN.map((key) => numberOf(config, key)).find((it) => it !== undefined) ?? USUAL_EXPERTS_PER_TOKEN,
 });
+
+/** Floating-point operations of the metrics of a run's groups, counted as matrix products. */
+export const weighingOperations = ({ metric, size }: PlannedMetric, groups: readonly GroupPlan[]): number =>
+  groups.reduce((sum, group) => {
+    const { rows: p, cols: d } = group.problem;
+    const { rows, columns } = jobMetric(metric, group)?.form ?? {};
+    const tokens = (size.tokens * size.expertsPerToken) / group.groups;
+    return sum + 2 * tokens * ((columns ? d * d : rows ? p * p : 0) + (rows ? 2 * p * d : 0));
+  }, 0);

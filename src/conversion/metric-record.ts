@@ -12,13 +12,18 @@ export interface MetricPlan {
   readonly fit: boolean;
 }
 
+/** What the memory of a metric depends on beside its form. */
+export interface RecordSize {
+  /** Tokens of the record. */
+  readonly tokens: number;
+  readonly expertsPerToken: number;
+}
+
 /** The settings of a metric and of its record, as the run's record keeps them. */
-export const calibrationRecord = (facts: RecordFacts | undefined, metric: MetricPlan | undefined) => ({
-  calibration: facts && {
-    texts: facts.texts,
-    tokens: facts.sequences * facts.length,
-    sequences: facts.sequences,
-    seed: facts.seed,
-  },
-  metric: metric && { ...metric, shrinkage: SHRINKAGE_RULE },
-});
+export function calibrationRecord(facts: RecordFacts, metric: MetricPlan | undefined) {
+  const { version: _, sourceFingerprint: __, layers: ___, ...rest } = facts;
+  return {
+    calibration: { ...rest, tokens: facts.sequences * facts.length },
+    metric: metric && { ...metric, shrinkage: SHRINKAGE_RULE },
+  };
+}

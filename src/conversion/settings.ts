@@ -18,7 +18,7 @@ import {
   SENSITIVITY_CHOICES,
 } from './allocation.js';
 import { checkAllocation, chosenAllocation } from './allocation-options.js';
-import { calibrationRecord, type MetricPlan } from './metric-record.js';
+import { calibrationRecord, type MetricPlan, type RecordSize } from './metric-record.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
 export const FORMATS = ['mobe', 'hf'] as const;
@@ -168,6 +168,7 @@ export type RunSettings = Settings & { readonly engine: EngineName; readonly wei
 /** A calibration record and the metric that is made of it, if any. */
 export interface Weighing {
   readonly facts: RecordFacts;
+  readonly size: RecordSize;
   readonly metric: MetricPlan | undefined;
 }
 

@@ -325,7 +325,10 @@ export interface Method<P extends GroupShape = GroupShape> {
   /** The most experts in a batch that the device allows. Throws `TensorTooLargeError` if it allows none. */
   largestBatch(problem: P, engine: EngineFacts, metric?: MetricForm): number;
   /** Floating-point operations of a fit with so many steps and of all experts' factors, counted as matrix products. */
-  operations(problem: P, options: { readonly solver: string; readonly steps: number }): number;
+  operations(
+    problem: P,
+    options: { readonly solver: string; readonly steps: number; readonly metric?: MetricForm | undefined },
+  ): number;
   /** The shape of the matrix product that takes most of a fit's time, for one expert. Engines are measured with it. */
   product(problem: P): ProductShape;
 

@@ -5,10 +5,12 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate.js';
+import { generateRecord } from '../../fixtures/generate-record.js';
 import { CLI, RECORD_PEAK, TINY_MODEL } from '../../fixtures/paths.js';
 import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { thoroughBut } from '../../fixtures/thorough.js';
+import { openRecord } from '../../src/calibration/open-record.js';
 import { floatTensor } from '../../src/checkpoint/header.js';
 import { openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { planCompression } from '../../src/conversion/compression-plan.js';
@@ -88,6 +90,28 @@ for (const [name, shape, options] of SHAPES)
     const source = shape ? await model(shape) : TINY_MODEL;
     const { memory } = await planCompression(await openCheckpoint(source), options);
     expectPromise(await compress(name, source, options), memory.expectedBytes);
+  });
+
+const WEIGHED = { bases: 2, rank: 8, steps: 2, threads: 1, batchExperts: 1, allocate: 'uniform' } as const;
+/** Metrics of 64 experts of 32 × 1536 have 604 MB if they are full. */
+const METRICS: ReadonlyArray<readonly [string, CompressOptions]> = [
+  ['full covariances', { ...WEIGHED, projections: ['gate_proj'], metric: 'full' }],
+  ['covariances of low rank', { ...WEIGHED, projections: ['gate_proj'], metric: 'low-rank', maxMemory: 2 ** 30 }],
+  ['covariances for the last A', { ...WEIGHED, projections: ['gate_proj', 'up_proj'], metric: 'none' }],
+];
+const metricCost = thoroughBut('covariances of low rank');
+
+for (const [name, options] of METRICS)
+  test(`a run that holds most in ${name}`, { ...metricCost(name), timeout: PATIENCE_MS }, async () => {
+    const shape = { layers: 1, experts: 64, rows: 32, cols: 1536 };
+    const source = await model(shape);
+    const record = join(folder, 'record');
+    if (!existsSync(record)) await generateRecord(record, { model: source, ...shape, tokens: 4096 });
+    const given = { ...options, calibration: record };
+    const { facts } = await openRecord(record);
+    const { memory } = await planCompression(await openCheckpoint(source), given, undefined, facts);
+    expect(memory.terms.metric).toBeGreaterThan(0.25 * memory.expectedBytes);
+    expectPromise(await compress(`metric ${name}`, source, given), memory.expectedBytes);
   });
 
 test('a worker, and the run that it fits for', { timeout: PATIENCE_MS }, async () => {

@@ -92,16 +92,34 @@ const REFIT_STEPS = 8;
 /** Floating-point operations of a fit and of all A. */
 export const operations = (
   problem: Problem,
-  { solver, steps }: { readonly solver: string; readonly steps: number },
-): number => (steps + REFIT_STEPS) * stepOperations(problem, solver);
+  {
+    solver,
+    steps,
+    metric,
+  }: { readonly solver: string; readonly steps: number; readonly metric?: MetricForm | undefined },
+): number => (steps + REFIT_STEPS) * stepOperations(problem, solver, metric);
 
 /** Floating-point operations of one solver step over a whole group. */
-export function stepOperations({ experts: n, rows: p, cols: d, bases: m, rank: r }: Problem, solver: string): number {
+export function stepOperations(problem: Problem, solver: string, { rows, columns }: MetricForm = {}): number {
+  const { experts: n, rows: p, cols: d, bases: m, rank: r } = problem;
   const unit = 2 * n * p * r * d;
   const mixing = 3 * 2 * n * m * r * d;
   if (solver === 'adam') return 3 * unit + mixing;
   const gram = 2 * n * r * r * d;
-  const inverse = 7 * 2 * n * r ** 3;
+  // Without C, three steps of tracking. With it, a Cholesky factor and a solution by it.
+  const inverse = columns ? 2 * (2 * n * r ** 3 + 2 * n * p * r * r) : 7 * 2 * n * r ** 3;
   const update = m * (4 * r * r * d + 5 * 2 * r ** 3);
-  return 3 * unit + gram + inverse + 2 * n * p * r * r + mixing + update;
+  const plain = 3 * unit + gram + inverse + 2 * n * p * r * r + mixing + update;
+  return (
+    plain +
+    timesMatrix(columns, n * r, d) +
+    (columns?.form === 'full' ? unit : timesMatrix(columns, n * p, d)) +
+    timesMatrix(rows, n * d, p)
+  );
+}
+
+/** Operations of a product of `count` vectors with a matrix of this size. */
+function timesMatrix(matrix: MetricMatrixForm | undefined, count: number, size: number): number {
+  if (matrix === undefined || matrix.form === 'diagonal') return 0;
+  return 2 * count * size * (matrix.form === 'full' ? size : 2 * (matrix.rank as number));
 }
