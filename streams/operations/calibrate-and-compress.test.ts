@@ -51,7 +51,7 @@ describe.each<[what: string, options: CompressOptions]>([
 ])('%s: the result is that of a record on disk', (what, options) => {
   const cost = thoroughBut('uniform, standard weights')(what);
 
-  test('in one go', cost, async () => {
+  test('in one go', { ...cost, timeout: 180_000 }, async () => {
     if (!existsSync(at('record'))) await calibrate(TINY_MODEL, at('record'), { ...TEXT, threads: 1 });
     await compress(TINY_MODEL, at(`${what}-disk`), { ...OPTIONS, ...options, calibration: at('record') });
     const most: number[] = [];
@@ -68,7 +68,7 @@ describe.each<[what: string, options: CompressOptions]>([
     expect(left()).toEqual([]);
   });
 
-  test('interrupted in the pass and among the fits', { ...THOROUGH, timeout: 60_000 }, async () => {
+  test('interrupted in the pass and among the fits', { ...THOROUGH, timeout: 180_000 }, async () => {
     const out = `${what}-resumed`;
     await interrupted(out, options, 'layer', 3);
     expect(left()).toEqual([`.mobe-record-${out}`]);
