@@ -8,10 +8,13 @@ import { type FolderLock, lockFolder } from '../output/folder-lock.js';
 import { PARTIAL_FOLDER } from '../output/journal.js';
 import { asWriteError } from '../output/shard-writer.js';
 import { openRecord } from './open-record.js';
-import { layerFile, RECORD_FILE, type RecordFacts, TOKENS_FILE } from './record.js';
+import { layerFile, PROBES_PREFIX, RECORD_FILE, type RecordFacts, TOKENS_FILE } from './record.js';
 
 const isOwn = (name: string): boolean =>
   name === RECORD_FILE || name === TOKENS_FILE || /^layer-\d+\.safetensors$/.test(name);
+
+/** Short fits that allocations keep with the record. */
+const isOfProbes = (name: string): boolean => name.startsWith(PROBES_PREFIX);
 
 /** Options of `RecordFolder.create`. */
 export interface RecordFolderOptions {
@@ -119,7 +122,7 @@ export class RecordFolder {
 }
 
 async function checkForeign(folder: string): Promise<void> {
-  const foreign = ((await listOutput(folder)) ?? []).filter((name) => !isOwn(name));
+  const foreign = ((await listOutput(folder)) ?? []).filter((name) => !isOwn(name) && !isOfProbes(name));
   if (foreign.length)
     throw new OutputNotEmptyError(folder, `holds other files than a record's (${foreign.slice(0, 3).join(', ')})`);
 }

@@ -17,6 +17,9 @@ export const TOKENS_FILE = 'tokens.safetensors';
  */
 export const layerFile = (layer: number): string => `layer-${String(layer).padStart(3, '0')}.safetensors`;
 
+/** Folders of a record in which allocations keep short fits and what was measured with them have names with this prefix. */
+export const PROBES_PREFIX = 'probes-';
+
 /** The contents of `RECORD_FILE`. */
 export const recordFacts = z.looseObject({
   version: z.literal(1),

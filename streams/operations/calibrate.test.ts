@@ -16,6 +16,7 @@ import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH } from '../../fixtures/thorough.js';
 import { openRecord } from '../../src/calibration/open-record.js';
+import { PROBES_PREFIX } from '../../src/calibration/record.js';
 import { fingerprint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import {
   DiskTooSmallError,
@@ -90,6 +91,12 @@ test('without options, each expert gets five times the width of tokens, or all t
 });
 
 describe('a record that is there', () => {
+  test('is kept with the short fits that an allocation added to it', async () => {
+    cpSync(at('whole'), at('probed'), { recursive: true });
+    mkdirSync(join(at('probed'), `${PROBES_PREFIX}0123`));
+    expect(await calibrate(TINY_MODEL, at('probed'), ONE)).toMatchObject({ already: true });
+  });
+
   test('is kept, if it is the same', async () => {
     const before = contents(at('whole'));
     expect(await calibrate(TINY_MODEL, at('whole'), ONE)).toMatchObject({ already: true, plan: { tokens: 64 } });

@@ -1,7 +1,9 @@
 /** Short fits from which an allocation of bases is decided. They are kept in a folder, and an interrupted run resumes from them. */
+
 import { createHash } from 'node:crypto';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
+import { PROBES_PREFIX } from '../../src/calibration/record.js';
 import { basesOf, curveBases, curveLayer, type ErrorCurve, type Part, partsOf } from '../../src/conversion/allocate.js';
 import { readReport } from '../../src/conversion/existing-output.js';
 import { remainingShare } from '../../src/conversion/expected-error.js';
@@ -112,7 +114,7 @@ const resized = (group: GroupPlan, bases: number): GroupPlan => ({
 
 /** Probes are kept in the calibration record, else beside the result, or if that is no folder in the system's temporary folder. */
 function placeOf(hash: string, { calibration }: Pick<RunSettings, 'calibration'>, out: OutputPlace | undefined) {
-  if (calibration !== undefined) return { folder: join(calibration, `probes-${hash}`), temporary: undefined };
+  if (calibration !== undefined) return { folder: join(calibration, `${PROBES_PREFIX}${hash}`), temporary: undefined };
   const local = typeof out === 'string' && isPath(out) ? resolve(out) : undefined;
   const temporary = local
     ? join(dirname(local), `.mobe-probes-${basename(local)}`)
