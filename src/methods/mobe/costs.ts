@@ -106,7 +106,7 @@ export function stepOperations(problem: Problem, solver: string, { rows, columns
   const mixing = 3 * 2 * n * m * r * d;
   if (solver === 'adam') return 3 * unit + mixing;
   const gram = 2 * n * r * r * d;
-  // Without C, three steps of tracking. With it, a Cholesky factor and a solution by it.
+  // Without C, three steps of tracking. With it, an elimination and a refinement of A.
   const inverse = columns ? 2 * (2 * n * r ** 3 + 2 * n * p * r * r) : 7 * 2 * n * r ** 3;
   const update = m * (4 * r * r * d + 5 * 2 * r ** 3);
   const plain = 3 * unit + gram + inverse + 2 * n * p * r * r + mixing + update;

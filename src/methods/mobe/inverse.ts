@@ -1,5 +1,5 @@
 /**
- * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX). It needs only matrix products, so it runs on every
+ * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX), and elimination for those of metrics. The iteration needs only matrix products, so it runs on every
  * engine. It converges quadratically if ‖I − GX‖ < 1. That holds for any positive definite X that is scaled down until no
  * eigenvalue of GX is above 1.
  */
@@ -11,13 +11,11 @@ import {
   matmul,
   max,
   mul,
-  neg,
   slice,
   sqrt,
   square,
   sub,
   sum,
-  transpose,
   type Value,
 } from '../../engine/ops.js';
 
@@ -70,26 +68,26 @@ function iterate(start: Value, product: Value, scale: Value | undefined, iterati
 }
 
 /**
- * L⁻¹ of the Cholesky factor of a positive definite G (n, r, r), so that G⁻¹ = L⁻ᵀL⁻¹, by halves down to single rows. It takes about
- * 16 small operations for each row, so it is slow on graphics devices. In a metric, G is far worse conditioned than F Fᵀ, and a step
- * of the bases changes its inverse by large factors, so that iterations from the last one seldom converge. For the same reason it
- * is not enough to eliminate with the inverses of blocks: in f32, fits in the metric of a first layer then diverge.
+ * V G⁻¹ by elimination of halves, down to single rows, for a positive definite G (n, r, r) and V (n, p, r). In a metric, G is far worse
+ * conditioned than F Fᵀ (10⁶ was seen), and a step of the bases changes its inverse by large factors. Iterations from the last inverse
+ * then seldom converge, and no inverse in f32 is exact enough, but an elimination without one is. It takes about 17 small operations
+ * for each row, so it is slow on graphics devices.
  *
- * With G = [A Bᵀ; B D], T = B·L_A⁻ᵀ and S = D − TTᵀ = L_S·L_Sᵀ, it is [L_A⁻¹, 0; −L_S⁻¹·T·L_A⁻¹, L_S⁻¹].
+ * With G = [A B; Bᵀ D], V = [V₁ V₂], [Z; T] = [V₁; Bᵀ]A⁻¹ and S = D − TB, it is [Z − YT, Y] with Y = (V₂ − ZB)S⁻¹.
  */
-export function inverseCholesky(G: Value): Value {
+export function solve(G: Value, V: Value): Value {
   const size = G.shape.at(-1) as number;
-  if (size === 1) return div(1, sqrt(G));
+  if (size === 1) return div(V, G);
   const half = Math.ceil(size / 2);
-  const left = slice(G, 2, 0, half);
-  const first = inverseCholesky(slice(left, 1, 0, half));
-  const B = slice(left, 1, half, size);
-  const T = matmul(B, first, { transposeB: true });
-  const S = sub(slice(slice(G, 1, half, size), 2, half, size), matmul(T, T, { transposeB: true }));
-  const second = inverseCholesky(S);
-  const side = neg(matmul(matmul(second, T), first));
-  const zeros = mul(transpose(B, [0, 2, 1]), 0);
-  return concat([concat([first, zeros], 2), concat([side, second], 2)], 1);
+  const p = V.shape[1] as number;
+  const top = slice(G, 1, 0, half);
+  const B = slice(top, 2, half, size);
+  const bottom = slice(G, 1, half, size);
+  const both = solve(slice(top, 2, 0, half), concat([slice(V, 2, 0, half), slice(bottom, 2, 0, half)], 1));
+  const Z = slice(both, 1, 0, p);
+  const T = slice(both, 1, p, p + size - half);
+  const Y = solve(sub(slice(bottom, 2, half, size), matmul(T, B)), sub(slice(V, 2, half, size), matmul(Z, B)));
+  return concat([sub(Z, matmul(Y, T)), Y], 2);
 }
 
 /** The trace of each matrix, (n, 1, 1). */

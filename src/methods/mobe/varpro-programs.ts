@@ -3,7 +3,7 @@ import { trace } from '../../engine/graph.js';
 import { add, div, identity, matmul, mul, reshape, sqrt, sub, sum, total, type Value } from '../../engine/ops.js';
 import type { MetricForm } from '../method.js';
 import { activateWithDerivative } from './activation.js';
-import { gram, inverseCholesky, type restart, type sharpen, track } from './inverse.js';
+import { gram, type restart, type sharpen, solve, track } from './inverse.js';
 import { keepsProduct, metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
@@ -26,7 +26,7 @@ const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =
 /**
  * The share of one batch in the loss and the gradients. Gradients lack the factor 2/N, because both updates are
  * scale-invariant.
- * @param eliminates whether A is solved by a Cholesky factor, and not by an earlier X
+ * @param eliminates whether A is solved for by elimination, and not from an earlier X ≈ G⁻¹
  */
 export function traceGradient(problem: Problem, count: number, metric?: MetricForm, eliminates = false) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
@@ -40,7 +40,7 @@ export function traceGradient(problem: Problem, count: number, metric?: MetricFo
     const G = gram(F, FC);
     const tracked = X0 && track(G, X0, TRACKING_STEPS);
     const V = matmul(W, FC, { transposeB: true });
-    const A = tracked ? matmul(V, tracked.X) : solveBy(inverseCholesky(G), V);
+    const A = tracked ? matmul(V, tracked.X) : solve(G, V);
     const R = sub(matmul(A, F), W);
     const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
     const PRC = timesRows(P, RC);
@@ -53,9 +53,6 @@ export function traceGradient(problem: Problem, count: number, metric?: MetricFo
     } as Record<'X' | 'residual' | 'squared' | 'dB' | 'dAlpha', Value>;
   });
 }
-
-/** V·L⁻ᵀ·L⁻¹ */
-const solveBy = (inverse: Value, V: Value): Value => matmul(matmul(V, inverse, { transposeB: true }), inverse);
 
 /** Computes G⁻¹ from any start (`restart`), or improves an earlier result (`sharpen`). */
 export function traceInverse(
