@@ -41,19 +41,39 @@ export const tokensLayout = (sequences: number, length: number): ShardLayout =>
 /** Rows whose distance is smaller are read together: reading the bytes between them takes less time than another call. */
 const GAP_BYTES = 64 * 1024;
 
-/** Opens a layer's file and reads everything but the inputs. Throws `DamagedRecordError`. */
-export async function openLayer(folder: string, layer: number, tokens: number, files: Files): Promise<LayerRecord> {
+/** The tensors of a layer's file. */
+interface LayerTensors {
+  readonly name: string;
+  readonly input: TensorInfo;
+  readonly experts: TensorInfo;
+  readonly weights: TensorInfo;
+  readonly scale: TensorInfo;
+}
+
+/** Reads the header of a layer's file. Throws `DamagedRecordError` if it does not have the tensors of a record. */
+export async function findLayer(folder: string, layer: number, tokens: number, files: Files): Promise<LayerTensors> {
   const name = fileIn(folder, layerFile(layer));
   const held = await readHeader(name, files);
   const input = tensor(held, name, 'input', 'BF16', [tokens, undefined]);
-  const routing = tensor(held, name, 'experts', 'I32', [tokens, undefined]);
+  const experts = tensor(held, name, 'experts', 'I32', [tokens, undefined]);
+  return {
+    ...{ name, input, experts },
+    weights: tensor(held, name, 'weights', 'F32', [tokens, experts.shape[1]]),
+    scale: tensor(held, name, 'scale', 'F32', [tokens]),
+  };
+}
+
+/** Opens a layer's file and reads everything but the inputs. Throws `DamagedRecordError`. */
+export async function openLayer(folder: string, layer: number, tokens: number, files: Files): Promise<LayerRecord> {
+  const found = await findLayer(folder, layer, tokens, files);
+  const { name, input, experts: routing } = found;
   const [width, expertsPerToken] = [input.shape[1] as number, routing.shape[1] as number];
   const experts = new Int32Array(tokens * expertsPerToken);
   const weights = new Float32Array(experts.length);
   const scale = new Float32Array(tokens);
   await fill(routing, experts, files);
-  await fill(tensor(held, name, 'weights', 'F32', [tokens, expertsPerToken]), weights, files);
-  await fill(tensor(held, name, 'scale', 'F32', [tokens]), scale, files);
+  await fill(found.weights, weights, files);
+  await fill(found.scale, scale, files);
   checkRouting(name, experts, expertsPerToken);
   if (!weights.every(Number.isFinite)) throw new DamagedRecordError(name, 'a weight is not a finite number');
   if (!scale.every((it) => it > 0 && Number.isFinite(it)))

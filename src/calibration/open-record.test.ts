@@ -8,7 +8,7 @@ import { PARTIAL_FOLDER } from '../output/journal.js';
 import type { ShardLayout } from '../output/layout.js';
 import { tokensOfExperts } from './expert-tokens.js';
 import { layerLayout, tokensLayout } from './layer-file.js';
-import { openRecord } from './open-record.js';
+import { checkLayers, openRecord } from './open-record.js';
 import { layerFile, RECORD_FILE, TOKENS_FILE } from './record.js';
 
 const root = temporaryFolder();
@@ -26,7 +26,7 @@ const layer = {
   scale: Float32Array.from({ length: TOKENS }, (_, i) => 2 ** -i),
 };
 const facts = {
-  version: 1,
+  version: 1 as const,
   sourceFingerprint: 'aa',
   sequences: 2,
   length: 3,
@@ -79,6 +79,15 @@ test('gives back what was recorded', async () => {
 
 test('of another model is refused', async () => {
   await expect(openRecord(GOOD, { sourceFingerprint: 'bb' })).rejects.toThrow(OtherRecordError);
+});
+
+test('missing layers and damaged headers are found without reading the layers', async () => {
+  await checkLayers(GOOD, facts, [1, 1]);
+  await expect(checkLayers(GOOD, facts, [1, 2])).rejects.toThrow(RecordLayerError);
+  cpSync(GOOD, at('headers'), { recursive: true });
+  await expect(checkLayers(at('headers'), { ...facts, length: 4 }, [1])).rejects.toThrow(/expected is/);
+  rmSync(join(at('headers'), layerFile(1)));
+  await expect(checkLayers(at('headers'), facts, [1])).rejects.toThrow(/is missing/);
 });
 
 describe('no record:', () => {

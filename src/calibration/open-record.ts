@@ -12,7 +12,7 @@ import { type FileSystem, nodeFileSystem } from '../file-system.js';
 import { fileIn } from '../location.js';
 import { PARTIAL_FOLDER } from '../output/journal.js';
 import { LocalFiles } from '../sources/files.js';
-import { openLayer, readTokens } from './layer-file.js';
+import { findLayer, openLayer, readTokens } from './layer-file.js';
 import { type CalibrationRecord, RECORD_FILE, type RecordFacts, recordFacts } from './record.js';
 
 /** Options of `openRecord`. */
@@ -43,6 +43,27 @@ export async function openRecord(
     tokens: () => readTokens(name, facts, files),
     close: () => files.close(),
   };
+}
+
+/**
+ * Reads the headers of these layers' files, so that missing and damaged files are known before a long run. Throws a `RecordError`
+ * as `layer` does.
+ */
+export async function checkLayers(
+  folder: string,
+  { layers: held, sequences, length }: RecordFacts,
+  layers: Iterable<number>,
+  fs: FileSystem = nodeFileSystem,
+): Promise<void> {
+  const files = new LocalFiles(fs);
+  try {
+    for (const layer of new Set(layers)) {
+      if (!held.includes(layer)) throw new RecordLayerError(folder, layer, held);
+      await findLayer(resolve(folder), layer, sequences * length, files);
+    }
+  } finally {
+    await files.close();
+  }
 }
 
 async function readFacts(folder: string, fs: FileSystem, files: LocalFiles): Promise<RecordFacts> {

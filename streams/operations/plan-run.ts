@@ -1,3 +1,4 @@
+import { checkLayers } from '../../src/calibration/open-record.js';
 import type { CalibrationRecord } from '../../src/calibration/record.js';
 import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
 import { estimateSeconds, type TimedPlan } from '../../src/conversion/estimate.js';
@@ -36,7 +37,12 @@ export async function planRun(
   const { calibration } = options;
   const opened = calibration === undefined ? undefined : await openCalibration(calibration, source, { record: own });
   const record = opened && own ? holding(opened) : opened;
-  return { planned: await planCompression(source, { ...options, ...threads }, remote, record?.facts), remote, record };
+  const planned = await planCompression(source, { ...options, ...threads }, remote, record?.facts);
+  if (calibration !== undefined && record && !own) {
+    const layers = planned.groups.map(({ layer }) => layer);
+    await checkLayers(calibration, record.facts, layers);
+  }
+  return { planned, remote, record };
 }
 
 /** Adds the expected duration. */

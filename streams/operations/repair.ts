@@ -1,4 +1,4 @@
-import { openRecord } from '../../src/calibration/open-record.js';
+import { checkLayers, openRecord } from '../../src/calibration/open-record.js';
 import type { CalibrationRecord } from '../../src/calibration/record.js';
 import { SHRINKAGE_RULE } from '../../src/calibration/shrinkage.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
@@ -58,6 +58,8 @@ export async function repair(
   const plain = planResult(source, factored, detected, shardSize);
   const repairsDown = repair === 'factors+down';
   const plan = repairsDown ? planDown(plain, detected) : plain;
+  const layers = plan.groups.map(({ layer }) => layer);
+  if (typeof calibration === 'string') await checkLayers(calibration, record.facts, layers);
   const engine = await chooseEngine(choice, threads, productOf(plan.groups[0]));
   try {
     return await convert({
