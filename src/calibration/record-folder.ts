@@ -40,7 +40,7 @@ export class RecordFolder {
    */
   static async create(folder: string, options: RecordFolderOptions): Promise<RecordFolder | undefined> {
     const { facts, neededBytes, force, fs } = options;
-    await checkForeign(folder);
+    await checkForeign(folder, force);
     const partial = join(folder, PARTIAL_FOLDER);
     let lock: FolderLock | undefined;
     try {
@@ -121,10 +121,14 @@ export class RecordFolder {
   }
 }
 
-async function checkForeign(folder: string): Promise<void> {
+async function checkForeign(folder: string, force: boolean): Promise<void> {
   const foreign = ((await listOutput(folder)) ?? []).filter((name) => !isOwn(name) && !isOfProbes(name));
   if (foreign.length)
-    throw new OutputNotEmptyError(folder, `holds other files than a record's (${foreign.slice(0, 3).join(', ')})`);
+    throw new OutputNotEmptyError(
+      folder,
+      `holds other files than a record's (${foreign.slice(0, 3).join(', ')})`,
+      force,
+    );
 }
 
 /** Whether two records are of the same source and tokens. Other facts, for example the engine, may differ. */

@@ -274,6 +274,7 @@ async function findFactors(
     throw new OutputNotEmptyError(
       folder,
       `holds files of another run or none of mobe's (${foreign.slice(0, 3).join(', ')})`,
+      force,
     );
   const found = new Map<string, FittedGroupReport>();
   for (const name of held.filter(isFactorFile)) {

@@ -51,8 +51,13 @@ export class OutputNotEmptyError extends InputError {
   constructor(
     readonly folder: string,
     what: string,
+    forced = false,
   ) {
-    super(`${folder} ${what}. Choose another folder, or replace it with --force.`);
+    super(
+      forced
+        ? `${folder} ${what}, which --force does not remove. Choose another folder.`
+        : `${folder} ${what}. Choose another folder, or replace it with --force.`,
+    );
   }
 }
 

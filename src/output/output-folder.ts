@@ -89,7 +89,7 @@ export class OutputFolder implements Output {
     const checkForeign = async (): Promise<void> => {
       const foreign = (await listOutput(folder))?.filter((name) => !replaces.includes(name));
       if (foreign?.length)
-        throw new OutputNotEmptyError(folder, `is not empty (it holds ${foreign.slice(0, 3).join(', ')})`);
+        throw new OutputNotEmptyError(folder, `is not empty (it holds ${foreign.slice(0, 3).join(', ')})`, force);
     };
     await checkForeign();
     const partial = join(folder, PARTIAL_FOLDER);
