@@ -91,7 +91,7 @@ export class UnsupportedModelError extends InputError {
     what: string,
   ) {
     super(
-      `${file}: ${what}, which mobe cannot compute. It runs Qwen3-MoE, DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Ling; for others use transformers.`,
+      `${file}: ${what}, which mobe cannot compute. It runs Qwen3-MoE, DeepSeek-V2, DeepSeek-V3, Kimi-K2 and Ling; for others use transformers (for a calibration record: "mobe calibrate --script").`,
     );
   }
 }

@@ -221,15 +221,21 @@ function unitOf(key: string, weights: Readonly<Record<string, Weight>>, reader: 
   };
 }
 
+/** Finds how the model is computed from its `model_type`. Throws `UnsupportedModelError`. */
+export function architectureOf(checkpoint: Checkpoint): Architecture {
+  const modelType = modelTypeOf(checkpoint.config);
+  const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.includes(modelType));
+  if (architecture) return architecture;
+  throw new UnsupportedModelError(configReader(checkpoint).file, `its model_type is "${modelType}"`);
+}
+
 function drawBlueprint(
   checkpoint: Checkpoint,
   { expertsPerToken }: ModelOptions,
   tools: Parameters<typeof findExperts>[2],
 ): Blueprint {
   const config = configReader(checkpoint);
-  const modelType = modelTypeOf(checkpoint.config);
-  const architecture = ARCHITECTURES.find(({ modelTypes }) => modelTypes.includes(modelType));
-  if (!architecture) throw new UnsupportedModelError(config.file, `its model_type is "${modelType}"`);
+  const architecture = architectureOf(checkpoint);
   const activation = config.text('hidden_act', 'silu');
   if (activation !== 'silu') throw new UnsupportedModelError(config.file, `its activation is "${activation}"`);
   const experts = findExperts(checkpoint, config.number('hidden_size'), tools);

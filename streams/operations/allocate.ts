@@ -1,16 +1,21 @@
 /** Gives a run its allocation of bases, if it wants one: from short fits, and with a calibration record from sensitivities. */
+import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { type AllocationInput, allocate, type Part } from '../../src/conversion/allocate.js';
 import { type Allocation, allocationSchema } from '../../src/conversion/allocation.js';
 import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { readReport } from '../../src/conversion/existing-output.js';
+import { isFactorFile } from '../../src/conversion/factor-files.js';
 import { type CompressOptions, resolveSettings, type Settings } from '../../src/conversion/settings.js';
 import { OutputNotEmptyError } from '../../src/errors.js';
+import { architectureOf } from '../../src/inference/language-model.js';
 import { isPath } from '../../src/location.js';
 import { denseParameters } from '../../src/methods/parameters.js';
 import { checkComputable } from '../../src/models/expert-form.js';
-import { listOutput } from '../../src/output/folder-checks.js';
+import { checkOutside, listOutput } from '../../src/output/folder-checks.js';
+import { PARTIAL_FOLDER } from '../../src/output/journal.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
 import { findSensitivities, type SensitivityRun } from './find-sensitivities.js';
@@ -31,13 +36,42 @@ export async function withAllocation<Result>(
   use: (options: CompressOptions) => Promise<Result>,
 ): Promise<Result> {
   if (!wantsAllocation(resolveSettings(options))) return use(options);
+  await checkPlace(model, out, options, run);
   const outlook = await planAllocation(model, options, run, out);
   const known = await allocationIn(out, outlook, run);
   if (known) return use({ ...options, allocation: known });
+  await checkMemory(model, options, run);
   await runProbes(model, outlook.probes, run);
   const result = await use({ ...options, allocation: await decideAllocation(model, outlook, run) });
   await removeProbes(outlook.probes);
   return result;
+}
+
+/** Refuses an output folder before the short fits, if it is clear already that the result cannot be written there. */
+async function checkPlace(
+  model: Source,
+  out: OutputPlace,
+  { calibration }: CompressOptions,
+  { force }: RunOptions,
+): Promise<void> {
+  if (typeof out !== 'string' || !isPath(out)) return;
+  const inputs = [model, calibration].filter((it) => typeof it === 'string');
+  await checkOutside(out, inputs);
+  const held = (await listOutput(out)) ?? [];
+  // An unfinished run may have left files without a record: factor files, or a part of what it commits.
+  const begun = held.some((name) => isFactorFile(name)) || existsSync(join(out, PARTIAL_FOLDER));
+  if (!force && held.length && !begun && !(await readReport(out)))
+    throw new OutputNotEmptyError(out, `is not empty (it holds ${held.slice(0, 3).join(', ')})`);
+}
+
+const EVEN = { allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
+
+/** Refuses a budget before the short fits if it is too small for the run, whose metric takes more memory than they do. */
+async function checkMemory(model: Source, options: CompressOptions, run: RunOptions): Promise<void> {
+  if (options.calibration === undefined) return;
+  const { planned, record } = await planRun(model, { ...options, ...EVEN }, run);
+  await record?.close();
+  await planned.source.files.close();
 }
 
 /** Removes short fits that are not kept in a calibration record. */
@@ -65,15 +99,15 @@ export async function planAllocation(
   out?: OutputPlace,
 ): Promise<AllocationOutlook> {
   const settings = resolveSettings(options);
-  const even = { ...options, allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
   // The record is opened, so that a wrong one is refused before the probes, but they need no metric.
   const { planned: uniform, record } = await planRun(
     model,
-    { ...even, ...(options.calibration !== undefined && { metric: 'none', repair: 'none' }) },
+    { ...options, ...EVEN, ...(options.calibration !== undefined && { metric: 'none', repair: 'none' }) },
     run,
   );
   await record?.close();
   if (settings.allocate === 'calibrated') checkComputable(uniform.source);
+  if (settings.sensitivity === 'kl') architectureOf(uniform.source);
   const sourceFingerprint = await fingerprint(uniform.source);
   await uniform.source.files.close();
   const probes = planProbes(uniform.groups, uniform.settings, sourceFingerprint, out);

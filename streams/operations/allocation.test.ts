@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles } from '../../fixtures/compare-weights.js';
@@ -11,7 +11,7 @@ import { describePlan } from '../../src/cli/describe-plan.js';
 import type { Allocation } from '../../src/conversion/allocation.js';
 import { groupLabel } from '../../src/conversion/group-plan.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
-import { InterruptedError, OptionError } from '../../src/errors.js';
+import { InterruptedError, OptionError, OutputInsideInputError, OutputNotEmptyError } from '../../src/errors.js';
 import { PROJECTIONS, type Projection } from '../../src/models/family.js';
 import { compress } from './compress.js';
 import { evaluate } from './evaluate.js';
@@ -197,6 +197,19 @@ describe('an allocation that is decided from short fits', () => {
       },
     );
     await expect(run).rejects.toThrow(/holds another result \(seed 0, now 7\)/);
+    expect(probed).toBe(false);
+  });
+
+  test('a folder with other files is refused before a probe', async () => {
+    mkdirSync(at('foreign'));
+    writeFileSync(at('foreign', 'notes.txt'), '');
+    let probed = false;
+    const onProgress = (): void => {
+      probed = true;
+    };
+    for (const run of [compress, fitFactors])
+      await expect(run(model, at('foreign'), wanted, { onProgress })).rejects.toThrow(OutputNotEmptyError);
+    await expect(compress(model, model, wanted, { onProgress, force: true })).rejects.toThrow(OutputInsideInputError);
     expect(probed).toBe(false);
   });
 

@@ -113,6 +113,15 @@ describe('a record that is there', () => {
     expect(existsSync(at(`other/${PARTIAL_FOLDER}`))).toBe(false);
   });
 
+  test('with the short fits of runs that used it, is refused as another record, or replaced', async () => {
+    cpSync(at('whole'), at('used'), { recursive: true });
+    mkdirSync(at('used/probes-0123456789ab/bases-2'), { recursive: true });
+    const other = { ...ONE, seed: 1 };
+    await expect(calibrate(TINY_MODEL, at('used'), other)).rejects.toThrow(/holds a record of another/);
+    await calibrate(TINY_MODEL, at('used'), other, { force: true });
+    expect((await openRecord(at('used'))).facts.seed).toBe(1);
+  });
+
   test('is refused for another model', async () => {
     await expect(openRecord(at('whole'), { sourceFingerprint: 'x' })).rejects.toThrow(OtherRecordError);
   });
@@ -281,6 +290,11 @@ describe('is refused:', () => {
     await expect(calibrate(TINY_MODEL, at('refused'), { ...ONE, text: [at('latin1.txt')] })).rejects.toThrow(
       'not UTF-8',
     );
+  });
+
+  test('a model that cannot be run, before its tokenizer is asked for', async () => {
+    await generateFamily(at('mixtral'), 'mixtral');
+    await expect(calibrate(at('mixtral'), at('refused'), ONE)).rejects.toThrow(/mobe calibrate --script/);
   });
 
   test('a folder with other files, and the model itself', async () => {

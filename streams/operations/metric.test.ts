@@ -1,14 +1,15 @@
 /** Runs with a calibration record: fits in its metric, on this machine or on workers, interrupted or not. */
-import { cpSync, readdirSync, readFileSync } from 'node:fs';
+import { cpSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
+import { generateFamily, TINY } from '../../fixtures/generate-family.js';
 import { generateRecord } from '../../fixtures/generate-record.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { thoroughBut } from '../../fixtures/thorough.js';
 import { type FittedGroupReport, isFitted } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
-import { OutputNotEmptyError } from '../../src/errors.js';
+import { BudgetTooSmallError, OutputNotEmptyError, UnsupportedModelError } from '../../src/errors.js';
 import { work } from '../compute/worker.js';
 import type { Progress, RunOptions, RunResult } from '../run-options.js';
 import { compress } from './compress.js';
@@ -119,6 +120,37 @@ test('a record of another text is another run', async () => {
   const other = run('whole', { calibration: at('other') });
   await expect(other).rejects.toThrow(OutputNotEmptyError);
   await expect(other).rejects.toThrow('calibration');
+});
+
+test('a layer that the record lacks is told before the first fit', async () => {
+  cpSync(at('record'), at('lacking'), { recursive: true });
+  rmSync(at('lacking', 'layer-001.safetensors'));
+  let begun = false;
+  const onProgress = (): void => {
+    begun = true;
+  };
+  const lacking = run('lacking-out', { calibration: at('lacking') }, { onProgress });
+  await expect(lacking).rejects.toThrow(/layer-001.safetensors: the file is missing/);
+  expect(begun).toBe(false);
+});
+
+test('too small a budget is refused before a probe', async () => {
+  const { allocate: _, ...options } = OPTIONS;
+  cpSync(at('record'), at('unprobed'), { recursive: true });
+  const small = (more: CompressOptions) =>
+    compress(at('model'), at('small'), { ...options, calibration: at('unprobed'), ...more }).catch((it) => it);
+  const plain = await small({ metric: 'none', repair: 'none', maxMemory: 1e6 });
+  expect(plain).toBeInstanceOf(BudgetTooSmallError);
+  expect(await small({ maxMemory: parseInt(plain.smallest, 10) * 2 ** 20 })).toBeInstanceOf(BudgetTooSmallError);
+  expect(readdirSync(at('unprobed')).filter((name) => name.startsWith('probes'))).toEqual([]);
+});
+
+test('a model that cannot be run is refused for --sensitivity kl before a probe', async () => {
+  await generateFamily(at('mixtral'), 'mixtral');
+  await generateRecord(at('mixtral-record'), { model: at('mixtral'), ...TINY, tokens: 40 });
+  const options = { calibration: at('mixtral-record'), sensitivity: 'kl', bases: 2, threads: 1 } as const;
+  await expect(compress(at('mixtral'), at('mixtral-out'), options)).rejects.toThrow(UnsupportedModelError);
+  expect(readdirSync(at('mixtral-record')).filter((name) => name.startsWith('probes'))).toEqual([]);
 });
 
 test('experts cut into groups, with metrics of low rank', async () => {

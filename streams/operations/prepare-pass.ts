@@ -10,7 +10,7 @@ import { engineRecord } from '../../src/conversion/run-report.js';
 import { OptionError, UnsupportedModelError } from '../../src/errors.js';
 import { type FileSystem, nodeFileSystem } from '../../src/file-system.js';
 import { configReader } from '../../src/inference/config-reader.js';
-import type { LanguageModel } from '../../src/inference/language-model.js';
+import { architectureOf, type LanguageModel } from '../../src/inference/language-model.js';
 import { type CalibrateSettings, usefulThreads } from '../../src/inference/run-options.js';
 import { VERSION } from '../../src/version.js';
 import { openSource, type Source } from '../machines/remote-files.js';
@@ -51,6 +51,7 @@ export async function preparePass(
   }: Pick<RunHooks, 'signal' | 'peers'> & { fileSystem?: FileSystem | undefined },
 ): Promise<PreparedPass> {
   const checkpoint = await openSource(source, { peers });
+  architectureOf(checkpoint); // Options and tokenizer would be of no use for a model that cannot be run.
   const context = configReader(checkpoint).number('max_position_embeddings', USUAL_WINDOW);
   if ((settings.sequenceLength ?? 0) > context)
     throw new OptionError('--sequence-length', `the model was made for ${context} tokens`);
