@@ -45,7 +45,7 @@ function describe({ models, window, textBytes, engine: { name, device }, peakRss
     ]),
   );
   const [{ windows, predictions }] = models as [ModelScore];
-  const facts = `${formatBytes(textBytes)} of text in ${windows} windows of ${window} tokens, ${predictions} predictions; nats; ${name} on ${device}; peak memory ${formatBytes(peakRssBytes)}`;
+  const facts = `${formatBytes(textBytes)} of text in ${windows} windows of ${window} tokens, ${predictions} predictions; nats${compared ? '; ± one standard error' : ''}; ${name} on ${device}; peak memory ${formatBytes(peakRssBytes)}`;
   return [table, compared ? layerTable(models) : '', facts].filter(Boolean).join('\n\n');
 }
 

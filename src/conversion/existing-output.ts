@@ -67,6 +67,12 @@ const isCheckpointFile = (name: string): boolean =>
 const topLevel = (files: readonly string[]): ReadonlySet<string | undefined> =>
   new Set(files.map((file) => file.split('/')[0]));
 
+/** Settings whose values are too long to show. */
+const TOO_LONG: Readonly<Record<string, string>> = {
+  allocation: 'another allocation of bases',
+  calibration: 'another calibration record, or none',
+};
+
 /** Describes how a result differs from the wanted one; undefined if it is the same. */
 export function describeDifference(
   report: Pick<WantedOutput, 'kind' | 'sourceFingerprint' | 'settings'>,
@@ -80,8 +86,6 @@ export function describeDifference(
   );
   const show = (value: unknown): string => (value === undefined ? 'default' : JSON.stringify(value));
   const tell = (key: string): string =>
-    key === 'allocation' // too long to show
-      ? 'another allocation of bases'
-      : `${key} ${show(report.settings[key])}, now ${show(wanted.settings[key])}`;
+    TOO_LONG[key] ?? `${key} ${show(report.settings[key])}, now ${show(wanted.settings[key])}`;
   return differing.length ? differing.map(tell).join('; ') : undefined;
 }
