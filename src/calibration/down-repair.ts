@@ -6,9 +6,8 @@
 import type { Engine, EngineTensor, Program } from '../engine/engine.js';
 import { trace } from '../engine/graph.js';
 import { add, identity, matmul, mul, reshape, sub, type Value } from '../engine/ops.js';
-import { activate } from '../methods/mobe/activation.js';
 import { createInverter } from '../methods/mobe/inverter.js';
-import { padded, roomFor, type TokenBatch } from './expert-statistics.js';
+import { hiddenOf, padded, roomFor, type TokenBatch } from './expert-statistics.js';
 
 /** λ, as a share of H's mean diagonal. */
 const RIDGE = 0.1;
@@ -57,10 +56,8 @@ export async function createDownRepair(engine: Engine, { rows: p, cols: d, gated
         },
         ({ h, v, gate0, up0, gate1, up1, H, E }) => {
           const project = (W: Value): Value => matmul(h, W, { transposeB: true });
-          const hidden = (gate: Value | undefined, up: Value): Value => {
-            const outputs = project(up);
-            return mul(gate ? mul(activate('silu', project(gate)), outputs) : activate('silu', outputs), v);
-          };
+          const hidden = (gate: Value | undefined, up: Value): Value =>
+            mul(hiddenOf('silu', gate && project(gate), project(up)), v);
           const after = hidden(gate1, up1);
           const sumWith = (before: Value, it: Value): Value => add(before, matmul(it, after, { transposeA: true }));
           return { H: sumWith(H, after), E: sumWith(E, sub(hidden(gate0, up0), after)) };

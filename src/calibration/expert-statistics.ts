@@ -13,7 +13,7 @@ import type { Activation } from '../methods/mobe/problem.js';
 import type { Projection } from '../models/family.js';
 import { createLowRank, type LowRankApproximation } from './low-rank.js';
 
-/** What is measured for each expert of a group. */
+/** The metric to measure for each expert of a group. */
 export interface StatisticsOptions {
   readonly projection: Projection;
   /** p */
@@ -163,12 +163,11 @@ export class ExpertStatistics {
   /** Adds some of the expert's tokens, at most `tokensAtOnce` of them. */
   async add({ inputs, importance }: TokenBatch): Promise<void> {
     const it = this.expert as Expert;
-    if (!it.covariance && !it.direct && !it.neurons) return; // its twin has all that it needs
+    const { covariance: S, neurons } = it;
+    if (!S && !neurons && !it.direct) return; // its twin has all that it needs
     const { cols: d } = this.options;
     const count = importance.length;
-    const { covariance: S, neurons } = it;
     it.seen += count;
-    if (!S && !neurons && !it.direct) return; // its twin has all
     const room = roomFor(count);
     const X = this.engine.tensor(padded(inputs, room * d), [room, d]);
     const v = this.engine.tensor(padded(importance, room), [room, 1]);
@@ -269,7 +268,7 @@ export class ExpertStatistics {
 }
 
 /** The hidden activations: f(g)·u, or f(u) of an expert without a gate. */
-function hiddenOf(activation: Activation, g: Value | undefined, u: Value | undefined): Value {
+export function hiddenOf(activation: Activation, g: Value | undefined, u: Value | undefined): Value {
   const { value } = activateWithDerivative(activation, (g ?? u) as Value);
   return g && u ? mul(value, u) : value;
 }

@@ -1,6 +1,6 @@
 /** How the output of a layer's experts changes if one projection is replaced, the others as they are. */
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { byExpert, powerOfTwo } from '../inference/experts-layer.js';
+import { addWeighted, byExpert, gatherRows, powerOfTwo } from '../inference/experts-layer.js';
 import { replacedDifferences } from '../inference/feed-forward.js';
 import type { Runner } from '../inference/runner.js';
 import type { WeightReader } from '../inference/weight.js';
@@ -101,22 +101,11 @@ export async function outputDifferences(
     for (let first = 0; first < places.length; first += MOST_ROWS) {
       const part = places.slice(first, first + MOST_ROWS);
       const room = powerOfTwo(part.length);
-      const x = new Float32Array(room * width);
-      for (const [i, place] of part.entries()) {
-        const token = Math.floor(place / k);
-        x.set(inputs.subarray(token * width, (token + 1) * width), i * width);
-      }
+      const x = gatherRows(inputs, part, k, width, room);
       const sizes = { tokens: room, width, rows, replaced };
       const changes = await runner.run(replacedDifferences, sizes, { ...feeds, x }, wanted);
-      for (const [which, name] of wanted.entries()) {
-        const [change, sum] = [changes[name], sums[which] as Float32Array];
-        for (const [i, place] of part.entries()) {
-          const weight = weights[place] as number;
-          const start = Math.floor(place / k) * width;
-          for (let j = 0; j < width; j++)
-            sum[start + j] = (sum[start + j] as number) + weight * (change[i * width + j] as number);
-        }
-      }
+      for (const [which, name] of wanted.entries())
+        addWeighted(sums[which] as Float32Array, changes[name], part, weights, k, width);
     }
   }
   const [outputs, ...changes] = sums;

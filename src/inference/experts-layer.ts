@@ -47,25 +47,46 @@ export async function runExperts(
   for (const [expert, places] of byExpert(routing.experts)) {
     onExpert();
     const room = paddedRows(places.length, tokens);
-    const rows = new Float32Array(room * width);
-    for (const [i, place] of places.entries()) {
-      const token = Math.floor(place / rule.expertsPerToken);
-      rows.set(x.subarray(token * width, (token + 1) * width), i * width);
-    }
+    const rows = gatherRows(x, places, rule.expertsPerToken, width, room);
     const gatedSizes = { tokens: room, width, rows: experts.rows, ranks: experts.ranks };
     const { y } = await cache.with(experts.unit(expert), (tensors: Tensors) =>
       runner.run(gated, gatedSizes, { ...tensors, x: rows }, ['y']),
     );
-    for (const [i, place] of places.entries()) {
-      const token = Math.floor(place / rule.expertsPerToken);
-      const weight = routing.weights[place] as number;
-      for (let j = 0; j < width; j++) {
-        const at = token * width + j;
-        base[at] = (base[at] as number) + weight * (y[i * width + j] as number);
-      }
-    }
+    addWeighted(base, y, places, routing.weights, rule.expertsPerToken, width);
   }
   return base;
+}
+
+/** The inputs of the tokens at these places of the routing: x (t, d) → (room, d), padded with zeros. */
+export function gatherRows(
+  x: Float32Array,
+  places: readonly number[],
+  expertsPerToken: number,
+  width: number,
+  room: number,
+): Float32Array {
+  const rows = new Float32Array(room * width);
+  for (const [i, place] of places.entries()) {
+    const token = Math.floor(place / expertsPerToken);
+    rows.set(x.subarray(token * width, (token + 1) * width), i * width);
+  }
+  return rows;
+}
+
+/** Adds an expert's outputs y, a row for each place, to the sum (t, d) of their tokens, times the routing's weights. */
+export function addWeighted(
+  sum: Float32Array,
+  y: Float32Array,
+  places: readonly number[],
+  weights: Float32Array,
+  expertsPerToken: number,
+  width: number,
+): void {
+  for (const [i, place] of places.entries()) {
+    const start = Math.floor(place / expertsPerToken) * width;
+    const weight = weights[place] as number;
+    for (let j = 0; j < width; j++) sum[start + j] = (sum[start + j] as number) + weight * (y[i * width + j] as number);
+  }
 }
 
 /** The positions in the routing of each chosen expert, both in rising order. */

@@ -1,7 +1,7 @@
 /**
- * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX), and elimination for those of metrics. The iteration needs only matrix products, so it runs on every
- * engine. It converges quadratically if ‖I − GX‖ < 1. That holds for any positive definite X that is scaled down until no
- * eigenvalue of GX is above 1.
+ * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX), and elimination for those of metrics. The iteration needs
+ * only matrix products, so it runs on every engine. It converges quadratically if ‖I − GX‖ < 1. That holds for any positive
+ * definite X that is scaled down until no eigenvalue of GX is above 1.
  */
 import {
   add,

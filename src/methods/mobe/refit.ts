@@ -1,21 +1,18 @@
 /**
  * The exact A for given B and α, one expert at a time: A = W Fᵀ (F Fᵀ)⁻¹, or A = W C Fᵀ (F C Fᵀ)⁻¹ in a metric. The inverse is
  * found by Newton–Schulz iteration, and iterative refinement removes its remaining error. In a metric of columns a CPU eliminates
- * instead. This runs once, after B and α were rounded to the stored dtype. The metric's P has no influence: P (A F − W) C Fᵀ = 0 has the same solution for all P.
+ * instead. This runs once, after B and α were rounded to the stored dtype. The metric's P has no influence: P (A F − W) C Fᵀ = 0
+ * has the same solution for all P.
  */
-import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
+import type { Engine, EngineTensor } from '../../engine/engine.js';
 import { trace } from '../../engine/graph.js';
 import { add, elements, identity, matmul, mul, reshape, sub, total, type Value } from '../../engine/ops.js';
 import type { Metric } from '../method.js';
 import { activate } from './activation.js';
-import { solve as eliminate, gram, restart, sharpen } from './inverse.js';
+import { solve as eliminate, gram, restart } from './inverse.js';
+import { createSharpener, STEPS } from './inverter.js';
 import { metricShapes, timesColumns } from './metric.js';
 import type { Problem, SharedFactors } from './problem.js';
-
-const SHARPEN_STEPS = 10;
-/** A residual that is good enough: further rounds in f32 would only change rounding errors. */
-const GOOD_RESIDUAL = 1e-2;
-const MAX_ROUNDS = 6;
 
 /** Fits A of single experts to B and α. */
 export interface Refit {
@@ -107,12 +104,10 @@ const refitByIteration: CreateRefit = async (engine, problem, { bases, coefficie
     trace({ B: [m, r * d], alpha: [1, m], C: shapeOfC }, ({ B, alpha, C }) => {
       const F = activate(problem.activation, reshape(matmul(alpha, B), [1, r, d]));
       const G = gram(F, timesColumns(F, C));
-      return { F, G, ...restart(G, identity(r), SHARPEN_STEPS) };
+      return { F, G, ...restart(G, identity(r), STEPS) };
     }),
   );
-  const continued = await engine.compile(
-    trace({ G: [1, r, r], X: [1, r, r] }, ({ G, X }) => ({ ...sharpen(G, X, SHARPEN_STEPS) })),
-  );
+  const sharpener = await createSharpener(engine, r);
   const solve = await engine.compile(
     trace({ F: [1, r, d], X: [1, r, r], W: [1, p, d], C: shapeOfC }, ({ F, X, W, C }) => {
       const FC = timesColumns(F, C);
@@ -130,22 +125,13 @@ const refitByIteration: CreateRefit = async (engine, problem, { bases, coefficie
 
   const invert = async (expert: number, own: { C?: EngineTensor }): Promise<{ F: EngineTensor; X: EngineTensor }> => {
     const alpha = engine.tensor(coefficients.slice(expert * m, (expert + 1) * m), [1, m]);
-    const first = await start.run({ B, alpha, ...own });
-    const G = first.G as EngineTensor;
-    let X = first.X as EngineTensor;
-    let residual = first.residual as EngineTensor;
-    for (let round = 1; round < MAX_ROUNDS; round++) {
-      const size = Math.sqrt((await engine.read(residual))[0] as number);
-      if (size < GOOD_RESIDUAL) break;
-      const next = await continued.run({ G, X });
-      X.dispose();
-      residual.dispose();
-      X = next.X as EngineTensor;
-      residual = next.residual as EngineTensor;
-    }
-    residual.dispose();
+    const { F, G, X, residual } = (await start.run({ B, alpha, ...own })) as Record<
+      'F' | 'G' | 'X' | 'residual',
+      EngineTensor
+    >;
+    const inverse = await sharpener.finish(G, { X, residual });
     G.dispose();
-    return { F: first.F as EngineTensor, X };
+    return { F, X: inverse };
   };
 
   return {
@@ -172,8 +158,8 @@ const refitByIteration: CreateRefit = async (engine, problem, { bases, coefficie
     async dispose() {
       B.dispose();
       columns.dispose();
-      const programs: Program[] = [start, continued, solve];
-      for (const program of programs) await program.dispose();
+      await sharpener.dispose();
+      for (const program of [start, solve]) await program.dispose();
     },
   };
 };
