@@ -21,7 +21,7 @@ export interface TextTokens {
   readonly entry: RecordFacts['texts'][number];
 }
 
-/** What texts are read with. */
+/** The tools that read texts. */
 export interface TextTools {
   readonly tokenizer: Tokenizer;
   /** Opens the model's chat template; undefined if it has none. */
@@ -53,16 +53,17 @@ export async function readTextTokens(
 }
 
 async function readBytes(file: string, fs: FileSystem): Promise<Uint8Array> {
+  const unreadable = (reason: string): OptionError => new OptionError('--text', `${file} cannot be read: ${reason}`);
   try {
     const { size } = await fs.stat(file);
     if (size > MAX_TEXT_BYTES)
       throw new OptionError('--text', `${file} has ${size} bytes, more than is needed; give at most ${MAX_TEXT_BYTES}`);
     const bytes = await readWhole(fs, file, MAX_TEXT_BYTES);
     if (bytes) return bytes;
-    throw new Error('it changed while it was read');
+    throw unreadable('it changed while it was read');
   } catch (error) {
     if (error instanceof OptionError) throw error;
-    throw new OptionError('--text', `${file} cannot be read: ${(error as Error).message}`);
+    throw unreadable((error as Error).message);
   }
 }
 

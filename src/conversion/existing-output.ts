@@ -6,6 +6,7 @@ import { CONFIG_FILE, INDEX_FILE, readJsonObject } from '../checkpoint/open-chec
 import { CARD_FILE, PAGE_FILES } from '../checkpoint/side-files.js';
 import { OutputNotEmptyError } from '../errors.js';
 import { fileIn } from '../location.js';
+import { notEmpty } from '../output/folder-checks.js';
 import { MANIFEST_FILE } from '../output/manifest.js';
 import { listOutput } from '../output/output-folder.js';
 import { type Files, LocalFiles } from '../sources/files.js';
@@ -49,7 +50,7 @@ export async function examineOutput(folder: string, wanted: WantedOutput, force:
   // A record may come from anybody, and the files that it lists are removed. So only names that are in the folder count.
   const own = report ? topLevel([...report.files, ...PAGE_FILES]) : undefined;
   if (force) return { replaces: held.filter((name) => own?.has(name) ?? isCheckpointFile(name)) };
-  if (!report) throw new OutputNotEmptyError(folder, `is not empty (it holds ${held.slice(0, 3).join(', ')})`);
+  if (!report) throw notEmpty(folder, held);
   const difference = describeDifference(report, wanted);
   if (difference) throw new OutputNotEmptyError(folder, `holds another result (${difference})`);
   for (const file of report.files) {

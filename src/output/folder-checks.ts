@@ -1,7 +1,7 @@
 /** Checks of an output folder before anything is written to it. */
 import { lstat, readdir, realpath, unlink } from 'node:fs/promises';
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
-import { DiskTooSmallError, OutputInsideInputError, OutputNotWritableError } from '../errors.js';
+import { DiskTooSmallError, OutputInsideInputError, OutputNotEmptyError, OutputNotWritableError } from '../errors.js';
 import { type FileSystem, nodeFileSystem } from '../file-system.js';
 import { formatBytes } from '../format.js';
 import { isPath } from '../location.js';
@@ -40,6 +40,10 @@ export async function listOutput(folder: string): Promise<string[] | undefined> 
     throw new OutputNotWritableError(folder, code === 'ENOTDIR' ? 'it is a file' : String(code));
   }
 }
+
+/** The error for a folder that holds files of others. @param forced whether the run may replace results */
+export const notEmpty = (folder: string, held: readonly string[], forced?: boolean): OutputNotEmptyError =>
+  new OutputNotEmptyError(folder, `is not empty (it holds ${held.slice(0, 3).join(', ')})`, forced);
 
 /** The bytes of the files in a folder, without those in folders below it; 0 if there is none. */
 export async function bytesIn(folder: string, fs: FileSystem): Promise<number> {

@@ -1,16 +1,9 @@
 import { dirname, join } from 'node:path';
 import { isHidden, isPlainPath } from '../checkpoint/plain-path.js';
-import {
-  MobeError,
-  OutputNotEmptyError,
-  OutputNotWritableError,
-  UnfinishedRunError,
-  UnsafePathError,
-  WriteError,
-} from '../errors.js';
+import { MobeError, OutputNotWritableError, UnfinishedRunError, UnsafePathError, WriteError } from '../errors.js';
 import { type FileSystem, nodeFileSystem, writeSynced } from '../file-system.js';
 import { clearPartial, moveFiles } from './commit.js';
-import { checkDisk, listOutput, removeIfEmpty, removeLink } from './folder-checks.js';
+import { checkDisk, listOutput, notEmpty, removeIfEmpty, removeLink } from './folder-checks.js';
 import { type FolderLock, lockFolder } from './folder-lock.js';
 import {
   JOURNAL_FILE,
@@ -88,8 +81,7 @@ export class OutputFolder implements Output {
     const { neededBytes, replaces = [], run, force = false, fs = nodeFileSystem } = options;
     const checkForeign = async (): Promise<void> => {
       const foreign = (await listOutput(folder))?.filter((name) => !replaces.includes(name));
-      if (foreign?.length)
-        throw new OutputNotEmptyError(folder, `is not empty (it holds ${foreign.slice(0, 3).join(', ')})`, force);
+      if (foreign?.length) throw notEmpty(folder, foreign, force);
     };
     await checkForeign();
     const partial = join(folder, PARTIAL_FOLDER);

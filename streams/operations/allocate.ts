@@ -14,7 +14,7 @@ import { architectureOf } from '../../src/inference/language-model.js';
 import { isPath } from '../../src/location.js';
 import { denseParameters } from '../../src/methods/parameters.js';
 import { checkComputable } from '../../src/models/expert-form.js';
-import { checkOutside, listOutput } from '../../src/output/folder-checks.js';
+import { checkOutside, listOutput, notEmpty } from '../../src/output/folder-checks.js';
 import { PARTIAL_FOLDER } from '../../src/output/journal.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
@@ -60,11 +60,11 @@ async function checkPlace(
   const held = (await listOutput(out)) ?? [];
   // An unfinished run may have left files without a record: factor files, or a part of what it commits.
   const begun = held.some((name) => isFactorFile(name)) || existsSync(join(out, PARTIAL_FOLDER));
-  if (!force && held.length && !begun && !(await readReport(out)))
-    throw new OutputNotEmptyError(out, `is not empty (it holds ${held.slice(0, 3).join(', ')})`);
+  if (!force && held.length && !begun && !(await readReport(out))) throw notEmpty(out, held);
 }
 
-const EVEN = { allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
+/** The options of a run with the same number of bases everywhere. */
+export const EVEN = { allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
 
 /** Refuses a budget before the short fits if it is too small for the run, whose metric takes more memory than they do. */
 async function checkMemory(model: Source, options: CompressOptions, run: RunOptions): Promise<void> {

@@ -10,7 +10,7 @@ import type { RunOptions, RunResult } from '../run-options.js';
 import { withAllocation } from './allocate.js';
 import { type Conversion, convert } from './convert.js';
 import { fitAndRepair } from './fit-and-repair.js';
-import { fitExperts, tellPlan } from './fit-experts.js';
+import { fitCircumstances, fitExperts, tellPlan } from './fit-experts.js';
 import { LayerRelease } from './open-calibration.js';
 import type { OutputPlace } from './open-output.js';
 import { type PlannedRun, planRun } from './plan-run.js';
@@ -73,13 +73,13 @@ export async function compressWith(
   run: RunOptions = {},
   started = performance.now(),
 ): Promise<RunResult> {
-  const { source, settings, memory, engine } = plan;
+  const { source, settings, engine } = plan;
   const sourceFingerprint = await fingerprint(source);
   const result = await convert({
     plan: written,
     out,
     inputs: [source.folder],
-    circumstances: { 'experts a batch': memory.batchExperts, 'threads a fit': memory.threadsPerWorker },
+    circumstances: fitCircumstances(plan),
     ...branch,
     companions: {
       modelling: nativeModelling(plan, plan.model),

@@ -14,7 +14,7 @@ import type { Progress, RunOptions } from '../run-options.js';
 import { repairLayer } from '../stages/repair-layer.js';
 import { type BranchContext, convert } from './convert.js';
 import { openFactored } from './factored-groups.js';
-import { fitExperts } from './fit-experts.js';
+import { fitCircumstances, fitExperts } from './fit-experts.js';
 import { holding } from './open-calibration.js';
 import type { PlannedRun } from './plan-run.js';
 import { layerToRepair } from './repair-plan.js';
@@ -30,7 +30,7 @@ export async function* fitAndRepair(
   { missing, states, signal }: BranchContext,
 ): AsyncGenerator<OutputRecord> {
   const { planned, record } = run;
-  const { source, model, settings, memory, engine } = planned;
+  const { source, model, settings, memory } = planned;
   if (settings.maxError !== undefined)
     throw new OptionError('--max-error', 'a layer is repaired as a whole. Leave it out, or use --repair factors');
   if (!record) throw new OptionError('--repair', 'it needs a calibration record: give --calibration');
@@ -60,11 +60,7 @@ export async function* fitAndRepair(
       plan: factors,
       out: folder,
       inputs: [],
-      circumstances: {
-        device: engine.device,
-        'experts a batch': memory.batchExperts,
-        'threads a fit': memory.threadsPerWorker,
-      },
+      circumstances: fitCircumstances(planned),
       experts: (context) => fitExperts({ ...run, record: held }, factors, options, context),
       record: { kind: 'fit', sourceFingerprint, settings: factorSettings(settings) },
       run: { ...options, force: false, onProgress: tell, signal },

@@ -1,5 +1,6 @@
 /** The branch of a conversion that fits the groups, on threads of this machine or on workers. */
 import { hiddenActivation } from '../../src/calibration/hidden-activation.js';
+import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { holdsWeights } from '../../src/conversion/settings.js';
 import { DEFAULT_ENGINE } from '../../src/engine/create-engine.js';
@@ -16,6 +17,12 @@ import { type PlannedRun, withEstimate } from './plan-run.js';
 export async function tellPlan(planned: PlannedRun, { onProgress, peers }: RunOptions): Promise<void> {
   if (onProgress) onProgress({ kind: 'plan', plan: await withEstimate(planned, peers) });
 }
+
+/** The facts about a plan that decide the bits of its fits, beside the settings and the device. */
+export const fitCircumstances = ({ memory }: Pick<CompressionPlan, 'memory'>) => ({
+  'experts a batch': memory.batchExperts,
+  'threads a fit': memory.threadsPerWorker,
+});
 
 /** Fits the missing groups, on threads of this machine or on the planned workers. */
 export async function* fitExperts(

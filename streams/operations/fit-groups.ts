@@ -6,7 +6,7 @@ import type { Source } from '../machines/remote-files.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { convert } from './convert.js';
 import { fitAndRepair } from './fit-and-repair.js';
-import { fitExperts, tellPlan } from './fit-experts.js';
+import { fitCircumstances, fitExperts, tellPlan } from './fit-experts.js';
 import type { OutputPlace } from './open-output.js';
 import { planRun } from './plan-run.js';
 import { planDown } from './repair-plan.js';
@@ -21,7 +21,7 @@ export async function fitGroups(
 ): Promise<RunResult> {
   // Factor files have no checkpoint format. "hf" is used here because all families can be planned with it.
   const planned = await planRun(model, { ...options, format: 'hf' }, run);
-  const { source, model: detected, groups, settings, memory, engine } = planned.planned;
+  const { source, model: detected, groups, settings, engine } = planned.planned;
   const repairs = repairsDown(settings);
   const factors = planFactors(source, groups);
   const plan = repairs ? planDown(factors, detected) : factors;
@@ -29,11 +29,7 @@ export async function fitGroups(
     plan,
     out: folder,
     inputs: [source.folder],
-    circumstances: {
-      device: engine.device,
-      'experts a batch': memory.batchExperts,
-      'threads a fit': memory.threadsPerWorker,
-    },
+    circumstances: fitCircumstances(planned.planned),
     onStart: () => tellPlan(planned, run),
     experts: (context) => (repairs ? fitAndRepair : fitExperts)(planned, plan, run, context),
     record: {

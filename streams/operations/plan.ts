@@ -3,7 +3,7 @@ import { type CompressOptions, resolveSettings } from '../../src/conversion/sett
 import { OptionError } from '../../src/errors.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
-import { decideAllocation, planAllocation, removeProbes, wantsAllocation } from './allocate.js';
+import { decideAllocation, EVEN, planAllocation, removeProbes, wantsAllocation } from './allocate.js';
 import { areSensitivitiesKnown } from './find-sensitivities.js';
 import { measureRate, planRun, withEstimate } from './plan-run.js';
 import { areProbesFinished, probeBytes, runProbes } from './probe.js';
@@ -41,8 +41,7 @@ export async function plan(
       (await areSensitivitiesKnown(calibration, sensitivity, outlook.probes)));
   const allocation = finished ? await decideAllocation(model, outlook, run) : undefined;
   if (curve) await removeProbes(outlook.probes);
-  const even = { allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
-  const planned = await planRun(model, { ...options, ...(allocation ? { allocation } : even) }, run);
+  const planned = await planRun(model, { ...options, ...(allocation ? { allocation } : EVEN) }, run);
   await planned.record?.close();
   const rate = await measureRate(planned, run.peers);
   const whole = planned.planned;
