@@ -1,5 +1,5 @@
 /**
- * What a change of a layer's output costs, judged from the layer alone.
+ * Estimates the loss by a change of a layer's output from the layer alone.
  *
  * A change counts more in directions into which the layer writes: they are those that later layers read. So it is weighed by
  * the covariance of the layer's output and a share of the identity, which is scaled such that a change with the shape of the output

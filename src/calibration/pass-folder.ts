@@ -30,7 +30,7 @@ const MAX_STATE_BYTES = 256 * 2 ** 20;
 
 const hashes = listOf(z.string().regex(/^[0-9a-f]{64}$/));
 const stateSchema = z.strictObject({
-  /** What decides the bytes of the pass. */
+  /** The facts that decide the bytes of the pass. */
   identity: z.record(z.string(), z.unknown()),
   /** The layer that runs next. */
   layer: z.int().nonnegative(),
@@ -41,7 +41,7 @@ const stateSchema = z.strictObject({
 });
 type State = z.infer<typeof stateSchema>;
 
-/** What decides the bytes of a pass, by names that a message can use. */
+/** The facts that decide the bytes of a pass, by names for messages. */
 export type PassIdentity = Readonly<Record<string, string | number>>;
 
 /** Sizes of a pass. */

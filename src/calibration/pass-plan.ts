@@ -1,6 +1,6 @@
-/** What a calibration pass will do, and how far it is. */
+/** The plan and the progress of a calibration pass. */
 
-/** What a calibration will do. */
+/** The plan of a calibration. */
 export interface CalibrationPlan {
   readonly sequences: number;
   /** Tokens of a sequence. */

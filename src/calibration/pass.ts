@@ -4,7 +4,7 @@ import type { LanguageModel } from '../inference/language-model.js';
 import type { LayerSizes } from './layer-file.js';
 import type { PassFolder, PassSizes } from './pass-folder.js';
 
-/** What a pass runs on. */
+/** The model, tokens and folder of a pass. */
 export interface Pass {
   readonly model: LanguageModel;
   readonly folder: PassFolder;

@@ -37,7 +37,7 @@ export const recordFacts = z.looseObject({
   /** The layers that have experts. */
   layers: z.array(z.int().nonnegative()),
 });
-/** What a record says of itself. */
+/** The contents of `RECORD_FILE`: the source, the texts and the sizes of a record. */
 export type RecordFacts = Readonly<z.infer<typeof recordFacts>>;
 
 /** The record of one layer. */

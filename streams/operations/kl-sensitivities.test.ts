@@ -9,6 +9,7 @@ import { type HeldLayer, memoryRecord } from '../../fixtures/memory-record.js';
 import type { StoredTensor } from '../../fixtures/quantised-storage.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { thoroughBut } from '../../fixtures/thorough.js';
+import { watchedRecord } from '../../fixtures/watched-record.js';
 import type { CalibrationRecord } from '../../src/calibration/record.js';
 import { encodeFloats } from '../../src/checkpoint/codec.js';
 import { type Checkpoint, fingerprint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
@@ -155,14 +156,7 @@ describe.each(FAMILIES)('%s', (family, config) => {
     });
     await expect(interrupted).rejects.toThrow(InterruptedError);
     const opened: number[] = [];
-    const watched: CalibrationRecord = {
-      ...record,
-      layer(number) {
-        opened.push(number);
-        return record.layer(number);
-      },
-    };
-    const resumed = await measure({ settings, workspace, record: watched });
+    const resumed = await measure({ settings, workspace, record: watchedRecord(record, opened) });
     expect(resumed).toEqual(await measure({ settings }));
     expect(Math.min(...opened)).toBe(layers[1]); // the first four of three projections a layer are done
     for (const [key, value] of all) expect(Math.abs((resumed.get(key) as number) / value - 1)).toBeLessThan(1e-3);

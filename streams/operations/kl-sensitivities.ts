@@ -10,7 +10,7 @@
  * variant: variants in b batches read about (b + 1)/2 times the model, besides the experts of layers with probes once for the
  * changes.
  */
-import { chooseNumbers } from '../../src/calibration/choose-tokens.js';
+import { chooseNumbers } from '../../src/calibration/choose-numbers.js';
 import { readTokens } from '../../src/calibration/output-differences.js';
 import { projectionKey } from '../../src/conversion/group-plan.js';
 import { OptionError } from '../../src/errors.js';
@@ -94,7 +94,7 @@ export async function measureKl(measurement: Measurement): Promise<Map<string, n
   }
 }
 
-/** What is known of the original from the batches before. */
+/** Results of the original model from the batches before. */
 interface Original {
   /** After the layer at which the next batch begins. */
   readonly position?: Position | undefined;

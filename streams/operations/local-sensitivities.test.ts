@@ -6,6 +6,7 @@ import { type HeldLayer, memoryRecord, randomLayer } from '../../fixtures/memory
 import { plainOutputLoss } from '../../fixtures/plain-output-loss.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { watchedRecord } from '../../fixtures/watched-record.js';
 import type { CalibrationRecord } from '../../src/calibration/record.js';
 import { type Checkpoint, fingerprint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
@@ -160,14 +161,7 @@ describe('an interrupted measurement', () => {
     const interrupted = measure({ workspace, signal: abort.signal, onProgress: (done) => done >= 1 && abort.abort() });
     await expect(interrupted).rejects.toThrow(InterruptedError);
     const opened: number[] = [];
-    const watched: CalibrationRecord = {
-      ...record,
-      layer(number) {
-        opened.push(number);
-        return record.layer(number);
-      },
-    };
-    expect(await measure({ workspace, record: watched })).toEqual(await measure());
+    expect(await measure({ workspace, record: watchedRecord(record, opened) })).toEqual(await measure());
     expect(opened).toEqual([1]);
   });
 

@@ -1,5 +1,5 @@
 /** Sensitivities from each layer's own record: the loss of the change of the layer's output. */
-import { chooseNumbers } from '../../src/calibration/choose-tokens.js';
+import { chooseNumbers } from '../../src/calibration/choose-numbers.js';
 import { readTokens } from '../../src/calibration/output-differences.js';
 import { outputLosses } from '../../src/calibration/output-loss.js';
 import type { LayerRecord } from '../../src/calibration/record.js';
