@@ -52,7 +52,7 @@ export function calibrationText(heldOut: string, python = process.env.PYTHON ?? 
   return { text, files: parts.length, leftOut, ...compare(text, heldOut) };
 }
 
-/** What two texts have in common. */
+/** Counts the long lines and the probes of the held-out text that a text has too. */
 function compare(text: string, heldOut: string): Pick<CalibrationText, 'sharedLines' | 'probes' | 'probesFound'> {
   const own = new Set(longLines(text));
   let probes = 0;

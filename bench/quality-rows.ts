@@ -44,7 +44,7 @@ export const WAYS: readonly Way[] = [
 export const REFERENCE = {
   name: 'public reference, 10 000 steps',
   nllDifference: 0.80725 - 0.80052,
-  /** As in bench/quality.ts: a mean over three projections, of which down is dense. */
+  /** The mean over three projections, of which down is dense; bench/quality.ts computes it in the same way. */
   error: 0.41469 / 12,
   seconds: 8 * 70,
 };

@@ -55,7 +55,7 @@ const steps = quick ? ['--steps', '25'] : [];
 const whole = readFileSync(flags.heldout);
 const heldOut = whole.subarray(0, quick ? 20 * WINDOW : Number(flags.bytes));
 
-/** What one run gave. */
+/** The result of one run. */
 interface Measurement {
   readonly way: string;
   readonly tokens: number;
@@ -69,7 +69,7 @@ interface Measurement {
   readonly error: number;
   /** Bytes of tensors. */
   readonly bytes: number;
-  /** Of calibration and compression together. */
+  /** Duration of calibration and compression together. */
   readonly seconds: number;
   readonly peakRssBytes: number;
   readonly version: string;

@@ -72,7 +72,7 @@ const DATE: Readonly<Record<string, string>> = {
   ...{ H: '00', I: '12', M: '00', S: '00', p: 'AM', '%': '%' },
 };
 
-/** What templates may use besides their variables. */
+/** The functions and constants that templates may use besides their variables. */
 const GLOBALS = {
   ...{ true: true, false: false, none: null, True: true, False: false, None: null },
   strftime_now: (format: string) => format.replace(/%-?(.)/g, (whole, code: string) => DATE[code] ?? whole),

@@ -35,7 +35,7 @@ export interface ModelMemory {
   readonly wholeBytes: number;
   /** The most tokens of one call. */
   readonly batchTokens: number;
-  /** What a pass does not use of the budget, because it forgets the weights of each layer before the next. */
+  /** Bytes of the budget that a pass leaves free, because it forgets the weights of each layer before the next. */
   readonly spareBytes: number;
 }
 

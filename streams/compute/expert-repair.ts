@@ -19,7 +19,7 @@ import { foldSigma } from '../stages/fold.js';
 import { type SquaredError, squaredError } from './squared-error.js';
 import { decodeAsStored, type LoadedFactors, type StoredWeights } from './stored-weights.js';
 
-/** What is written of an expert's projection: its factors by name, or its weights. */
+/** The output for an expert's projection: its factors by name, or its weights. */
 export interface RepairedTensors extends SquaredError {
   /** The error of an expert's factors in its metric. */
   readonly metric?: SquaredError | undefined;

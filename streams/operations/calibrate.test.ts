@@ -205,7 +205,7 @@ async function cutAt(folder: string, at: number): Promise<number> {
     return undefined;
   });
   const error = await calibrate(TINY_MODEL, folder, ONE, { fileSystem }).catch((it: unknown) => it);
-  // What fails after the record is whole, is only tidying up.
+  // After the record is whole, only the tidying up can fail, and that is no error.
   if (calls > at && !(error instanceof Error)) await (await openRecord(folder)).close();
   return calls;
 }

@@ -33,7 +33,7 @@ export interface TokenChoice {
   readonly length: number;
   /** (sequences, length); undefined if the model writes them. */
   readonly tokens?: Int32Array;
-  /** What decides the tokens. */
+  /** Two choices with the same identity have the same tokens. */
   readonly identity: string | Int32Array;
   /** Sentences on what differs from what is usual. */
   readonly notes: readonly string[];

@@ -17,7 +17,7 @@ import { measureSensitivities, type SensitivityKind } from './sensitivities.js';
 /** The options of a run that a measurement has a use for. */
 export type SensitivityRun = Pick<RunOptions, 'onProgress' | 'signal' | 'peers' | 'fileSystem' | 'record'>;
 
-/** What is measured, and with which probes. */
+/** The kind of measurement, and its probes. */
 export interface SensitivitySearch {
   readonly model: Source;
   /** The calibration record. */

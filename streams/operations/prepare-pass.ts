@@ -23,7 +23,7 @@ import { type WritingProgress, writeText } from './write-text.js';
 /** Tokens of an expert, in units of d, up to which more of them improve fits (docs/calibration.md). */
 const TOKENS_OF_WIDTH = 5;
 
-/** What a pass needs, and what it will write. */
+/** A pass that is ready to run: its model, sizes, tokens and plan. */
 export interface PreparedPass {
   readonly checkpoint: Checkpoint;
   readonly model: LanguageModel;

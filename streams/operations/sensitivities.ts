@@ -21,7 +21,7 @@ import { measureLocal } from './local-sensitivities.js';
 import { probesByLayer } from './probe-weights.js';
 import type { Measurement } from './sensitivity-measurement.js';
 
-/** What is measured: the error of a layer's output, or the KL divergence of the model's predictions. */
+/** The measured loss: the error of a layer's output, or the KL divergence of the model's predictions. */
 export type SensitivityKind = NonNullable<Settings['sensitivity']>;
 
 /**
@@ -30,7 +30,7 @@ export type SensitivityKind = NonNullable<Settings['sensitivity']>;
  */
 export const SENSITIVITY_TOKENS: Readonly<Record<SensitivityKind, number>> = { local: 2048, kl: 2048 };
 
-/** What `measureSensitivities` needs. */
+/** The input of `measureSensitivities`. */
 export interface SensitivityRequest {
   /** The source, open. The caller closes its files. */
   readonly source: Checkpoint;

@@ -1,4 +1,4 @@
-/** What both kinds of sensitivities are measured with. */
+/** The input that both kinds of measurements share. */
 import type { CalibrationRecord } from '../../src/calibration/record.js';
 import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import type { Runner } from '../../src/inference/runner.js';

@@ -25,7 +25,7 @@ export interface WritingProgress {
   readonly tokens: number;
 }
 
-/** What is written, and where finished sequences are kept for an interrupted run. */
+/** The sizes of the text, and the folder that keeps finished sequences for an interrupted run. */
 export interface WritingTask {
   readonly checkpoint: Checkpoint;
   readonly sizes: PassSizes;

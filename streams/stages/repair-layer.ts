@@ -35,7 +35,7 @@ export interface LayerToRepair {
   readonly down?: GroupPlan | undefined;
 }
 
-/** What `repairLayer` works with. */
+/** The input of `repairLayer`. */
 export interface LayerRepairTools {
   readonly plan: Pick<ConversionPlan, 'format' | 'separate'>;
   readonly reader: RangeReader;
