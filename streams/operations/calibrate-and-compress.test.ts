@@ -51,9 +51,14 @@ describe.each<[what: string, options: CompressOptions]>([
 ])('%s: the result is that of a record on disk', (what, options) => {
   const cost = thoroughBut('uniform, standard weights')(what);
 
-  test('in one go', { ...cost, timeout: 180_000 }, async () => {
+  /** Makes the result of a record on disk, once; either test may be the first, or the only one, to run. */
+  async function fromDisk(): Promise<void> {
     if (!existsSync(at('record'))) await calibrate(TINY_MODEL, at('record'), { ...TEXT, threads: 1 });
     await compress(TINY_MODEL, at(`${what}-disk`), { ...OPTIONS, ...options, calibration: at('record') });
+  }
+
+  test('in one go', { ...cost, timeout: 180_000 }, async () => {
+    await fromDisk();
     const most: number[] = [];
     await run(what, options, {
       onProgress(it) {
@@ -70,6 +75,7 @@ describe.each<[what: string, options: CompressOptions]>([
 
   test('interrupted in the pass and among the fits', { ...THOROUGH, timeout: 180_000 }, async () => {
     const out = `${what}-resumed`;
+    await fromDisk();
     await interrupted(out, options, 'layer', 3);
     expect(left()).toEqual([`.mobe-record-${out}`]);
     await expect(run(out, options, {}, { ...TEXT, tokens: 120 })).rejects.toThrow(UnfinishedRunError);
