@@ -24,15 +24,14 @@ const NO_REPAIR = ['--repair', 'none'];
 
 export const WAYS: readonly Way[] = [
   { name: 'uniform, gate and up', options: TWO, tokens: [0] },
-  { name: '+ repair', options: [...TWO, ...SAME, ...PLAIN, ...REPAIR], tokens: TOKENS },
+  { name: '+ repair', options: [...TWO, ...SAME, ...PLAIN, ...REPAIR], tokens: MOST },
   { name: '+ metric', options: [...TWO, ...SAME, ...NO_REPAIR], tokens: MOST },
-  { name: '+ metric, repair', options: [...TWO, ...SAME, ...REPAIR], tokens: TOKENS },
+  { name: '+ metric, repair', options: [...TWO, ...SAME, ...REPAIR], tokens: MOST },
   { name: 'uniform, all three', options: [...THREE, ...SAME], tokens: [0] },
   { name: 'allocated by error', options: [...THREE, '--allocate', 'error'], tokens: [0] },
   { name: 'allocated', options: [...THREE, ...PLAIN, ...NO_REPAIR], tokens: MOST },
   { name: 'allocated + repair', options: [...THREE, ...PLAIN, ...REPAIR], tokens: TOKENS },
-  { name: 'allocated + metric, repair', options: [...THREE, ...REPAIR], tokens: TOKENS },
-  { name: 'the same, sensitivity kl', options: [...THREE, ...REPAIR, '--sensitivity', 'kl'], tokens: MOST },
+  { name: 'all, sensitivity kl', options: [...THREE, ...REPAIR, '--sensitivity', 'kl'], tokens: MOST },
   { name: 'all (the defaults)', options: ['--keep', '0.7227'], tokens: TOKENS },
   { name: 'all, repair of down too', options: ['--keep', '0.7227', '--repair', 'factors+down'], tokens: MOST },
 ];

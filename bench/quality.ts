@@ -21,6 +21,7 @@ import { loadavg, tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { parseArgs, promisify } from 'node:util';
 import { CLI, EVALUATION_TEXT, RECORD_PEAK, TINY_MODEL } from '../fixtures/paths.js';
+import type { ProcessCosts } from '../fixtures/record-peak.js';
 import { formatTable, left, right } from '../src/cli/table.js';
 import { formatBytes, formatSeconds } from '../src/format.js';
 import { PROJECTIONS } from '../src/models/family.js';
@@ -71,6 +72,8 @@ interface Measurement {
   readonly bytes: number;
   /** Duration of calibration and compression together. */
   readonly seconds: number;
+  /** Of all threads, which other work on the machine changes less than `seconds`. */
+  readonly processorSeconds: number;
   readonly peakRssBytes: number;
   readonly version: string;
 }
@@ -78,13 +81,12 @@ interface Measurement {
 /** A compressed model that waits for its score. */
 interface Made {
   readonly folder: string;
-  readonly what: Pick<Measurement, 'way' | 'tokens' | 'seed' | 'bytes' | 'seconds' | 'peakRssBytes'>;
+  readonly what: Pick<Measurement, 'way' | 'tokens' | 'seed' | 'bytes' | 'seconds' | keyof ProcessCosts>;
 }
 
-interface Run {
+interface Run extends ProcessCosts {
   readonly json: unknown;
   readonly seconds: number;
-  readonly peakRssBytes: number;
 }
 
 const folder = mkdtempSync(join(process.env.MOBE_BENCH_DIR ?? tmpdir(), 'mobe-quality-'));
@@ -133,13 +135,14 @@ async function make(way: Way, tokens: number, seed: number): Promise<Made> {
   const name = at(`${WAYS.indexOf(way)}-${tokens}-${seed}`);
   const source = record ? ['--calibration', record.folder] : [];
   const options = [...way.options, ...source, ...steps, '--seed', String(seed), '--json'];
-  const { json, seconds, peakRssBytes } = await mobe('compress', TINY_MODEL, name, ...options);
+  const { json, seconds, processorSeconds, peakRssBytes } = await mobe('compress', TINY_MODEL, name, ...options);
   const what = {
     way: way.name,
     tokens,
     seed,
     bytes: (json as { bytesAfter: number }).bytesAfter,
     seconds: seconds + (record?.seconds ?? 0),
+    processorSeconds: processorSeconds + (record?.processorSeconds ?? 0),
     peakRssBytes: Math.max(peakRssBytes, record?.peakRssBytes ?? 0),
   };
   console.error(`made ${way.name}, ${tokens} tokens, seed ${seed}: ${formatSeconds(what.seconds)}`);
@@ -152,8 +155,9 @@ async function calibrated(tokens: number, seed: number): Promise<Omit<Run, 'json
   const notes = `${record}.json`;
   if (!existsSync(notes)) {
     const options = ['--tokens', String(tokens), '--sequence-length', String(WINDOW), '--seed', String(seed)];
-    const run = await mobe('calibrate', TINY_MODEL, record, '--text', at('calibration.txt'), ...options, '--json');
-    writeFileSync(notes, JSON.stringify({ seconds: run.seconds, peakRssBytes: run.peakRssBytes }));
+    const source = ['--text', at('calibration.txt')];
+    const { json: _, ...costs } = await mobe('calibrate', TINY_MODEL, record, ...source, ...options, '--json');
+    writeFileSync(notes, JSON.stringify(costs));
   }
   return { folder: record, ...JSON.parse(readFileSync(notes, 'utf8')) };
 }
@@ -199,7 +203,7 @@ async function mobe(...args: string[]): Promise<Run> {
     maxBuffer: 2 ** 28,
   });
   const seconds = (performance.now() - started) / 1000;
-  return { json: JSON.parse(stdout), seconds, peakRssBytes: Number(readFileSync(peakFile, 'utf8')) };
+  return { json: JSON.parse(stdout), seconds, ...(JSON.parse(readFileSync(peakFile, 'utf8')) as ProcessCosts) };
 }
 
 function earlier(): Measurement[] {
@@ -216,7 +220,7 @@ function write(): void {
 
 /** A table in which each row is the mean of its seeds, with the largest distance of a seed from it. */
 function summary(): string {
-  const columns = ['way', 'tokens', 'nll', '±', 'KL', 'error', 'bytes', 'time', 'peak memory'];
+  const columns = ['way', 'tokens', 'nll', '±', 'KL', 'error', 'bytes', 'time', 'processor', 'peak memory'];
   const rows = WAYS.flatMap((way) =>
     way.tokens.map((tokens) => measurements.filter((it) => it.way === way.name && it.tokens === tokens)),
   ).filter((own) => own.length > 0);
@@ -236,6 +240,7 @@ function summary(): string {
     error,
     '',
     formatSeconds(REFERENCE.seconds),
+    formatSeconds(REFERENCE.seconds),
     '',
   ];
   const cells = rows.map((own) => {
@@ -249,6 +254,7 @@ function summary(): string {
       of(own, (it) => it.error, 4),
       String(first.bytes),
       formatSeconds(mean(own.map((it) => it.seconds))),
+      formatSeconds(mean(own.map((it) => it.processorSeconds))),
       formatBytes(Math.max(...own.map((it) => it.peakRssBytes))),
     ];
   });

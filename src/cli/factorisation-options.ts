@@ -138,7 +138,7 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--steps <n>',
-        `the most solver steps for each group (default: by quality, ${QUALITY_STEPS} for varpro)`,
+        `the most solver steps for each group (default: by quality, ${QUALITY_STEPS} for varpro, three quarters of that in a metric)`,
       ).argParser(positiveInteger),
     )
     .addOption(

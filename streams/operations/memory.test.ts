@@ -7,6 +7,7 @@ import { expect, test } from 'vitest';
 import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate.js';
 import { generateRecord } from '../../fixtures/generate-record.js';
 import { CLI, RECORD_PEAK, TINY_MODEL } from '../../fixtures/paths.js';
+import type { ProcessCosts } from '../../fixtures/record-peak.js';
 import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { thoroughBut } from '../../fixtures/thorough.js';
@@ -29,7 +30,7 @@ function recorded(name: string): { env: NodeJS.ProcessEnv; peak: () => number } 
   const file = join(folder, `${name}.peak`);
   return {
     env: { ...process.env, NODE_OPTIONS: `--import ${RECORD_PEAK}`, PEAK_FILE: file },
-    peak: () => Number(readFileSync(file, 'utf8')),
+    peak: () => (JSON.parse(readFileSync(file, 'utf8')) as ProcessCosts).peakRssBytes,
   };
 }
 

@@ -22,6 +22,12 @@ export const QUALITIES = {
   best: { varpro: 3000, adam: 50_000 },
 } as const satisfies Record<Quality, Record<SolverName, number>>;
 
+/**
+ * The share of these steps that a varpro fit in a metric takes. Such a step takes 1.7 times as long, and on the fixture the last quarter of
+ * 600 lowers the KL by 1 %.
+ */
+const METRIC_SHARE = 0.75;
+
 /** Fills in defaults. */
 export function completeOptions({
   bases,
@@ -31,12 +37,14 @@ export function completeOptions({
   activation = 'silu',
   solver = 'varpro',
   quality = 'balanced',
-  steps = QUALITIES[quality][solver as SolverName],
+  steps,
   ...given
 }: MethodOptions & { readonly solver?: string | undefined }): CompleteOptions {
+  const inMetric = given.calibration !== undefined && given.metric !== 'none' && solver === 'varpro';
+  const planned = QUALITIES[quality][solver as SolverName] * (inMetric ? METRIC_SHARE : 1);
   const sizes = { bases, rank, keep: bases === undefined ? (keep ?? DEFAULT_KEEP) : undefined };
   const keepGiven = keep !== undefined;
-  return { ...given, ...sizes, keepGiven, groups, activation, solver, quality, steps };
+  return { ...given, ...sizes, keepGiven, groups, activation, solver, quality, steps: steps ?? Math.round(planned) };
 }
 
 /**
