@@ -1,9 +1,10 @@
 /** Scales that the elements of a block share, and the loops over the blocks of a matrix. */
 import { z } from 'zod';
-import { decodeFloats } from '../codec.js';
+import { decodeFloats, encodeFloats } from '../codec.js';
 import { type FloatDtype, floatBytes } from '../dtype.js';
 import { float8Values } from '../float8.js';
 import { multiplyCodes, multiplyNibbles, type NibbleTables } from '../multiply-codes.js';
+import { E4M3_GRID } from './code-grid.js';
 import { checkWhole, type Window } from './decoder.js';
 
 export const SCALE_DTYPES = ['F32', 'F16', 'BF16', 'F8_E8M0', 'F8_E4M3'] as const;
@@ -36,6 +37,47 @@ export function decodeScales(dtype: ScaleDtype, bytes: Uint8Array): Float32Array
   else decodeFloats(dtype, bytes, decoded);
   return decoded;
 }
+
+/** The smallest positive number of each dtype. */
+const SMALLEST_SCALE: Readonly<Record<ScaleDtype, number>> = {
+  F32: 2 ** -149,
+  F16: 2 ** -24,
+  BF16: 2 ** -133,
+  F8_E8M0: 2 ** -127,
+  F8_E4M3: 2 ** -9,
+};
+
+/**
+ * Encodes scales, rounded to the nearest number of their dtype. A scale in e8m0 is rounded up to a power of two, so that the largest
+ * code stays in its range. A positive scale never becomes 0: no code could be divided by it. A scale that is too large becomes
+ * infinite or NaN.
+ *
+ * @param scales at least 0, and above 0 for e8m0, which has no 0
+ */
+export function encodeScales(dtype: ScaleDtype, scales: Float32Array): Uint8Array<ArrayBuffer> {
+  const least = SMALLEST_SCALE[dtype];
+  const raised = scales.map((scale) => (scale > 0 && scale < least ? least : scale));
+  if (!isFloat8(dtype)) return encodeFloats(dtype, raised);
+  const codes = new Uint8Array(raised.length);
+  if (dtype === 'F8_E4M3') {
+    E4M3_GRID.encode(raised, 0, raised.length, 1, codes, 0);
+    raised.forEach((scale, i) => {
+      if (!(scale <= E4M3_GRID.largest)) codes[i] = NOT_A_NUMBER.F8_E4M3;
+    });
+    return codes;
+  }
+  const patterns = new Uint32Array(raised.buffer);
+  patterns.forEach((bits, i) => {
+    const exponent = (bits >>> 23) & 0xff;
+    const fraction = bits & 0x7fffff;
+    // Exponent 0 is subnormal: fraction · 2^−149, and code 0 means 2^−127.
+    const exact = exponent === 0 ? fraction <= 2 ** 22 : fraction === 0;
+    codes[i] = Math.min(exponent + (exact ? 0 : 1), NOT_A_NUMBER.F8_E8M0);
+  });
+  return codes;
+}
+
+const NOT_A_NUMBER = { F8_E4M3: 0x7f, F8_E8M0: 0xff } as const;
 
 /** The input that the loops below have in common. */
 export interface BlockWindow {
