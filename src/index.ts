@@ -117,7 +117,6 @@ export type {
   Compute,
   ComputeOptions,
   RebuiltWeights,
-  StoredFactors as OwnFactors,
 } from '../streams/compute/compute.js';
 export { type CallMethod, ComputeThread, type RunInThread } from '../streams/compute/compute-thread.js';
 export {
@@ -134,6 +133,21 @@ export { type RunnersOptions, withRunners } from '../streams/compute/runners.js'
 export type { SquaredError } from '../streams/compute/squared-error.js';
 export type { StateFile, StatePlace } from '../streams/compute/state-file.js';
 export type { LoadedFactors, StoredWeights } from '../streams/compute/stored-weights.js';
+
+// Factors as they are stored.
+
+export { type FactorDtype, QUANTISED_NAMES, type QuantisedDtype } from './checkpoint/factor-dtype.js';
+export {
+  decodeFactors,
+  encodeFactors,
+  type FactorForm,
+  type NamedPart,
+  partsOf,
+  type StoredDtypes,
+  type StoredFactor,
+  type StoredParts,
+  storedFactors,
+} from './methods/factor-storage.js';
 
 // Methods of factorisation.
 

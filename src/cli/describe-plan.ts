@@ -2,6 +2,7 @@ import type { TimedPlan } from '../conversion/estimate.js';
 import { describeEncodings, formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { describeDtypes, hasCodes } from '../methods/factor-storage.js';
 import { PROJECTIONS } from '../models/family.js';
 import { allocationRows, allocationTable } from './describe-allocation.js';
 import { formatNotes } from './notes.js';
@@ -30,6 +31,10 @@ const describeTerms = (terms: MemoryTerms): string[][] =>
     .filter((term) => terms[term] > 0)
     .map((term) => ['', `${formatBytes(terms[term]).padStart(10)}  ${TERMS[term]}`]);
 
+/** The dtypes of quantised factors; no row if none are. */
+const storedRows = ([first]: TimedPlan['groups']): string[][] =>
+  first && hasCodes(first.stored) ? [['stored as', describeDtypes(first.stored)]] : [];
+
 /** A plan as text. */
 export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
@@ -55,6 +60,7 @@ export function describePlan(planned: TimedPlan): string {
       ...(settings.allocation
         ? [] // the table of bases follows
         : [...kinds].map(([kind, count]) => [kinds.size === 1 ? 'each group' : `${count} group(s)`, kind])),
+      ...storedRows(groups),
       ...allocationRows(planned),
       ...(planned.sizesNote ? [['sizes', planned.sizesNote]] : []),
       ...(planned.metricNote ? [['metric', planned.metricNote]] : []),

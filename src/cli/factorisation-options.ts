@@ -1,7 +1,7 @@
 /** The options for what to factorise and how. */
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { ALLOCATE_CHOICES, METRIC_CHOICES, REPAIR_CHOICES, SENSITIVITY_CHOICES } from '../conversion/allocation.js';
-import { DTYPE_NAMES, FORMATS } from '../conversion/settings.js';
+import { DTYPE_NAMES, FORMATS, SCALE_GROUPS } from '../conversion/settings.js';
 import { QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
 import { QUALITIES } from '../methods/mobe/sizes.js';
@@ -123,8 +123,20 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--dtype <dtype>',
-        'dtype of the factors or rebuilt weights (default: that of the experts; bfloat16 if they are quantised)',
-      ).choices(Object.keys(DTYPE_NAMES)),
+        'dtype of the factors or rebuilt weights (default: that of the experts; bfloat16 if they are quantised). int8, fp8 and fewer bits are for --format mobe and for mobe fit',
+      ).choices(DTYPE_NAMES),
+    )
+    .addOption(
+      new Option(
+        '--bases-dtype <dtype>',
+        'dtype of the bases (default: that of --dtype; with int5: int6, with int4: int5)',
+      ).choices(DTYPE_NAMES),
+    )
+    .addOption(
+      new Option(
+        '--scale-group <n>',
+        'columns of a row of quantised factors that share a scale: 64 or 128 (default: 64)',
+      ).argParser(scaleGroup),
     )
     .addOption(
       new Option(
@@ -154,6 +166,12 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(threads())
     .addOption(new Option('--seed <n>', 'seed of the random start').argParser(wholeNumber).default(0))
     .addOption(maxMemory());
+}
+
+function scaleGroup(text: string): number {
+  const value = SCALE_GROUPS.find((known) => String(known) === text);
+  if (value === undefined) throw new InvalidArgumentError(`Expected ${SCALE_GROUPS.join(' or ')}.`);
+  return value;
 }
 
 function share(text: string): number {

@@ -1,5 +1,6 @@
 import { type Command, Option } from 'commander';
-import { DTYPE_NAMES } from '../conversion/settings.js';
+import type { ImportOptions } from '../../streams/operations/import.js';
+import { FLOAT_NAMES } from '../checkpoint/factor-dtype.js';
 import { REFERENCE_ACTIVATIONS } from '../methods/mobe/problem.js';
 import { compressOptions, engine, force, json, MODEL, threads } from './options.js';
 import { ca, tokenFile } from './peers.js';
@@ -19,7 +20,7 @@ export function define(command: Command): void {
       new Option(
         '--dtype <dtype>',
         'dtype of the factors (default: that of the experts; bfloat16 if they are quantised)',
-      ).choices(Object.keys(DTYPE_NAMES)),
+      ).choices(Object.keys(FLOAT_NAMES)),
     )
     .addOption(engine())
     .addOption(threads())
@@ -30,6 +31,8 @@ export function define(command: Command): void {
     .action(async (model: string, wab: string, factors: string, flags) => {
       const { importFactors } = await import('../../streams/operations/import.js');
       const { runAndPrint } = await import('./run.js');
-      await runAndPrint(factors, flags, (run) => importFactors(model, wab, factors, compressOptions(flags), run));
+      await runAndPrint(factors, flags, (run) =>
+        importFactors(model, wab, factors, compressOptions(flags) as ImportOptions, run),
+      );
     });
 }

@@ -1,6 +1,7 @@
 import { type Command, Option } from 'commander';
 import type { TimedPlan } from '../conversion/estimate.js';
 import { describeEncodings, groupKey } from '../conversion/group-plan.js';
+import { hasCodes } from '../methods/factor-storage.js';
 import { curveTable } from './describe-allocation.js';
 import { describePlan } from './describe-plan.js';
 import { addFactorisationOptions, format } from './factorisation-options.js';
@@ -69,6 +70,7 @@ function summary(planned: TimedPlan) {
       encoding: describeEncodings(group).join(', '),
       ...group.problem,
       dtype: group.dtype,
+      ...(hasCodes(group.stored) && { stored: group.stored }),
     })),
   };
 }

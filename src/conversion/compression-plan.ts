@@ -7,10 +7,18 @@ import type { MoeModel } from '../models/family.js';
 import { languageConfig } from '../models/language-config.js';
 import { chooseMetric } from './choose-metric.js';
 import { type ConversionPlan, outputBytes, planConversion } from './conversion-plan.js';
-import { defaultSizes, planGroups, productOf } from './group-plan.js';
+import { checkRebuilt, defaultSizes, planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
 import { recordSize } from './metric-plan.js';
-import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
+import { checkPacked } from './native-factors.js';
+import {
+  type CompressOptions,
+  decodedDtype,
+  holdsWeights,
+  isNative,
+  type RunSettings,
+  resolveSettings,
+} from './settings.js';
 
 /** A planned conversion with its settings, its engine and the memory it will take. */
 export interface CompressionPlan extends ConversionPlan {
@@ -31,16 +39,20 @@ export interface CompressionPlan extends ConversionPlan {
  * that does not work here, or a memory budget that is too small.
  * @param fitters the workers that fit the groups; undefined if this machine does
  * @param facts those of the calibration record, if the fits use one
+ * @param writes factor files are planned like a checkpoint of rebuilt weights, but have the dtypes of factors
  */
 export async function planCompression(
   source: Checkpoint,
   options: CompressOptions = {},
   fitters?: RemoteFitters,
   facts?: RecordFacts,
+  writes: 'checkpoint' | 'factor files' = 'checkpoint',
 ): Promise<CompressionPlan> {
   const given = resolveSettings(options);
+  if (writes === 'checkpoint' && holdsWeights(given)) checkRebuilt(given);
   const model = detectModel(source);
   const groups = planGroups(model, given);
+  if (isNative(given)) for (const group of groups) checkPacked(group, source.config);
   const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, productOf(groups[0])));
   const sizes = defaultSizes(model, given);
   const chosen = { ...given, ...sizes?.options, engine: engine.name };

@@ -12,7 +12,7 @@ import type { ExpertLayer } from '../models/family.js';
 import { type Layout, layoutShards } from '../output/layout.js';
 import type { ByteRange } from '../sources/files.js';
 import { factorLayout, factorTensors } from './factor-files.js';
-import { type GroupPlan, nativeTensors, ownersOf, sourceBytes } from './group-plan.js';
+import { type FactorTensor, type GroupPlan, nativeTensors, ownersOf, sourceBytes } from './group-plan.js';
 import { type NativeLayer, type RestoredTensor, restoredTensors } from './native-layers.js';
 import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 import { type Slice, sliceOf } from './slices.js';
@@ -62,6 +62,8 @@ export interface PlanInput {
   layers?: readonly ExpertLayer[];
   /** Source tensors that are not written: the factors without σ that an expansion starts from. */
   dropped?: ReadonlySet<string>;
+  /** The tensors of a native source that hold factors, by name. */
+  factors?: ReadonlyMap<string, FactorTensor>;
   /** Experts of a native source, which get back the places that they had in the source of that. */
   restored?: readonly NativeLayer[];
   /** Whether quantised tensors stay quantised, except the experts of converted layers. */
@@ -124,7 +126,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     const { name, encoding } = matrix;
     const group = owners.get(name);
     if (group && native) {
-      for (const factor of factors.get(name) ?? []) put(factor);
+      for (const { part, ...factor } of factors.get(name) ?? []) put(factor, part.parameters);
       return;
     }
     const dtype = group?.dtype ?? floatDtypeOf(encoding) ?? wanted;
@@ -163,11 +165,12 @@ export function planConversion(input: PlanInput): ConversionPlan {
     native ? matrices.some(({ name }) => owners.has(name)) : separate && prefixes.has(prefix);
 
   for (const tensor of source.shards.flatMap((shard) => shard.tensors)) {
-    parametersBefore += parametersOf(tensor, source);
-    if (isQuantised(tensor)) quantised.before++;
+    const factor = input.factors?.get(tensor.name);
+    parametersBefore += factor?.part.parameters ?? parametersOf(tensor, source);
+    if (!factor && isQuantised(tensor)) quantised.before++;
     if (dropped?.has(tensor.name)) continue;
     if (restored) {
-      const target = restored.get(tensor.name);
+      const target = restored.get(factor ? nameOf(factor) : tensor.name);
       if (!target) putAsIs(tensor);
       else if (!written.has(target)) putBack(target);
       if (target) written.add(target);
@@ -205,21 +208,24 @@ export function planConversion(input: PlanInput): ConversionPlan {
  * The tensors that take an expert's place in a native output: its factors. Before the first expert of a group come the shared
  * factors.
  */
-function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<string, readonly TensorSpec[]> {
+function factorsByExpert(source: Checkpoint, groups: readonly GroupPlan[]): Map<string, readonly FactorTensor[]> {
   const shards = new Map(source.shards.map(({ path }, i) => [path, i] as const));
   const before = ({ data: a }: StoredMatrix, { data: b }: StoredMatrix): number =>
     (shards.get(a.file) as number) - (shards.get(b.file) as number) || a.start - b.start;
-  const factors = new Map<string, readonly TensorSpec[]>();
+  const factors = new Map<string, readonly FactorTensor[]>();
   for (const group of groups) {
     const { shared, experts: own } = nativeTensors(group);
     const first = group.experts.reduce((a, b) => (before(a, b) <= 0 ? a : b));
     group.experts.forEach((expert, i) => {
-      const factorsOf = own[i] as readonly TensorSpec[];
+      const factorsOf = own[i] as readonly FactorTensor[];
       factors.set(expert.name, expert === first ? [...shared, ...factorsOf] : factorsOf);
     });
   }
   return factors;
 }
+
+/** The name of the factor that a tensor holds a part of. */
+const nameOf = ({ name, part }: FactorTensor): string => name.slice(0, name.length - part.suffix.length);
 
 /** Whether a tensor holds more than one matrix that would have a tensor of its own if it were not fused. */
 const isFused = (matrices: readonly StoredMatrix[]): boolean =>

@@ -56,6 +56,7 @@ function denseGroup(
     format: factorisedShape(projection, first),
     slices: split ? undefined : slicesOf(all, projection),
     dtype,
+    stored: { own: dtype, shared: dtype },
     names: { shared: {}, experts: [] },
   };
 }

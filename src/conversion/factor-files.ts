@@ -1,11 +1,13 @@
 /** Factor files, which `fit` writes and `export` reads: one safetensors file for each group, with σ folded into its factors. */
 import { resolve } from 'node:path';
 import { z } from 'zod';
-import { type FloatDtype, isFloatDtype } from '../checkpoint/dtype.js';
-import { floatTensor, type TensorInfo, type TensorSpec } from '../checkpoint/header.js';
+import { isFloatDtype } from '../checkpoint/dtype.js';
+import { factorDtypeSchema } from '../checkpoint/factor-dtype.js';
+import type { TensorInfo, TensorSpec } from '../checkpoint/header.js';
 import { openShard } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
 import { fileIn } from '../location.js';
+import { type FactorForm, hasCodes, partsOf, storedFactors } from '../methods/factor-storage.js';
 import type { GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { methodRecord, namedMethod } from '../methods/registry.js';
 import { PROJECTIONS } from '../models/family.js';
@@ -31,6 +33,17 @@ const metadataSchema = z.looseObject({
   sourceFingerprint: z.string(),
   /** The settings that decided these bytes. */
   settings: z.record(z.string(), z.unknown()),
+  /** Absent if no factor is quantised. */
+  stored: z
+    .strictObject({
+      /** Of the factors that are never quantised. */
+      dtype: z.enum(['F32', 'F16', 'BF16']),
+      own: factorDtypeSchema,
+      shared: factorDtypeSchema,
+      /** Of the factors, by name; those of experts are stacked as (n, …). Packed codes do not show them. */
+      shapes: z.record(z.string(), z.array(z.int().positive()).readonly()),
+    })
+    .optional(),
   /** The group's report, without timings, so that the same fit writes the same bytes. */
   report: z.object({
     layer: z.number().int(),
@@ -56,29 +69,41 @@ const METADATA_KEY = 'mobe';
 
 /** The safetensors metadata of a factor file. */
 export function encodeFactorMetadata(
-  { method, problem }: MethodProblem,
+  form: FactorForm,
   { sourceFingerprint, settings, report }: Pick<FactorMetadata, 'sourceFingerprint' | 'settings' | 'report'>,
 ): Record<string, string> {
+  const { method, problem, stored, dtype } = form;
   const kind = { version: 1, ...methodRecord(method), ...method.details(problem) };
-  return { [METADATA_KEY]: JSON.stringify({ ...kind, sourceFingerprint, settings, report }) };
+  const quantised = hasCodes(stored) && { stored: { dtype, ...stored, shapes: shapesOf(form) } };
+  return { [METADATA_KEY]: JSON.stringify({ ...kind, sourceFingerprint, settings, ...quantised, report }) };
+}
+
+/** The shapes of a group's factors, by name; those of experts are stacked as (n, …). */
+function shapesOf({ method, problem }: MethodProblem): Record<string, readonly number[]> {
+  const { shared, byExpert } = method.stores(problem);
+  return Object.fromEntries([
+    ...byExpert.map(({ name, shape }) => [name, [problem.experts, ...shape]] as const),
+    ...shared.map(({ name, shape }) => [name, shape] as const),
+  ]);
 }
 
 /** The size of a header. It is written before the errors are known, so it has room for the metadata. */
 const FACTOR_HEADER_BYTES = 4096;
+/** The header of quantised factors has more tensors, and says more of them. */
+const QUANTISED_HEADER_BYTES = 5120;
 
 /**
  * The tensors of a factor file: first the factors of the experts, stacked as (n, …), then the shared factors. For down_proj
  * they are factors of the transposed weights.
  */
-export function factorTensors({
-  method,
-  problem,
-  dtype,
-}: Pick<GroupPlan, 'method' | 'problem' | 'dtype'>): TensorSpec[] {
-  const { shared, byExpert } = method.stores(problem);
+export function factorTensors(form: FactorForm): TensorSpec[] {
+  const { experts } = form.problem;
+  const { shared, byExpert } = storedFactors(form);
   return [
-    ...byExpert.map(({ name, shape }) => floatTensor(name, dtype, problem.experts, ...shape)),
-    ...shared.map(({ name, shape }) => floatTensor(name, dtype, ...shape)),
+    ...partsOf(byExpert).map(({ key: name, dtype, shape, bytes }) => ({
+      ...{ name, dtype, shape: [experts, ...shape], bytes: experts * bytes },
+    })),
+    ...partsOf(shared).map(({ key: name, dtype, shape, bytes }) => ({ name, dtype, shape, bytes })),
   ];
 }
 
@@ -90,15 +115,15 @@ export const factorTensorName = (group: GroupKey, factor: string): string => `${
 
 /** The layout of a group's file. The metadata with the errors later replaces the spaces at the end of its header. */
 export function factorLayout(group: GroupPlan): ShardLayout {
-  const layout = layoutFile(factorFileName(group), factorTensors(group), {}, FACTOR_HEADER_BYTES);
+  const headerBytes = hasCodes(group.stored) ? QUANTISED_HEADER_BYTES : FACTOR_HEADER_BYTES;
+  const layout = layoutFile(factorFileName(group), factorTensors(group), {}, headerBytes);
   return { ...layout, tensors: layout.tensors.map((it) => ({ ...it, name: factorTensorName(group, it.name) })) };
 }
 
 /** A factor file that was opened and checked. */
-export interface FactorFile extends MethodProblem {
+export interface FactorFile extends FactorForm {
   readonly path: string;
   readonly metadata: FactorMetadata;
-  readonly dtype: FloatDtype;
   /** The tensors of `factorTensors`, by name. */
   readonly tensors: Readonly<Record<string, TensorInfo>>;
 }
@@ -138,15 +163,33 @@ async function readFactorFile(path: string, files: Files): Promise<FactorFile> {
   if (!method)
     throw new FactorMismatchError(path, `its method is "${metadata.method}", which this version of mobe does not know`);
   const problem = findProblem(path, method, held, metadata);
-  const dtype = held[0]?.dtype ?? '';
-  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(held[0]?.name ?? '', path, dtype);
-  const named = factorTensors({ method, problem, dtype }).map((spec) => {
+  const { dtype, stored } = dtypesIn(path, metadata, held);
+  const form = { method, problem, dtype, stored };
+  const named = factorTensors(form).map((spec) => {
     const tensor = held.find(({ name }) => name === spec.name);
     if (!tensor || String(tensor.shape) !== String(spec.shape)) throw unlikeFactors(path, method, held);
-    if (tensor.dtype !== dtype) throw new FactorMismatchError(path, 'its tensors are of different dtypes');
+    if (tensor.dtype !== spec.dtype)
+      throw new FactorMismatchError(
+        path,
+        hasCodes(stored)
+          ? `"${spec.name}" is ${tensor.dtype}, and its metadata asks for ${spec.dtype}`
+          : 'its tensors are of different dtypes',
+      );
     return [spec.name, tensor] as const;
   });
-  return { path, metadata, method, problem, dtype, tensors: Object.fromEntries(named) };
+  return { path, metadata, ...form, tensors: Object.fromEntries(named) };
+}
+
+/** The dtypes of a file's factors: those in its metadata, if factors are quantised. */
+function dtypesIn(
+  path: string,
+  { stored }: FactorMetadata,
+  tensors: readonly TensorInfo[],
+): Pick<FactorForm, 'dtype' | 'stored'> {
+  if (stored) return { dtype: stored.dtype, stored: { own: stored.own, shared: stored.shared } };
+  const dtype = tensors[0]?.dtype ?? '';
+  if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(tensors[0]?.name ?? '', path, dtype);
+  return { dtype, stored: { own: dtype, shared: dtype } };
 }
 
 function findProblem(
@@ -155,7 +198,10 @@ function findProblem(
   tensors: readonly TensorInfo[],
   metadata: FactorMetadata,
 ): GroupShape {
-  const shapes = Object.fromEntries(tensors.map(({ name, shape }) => [name, shape]));
+  const shapes = {
+    ...Object.fromEntries(tensors.map(({ name, shape }) => [name, shape])),
+    ...metadata.stored?.shapes,
+  };
   const { success, data } = method.problemSchema.safeParse(method.problemOf(shapes, metadata));
   if (!success) throw unlikeFactors(path, method, tensors);
   return data;

@@ -1,6 +1,7 @@
 /** The places of a group's data in an output. */
 import { floatBytes } from '../checkpoint/dtype.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
+import { partsOf, storedFactors } from '../methods/factor-storage.js';
 import { type ConversionPlan, type Copy, copyOf } from './conversion-plan.js';
 import { factorTensorName } from './factor-files.js';
 import { type GroupPlan, nativeTensors } from './group-plan.js';
@@ -12,7 +13,7 @@ export const WEIGHTS = 'weights';
 
 /** A range of bytes in a tensor of the output. */
 export interface Place {
-  /** The factor that goes there, or `WEIGHTS`. */
+  /** The part of a factor that goes there (`NamedPart.key`), or `WEIGHTS`. */
   readonly factor: string;
   readonly tensor: string;
   readonly offset: number;
@@ -35,28 +36,21 @@ type Form = Pick<ConversionPlan, 'format' | 'separate'>;
 export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
   if (group.dense || holdsWeights(form))
     return { shared: [], experts: weightPlaces(group, form).map((place) => [place]) };
-  const { shared, byExpert } = group.method.stores(group.problem);
   if (isNative(form)) {
-    const tensors = nativeTensors(group);
-    const places = (factors: typeof shared, specs: typeof tensors.shared): Place[] =>
-      specs.map(({ name: tensor, bytes }, i) => ({ factor: factors[i]?.name ?? '', tensor, offset: 0, bytes }));
-    return { shared: places(shared, tensors.shared), experts: tensors.experts.map((own) => places(byExpert, own)) };
+    const { shared, experts } = nativeTensors(group);
+    const places = (tensors: typeof shared): Place[] =>
+      tensors.map(({ name: tensor, bytes, part }) => ({ factor: part.key, tensor, offset: 0, bytes }));
+    return { shared: places(shared), experts: experts.map(places) };
   }
-  const bytesOf = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, floatBytes(group.dtype));
-  return {
-    shared: shared.map(({ name, shape }) => ({
-      factor: name,
-      tensor: factorTensorName(group, name),
-      offset: 0,
-      bytes: bytesOf(shape),
-    })),
-    experts: group.experts.map((_, expert) =>
-      byExpert.map(({ name, shape }) => {
-        const bytes = bytesOf(shape);
-        return { factor: name, tensor: factorTensorName(group, name), offset: expert * bytes, bytes };
-      }),
-    ),
-  };
+  const { shared, byExpert } = storedFactors(group);
+  const places = (factors: typeof shared, number: number): Place[] =>
+    partsOf(factors).map(({ key, bytes }) => ({
+      factor: key,
+      tensor: factorTensorName(group, key),
+      offset: number * bytes,
+      bytes,
+    }));
+  return { shared: places(shared, 0), experts: group.experts.map((_, expert) => places(byExpert, expert)) };
 }
 
 /** The places of a group's weights, in expert order. */

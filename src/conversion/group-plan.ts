@@ -2,16 +2,18 @@
 import { isDeepStrictEqual } from 'node:util';
 import type { FloatDtype } from '../checkpoint/dtype.js';
 import { describeEncoding, floatDtypeOf } from '../checkpoint/encoding.js';
-import { floatTensor, type TensorSpec } from '../checkpoint/header.js';
+import { FLOAT_NAMES, isQuantisedName } from '../checkpoint/factor-dtype.js';
+import type { TensorSpec } from '../checkpoint/header.js';
 import { type MatrixShape, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
-import type { DefaultSizes, FactorShape, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
+import { type NamedPart, partsOf, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
+import type { DefaultSizes, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
 import type { GroupNumber } from '../models/native.js';
 import { factorisedShape, turnedSize } from './orientation.js';
-import { decodedDtype, defaultProjections, isNative, type Settings } from './settings.js';
+import { decodedDtype, defaultProjections, isNative, type Settings, storedDtypes } from './settings.js';
 import { type Slice, slicesOf } from './slices.js';
 
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
@@ -31,8 +33,10 @@ export interface GroupPlan extends GroupNumber {
   readonly format: MatrixShape;
   /** The slices of a fused tensor in which the experts lie, in expert order; undefined if each is a range of its own. */
   readonly slices?: readonly Slice[] | undefined;
-  /** The dtype of the output. */
+  /** The dtype of rebuilt weights, and of factors that are never quantised. */
   readonly dtype: FloatDtype;
+  /** The dtypes of the other factors; `dtype` if they are not quantised. */
+  readonly stored: StoredDtypes;
   /** The names of the factors in a native checkpoint; empty if the method has no native form. */
   readonly names: GroupNames;
 }
@@ -113,6 +117,7 @@ export function planGroups(model: MoeModel, settings: Settings): GroupPlan[] {
   if (isNative(settings)) checkNative(model, method, settings);
   const projections = shapesToPlan(model, settings);
   const problems = method.plan(projections, settings);
+  if (problems[0]) checkQuantised({ method, problem: problems[0] }, settings);
   const groups = projections
     .filter(({ factorised }) => factorised)
     .flatMap(({ layer, projection }, i) => cut(layer, projection, method, problems[i] as GroupShape, settings));
@@ -166,7 +171,7 @@ export const defaultSizes = (model: MoeModel, settings: Settings): DefaultSizes 
 export function checkNative(
   { family, differences: [difference] = [] }: MoeModel,
   method: Method,
-  { keepQuantized, maxError }: Partial<Pick<Settings, 'keepQuantized' | 'maxError'>> = {},
+  { maxError }: Partial<Pick<Settings, 'maxError'>> = {},
 ): void {
   if (!method.native)
     throw new OptionError('--format', `no native form is defined for --method ${method.name} yet. Use --format hf.`);
@@ -175,15 +180,33 @@ export function checkNative(
       '--format',
       `no native form is defined for ${family.name}.${difference ? ` ${difference}` : ''} Use --format hf.`,
     );
-  if (keepQuantized)
-    throw new OptionError(
-      '--keep-quantized',
-      'the modelling files of native checkpoints hold plain weights. Use --format hf, or leave it out.',
-    );
   if (maxError !== undefined)
     throw new OptionError(
       '--max-error',
       'the header of a native checkpoint says which layers are compressed, and is written before the errors are known. Use --format hf; or "mobe fit" and then "mobe export --max-error", which leaves out the layers that fit worse.',
+    );
+}
+
+/** Throws `OptionError` for quantised factors of a method that has none. */
+function checkQuantised({ method, problem }: MethodProblem, { dtype, basesDtype }: DtypeSettings): void {
+  if (!isQuantisedName(dtype) && !isQuantisedName(basesDtype)) return;
+  const { shared, byExpert } = method.stores(problem);
+  if ([...shared, ...byExpert].some(({ coded }) => coded)) return;
+  throw new OptionError(
+    isQuantisedName(dtype) ? '--dtype' : '--bases-dtype',
+    `factors of --method ${method.name} are floats. Give a float dtype, or use --method ${DEFAULT_METHOD.name}`,
+  );
+}
+
+/**
+ * Throws `OptionError` if rebuilt weights are to be quantised. Their modules in other programs have no scales.
+ */
+export function checkRebuilt({ dtype, basesDtype }: DtypeSettings): void {
+  const quantised = [dtype, basesDtype].find(isQuantisedName);
+  if (quantised)
+    throw new OptionError(
+      isQuantisedName(dtype) ? '--dtype' : '--bases-dtype',
+      `${quantised} is for factors, and --format hf writes rebuilt weights. Use --format mobe, or one of ${Object.keys(FLOAT_NAMES).join(', ')}`,
     );
 }
 
@@ -201,7 +224,7 @@ function shapeOf({ experts }: ExpertLayer, projection: Projection): GroupShape {
 export function groupOf(
   model: MoeModel,
   { layer: number, projection, group, groups }: GroupKey,
-  settings: Pick<Settings, 'dtype'>,
+  settings: DtypeSettings,
   known?: MethodProblem,
 ): GroupPlan | undefined {
   const layer = model.layers.find((it) => it.layer === number);
@@ -214,15 +237,20 @@ export function groupOf(
   return cut(layer, projection, method, problem, settings)[group];
 }
 
+/** The settings that decide the dtypes of a group. */
+type DtypeSettings = Partial<Pick<Settings, 'dtype' | 'basesDtype' | 'scaleGroup'>>;
+
 /** The groups of one layer and projection: its experts, cut in order into parts of `problem.experts`. */
 function cut(
   { layer, prefix, experts }: ExpertLayer,
   projection: Projection,
   method: Method,
   problem: GroupShape,
-  settings: Pick<Settings, 'dtype'>,
+  settings: DtypeSettings,
 ): GroupPlan[] {
   const all = experts[projection];
+  const given = isQuantisedName(settings.dtype) ? undefined : settings.dtype;
+  const dtype = (given ? undefined : dtypeOf(all)) ?? decodedDtype(settings);
   const size = problem.experts;
   const groups = all.length / size;
   const slices = slicesOf(experts, projection);
@@ -237,7 +265,8 @@ function cut(
     experts: all.slice(group * size, (group + 1) * size),
     format: factorisedShape(projection, all[0] as StoredMatrix),
     slices: slices?.slice(group * size, (group + 1) * size),
-    dtype: (settings.dtype ? undefined : dtypeOf(all)) ?? decodedDtype(settings),
+    dtype,
+    stored: storedDtypes(settings, dtype),
     names: method.native?.names({ layer, prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
 }
@@ -250,15 +279,26 @@ function dtypeOf(experts: readonly StoredMatrix[]): FloatDtype | undefined {
 
 const NO_NAMES: GroupNames = { shared: {}, experts: [] };
 
+/** A tensor that holds a factor, or a part of one. */
+export interface FactorTensor extends TensorSpec {
+  /** The part of the factor (`NamedPart`). */
+  readonly part: NamedPart;
+}
+
 /** The tensors of a group in a native checkpoint: its shared factors, and the factors of each expert. */
-export function nativeTensors({ method, problem, dtype, names }: GroupPlan): {
-  readonly shared: readonly TensorSpec[];
-  readonly experts: ReadonlyArray<readonly TensorSpec[]>;
+export function nativeTensors(group: Pick<GroupPlan, 'method' | 'problem' | 'dtype' | 'stored' | 'names'>): {
+  readonly shared: readonly FactorTensor[];
+  readonly experts: ReadonlyArray<readonly FactorTensor[]>;
 } {
-  const { shared, byExpert } = method.stores(problem);
-  const specs = (factors: readonly FactorShape[], own: Readonly<Record<string, string>>): TensorSpec[] =>
-    factors.map(({ name, shape }) => floatTensor(own[name] as string, dtype, ...shape));
-  return { shared: specs(shared, names.shared), experts: names.experts.map((own) => specs(byExpert, own)) };
+  const { names } = group;
+  const { shared, byExpert } = storedFactors(group);
+  const tensors = (parts: readonly NamedPart[], own: Readonly<Record<string, string>>): FactorTensor[] =>
+    parts.map((part) => {
+      const { factor, suffix, dtype, shape, bytes } = part;
+      return { name: `${own[factor]}${suffix}`, dtype, shape, bytes, part };
+    });
+  const [common, own] = [partsOf(shared), partsOf(byExpert)];
+  return { shared: tensors(common, names.shared), experts: names.experts.map((it) => tensors(own, it)) };
 }
 
 /** The shape of the matrix product with which engines are measured for a group. */

@@ -1,6 +1,7 @@
 import { basename } from 'node:path';
 import { elementCount } from '../checkpoint/dtype.js';
 import { describeEncoding } from '../checkpoint/encoding.js';
+import { factorEncoding, isQuantisedDtype } from '../checkpoint/factor-dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { attachedTo, isQuantised, matrixName, quantisedMatrix } from '../checkpoint/quantisation.js';
@@ -11,7 +12,7 @@ import { numberOf } from '../models/family.js';
 import { modelTypeOf } from '../models/native-forms.js';
 import { expertName } from '../models/published-layouts.js';
 import { parametersOf } from './conversion-plan.js';
-import { findNativeGroups, nativeMethod } from './native-groups.js';
+import { factorTensorsOf, findNativeGroups, nativeMethod } from './native-groups.js';
 
 /** A count of tensors with their parameters and bytes. */
 export interface Tally {
@@ -52,7 +53,7 @@ export interface Inspection {
 /** Kinds of tensors that are no weights of experts, by name. The first match counts. */
 const KINDS: ReadonlyArray<readonly [kind: string, pattern: RegExp]> = [
   ['routed experts: other', /\.experts\./],
-  ['MoBE bases and coefficients', /\.mlp\.[BW]_(gate|up|down)(_\d+)?$/],
+  ['MoBE bases and coefficients', /\.mlp\.[BW]_(gate|up|down)(_\d+)?(_packed|_scale)?$/],
   ['shared experts', /shared_expert/],
   ['router', /\.(gate|router)\./],
   ['norms', /norm/],
@@ -66,9 +67,11 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
   const { config, shards } = checkpoint;
   const tensors = [...checkpoint.tensors.values()];
   const native = nativeMethod(checkpoint);
+  let factors: Factors = new Map();
   const experts = describeExperts(() => {
     if (native) {
       const groups = findNativeGroups(checkpoint);
+      factors = factorTensorsOf(groups);
       const [{ problem, groups: parts }] = groups as [(typeof groups)[number]];
       return {
         family: `native ${native.title}`,
@@ -105,10 +108,10 @@ export function inspectCheckpoint(checkpoint: Checkpoint): Inspection {
     expertCounts: experts.counts,
     expertShape: experts.shape,
     shards: shards.map(({ path, bytes, tensors: held }) => ({ file: basename(path), tensors: held.length, bytes })),
-    quantised: countQuantised(checkpoint),
-    total: tally(tensors, checkpoint),
-    kinds: tallyBy(tensors, kindOf, checkpoint),
-    dtypes: tallyBy(tensors, ({ dtype }) => dtype, checkpoint),
+    quantised: countQuantised(checkpoint, factors),
+    total: tally(tensors, checkpoint, factors),
+    kinds: tallyBy(tensors, kindOf, checkpoint, factors),
+    dtypes: tallyBy(tensors, ({ dtype }) => dtype, checkpoint, factors),
     obstacle: experts.obstacle,
     notes: [...checkpoint.notes, ...(experts.notes ?? [])],
   };
@@ -133,8 +136,13 @@ function describeExperts(find: () => Experts): Experts {
   }
 }
 
+/** The tensors that hold factors, by name. */
+type Factors = ReturnType<typeof factorTensorsOf>;
+
 /** The number of weights. A quantised tensor whose scales are missing counts its elements. */
-function parameters(tensor: TensorInfo, checkpoint: Checkpoint): number {
+function parameters(tensor: TensorInfo, checkpoint: Checkpoint, factors: Factors): number {
+  const factor = factors.get(tensor.name);
+  if (factor) return factor.part.parameters;
   try {
     return parametersOf(tensor, checkpoint);
   } catch {
@@ -142,25 +150,28 @@ function parameters(tensor: TensorInfo, checkpoint: Checkpoint): number {
   }
 }
 
-function countQuantised(checkpoint: Checkpoint): Record<string, number> {
+function countQuantised(checkpoint: Checkpoint, factors: Factors): Record<string, number> {
   const counts: Record<string, number> = {};
   for (const tensor of checkpoint.tensors.values()) {
-    if (!isQuantised(tensor)) continue;
+    const part = factors.get(tensor.name)?.part;
+    if (part ? !isQuantisedDtype(part.factorDtype) || part.parameters === 0 : !isQuantised(tensor)) continue;
     let kind: string;
-    try {
-      const [expert] = expertsOf(tensor, checkpoint); // a fused tensor has several matrices
-      kind = describeEncoding((expert?.matrix ?? quantisedMatrix(tensor, checkpoint)).encoding);
-    } catch {
-      kind = `${tensor.dtype} that cannot be decoded`;
-    }
+    if (part) kind = describeEncoding(factorEncoding(part.factorDtype));
+    else
+      try {
+        const [expert] = expertsOf(tensor, checkpoint); // a fused tensor has several matrices
+        kind = describeEncoding((expert?.matrix ?? quantisedMatrix(tensor, checkpoint)).encoding);
+      } catch {
+        kind = `${tensor.dtype} that cannot be decoded`;
+      }
     counts[kind] = (counts[kind] ?? 0) + 1;
   }
   return counts;
 }
 
-const tally = (tensors: readonly TensorInfo[], checkpoint: Checkpoint): Tally => ({
+const tally = (tensors: readonly TensorInfo[], checkpoint: Checkpoint, factors: Factors): Tally => ({
   tensors: tensors.length,
-  parameters: tensors.reduce((sum, tensor) => sum + parameters(tensor, checkpoint), 0),
+  parameters: tensors.reduce((sum, tensor) => sum + parameters(tensor, checkpoint, factors), 0),
   bytes: tensors.reduce((sum, { start, end }) => sum + end - start, 0),
 });
 
@@ -168,6 +179,7 @@ function tallyBy(
   tensors: readonly TensorInfo[],
   key: (tensor: TensorInfo) => string,
   checkpoint: Checkpoint,
+  factors: Factors,
 ): Record<string, Tally> {
   const groups = new Map<string, TensorInfo[]>();
   for (const tensor of tensors) {
@@ -177,6 +189,6 @@ function tallyBy(
     else groups.set(name, [tensor]);
   }
   return Object.fromEntries(
-    [...groups].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, group]) => [name, tally(group, checkpoint)]),
+    [...groups].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, group]) => [name, tally(group, checkpoint, factors)]),
   );
 }

@@ -1,4 +1,6 @@
+import { dtypeName, dtypeNamed } from '../checkpoint/factor-dtype.js';
 import { formatBytes, formatCount, formatPercent } from '../format.js';
+import { describeDtypes } from '../methods/factor-storage.js';
 import { DEFAULT_METHOD, namedMethod } from '../methods/registry.js';
 import { groupLabel } from './group-plan.js';
 import { fitWarnings, type GroupReport, isFitted } from './run-report.js';
@@ -17,13 +19,20 @@ export interface ModelCard {
   groups: readonly GroupReport[];
 }
 
+/** The dtypes of quantised factors in words; empty if none are. */
+function storage({ dtype, basesDtype, scaleGroup }: ModelCard['settings']): string {
+  const [own, shared] = [dtype, basesDtype].map((name) => dtypeNamed(name, Number(scaleGroup)));
+  if (!Number.isSafeInteger(scaleGroup) || !shared) return '';
+  return `, in ${own ? describeDtypes({ own, shared }) : `the dtype of the experts, their bases in ${dtypeName(shared)}`}`;
+}
+
 /** The model card (README.md) of a converted checkpoint, as Markdown. */
 export function modelCard(card: ModelCard): string {
   const { source, settings, groups } = card;
   const projections = [...new Set(groups.map(({ projection }) => projection))].join(', ') || 'no projection';
   const { title, formula, reference } = namedMethod(settings.method) ?? DEFAULT_METHOD;
   const what = isNative(card)
-    ? `a native ${title} checkpoint: of the routed experts, ${projections} are stored as ${formula}. Load it with \`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\``
+    ? `a native ${title} checkpoint: of the routed experts, ${projections} are stored as ${formula}${storage(settings)}. Load it with \`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\``
     : `standard weights, in which ${projections} of the routed experts were replaced by ${formula}`;
   const rows = groups
     .filter(isFitted)

@@ -1,6 +1,8 @@
 /** Makes the config of a native checkpoint, and the config of the dense model from it. */
+import { dtypeName, isQuantisedDtype, type QuantisedDtype } from '../checkpoint/factor-dtype.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { UnevenFactorsError } from '../errors.js';
+import { describeDtypes, hasCodes, type StoredDtypes } from '../methods/factor-storage.js';
 import { layoutOf } from '../models/expert-layout.js';
 import type { Config, ExpertLayer, MoeModel, NativeForm } from '../models/family.js';
 import type { ConfigChanges } from '../models/native.js';
@@ -28,7 +30,7 @@ export function nativeConfig(
     checkComplete(all, i);
     return group === 0;
   });
-  const [{ method, problem, groups: count }] = parts as [GroupPlan];
+  const [{ method, problem, stored, groups: count }] = parts as [GroupPlan];
   const held = new Set(parts.map(({ layer }) => layer));
   const factors = listFactors(parts);
   const { config } = source;
@@ -39,7 +41,7 @@ export function nativeConfig(
       AutoConfig: `${module}.${configClass}`,
       ...Object.fromEntries(autoClasses.map((name) => [name, `${module}.${modelClass}`])),
     },
-    ...(factors.length === 1 && method.native?.common?.(problem, count)),
+    ...(factors.length === 1 && !hasCodes(stored) && method.native?.common?.(problem, count)),
     mobe: {
       format_version: 2,
       method: method.name,
@@ -66,17 +68,25 @@ function checkComplete(sorted: readonly GroupPlan[], i: number): void {
     const label = groupLabel({ ...own, group });
     if (!first || !other || groupLabel(other) !== label) throw new UnevenFactorsError(`${label} is missing`);
   }
-  const { method, problem } = first as GroupPlan;
+  const { method, problem, stored } = first as GroupPlan;
   const sizes = (it: GroupPlan): string => JSON.stringify(it.method.native?.sizes(it.problem, it.groups));
   if (sizes(own) !== sizes(first as GroupPlan))
     throw new UnevenFactorsError(
       `${groupLabel(own)} has ${own.method.describe(own.problem)}, ${groupLabel(first as GroupPlan)} ${method.describe(problem)}`,
     );
+  const dtypes = (it: StoredDtypes): string => JSON.stringify(dtypeEntries(it));
+  if (dtypes(own.stored) !== dtypes(stored))
+    throw new UnevenFactorsError(
+      `the factors of ${groupLabel(own)} are ${describeDtypes(own.stored)}, those of ${groupLabel(first as GroupPlan)} ${describeDtypes(stored)}`,
+    );
 }
 
 /** The sizes of all projections: one entry for those that have the same. */
 function listFactors(parts: readonly GroupPlan[]): Array<Record<string, unknown>> {
-  const sizesOf = ({ method, problem, groups }: GroupPlan) => method.native?.sizes(problem, groups) ?? {};
+  const sizesOf = ({ method, problem, groups, stored }: GroupPlan) => ({
+    ...method.native?.sizes(problem, groups),
+    ...dtypeEntries(stored),
+  });
   // First the projections of each layer that have the same sizes, then the layers that are alike.
   const inLayer = new Map<string, { layer: number; projections: string[]; sizes: Record<string, unknown> }>();
   for (const part of parts) {
@@ -93,6 +103,14 @@ function listFactors(parts: readonly GroupPlan[]): Array<Record<string, unknown>
     entries.set(key, entry);
   }
   return [...entries.values()];
+}
+
+/** The entries of a projection that tell its dtypes; none if no factor is quantised, because tensors then show them. */
+function dtypeEntries(stored: StoredDtypes): Record<string, unknown> {
+  if (!hasCodes(stored)) return {};
+  const { own, shared } = stored;
+  const [quantised] = [own, shared].filter(isQuantisedDtype) as [QuantisedDtype];
+  return { dtype: dtypeName(own), bases_dtype: dtypeName(shared), scale_group: quantised.scaleGroup };
 }
 
 /** Describes how the source stores the experts of these layers. Throws `UnevenFactorsError` if layers store them differently. */

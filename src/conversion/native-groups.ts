@@ -4,10 +4,12 @@ import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingExpertError, UnequalExpertError, UnknownModelError, UnsupportedDtypeError } from '../errors.js';
+import { hasCodes, partsOf, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
 import type { Method, NativeFactors, NativePlace } from '../methods/method.js';
 import { METHODS } from '../methods/registry.js';
 import type { Projection } from '../models/family.js';
-import type { GroupPlan } from './group-plan.js';
+import { type FactorTensor, type GroupPlan, nativeTensors } from './group-plan.js';
+import { dtypesInConfig, factorName, logicalTensors, storedFactorMatrix } from './native-factors.js';
 import { factorisedShape, turnedSize } from './orientation.js';
 
 interface NativeMethod extends Method {
@@ -20,7 +22,7 @@ const nativeMethods = (): NativeMethod[] =>
 /** The method in whose native form a checkpoint is; undefined if it is not native. */
 export function nativeMethod({ tensors }: Pick<Checkpoint, 'tensors'>): NativeMethod | undefined {
   const names = [...tensors.keys()];
-  return nativeMethods().find(({ native }) => names.some((name) => native.marker.test(name)));
+  return nativeMethods().find(({ native }) => names.some((name) => native.marker.test(factorName(name))));
 }
 
 /** The facts about a group that the name of its marked tensor gives (`NativeFactors.marker`). */
@@ -43,7 +45,7 @@ export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
   }
   const layers = new Map<string, Array<Omit<Marked, 'groups'> & { numbered: boolean }>>();
   for (const marked of checkpoint.tensors.values()) {
-    const match = method.native.marker.exec(marked.name);
+    const match = method.native.marker.exec(factorName(marked.name));
     if (!match) continue;
     const [, prefix, layer, short, number] = match as unknown as [string, string, string, string, string | undefined];
     const named = {
@@ -71,15 +73,17 @@ function incomplete(parts: ReadonlyArray<{ marked: TensorInfo; group: number }>,
   const held = new Set(parts.map(({ group }) => group));
   let missing = 0;
   while (held.has(missing)) missing++;
-  const name = parts[0]?.marked.name ?? '';
+  const name = factorName(parts[0]?.marked.name ?? '');
   return new MissingExpertError(name.replace(/\d+$/, String(missing)), checkpoint.folder);
 }
 
 function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked): GroupPlan {
+  const dtypes = dtypesInConfig(checkpoint, place);
+  if (dtypes) return quantisedGroup(checkpoint, method, place, dtypes);
   const { layer, prefix, projection, marked, group, groups } = place;
-  const problem = method.native.problem(place, marked, checkpoint);
   const { dtype } = marked;
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(marked.name, marked.file, dtype);
+  const problem = method.native.problem(place, marked, checkpoint);
   const names = method.native.names(place, problem.experts);
   const { byExpert } = method.stores(problem);
   // The size of the dense weights, because these replace the factors in an expansion.
@@ -97,8 +101,63 @@ function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked
     return { name, ...size, encoding, data: { file, start, end }, place: { tensor: name, element: 0 } };
   });
   const format = factorisedShape(projection, size);
-  return { layer, prefix, projection, group, groups, method, problem, experts, format, dtype, names };
+  const stored = { own: dtype, shared: dtype };
+  return { layer, prefix, projection, group, groups, method, problem, experts, format, dtype, stored, names };
 }
+
+/** A group with quantised factors. Their dtypes are those of the config; all their parts are checked here. */
+function quantisedGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked, stored: StoredDtypes): GroupPlan {
+  const { layer, prefix, projection, marked, group, groups } = place;
+  const { config, folder } = checkpoint;
+  const logical = logicalTensors(checkpoint, marked, stored);
+  const problem = method.native.problem(place, logical.marked, { config, folder, tensors: logical.tensors });
+  const names = method.native.names(place, problem.experts);
+  const plain = method.stores(problem).shared.find(({ coded }) => !coded);
+  const held = plain && tensorOf(checkpoint, names.shared[plain.name] as string);
+  if (held && !isFloatDtype(held.dtype)) throw new UnsupportedDtypeError(held.name, held.file, held.dtype);
+  const dtype = held && isFloatDtype(held.dtype) ? held.dtype : 'BF16';
+  const { shared, byExpert } = storedFactors({ method, problem, dtype, stored });
+  for (const factor of shared) storedFactorMatrix(checkpoint, names.shared[factor.name] as string, factor);
+  const size = turnedSize(projection, problem);
+  const experts = names.experts.map((own): StoredMatrix => {
+    const factors = byExpert.map((factor) => [
+      factor.name,
+      storedFactorMatrix(checkpoint, own[factor.name] as string, factor),
+    ]);
+    return { ...(Object.fromEntries(factors)[method.scaled] as StoredMatrix), ...size };
+  });
+  const format = factorisedShape(projection, size);
+  return { layer, prefix, projection, group, groups, method, problem, experts, format, dtype, stored, names };
+}
+
+/**
+ * The quantised factors of a checkpoint, by the names of their tensors: scales have none, since they are read with the numbers that
+ * they belong to. Empty if no factor is quantised.
+ */
+export function quantisedFactors(checkpoint: Checkpoint): Map<string, readonly StoredMatrix[]> {
+  const found = new Map<string, readonly StoredMatrix[]>();
+  if (!nativeMethod(checkpoint)) return found;
+  for (const group of findNativeGroups(checkpoint).filter(({ stored }) => hasCodes(stored))) {
+    const { shared, byExpert } = storedFactors(group);
+    const all = [
+      ...shared.map((factor) => [group.names.shared[factor.name] as string, factor] as const),
+      ...group.names.experts.flatMap((own) => byExpert.map((factor) => [own[factor.name] as string, factor] as const)),
+    ];
+    for (const [name, factor] of all)
+      for (const { suffix, parameters } of partsOf([factor]))
+        found.set(name + suffix, parameters ? [storedFactorMatrix(checkpoint, name, factor)] : []);
+  }
+  return found;
+}
+
+/** The tensors that hold factors of groups, by name. */
+export const factorTensorsOf = (groups: readonly GroupPlan[]): Map<string, FactorTensor> =>
+  new Map(
+    groups.flatMap((group) => {
+      const { shared, experts } = nativeTensors(group);
+      return [...shared, ...experts.flat()].map((tensor) => [tensor.name, tensor] as const);
+    }),
+  );
 
 function tensorOf({ tensors, folder }: Checkpoint, name: string): TensorInfo {
   const found = tensors.get(name);

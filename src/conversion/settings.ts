@@ -3,6 +3,14 @@ import { availableParallelism, totalmem } from 'node:os';
 import { z } from 'zod';
 import type { RecordFacts } from '../calibration/record.js';
 import type { FloatDtype } from '../checkpoint/dtype.js';
+import {
+  dtypeNamed,
+  type FactorDtype,
+  FLOAT_NAMES,
+  isQuantisedName,
+  QUANTISED_NAMES,
+  type QuantisedName,
+} from '../checkpoint/factor-dtype.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
@@ -33,8 +41,23 @@ export const holdsWeights = ({ format }: { readonly format: OutputFormat }): boo
 /** Whether the output is a native checkpoint, with factors instead of weights. */
 export const isNative = ({ format }: { readonly format: OutputFormat }): boolean => format === 'mobe';
 
-/** The dtypes of an option, and their names in safetensors. */
-export const DTYPE_NAMES = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
+/** The dtypes that factors can have. */
+export const DTYPE_NAMES = ['float32', 'float16', 'bfloat16', ...QUANTISED_NAMES] as const;
+/** The name of a dtype. */
+export type DtypeName = (typeof DTYPE_NAMES)[number];
+
+/** The columns of a row that can share a scale. */
+export const SCALE_GROUPS = [64, 128] as const;
+const DEFAULT_SCALE_GROUP = 64;
+
+/** The dtype of shared factors, by that of the experts' own. With these neither dominates the error. */
+const SHARED_DTYPES: Readonly<Record<QuantisedName, QuantisedName>> = {
+  int8: 'int8',
+  fp8: 'fp8',
+  int6: 'int6',
+  int5: 'int6',
+  int4: 'int5',
+};
 
 /** The default of transformers: 5 GB, decimal. */
 const DEFAULT_SHARD_BYTES = 5e9;
@@ -79,9 +102,16 @@ const settingsSchema = z
     groups: positive.optional(),
     /** Layers to convert; by default all that have routed experts. */
     layers: z.array(z.number().int().nonnegative()).optional(),
-    /** The dtype of factors and rebuilt weights; by default that of the experts. */
-    dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
-    /** Whether quantised tensors stay quantised, except the experts of converted layers. By default all are decoded. */
+    /** The dtype of factors and rebuilt weights; by default that of the experts. Rebuilt weights cannot be quantised. */
+    dtype: z.enum(DTYPE_NAMES).optional(),
+    /** The dtype of shared factors; default: that of `dtype`, and with 5 and 4 bits one bit more. */
+    basesDtype: z.enum(DTYPE_NAMES).optional(),
+    /** The columns of a row of a quantised factor that share a scale; default: 64. */
+    scaleGroup: z.union([z.literal(64), z.literal(128)], { error: 'give 64 or 128' }).optional(),
+    /**
+     * Whether quantised tensors stay quantised. With factors, all do that are not factorised; with rebuilt weights, all but the
+     * experts of converted layers. By default all are decoded.
+     */
     keepQuantized: z.boolean().default(false),
     solver: z.string().optional(),
     /** How much time a fit may take. */
@@ -114,8 +144,10 @@ const settingsSchema = z
       addIssue({ code: 'custom', path: ['metric'], message: 'the solver adam has no metric. Use varpro, or none' });
   })
   .superRefine(checkAllocation)
+  .superRefine(checkDtypes)
   .transform((settings) => ({
     ...settings,
+    ...quantisation(settings),
     ...chosenMethod(settings).complete(settings),
     projections: PROJECTIONS.filter((projection) =>
       (settings.projections ?? defaultProjections(settings)).includes(projection),
@@ -123,6 +155,40 @@ const settingsSchema = z
     repair: settings.repair ?? (settings.calibration === undefined ? 'none' : 'factors'),
     ...chosenAllocation(settings),
   }));
+
+type DtypeOptions = {
+  readonly dtype?: DtypeName | undefined;
+  readonly basesDtype?: DtypeName | undefined;
+  readonly scaleGroup?: 64 | 128 | undefined;
+};
+
+/** Reports dtypes that contradict each other. */
+function checkDtypes({ dtype, basesDtype, scaleGroup }: DtypeOptions, context: z.core.$RefinementCtx): void {
+  const issue = (path: string, message: string): void => context.addIssue({ code: 'custom', path: [path], message });
+  const quantises = isQuantisedName(dtype) || isQuantisedName(basesDtype);
+  if (basesDtype !== undefined && !quantises && basesDtype !== dtype)
+    issue('basesDtype', 'factors of float dtypes have one dtype, which --dtype gives. Leave --bases-dtype out');
+  if (scaleGroup !== undefined && !quantises)
+    issue('scaleGroup', `only quantised factors have scales. Give --dtype ${QUANTISED_NAMES.join(' or ')} with it`);
+}
+
+/** The options of quantised factors, complete; none if no factor is quantised. */
+function quantisation({ dtype, basesDtype, scaleGroup }: DtypeOptions): DtypeOptions {
+  const shared = basesDtype ?? (isQuantisedName(dtype) ? SHARED_DTYPES[dtype] : undefined);
+  if (!isQuantisedName(dtype) && !isQuantisedName(shared)) return { basesDtype: undefined };
+  return { basesDtype: shared, scaleGroup: scaleGroup ?? DEFAULT_SCALE_GROUP };
+}
+
+/**
+ * The dtypes in which a group's factors are stored.
+ * @param dtype the group's float dtype
+ */
+export function storedDtypes(
+  { dtype: own, basesDtype: shared, scaleGroup = DEFAULT_SCALE_GROUP }: DtypeOptions,
+  dtype: FloatDtype,
+): { readonly own: FactorDtype; readonly shared: FactorDtype } {
+  return { own: dtypeNamed(own, scaleGroup) ?? dtype, shared: dtypeNamed(shared, scaleGroup) ?? dtype };
+}
 
 /** The projections that are factorised by default. */
 export const defaultProjections = ({ calibration }: { readonly calibration?: string | undefined }) =>
@@ -154,7 +220,7 @@ function chosenMethod({
  * made.
  */
 export const decodedDtype = ({ dtype }: { dtype?: unknown }): FloatDtype =>
-  DTYPE_NAMES[dtype as keyof typeof DTYPE_NAMES] ?? 'BF16';
+  FLOAT_NAMES[dtype as keyof typeof FLOAT_NAMES] ?? 'BF16';
 
 /** The options of a caller. All have defaults. */
 export type CompressOptions = z.input<typeof settingsSchema>;
@@ -193,7 +259,7 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
-  const { allocate, sensitivity, maxLoss, allocation, weighing, repair } = settings;
+  const { allocate, sensitivity, maxLoss, allocation, weighing, repair, basesDtype, scaleGroup } = settings;
   const what = {
     format,
     ...methodRecord(methodNamed(method)),
@@ -205,6 +271,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     projections,
     layers,
     dtype,
+    ...(scaleGroup !== undefined && { basesDtype, scaleGroup }),
     keepQuantized,
     ...(allocate !== 'uniform' && { allocate, sensitivity, maxLoss, allocation }),
     ...(weighing && { ...calibrationRecord(weighing.facts, weighing.metric), repair }),

@@ -2,9 +2,11 @@
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { compareGroups, type GroupPlan } from '../conversion/group-plan.js';
+import { storedFactorMatrix } from '../conversion/native-factors.js';
 import { findNativeGroups, nativeMethod } from '../conversion/native-groups.js';
 import { nativeLayers } from '../conversion/native-layers.js';
 import { MissingExpertError, WeightShapeError } from '../errors.js';
+import { type StoredFactor, storedFactors } from '../methods/factor-storage.js';
 import type { Problem } from '../methods/mobe/problem.js';
 import type { Problem as SvdProblem } from '../methods/svd/problem.js';
 import { expertsOf } from '../models/expert-names.js';
@@ -146,14 +148,15 @@ function factorGroup(checkpoint: Checkpoint, plan: GroupPlan, tools: ExpertTools
 function mixedFactors(checkpoint: Checkpoint, plan: GroupPlan, { reader, runner, cache }: ExpertTools): FactorGroup {
   const { bases: m, rank: r, cols: d, experts: n, activation } = plan.problem as Problem;
   const { B: name, alpha } = plan.names.shared as { B: string; alpha: string };
-  const stacked = findWeight(checkpoint, name, [m * r, d]);
+  const [B] = storedFactors(plan).shared.filter((factor) => factor.name === 'B') as [StoredFactor];
+  const stacked = storedFactorMatrix(checkpoint, name, B);
   const coefficients = findWeight(checkpoint, alpha, [n, m]);
   const bases: Unit = {
     key: name,
     shapes: { B: [m, r * d] },
     // Bases are needed only when an expert is rebuilt, so they may be evicted.
     needed: 'routed',
-    fill: ({ B }) => reader.fill(B as Float32Array, stacked.matrix),
+    fill: ({ B }) => reader.fill(B as Float32Array, stacked),
   };
   return {
     rank: r,

@@ -79,6 +79,8 @@ export interface DefaultSizes {
 export interface FactorShape {
   readonly name: string;
   readonly shape: readonly number[];
+  /** True if it may be stored in a quantised dtype. Small factors are always floats. */
+  readonly coded?: boolean;
 }
 
 /** The factors of a group: those shared by its experts, and those of each expert. */

@@ -14,19 +14,16 @@ import { createEngine, type EngineName } from '../../src/engine/create-engine.js
 import type { Engine } from '../../src/engine/engine.js';
 import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.js';
 import { mapValues } from '../../src/map-values.js';
+import { decodeFactors, type StoredFactor, type StoredParts, storedFactors } from '../../src/methods/factor-storage.js';
 import type { Reconstruction } from '../../src/methods/method.js';
-import { methodNamed } from '../../src/methods/registry.js';
 import type { Projection } from '../../src/models/family.js';
 import { ExpertRepair } from './expert-repair.js';
 import { type FitJob, type JobData, type JobHooks, type JobOutput, runJob } from './job.js';
 import { type SquaredError, squaredError } from './squared-error.js';
-import { decodeAsStored, type LoadedFactors, type StoredWeights } from './stored-weights.js';
+import { decodeAsStored, type LoadedFactors, loadedForm, type StoredWeights } from './stored-weights.js';
 
 /** The projections of an expert as stored. */
 export type StoredExpert = Readonly<Partial<Record<keyof ExpertWeights, StoredWeights>>>;
-
-/** An expert's factors by name, as stored. */
-export type StoredFactors = Readonly<Record<string, Uint8Array>>;
 
 /** Rebuilt weights of one expert, encoded in the group's dtype, and their squared error. */
 export interface RebuiltWeights extends SquaredError {
@@ -39,10 +36,17 @@ export interface ComputeOptions {
   readonly threads: number;
 }
 
+/** Loaded factors. */
+interface Held {
+  readonly factors: LoadedFactors;
+  readonly byExpert: readonly StoredFactor[];
+  readonly reconstruction: Reconstruction;
+}
+
 /** An engine, and the factors that are loaded into it. */
 export class Compute {
   private statistics: Array<{ readonly projection: Projection; readonly of: ExpertStatistics }> = [];
-  private held: { readonly factors: LoadedFactors; readonly reconstruction: Reconstruction } | undefined;
+  private held: Held | undefined;
 
   private readonly repairs: ExpertRepair;
 
@@ -62,23 +66,24 @@ export class Compute {
   /** Holds finished factors until others are loaded. */
   async load(factors: LoadedFactors): Promise<void> {
     await this.release();
-    const { method, problem, dtype } = factors;
-    const shared = mapValues(factors.shared, (bytes) => floatsOf(dtype, bytes));
-    this.held = { factors, reconstruction: await methodNamed(method).rebuild(this.engine, problem, shared) };
+    const form = loadedForm(factors);
+    const { shared, byExpert } = storedFactors(form);
+    const rounded = decodeFactors(shared, factors.shared);
+    this.held = { factors, byExpert, reconstruction: await form.method.rebuild(this.engine, form.problem, rounded) };
   }
 
   /**
    * Rebuilds the weights of one expert of the loaded group, in the group's dtype and in the stored orientation. Their error is
    * measured against `dense`, and is 0 of 0 without it. Throws `OverflowError`, which names `label`.
    */
-  async rebuild(expert: number, own: StoredFactors, label: string, dense?: StoredWeights): Promise<RebuiltWeights> {
-    const { dtype, format } = this.loaded();
+  async rebuild(expert: number, own: StoredParts, label: string, dense?: StoredWeights): Promise<RebuiltWeights> {
+    const { dtype, format } = this.loaded().factors;
     const data = encodeFinite(dtype, asStored(format, await this.reconstruct(expert, own)), label);
     return { data, ...squaredError(dense ? decodeAsStored(dense) : new Float32Array(0), floatsOf(dtype, data)) };
   }
 
   /** The error of the weights that one expert's factors give, against its dense weights. */
-  async compare(expert: number, own: StoredFactors, { format, bytes }: StoredWeights): Promise<SquaredError> {
+  async compare(expert: number, own: StoredParts, { format, bytes }: StoredWeights): Promise<SquaredError> {
     const dense = new Float32Array(format.rows * format.cols);
     decodeMatrix(format, bytes, dense);
     return squaredError(dense, await this.reconstruct(expert, own));
@@ -129,17 +134,14 @@ export class Compute {
     return measureGemmRate(this.engine, shape.rows, shape.cols, shape.rank);
   }
 
-  private loaded(): LoadedFactors {
+  private loaded(): Held {
     if (!this.held) throw new TypeError('no factors are loaded');
-    return this.held.factors;
+    return this.held;
   }
 
-  private async reconstruct(expert: number, own: StoredFactors): Promise<Float32Array> {
-    const { dtype } = this.loaded();
-    return (this.held as NonNullable<typeof this.held>).reconstruction.expert(
-      expert,
-      mapValues(own, (bytes) => floatsOf(dtype, bytes)),
-    );
+  private async reconstruct(expert: number, own: StoredParts): Promise<Float32Array> {
+    const { byExpert, reconstruction } = this.loaded();
+    return reconstruction.expert(expert, decodeFactors(byExpert, own));
   }
 
   /** Frees the loaded factors. */

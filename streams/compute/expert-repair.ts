@@ -10,14 +10,12 @@ import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { asFactorised, asStored } from '../../src/checkpoint/stored-matrix.js';
 import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
-import { mapValues } from '../../src/map-values.js';
+import { decodeFactors, encodeFactors, type StoredFactor, storedFactors } from '../../src/methods/factor-storage.js';
 import type { ExpertFactors, Metric, Reconstruction } from '../../src/methods/method.js';
 import { createMetricNorm, type MetricNorm } from '../../src/methods/mobe/metric-norm.js';
-import { methodNamed } from '../../src/methods/registry.js';
 import type { Projection } from '../../src/models/family.js';
-import { foldSigma } from '../stages/fold.js';
 import { type SquaredError, squaredError } from './squared-error.js';
-import { decodeAsStored, type LoadedFactors, type StoredWeights } from './stored-weights.js';
+import { decodeAsStored, type LoadedFactors, loadedForm, type StoredWeights } from './stored-weights.js';
 
 /** The output for an expert's projection: its factors by name, or its weights. */
 export interface RepairedTensors extends SquaredError {
@@ -34,6 +32,7 @@ export interface RepairOutput {
 
 interface LoadedGroup {
   readonly factors: LoadedFactors;
+  readonly byExpert: readonly StoredFactor[];
   readonly own: ExpertFactors;
   readonly norm: MetricNorm | undefined;
   readonly reconstruction: Reconstruction;
@@ -60,9 +59,10 @@ export class ExpertRepair {
   /** Holds the shared factors of a projection until others are loaded. */
   async load(projection: Projection, factors: LoadedFactors): Promise<void> {
     await this.unload(projection);
-    const { method: name, problem, dtype } = factors;
-    const method = methodNamed(name);
-    const shared = mapValues(factors.shared, (bytes) => floatsOf(dtype, bytes));
+    const form = loadedForm(factors);
+    const { method, problem, dtype } = form;
+    const { byExpert, ...common } = storedFactors(form);
+    const shared = decodeFactors(common.shared, factors.shared);
     const round = (values: Float32Array): Float32Array => floatsOf(dtype, encodeFinite(dtype, values, projection));
     // The columns of a transposed down_proj are outputs, of which the record knows nothing.
     const metric: Metric | undefined = factors.format.transposed
@@ -70,6 +70,7 @@ export class ExpertRepair {
       : { columns: { form: 'full', shared: false, read: (_, target) => target.set(this.columns) } };
     this.groups.set(projection, {
       factors,
+      byExpert,
       own: await method.expertFactors(this.engine, problem, shared, round, metric),
       norm: metric && (await createMetricNorm(this.engine, problem, metric)),
       reconstruction: await method.rebuild(this.engine, problem, shared),
@@ -105,15 +106,14 @@ export class ExpertRepair {
     dense: StoredWeights,
     { label, written }: RepairOutput,
   ): Promise<RepairedTensors> {
-    const { factors, own, norm, reconstruction } = this.groups.get(projection) as LoadedGroup;
+    const { factors, byExpert, own, norm, reconstruction } = this.groups.get(projection) as LoadedGroup;
     const { dtype, format } = factors;
     const before = decodeAsStored(dense);
     const wanted = projection === 'down_proj' ? await this.repaired(before) : before;
-    const method = methodNamed(factors.method);
+    // The weights are not divided by σ, so A includes it.
     const fitted = await own.fit(expert, asFactorised(format, wanted));
-    const tensors = foldSigma(method, fitted, 1, dtype, label);
-    const stored = mapValues(tensors, (bytes) => floatsOf(dtype, bytes));
-    const after = await reconstruction.expert(expert, stored);
+    const tensors = encodeFactors(byExpert, fitted, () => label);
+    const after = await reconstruction.expert(expert, decodeFactors(byExpert, tensors));
     const oriented = asFactorised(format, before);
     this.weights.set(projection, { before: oriented, after });
     const metric = norm && {

@@ -10,9 +10,15 @@ import { type Encoding, encodingSchema } from '../../src/checkpoint/encoding.js'
 import { asFactorised, asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
 import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
-import { mapValues } from '../../src/map-values.js';
+import {
+  decodeFactors,
+  encodeFactors,
+  type FactorForm,
+  storedDtypesSchema,
+  storedFactors,
+} from '../../src/methods/factor-storage.js';
 import type { LossPoint } from '../../src/methods/loss-curve.js';
-import type { Factors, FitStep, GroupShape, StateStore } from '../../src/methods/method.js';
+import type { FitStep, GroupShape, StateStore } from '../../src/methods/method.js';
 import { createMetricNorm } from '../../src/methods/mobe/metric-norm.js';
 import { METHODS, methodNamed } from '../../src/methods/registry.js';
 import type { FoldedExpert } from '../records.js';
@@ -49,6 +55,8 @@ export const fitJob = z
     encodings: z.array(encodingSchema).min(1),
     /** The dtype of the output. */
     dtype: floatDtype,
+    /** The dtypes of factors, if some are quantised. Only if factors are written. */
+    stored: storedDtypesSchema.optional(),
     written: z.enum(['factors', 'weights']),
     /** If undefined, σ is measured from this group's weights. */
     sigma: z.number().positive().optional(),
@@ -76,6 +84,10 @@ export const fitJob = z
     /** If the group's relative error is above this, the job outputs the source's weights. Only if weights are written. */
     maxError: z.number().positive().optional(),
   })
+  .refine(({ written, stored }) => written === 'factors' || stored === undefined, {
+    path: ['stored'],
+    message: 'weights are floats',
+  })
   .superRefine(({ method, problem, encodings, tensors, solver }, context) => {
     if (tensors.some(({ encoding }) => encoding >= encodings.length))
       context.addIssue({ code: 'custom', message: 'no such encoding', path: ['tensors'] });
@@ -96,7 +108,15 @@ export type FitJob = Readonly<z.infer<typeof fitJob>>;
 export const jobFormats = ({ format, encodings, tensors }: FitJob): MatrixFormat[] =>
   tensors.map(({ encoding }) => ({ ...format, encoding: encodings[encoding] as Encoding }));
 
-/** The first output of a job: the shared factors by name, in the job's dtype. */
+/** The form in which a job stores factors. */
+export const jobForm = ({ method, problem, dtype, stored = { own: dtype, shared: dtype } }: FitJob): FactorForm => ({
+  method: methodNamed(method),
+  problem,
+  dtype,
+  stored,
+});
+
+/** The first output of a job: the parts of the shared factors (`NamedPart.key`). */
 export interface FittedFactors {
   readonly kind: 'fitted';
   readonly sigma: number;
@@ -166,8 +186,9 @@ export async function* runJob(
   const metric = job.metric && matrices && metricOf(problem, job.metric.form, matrices);
   const weighed = job.metric?.fit ? { ...targets, metric } : targets;
   const fit = await method.fit(engine, problem, weighed, { ...options, ...hooks, solver, label, sigma });
-  const shared = mapValues(fit.shared, (values, name) => encodeFinite(dtype, values, `${name} of ${label}`));
-  const rounded: Factors = mapValues(shared, (bytes) => floatsOf(dtype, bytes));
+  const factors = storedFactors(jobForm(job));
+  const shared = encodeFactors(factors.shared, fit.shared, (name) => `${name} of ${label}`);
+  const rounded = decodeFactors(factors.shared, shared);
   const round = (values: Float32Array): Float32Array => floatsOf(dtype, encodeFinite(dtype, values, label));
   const own = await method.expertFactors(engine, problem, rounded, round, metric);
   const reconstruction = await method.rebuild(engine, problem, rounded);
@@ -186,11 +207,9 @@ export async function* runJob(
     const target = dense.slice();
     divide(target, sigma);
     const expertLabel = `${label}, expert ${expert}`;
-    const tensors = foldSigma(method, await own.fit(expert, target), sigma, dtype, expertLabel);
-    const rebuilt = await reconstruction.expert(
-      expert,
-      mapValues(tensors, (bytes) => floatsOf(dtype, bytes)),
-    );
+    const fitted = foldSigma(method, await own.fit(expert, target), sigma);
+    const tensors = encodeFactors(factors.byExpert, fitted, () => expertLabel);
+    const rebuilt = await reconstruction.expert(expert, decodeFactors(factors.byExpert, tensors));
     if (written === 'factors') {
       const errors = { ...squaredError(dense, rebuilt), ...(await errorInMetric(expert, dense, rebuilt)) };
       return { kind: 'expert', expert, tensors, ...errors };

@@ -5,8 +5,8 @@ import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
 import type { ProductShape } from '../../src/engine/gemm-rate.js';
 import { InterruptedError, ProtocolError, UnlikeWorkersError } from '../../src/errors.js';
+import { partsOf, storedFactors } from '../../src/methods/factor-storage.js';
 import type { FitStep } from '../../src/methods/method.js';
-import { methodNamed } from '../../src/methods/registry.js';
 import { checkParams } from '../../src/transport/check-params.js';
 import { connect } from '../../src/transport/connect.js';
 import { jsonPiece } from '../../src/transport/json-tensor.js';
@@ -15,7 +15,7 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import { HandOver } from '../flow/hand-over.js';
 import { collector } from '../machines/collect.js';
 import type { PeerOptions } from '../machines/peer-options.js';
-import type { FitJob, JobOutput, OwnedData } from './job.js';
+import { type FitJob, type JobOutput, jobForm, type OwnedData } from './job.js';
 import type { JobRunner } from './job-runner.js';
 import { revived } from './revive-error.js';
 import { StallWatch } from './stall-watch.js';
@@ -192,13 +192,13 @@ class JobAnswer {
 
   /** Names and bytes of the tensors that must come before the next event other than "step". */
   private expected(): Map<string, number> {
-    const { method, problem, dtype, written } = this.job;
-    const { shared, byExpert } = methodNamed(method).stores(problem);
-    const bytes = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, floatBytes(dtype));
+    const { problem, dtype, written } = this.job;
+    const { shared, byExpert } = storedFactors(jobForm(this.job));
     const { next } = this;
-    if (next === undefined) return new Map(shared.map(({ name, shape }) => [sharedName(name), bytes(shape)]));
-    if (written === 'weights') return new Map([[expertName(next, WEIGHTS), bytes([problem.rows, problem.cols])]]);
-    return new Map(byExpert.map(({ name, shape }) => [expertName(next, name), bytes(shape)]));
+    if (next === undefined) return new Map(partsOf(shared).map(({ key, bytes }) => [sharedName(key), bytes]));
+    if (written === 'weights')
+      return new Map([[expertName(next, WEIGHTS), problem.rows * problem.cols * floatBytes(dtype)]]);
+    return new Map(partsOf(byExpert).map(({ key, bytes }) => [expertName(next, key), bytes]));
   }
 
   put(piece: TensorPiece): void {

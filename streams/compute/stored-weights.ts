@@ -1,7 +1,9 @@
 /** Weights and factors as they are stored, for a compute thread. */
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { decodeMatrix, type MatrixFormat, type MatrixShape } from '../../src/checkpoint/stored-matrix.js';
+import type { FactorForm, StoredDtypes, StoredParts } from '../../src/methods/factor-storage.js';
 import type { GroupShape } from '../../src/methods/method.js';
+import { methodNamed } from '../../src/methods/registry.js';
 
 /** Finished factors of a group, for `rebuild` and `compare`. */
 export interface LoadedFactors {
@@ -9,11 +11,18 @@ export interface LoadedFactors {
   readonly method: string;
   readonly problem: GroupShape;
   readonly dtype: FloatDtype;
+  readonly stored: StoredDtypes;
   /** The size and orientation of the dense weights. */
   readonly format: MatrixShape;
-  /** The shared factors by name, as stored. */
-  readonly shared: Readonly<Record<string, Uint8Array>>;
+  /** The parts of the shared factors (`NamedPart.key`). */
+  readonly shared: StoredParts;
 }
+
+/** The form in which loaded factors are stored. */
+export const loadedForm = ({ method, ...form }: LoadedFactors): FactorForm => ({
+  ...form,
+  method: methodNamed(method),
+});
 
 /** One expert's dense weights, as `readMatrix` reads them. */
 export interface StoredWeights {

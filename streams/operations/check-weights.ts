@@ -1,6 +1,7 @@
 import { isFloatDtype } from '../../src/checkpoint/dtype.js';
 import { attachedTo, isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
 import { plainMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { quantisedFactors } from '../../src/conversion/native-groups.js';
 import { InterruptedError } from '../../src/errors.js';
 import { expertsOf } from '../../src/models/expert-names.js';
 import { openSource, type Source } from '../machines/remote-files.js';
@@ -33,7 +34,10 @@ export async function checkWeights(
   { onProgress, signal, peers }: Pick<RunHooks, 'onProgress' | 'signal' | 'peers'> = {},
 ): Promise<WeightCheck> {
   const source = await openSource(model, { peers });
-  const matrices = [...source.tensors.values()].flatMap((tensor): StoredMatrix[] => {
+  const factors = quantisedFactors(source);
+  const matrices = [...source.tensors.values()].flatMap((tensor): readonly StoredMatrix[] => {
+    const factor = factors.get(tensor.name);
+    if (factor) return factor;
     if (attachedTo(tensor, source)) return []; // scales are read with the data they belong to
     if (isQuantised(tensor)) {
       const experts = expertsOf(tensor, source); // a fused tensor has several matrices

@@ -1,4 +1,3 @@
-import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { readReport } from '../../src/conversion/existing-output.js';
@@ -8,14 +7,13 @@ import { denseConfig } from '../../src/conversion/native-config.js';
 import { engineRecord, isRepaired } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
-import { mapValues } from '../../src/map-values.js';
 import { MODELLING_NAMES } from '../../src/models/modelling-files.js';
-import type { ByteRange, RangeReader } from '../../src/sources/files.js';
+import type { RangeReader } from '../../src/sources/files.js';
 import { type ComputeThread, withThread } from '../compute/compute-thread.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { rebuildWeights } from '../stages/rebuild.js';
+import { nativeRanges, rebuildWeights } from '../stages/rebuild.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
@@ -70,16 +68,9 @@ async function* rebuildAll(
   reader: RangeReader,
   thread: ComputeThread,
 ): AsyncGenerator<OutputRecord> {
-  const rangeOf = (name: string): ByteRange => plan.source.tensors.get(name) as TensorInfo;
   for (const group of groups) {
-    const { shared, experts } = group.names;
     const started = performance.now();
-    const factored = {
-      group,
-      shared: mapValues(shared, rangeOf),
-      own: (expert: number) => mapValues(experts[expert] ?? {}, rangeOf),
-    };
-    yield* rebuildWeights(factored, plan, reader, thread);
+    yield* rebuildWeights({ group, ...nativeRanges(group, plan.source) }, plan, reader, thread);
     yield { finished: { ...groupKey(group), seconds: (performance.now() - started) / 1000 } };
   }
 }

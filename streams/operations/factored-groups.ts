@@ -1,6 +1,5 @@
 /** Matches finished factors with the model that they belong to. */
 import { createHash } from 'node:crypto';
-import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { longSettings } from '../../src/conversion/allocation.js';
 import { readReport } from '../../src/conversion/existing-output.js';
@@ -11,10 +10,10 @@ import { isFitted, isKept, type KeptGroupReport, REPORT_FILE } from '../../src/c
 import { NotACheckpointError, OtherResultError } from '../../src/errors.js';
 import { mapValues } from '../../src/map-values.js';
 import type { MoeModel } from '../../src/models/family.js';
-import type { ByteRange, SourceFolder } from '../../src/sources/files.js';
+import type { SourceFolder } from '../../src/sources/files.js';
 import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
-import { matchFactors } from '../stages/rebuild.js';
+import { matchFactors, nativeRanges } from '../stages/rebuild.js';
 import type { ReportedGroup } from '../stages/repair-layer.js';
 
 /**
@@ -75,21 +74,19 @@ export async function openFactored(
 }
 
 async function openNative(source: Checkpoint, model: MoeModel, sourceFingerprint: string): Promise<FactoredResult> {
-  const { folder, files, tensors } = source;
+  const { folder, files } = source;
   const found = findNativeGroups(source);
   const report = await readReport(folder, files);
   if (!report) throw new NotACheckpointError(folder, `it has no ${REPORT_FILE}, so what was converted is not known`);
   if (report.sourceFingerprint !== sourceFingerprint) throw new OtherResultError(folder);
-  const rangeOf = (name: string): ByteRange => tensors.get(name) as TensorInfo;
   const groups = found.map((native): ReportedGroup => {
     const group = groupOf(model, native, {}, native);
     const own = report.groups.filter(isFitted).find((it) => compareGroups(it, native) === 0);
     if (!group) throw new OtherResultError(folder, `its shapes do not fit ${groupLabel(native)}`);
     if (!own) throw new NotACheckpointError(folder, `${REPORT_FILE} does not tell of ${groupLabel(native)}`);
     return {
-      group: { ...group, dtype: native.dtype },
-      shared: mapValues(native.names.shared, rangeOf),
-      own: (expert) => mapValues(native.names.experts[expert] ?? {}, rangeOf),
+      group: { ...group, dtype: native.dtype, stored: native.stored },
+      ...nativeRanges(native, source),
       dense: group.experts,
       report: own,
     };

@@ -20,7 +20,7 @@ export async function fitGroups(
   started = performance.now(),
 ): Promise<RunResult> {
   // Factor files have no checkpoint format. "hf" is used here because all families can be planned with it.
-  const planned = await planRun(model, { ...options, format: 'hf' }, run);
+  const planned = await planRun(model, { ...options, format: 'hf' }, run, 'factor files');
   const { source, model: detected, groups, settings, engine } = planned.planned;
   const repairs = repairsDown(settings);
   const factors = planFactors(source, groups);

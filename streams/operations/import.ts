@@ -1,5 +1,6 @@
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import type { FloatDtype } from '../../src/checkpoint/dtype.js';
+import { type FLOAT_NAMES, isQuantisedName } from '../../src/checkpoint/factor-dtype.js';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { readMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { planFactors } from '../../src/conversion/conversion-plan.js';
@@ -7,8 +8,9 @@ import { type GroupPlan, groupLabel, groupOf, productOf } from '../../src/conver
 import { engineRecord } from '../../src/conversion/run-report.js';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
-import { ForeignFactorsError } from '../../src/errors.js';
+import { ForeignFactorsError, OptionError } from '../../src/errors.js';
 import { roundToHalf } from '../../src/linalg/half.js';
+import { encodeFactors, storedFactors } from '../../src/methods/factor-storage.js';
 import type { Method } from '../../src/methods/method.js';
 import { mobe } from '../../src/methods/mobe/mobe.js';
 import { type Activation, type Problem, REFERENCE_ACTIVATIONS } from '../../src/methods/mobe/problem.js';
@@ -24,11 +26,14 @@ import type { FittedGroup, FoldedExpert } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { fold, foldSigma } from '../stages/fold.js';
 import { sigmaIn } from '../stages/normalise.js';
+import { asLoaded } from '../stages/rebuild.js';
 import { convert } from './convert.js';
 import type { OutputPlace } from './open-output.js';
 
 /** Options of `importFactors`. */
-export interface ImportOptions extends Pick<CompressOptions, 'dtype' | 'engine' | 'threads'> {
+export interface ImportOptions extends Pick<CompressOptions, 'engine' | 'threads'> {
+  /** The dtype of the factors; default: that of the experts. */
+  readonly dtype?: keyof typeof FLOAT_NAMES | undefined;
   /**
    * The activation of the factors. The files do not name it. By default, the one that fits the first expert better is taken.
    */
@@ -57,6 +62,8 @@ export async function importFactors(
 ): Promise<RunResult> {
   const started = performance.now();
   const { engine: choice, threads } = resolveSettings(options);
+  if (isQuantisedName(options.dtype))
+    throw new OptionError('--dtype', `${options.dtype} is for factors that mobe fits. Import them as floats`);
   const opened = await openSource(model, run);
   const source = { ...opened, files: joinFiles(opened, openFiles(wab, run)) };
   const detected = detectModel(source);
@@ -171,7 +178,7 @@ async function readGroup(
   reader: RangeReader,
   thread: ComputeThread,
 ): Promise<FittedGroup> {
-  const { method, dtype, format } = group;
+  const { method, dtype } = group;
   const problem = group.problem as Problem;
   // The reference holds the weights in fp16, and so its standard deviation is rounded to fp16.
   const sigma = roundToHalf(Float32Array.of(measured))[0] as number;
@@ -181,14 +188,15 @@ async function readGroup(
   const logits = await readFloats(file.logits, stored, reader);
   const alpha = encodeFinite(dtype, softmaxRows(logits, problem.bases), `coefficients of ${label}`);
   const shared = { B, alpha };
-  await thread.call('load', [{ method: method.name, problem, dtype, format, shared }]);
+  await thread.call('load', [asLoaded(group, shared)]);
   const size = (file.A.end - file.A.start) / problem.experts;
   async function* experts(): AsyncGenerator<FoldedExpert> {
     for (const [expert, matrix] of group.experts.entries()) {
       const start = file.A.start + expert * size;
       const A = await readFloats({ file: file.A.file, start, end: start + size }, stored, reader);
-      const tensors = foldSigma(method, { A }, sigma, dtype, `${label}, expert ${expert}`);
-      const dense = { format: { ...format, encoding: matrix.encoding }, bytes: await readMatrix(reader, matrix) };
+      const scaled = foldSigma(method, { A }, sigma);
+      const tensors = encodeFactors(storedFactors(group).byExpert, scaled, () => `${label}, expert ${expert}`);
+      const dense = { format: { ...group.format, encoding: matrix.encoding }, bytes: await readMatrix(reader, matrix) };
       yield { expert, tensors, ...(await thread.call('compare', [expert, tensors, dense])) };
     }
   }

@@ -29,6 +29,7 @@ export async function planRun(
     fileSystem,
     record: own,
   }: Pick<RunOptions, 'peers' | 'workers' | 'fileSystem' | 'record'>,
+  writes?: Parameters<typeof planCompression>[4],
 ): Promise<PlannedRun> {
   const source = await openSource(model, { peers, fileSystem });
   const remote = workers.length ? await askWorkers(workers, peers) : undefined;
@@ -37,7 +38,7 @@ export async function planRun(
   const { calibration } = options;
   const opened = calibration === undefined ? undefined : await openCalibration(calibration, source, { record: own });
   const record = opened && own ? holding(opened) : opened;
-  const planned = await planCompression(source, { ...options, ...threads }, remote, record?.facts);
+  const planned = await planCompression(source, { ...options, ...threads }, remote, record?.facts, writes);
   if (calibration !== undefined && record && !own) {
     const layers = planned.groups.map(({ layer }) => layer);
     await checkLayers(calibration, record.facts, layers);

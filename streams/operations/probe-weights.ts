@@ -1,12 +1,11 @@
 /** Weights of whole projections, rebuilt from probes. */
 import type { Replacement } from '../../src/calibration/output-differences.js';
-import { floatsOf } from '../../src/checkpoint/codec.js';
 import { floatBytes } from '../../src/checkpoint/dtype.js';
 import type { FactorFile } from '../../src/conversion/factor-files.js';
 import { groupLabel } from '../../src/conversion/group-plan.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { FactorMismatchError } from '../../src/errors.js';
-import { mapValues } from '../../src/map-values.js';
+import { decodeFactors, storedFactors } from '../../src/methods/factor-storage.js';
 import type { Reconstruction } from '../../src/methods/method.js';
 import { type MoeModel, PROJECTIONS, type Projection } from '../../src/models/family.js';
 import type { RangeReader } from '../../src/sources/files.js';
@@ -83,21 +82,17 @@ export class ProbeWeights implements Replacement {
     const { groups } = this.probe;
     const size = (groups[0] as FactoredGroup).group.problem.experts;
     const group = groups[Math.floor(expert / size)] as FactoredGroup;
-    const { dtype } = group.group;
     const reconstruction = await this.load(group);
     const own = await readFactors(group.own(expert % size), this.reader);
-    return reconstruction.expert(
-      expert % size,
-      mapValues(own, (bytes) => floatsOf(dtype, bytes)),
-    );
+    return reconstruction.expert(expert % size, decodeFactors(storedFactors(group.group).byExpert, own));
   }
 
   private async load(group: FactoredGroup): Promise<Reconstruction> {
     if (this.held?.group === group) return this.held.reconstruction;
     await this.dispose();
-    const { method, problem, dtype } = group.group;
+    const { method, problem } = group.group;
     const stored = await readFactors(group.shared, this.reader);
-    const shared = mapValues(stored, (bytes) => floatsOf(dtype, bytes));
+    const shared = decodeFactors(storedFactors(group.group).shared, stored);
     const reconstruction = await method.rebuild(this.engine, problem, shared);
     this.held = { group, reconstruction };
     return reconstruction;

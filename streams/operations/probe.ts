@@ -72,7 +72,8 @@ export function planProbes(
       'experts of this model are of several sizes, for which --keep chooses different sizes. Give --bases and --rank, or --allocate uniform.',
     );
   const steps = Math.min(PROBE_STEPS, settings.steps);
-  const { method, rank, activation, dtype, batchExperts, engine, threads, seed, maxMemory } = settings;
+  const { method, rank, activation, dtype, basesDtype, scaleGroup } = settings;
+  const { batchExperts, engine, threads, seed, maxMemory } = settings;
   const projections = PROJECTIONS.filter((it) => parts.some(({ projection }) => projection === it));
   const cut = settings.groups === 1 ? undefined : settings.groups;
   const common = {
@@ -82,6 +83,7 @@ export function planProbes(
     groups: cut,
     projections,
     dtype,
+    ...(scaleGroup !== undefined && { basesDtype, scaleGroup }),
     batchExperts,
     engine,
     seed,

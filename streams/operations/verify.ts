@@ -224,9 +224,9 @@ function withRepaired(plan: ConversionPlan, { layers }: MoeModel, { groups }: St
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
   if (isNative({ format }) && report.groups.every(isKept)) return []; // also if there are no groups
   // A record may be damaged: this refuses a dtype that does not exist.
-  const { dtype } = resolveSettings({ dtype: report.settings.dtype as CompressOptions['dtype'] });
+  const { dtype, basesDtype, scaleGroup } = resolveSettings(dtypeOptions(report));
   const expected = (key: GroupKey, known?: MethodProblem): GroupPlan => {
-    const found = groupOf(model, key, { dtype }, known);
+    const found = groupOf(model, key, { dtype, basesDtype, scaleGroup }, known);
     if (!found)
       throw new NotACheckpointError(result.folder, `it claims to hold ${groupLabel(key)}, which its source has not`);
     return found;
@@ -236,6 +236,10 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
     ? findNativeGroups(result).map((native) => expected(native, native))
     : report.groups.filter((group) => !isRepaired(group)).map((group) => expected(group));
 }
+
+/** The options of a record that decide dtypes. */
+const dtypeOptions = ({ settings: { dtype, basesDtype, scaleGroup } }: StoredReport): CompressOptions =>
+  ({ dtype, basesDtype, scaleGroup }) as CompressOptions;
 
 /** Compares the copied tensors, chunk by chunk as they were written. Returns the bytes compared. */
 async function compareCopies(

@@ -5,6 +5,7 @@ import { type GroupKey, type GroupPlan, groupKey, groupLabel, sourceBytes } from
 import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
 import type { Settings } from '../../src/conversion/settings.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../../src/errors.js';
+import { hasCodes } from '../../src/methods/factor-storage.js';
 import { PROJECTIONS } from '../../src/models/family.js';
 import type { ExpertOutput, FitJob, FittedFactors, JobOutput } from '../compute/job.js';
 import type { JobRunner, RunnerHooks, RunnerPool } from '../compute/job-runner.js';
@@ -46,6 +47,7 @@ export function describeJob(
     format: group.format,
     encodings,
     dtype: group.dtype,
+    ...(written === 'factors' && hasCodes(group.stored) && { stored: group.stored }),
     written,
     ...(sigma !== undefined && { sigma }),
     ...(metric && { metric: { form: metric.form, fit: metric.fit } }),

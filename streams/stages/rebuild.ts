@@ -1,17 +1,21 @@
 /** Rebuilds dense weights from finished factors of a native checkpoint or of factor files. */
+import type { TensorInfo } from '../../src/checkpoint/header.js';
+import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import type { FactorFile } from '../../src/conversion/factor-files.js';
 import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
-import { type GroupPlan, groupLabel, groupOf } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, groupLabel, groupOf, nativeTensors } from '../../src/conversion/group-plan.js';
 import { FactorMismatchError } from '../../src/errors.js';
+import { partsOf, type StoredParts, storedFactors } from '../../src/methods/factor-storage.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
 import type { ComputeThread } from '../compute/compute-thread.js';
 import { addErrors, NO_ERROR, type SquaredError } from '../compute/squared-error.js';
+import type { LoadedFactors } from '../compute/stored-weights.js';
 import type { OutputChunk } from '../records.js';
 
-/** The byte range of each factor, by the factor's name. */
+/** The byte range of each part of factors (`NamedPart.key`). */
 export type FactorRanges = Readonly<Record<string, ByteRange>>;
 
 /** A group whose factors are already stored. */
@@ -26,29 +30,41 @@ export interface FactoredGroup {
 
 /** The group that a factor file belongs to. Throws `FactorMismatchError` if the file does not belong to this model. */
 export function matchFactors(file: FactorFile, model: MoeModel, sourceFingerprint: string): FactoredGroup {
-  const { path, metadata, tensors, method, problem, dtype } = file;
+  const { path, metadata, tensors, problem, dtype, stored } = file;
   if (metadata.sourceFingerprint !== sourceFingerprint)
     throw new FactorMismatchError(path, 'it was fitted to another checkpoint');
   const group = groupOf(model, metadata.report, {}, file);
   if (!group) throw new FactorMismatchError(path, `its shapes do not fit ${groupLabel(metadata.report)}`);
-  const { shared, byExpert } = method.stores(problem);
-  const rangeOf = (factor: string): ByteRange => tensors[factor] as ByteRange;
+  const factors = storedFactors(file);
+  const [shared, byExpert] = [partsOf(factors.shared), partsOf(factors.byExpert)];
+  const rangeOf = (part: string): ByteRange => tensors[part] as ByteRange;
   return {
-    group: { ...group, dtype },
-    shared: Object.fromEntries(shared.map(({ name }) => [name, rangeOf(name)])),
+    group: { ...group, dtype, stored },
+    shared: Object.fromEntries(shared.map(({ key }) => [key, rangeOf(key)])),
     own: (expert) =>
       Object.fromEntries(
-        byExpert.map(({ name }) => {
-          const { start: first, end } = rangeOf(name);
+        byExpert.map(({ key }) => {
+          const { start: first, end } = rangeOf(key);
           const size = (end - first) / problem.experts;
-          return [name, { file: path, start: first + expert * size, end: first + (expert + 1) * size }];
+          return [key, { file: path, start: first + expert * size, end: first + (expert + 1) * size }];
         }),
       ),
     dense: group.experts,
   };
 }
 
-/** Reads factors as stored, by name. */
+/** The ranges of a group's factors in a native checkpoint. */
+export function nativeRanges(
+  group: GroupPlan,
+  { tensors }: Pick<Checkpoint, 'tensors'>,
+): Pick<FactoredGroup, 'shared' | 'own'> {
+  const { shared, experts } = nativeTensors(group);
+  const ranges = (parts: typeof shared): FactorRanges =>
+    Object.fromEntries(parts.map(({ name, part }) => [part.key, tensors.get(name) as TensorInfo]));
+  return { shared: ranges(shared), own: (expert) => ranges(experts[expert] ?? []) };
+}
+
+/** Reads factors as stored, by the keys of their parts. */
 export async function readFactors(ranges: FactorRanges, reader: RangeReader): Promise<Record<string, Uint8Array>> {
   const read: Record<string, Uint8Array> = {};
   for (const [factor, range] of Object.entries(ranges)) read[factor] = await reader.readRange(range);
@@ -61,10 +77,14 @@ export async function loadFactors(
   reader: RangeReader,
   thread: ComputeThread,
 ): Promise<void> {
-  const { method, problem, dtype, format } = group;
-  const factors = { method: method.name, problem, dtype, format, shared: await readFactors(shared, reader) };
-  await thread.call('load', [factors]);
+  await thread.call('load', [asLoaded(group, await readFactors(shared, reader))]);
 }
+
+/** Shared factors as a compute thread loads them. */
+export const asLoaded = (
+  { method, problem, dtype, stored, format }: GroupPlan,
+  shared: StoredParts,
+): LoadedFactors => ({ method: method.name, problem, dtype, stored, format, shared });
 
 /**
  * Yields the dense weights of a group, one expert at a time, and returns their squared error. The error is 0 of 0 if `dense` is

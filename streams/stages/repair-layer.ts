@@ -17,7 +17,7 @@ import type { ComputeThread } from '../compute/compute-thread.js';
 import { addErrors, NO_ERROR, relativeError, type SquaredError } from '../compute/squared-error.js';
 import type { StoredWeights } from '../compute/stored-weights.js';
 import type { OutputRecord } from '../records.js';
-import { type FactoredGroup, readFactors } from './rebuild.js';
+import { asLoaded, type FactoredGroup, readFactors } from './rebuild.js';
 
 /** A group with the report of its fit. */
 export interface ReportedGroup extends FactoredGroup {
@@ -82,11 +82,11 @@ export async function* repairLayer(
     return own && { own, index: expert % own.group.experts.length };
   };
   const load = async (own: ReportedGroup): Promise<void> => {
-    const { method, problem, dtype, format, projection } = own.group;
+    const { projection } = own.group;
     if (loaded.get(projection) === own) return;
     loaded.set(projection, own);
     const shared = await readFactors(own.shared, reader);
-    await thread.repair('load', projection, { method: method.name, problem, dtype, format, shared });
+    await thread.repair('load', projection, asLoaded(own.group, shared));
   };
   const chunks = function* (group: GroupPlan, index: number, tensors: Readonly<Record<string, Uint8Array>>) {
     if (!missing.has(group)) return;

@@ -80,10 +80,10 @@ export type Sizes = Omit<Problem, 'activation'>;
 /** The stored factors: B (m, r, d), α (n, m), and A (p, r) of each expert. */
 export const stores = ({ experts: n, rows: p, cols: d, bases: m, rank: r }: Sizes): StoredFactors => ({
   shared: [
-    { name: 'B', shape: [m, r, d] },
+    { name: 'B', shape: [m, r, d], coded: true },
     { name: 'alpha', shape: [n, m] },
   ],
-  byExpert: [{ name: 'A', shape: [p, r] }],
+  byExpert: [{ name: 'A', shape: [p, r], coded: true }],
 });
 
 /** The number of parameters of a group's factors: n·p·r + m·r·d + n·m. */
