@@ -155,6 +155,7 @@ export type { LossPoint } from './methods/loss-curve.js';
 export type {
   CompleteOptions,
   DefaultSizes,
+  ExpertFactorOptions,
   ExpertFactors,
   FactorShape,
   Factors,

@@ -176,6 +176,11 @@ export interface FitOptions {
   readonly learningRate?: number | undefined;
   /** Experts in a batch. This bounds a step's working set. */
   readonly batchExperts: number;
+  /**
+   * The price of large factors in the fit, as a share of the mean diagonal of the Gram matrix that they are solved in. Rounding
+   * multiplies less of the error of factors that are small. If undefined, the fit only minds what f32 can solve.
+   */
+  readonly ridge?: number | undefined;
   /** Whether the decoded targets (n·p·d f32) are kept for the whole fit. Otherwise each step decodes them again. */
   readonly holdTargets: boolean;
   readonly seed: number;
@@ -199,10 +204,23 @@ export interface Fit {
 /** Rounds values to the dtype in which they will be stored. Returns a new array. */
 export type Rounding = (values: Float32Array) => Float32Array;
 
+/** How the factors of single experts are found. */
+export interface ExpertFactorOptions {
+  /** As in `FitOptions`. */
+  readonly ridge?: number | undefined;
+  /** Whether `fitWithGram` will be called. */
+  readonly gram?: boolean | undefined;
+}
+
 /** Finds the factors of single experts for given shared factors. */
 export interface ExpertFactors {
   /** The factors for W/σ = `target`: (p, d) f32, row-major. */
   fit(expert: number, target: Float32Array): Promise<Factors>;
+  /**
+   * As `fit`, with G, (r, r) f32: a change E of the factor that is solved for adds tr(E·G·Eᵀ) to what the fit minimises. Only for
+   * methods that solve for a factor, and if `gram` was asked for.
+   */
+  fitWithGram?(expert: number, target: Float32Array): Promise<{ factors: Factors; gram: Float32Array }>;
   dispose(): Promise<void>;
 }
 
@@ -342,7 +360,14 @@ export interface Method<P extends GroupShape = GroupShape> {
    * @param round rounds to the output dtype, for methods that fit one factor of an expert to another
    * @param metric the metric of the targets
    */
-  expertFactors(engine: Engine, problem: P, shared: Factors, round: Rounding, metric?: Metric): Promise<ExpertFactors>;
+  expertFactors(
+    engine: Engine,
+    problem: P,
+    shared: Factors,
+    round: Rounding,
+    metric?: Metric,
+    options?: ExpertFactorOptions,
+  ): Promise<ExpertFactors>;
   /**
    * Prepares to rebuild the weights of single experts.
    * @param shared as stored

@@ -19,15 +19,15 @@ import {
   type Value,
 } from '../../engine/ops.js';
 
-/** λ, as a share of G's mean diagonal. It keeps G positive definite. */
+/** λ, as a share of G's mean diagonal, if no other is asked for. It keeps G positive definite. */
 const RIDGE = 1e-6;
 
 /** G = FC·Fᵀ + λ·mean(diag)·I, (n, r, r). F is (n, r, d), and so is FC, which is F·C in a metric. */
-export function gram(F: Value, FC = F): Value {
+export function gram(F: Value, FC = F, share = RIDGE): Value {
   const rank = F.shape.at(-2) as number;
   const G = matmul(FC, F, { transposeB: true });
   const diagonal = identity(rank);
-  const ridge = add(mul(trace(G), RIDGE / rank), 1e-30); // the constant is for F = 0
+  const ridge = add(mul(trace(G), share / rank), 1e-30); // the constant is for F = 0
   return add(G, mul(diagonal, ridge));
 }
 

@@ -244,6 +244,41 @@ test('without a metric the programs are those of commit 368e77b', async () => {
   expect(hash.digest('hex')).toBe('f348a185c6d9fbf363e0abe95fb302e9846b4e9eb662c58e083c84d1fa56917b');
 });
 
+describe('a ridge in the fit', () => {
+  /** The share of A's rounding error that reaches W, as a multiple: Σ_k ‖A_:k‖²‖F_k:‖² / ‖W‖². */
+  async function amplification(factors: SharedFactors, ridge: number | undefined, metric?: Metric): Promise<number> {
+    const refit = await createRefit(engine, problem, factors, metric, { ridge });
+    let [sum, norm] = [0, 0];
+    for (const [i, target] of W.entries()) {
+      const A = await refit.fit(i, flat(target));
+      const F = mixed(problem, factors.bases, factors.coefficients, i);
+      for (const [k, row] of F.entries()) {
+        const own = A.filter((_, at) => at % 8 === k).reduce((squares, a) => squares + a * a, 0);
+        sum += own * row.reduce((squares, f) => squares + f * f, 0);
+      }
+      norm += target.flat().reduce((squares, w) => squares + w * w, 0);
+    }
+    await refit.dispose();
+    return sum / norm;
+  }
+
+  test.each<[string, Metric | undefined]>([
+    ['without a metric', undefined],
+    ['in a metric', { columns: byExpert(C) }],
+  ])('gives factors that multiply rounding errors less: %s', async (_, metric) => {
+    const without = await solve(metric);
+    const within = await solve(metric, { ridge: 1e-2 });
+    expect(await amplification(within, 1e-2, metric)).toBeLessThan(
+      0.85 * (await amplification(without, undefined, metric)),
+    );
+    expect(within.loss).toBeGreaterThan(without.loss);
+  });
+
+  test('of the size that is taken anyway changes nothing', async () => {
+    expect(await solve(undefined, { ridge: 1e-6, steps: 3 })).toEqual(await solve(undefined, { steps: 3 }));
+  });
+});
+
 describe('memory:', () => {
   const metric: Metric = { columns: byExpert(C), rows: byExpert(H, 'full', true) };
   const sizes = { solver: 'varpro', holdTargets: true, batchExperts: 3 };

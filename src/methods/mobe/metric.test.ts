@@ -154,6 +154,46 @@ describe('refit', () => {
     await refit.dispose();
   });
 
+  /** On graphics devices, and without a C, A is found by iteration. */
+  const ways = [
+    ['by elimination', engine, { columns: byExpert(C) }],
+    ['by iteration', { ...engine, kind: 'gpu' } as const, { columns: byExpert(C) }],
+    ['without a metric', engine, undefined],
+  ] as const;
+  test.each(ways)(
+    'with a ridge finds the A that minimises error + λ‖A‖², and gives its G: %s',
+    async (_, on, metric) => {
+      const shared = { B: factors.bases, alpha: factors.coefficients };
+      const ridge = 0.05;
+      const options = { ridge, gram: true };
+      const refit = await mobe.expertFactors(on, problem, shared, (it) => it, metric, options);
+      for (const i of [1, 0]) {
+        const F = mixed(problem, factors.bases, factors.coefficients, i);
+        const FC = metric ? times(F, C[i] as Matrix) : F;
+        const G = times(FC, transposed(F));
+        const mean = G.reduce((sum, row, k) => sum + (row[k] as number), 0) / 4;
+        for (const [k, row] of G.entries()) row[k] = (row[k] as number) + ridge * mean;
+        const expected = flat(product(W[i] as Matrix, transposed(FC), inverse(G)));
+        const found = await refit.fitWithGram?.(i, flat(W[i] as Matrix));
+        const close = (values: Float32Array | undefined, wanted: Float32Array): void => {
+          const largest = Math.max(...wanted.map(Math.abs));
+          for (const [k, value] of wanted.entries())
+            expect(Math.abs((values?.[k] as number) - value) / largest).toBeLessThan(1e-4);
+        };
+        close(found?.factors.A, expected);
+        close(found?.gram, flat(G));
+        expect(await refit.fit(i, flat(W[i] as Matrix))).toEqual(found?.factors);
+      }
+      await refit.dispose();
+    },
+  );
+
+  test('gives no G that it was not asked for', async () => {
+    const refit = await createRefit(engine, problem, factors, { columns: byExpert(C) });
+    await expect(refit.fitWithGram(0, flat(W[0] as Matrix))).rejects.toThrow(RangeError);
+    await refit.dispose();
+  });
+
   test('keeps of its refinements the one that is best in the metric, however uneven that is', async () => {
     const one: Problem = { ...problem, experts: 1, rank: 6, activation: 'tanh' };
     for (const hard of each(12, () => positiveDefinite(9, 1e7))) {

@@ -59,10 +59,14 @@ export const mobe: Method<Problem> = {
     const { bases: B, coefficients: alpha, steps, losses } = solution;
     return { shared: { B, alpha }, steps, losses };
   },
-  async expertFactors(engine, problem, shared, _round, metric): Promise<ExpertFactors> {
-    const refit = await createRefit(engine, problem, sharedFactors(shared), metric);
+  async expertFactors(engine, problem, shared, _round, metric, options): Promise<ExpertFactors> {
+    const refit = await createRefit(engine, problem, sharedFactors(shared), metric, options);
     return {
       fit: async (expert, target) => ({ A: await refit.fit(expert, target) }),
+      fitWithGram: async (expert, target) => {
+        const { A, gram } = await refit.fitWithGram(expert, target);
+        return { factors: { A }, gram };
+      },
       dispose: () => refit.dispose(),
     };
   },

@@ -28,7 +28,13 @@ const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =
  * scale-invariant.
  * @param eliminates whether A is solved for by elimination, and not from an earlier X ≈ G⁻¹
  */
-export function traceGradient(problem: Problem, count: number, metric?: MetricForm, eliminates = false) {
+export function traceGradient(
+  problem: Problem,
+  count: number,
+  metric?: MetricForm,
+  eliminates = false,
+  ridge?: number,
+) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
   const weighted = { C: C0, WC: keepsProduct(metric) ? [count, p, d] : undefined, P: P0 };
@@ -37,7 +43,7 @@ export function traceGradient(problem: Problem, count: number, metric?: MetricFo
   return trace(shapes, ({ B, alpha, X: X0, W, dB0, C, WC, P }) => {
     const { value: F, derivative } = mixBases(problem, B, alpha);
     const FC = timesColumns(F, C);
-    const G = gram(F, FC);
+    const G = gram(F, FC, ridge);
     const tracked = X0 && track(G, X0, TRACKING_STEPS);
     const V = matmul(W, FC, { transposeB: true });
     const A = tracked ? matmul(V, tracked.X) : solve(G, V);
@@ -60,12 +66,13 @@ export function traceInverse(
   count: number,
   iterate: typeof restart | typeof sharpen,
   metric?: MetricForm,
+  ridge?: number,
 ) {
   const { cols: d, bases: m, rank: r } = problem;
   const { C } = metricShapes(problem, count, metric);
   return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r], C }, ({ B, alpha, X, C }) => {
     const F = mixBases(problem, B, alpha).value;
-    return { ...iterate(gram(F, timesColumns(F, C)), X, FRESH_STEPS) };
+    return { ...iterate(gram(F, timesColumns(F, C), ridge), X, FRESH_STEPS) };
   });
 }
 

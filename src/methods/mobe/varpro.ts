@@ -122,10 +122,10 @@ class VarproSolver {
     for (const { count } of sizes) {
       if (programs.has(count)) continue;
       programs.set(count, {
-        gradient: await engine.compile(traceGradient(problem, count, metric, eliminates)),
+        gradient: await engine.compile(traceGradient(problem, count, metric, eliminates, options.ridge)),
         ...(!eliminates && {
-          restart: await engine.compile(traceInverse(problem, count, restart, metric)),
-          sharpen: await engine.compile(traceInverse(problem, count, sharpen, metric)),
+          restart: await engine.compile(traceInverse(problem, count, restart, metric, options.ridge)),
+          sharpen: await engine.compile(traceInverse(problem, count, sharpen, metric, options.ridge)),
         }),
       });
     }
