@@ -61,6 +61,8 @@ export interface RunHooks {
 export interface RunOptions extends RunHooks {
   /** Replaces the files that an earlier run left in the output folder. */
   readonly force?: boolean;
+  /** Writes a result that has more bytes than its source. Otherwise it is refused. */
+  readonly allowLarger?: boolean;
   /** Seconds between two saves of a running fit's state; default 120. */
   readonly saveEvery?: number | undefined;
   /** File operations for the source and the result; default: those of the system. Tests pass their own. */

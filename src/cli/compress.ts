@@ -2,6 +2,7 @@ import { type Command, Option } from 'commander';
 import { OptionError } from '../errors.js';
 import { addFactorisationOptions, format } from './factorisation-options.js';
 import {
+  allowLarger,
   calibrationTokens,
   compressOptions,
   force,
@@ -35,6 +36,7 @@ export function define(command: Command): void {
     .addOption(maxError())
     .addOption(saveEvery())
     .addOption(report())
+    .addOption(allowLarger())
     .addOption(force())
     .addOption(workers())
     .addOption(tokenFile())

@@ -84,11 +84,11 @@ export function describePlan(planned: TimedPlan): string {
   }
   const share = (after: number, before: number): string => formatPercent(after / before);
   rows.push(
+    ['tensor bytes', `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)} (${share(bytesAfter, bytesBefore)})`],
     [
       'parameters',
       `${formatCount(parametersBefore)} → ${formatCount(parametersAfter)} (${share(parametersAfter, parametersBefore)})`,
     ],
-    ['tensor bytes', `${formatBytes(bytesBefore)} → ${formatBytes(bytesAfter)} (${share(bytesAfter, bytesBefore)})`],
     ['memory', `about ${formatBytes(memory.expectedBytes)} of the ${formatBytes(settings.maxMemory)} allowed:`],
     ...describeTerms(memory.terms),
     ['disk', `${formatBytes(diskBytes)} in ${layout.shards.length} shard(s), ${settings.format} format`],

@@ -1,6 +1,7 @@
 import type { Command } from 'commander';
 import { format } from './factorisation-options.js';
 import {
+  allowLarger,
   compressOptions,
   engine,
   force,
@@ -26,6 +27,7 @@ export function define(command: Command): void {
     .addOption(engine())
     .addOption(threads())
     .addOption(report())
+    .addOption(allowLarger())
     .addOption(force())
     .addOption(tokenFile())
     .addOption(ca())

@@ -16,6 +16,9 @@ export const json = (): Option => new Option('--json', 'print the result to stdo
 export const force = (): Option =>
   new Option('--force', 'start again: replace the files of an earlier run, finished or not, in the output folder');
 
+export const allowLarger = (): Option =>
+  new Option('--allow-larger', 'write the result even if it has more bytes than the source');
+
 export const report = (): Option =>
   new Option('--report', 'also write an HTML page about the result into its folder, like "mobe report"');
 
@@ -75,7 +78,7 @@ export const expertsPerToken = (): Option =>
 
 /** Converts the parsed options of a command to the options of the library. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
-  const { json, force, report, tokenFile, ca, workers, saveEvery, ...options } = flags;
+  const { json, force, allowLarger, report, tokenFile, ca, workers, saveEvery, ...options } = flags;
   return options as CompressOptions;
 }
 

@@ -14,6 +14,7 @@ export interface RunFlags extends PeerFlags {
   readonly workers?: readonly string[];
   readonly json?: boolean;
   readonly force?: boolean;
+  readonly allowLarger?: boolean;
   readonly report?: boolean;
   readonly saveEvery?: number;
 }
@@ -33,6 +34,7 @@ export async function runAndPrint(
     result = await run({
       ...display.hooks,
       force: flags.force ?? false,
+      allowLarger: flags.allowLarger ?? false,
       workers: flags.workers ?? [],
       saveEvery: flags.saveEvery,
       peers,
@@ -53,13 +55,13 @@ function describe(out: string, result: RunResult): string {
   const summary = formatTable(
     [left(''), right('before'), right('after'), right('')],
     [
+      ['tensor bytes', formatBytes(bytesBefore), formatBytes(bytesAfter), share(bytesAfter, bytesBefore)],
       [
         'parameters',
         formatCount(parametersBefore),
         formatCount(parametersAfter),
         share(parametersAfter, parametersBefore),
       ],
-      ['tensor bytes', formatBytes(bytesBefore), formatBytes(bytesAfter), share(bytesAfter, bytesBefore)],
     ],
   );
   const figures = formatTable(

@@ -19,6 +19,7 @@ import {
   type RunSettings,
   resolveSettings,
 } from './settings.js';
+import { followSource } from './source-defaults.js';
 
 /** A planned conversion with its settings, its engine and the memory it will take. */
 export interface CompressionPlan extends ConversionPlan {
@@ -48,9 +49,10 @@ export async function planCompression(
   facts?: RecordFacts,
   writes: 'checkpoint' | 'factor files' = 'checkpoint',
 ): Promise<CompressionPlan> {
-  const given = resolveSettings(options);
-  if (writes === 'checkpoint' && holdsWeights(given)) checkRebuilt(given);
   const model = detectModel(source);
+  const rebuilds = writes === 'checkpoint' && holdsWeights(resolveSettings(options));
+  const given = resolveSettings(rebuilds ? options : followSource(model, options));
+  if (rebuilds) checkRebuilt(given);
   const groups = planGroups(model, given);
   if (isNative(given)) for (const group of groups) checkPacked(group, source.config);
   const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, productOf(groups[0])));

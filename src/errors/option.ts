@@ -26,6 +26,9 @@ export class NotSmallerError extends InputError {
   }
 }
 
+/** The output would have more bytes than its source. */
+export class LargerOutputError extends InputError {}
+
 /** `--max-memory` is below the smallest budget that works. */
 export class BudgetTooSmallError extends InputError {
   constructor(

@@ -27,6 +27,7 @@ import type { SensitivityKind } from './sensitivities.js';
 /**
  * Calls `use` with the options and their allocation, which is decided first if the options want one and have none. Short fits that
  * lie beside the result are removed when `use` has made it.
+ * @param check refuses the run by its plan with the same number of bases everywhere, before the short fits
  */
 export async function withAllocation<Result>(
   model: Source,
@@ -34,10 +35,12 @@ export async function withAllocation<Result>(
   options: CompressOptions,
   run: RunOptions,
   use: (options: CompressOptions) => Promise<Result>,
+  check: (uniform: CompressionPlan) => void = () => {},
 ): Promise<Result> {
   if (!wantsAllocation(resolveSettings(options))) return use(options);
   await checkPlace(model, out, options, run);
   const outlook = await planAllocation(model, options, run, out);
+  check(outlook.uniform);
   const known = await allocationIn(out, outlook, run);
   if (known) return use({ ...options, allocation: known });
   await checkMemory(model, options, run);

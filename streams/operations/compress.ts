@@ -1,4 +1,5 @@
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
+import { checkSize, type SizedPlan } from '../../src/conversion/check-size.js';
 import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
@@ -28,9 +29,19 @@ export async function compress(
   run: RunOptions = {},
 ): Promise<RunResult> {
   const started = performance.now();
-  return withAllocation(model, out, options, run, async (allocated) =>
-    compressPlanned(await planRun(model, allocated, run), out, run, started),
+  return withAllocation(
+    model,
+    out,
+    options,
+    run,
+    async (allocated) => compressPlanned(await planRun(model, allocated, run), out, run, started),
+    (uniform) => checkAllowed(uniform, run),
   );
+}
+
+/** Throws `LargerOutputError` for a larger result that the caller does not allow. */
+export function checkAllowed(plan: SizedPlan, { allowLarger }: RunOptions): void {
+  if (!allowLarger) checkSize(plan);
 }
 
 /** Compresses as planned. The plan may cover only a part of the source. */
@@ -41,6 +52,7 @@ export async function compressPlanned(
   started = performance.now(),
 ): Promise<RunResult> {
   const { planned: plan } = planned;
+  checkAllowed(plan, run);
   const repairs = repairsDown(plan.settings);
   const written = repairs ? planDown(plan, plan.model) : plan;
   const layers = new LayerRelease(run.record);

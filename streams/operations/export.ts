@@ -24,6 +24,7 @@ import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { keptWeights, passThrough } from '../stages/pass-through.js';
 import { type FactoredGroup, type FactorRanges, matchFactors, rebuildWeights } from '../stages/rebuild.js';
+import { checkAllowed } from './compress.js';
 import { convert } from './convert.js';
 import { commonSettings } from './factored-groups.js';
 import type { OutputPlace } from './open-output.js';
@@ -76,6 +77,7 @@ export async function exportFactors(
     keepQuantised,
     decodedDtype: decodedDtype(fitted),
   });
+  checkAllowed({ ...plan, settings: { ...fitted, keepQuantized: keepQuantised } }, run);
   // Native factors are copied. Only standard weights need an engine.
   const engine = holdsWeights({ format }) ? await chooseEngine(choice, threads, productOf(files[0])) : undefined;
   return convert({

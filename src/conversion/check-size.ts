@@ -1,0 +1,40 @@
+/** Refuses a result that is larger than its source. */
+import { isQuantisedName } from '../checkpoint/factor-dtype.js';
+import { LargerOutputError } from '../errors.js';
+import { formatBytes, formatPercent } from '../format.js';
+import type { ConversionPlan } from './conversion-plan.js';
+import { isNative, type Settings } from './settings.js';
+
+/** The parts of a plan from which its size follows. */
+export type SizedPlan = Pick<ConversionPlan, 'bytesBefore' | 'bytesAfter' | 'quantised' | 'format'> & {
+  readonly settings: Partial<Pick<Settings, 'dtype' | 'keepQuantized'>>;
+};
+
+/** Throws `LargerOutputError` if the output has more tensor bytes than the source. */
+export function checkSize(plan: SizedPlan): void {
+  const growth = describeGrowth(plan);
+  if (growth) throw new LargerOutputError(`${growth} Or give --allow-larger.`);
+}
+
+/** Says that the output is larger than its source, and which options make it smaller; undefined if it is not larger. */
+export function describeGrowth({
+  bytesBefore,
+  bytesAfter,
+  quantised,
+  format,
+  settings,
+}: SizedPlan): string | undefined {
+  if (bytesAfter <= bytesBefore) return undefined;
+  const decoded = quantised.before > quantised.after;
+  const remedies: string[] = [];
+  if (isNative({ format }) && decoded && !isQuantisedName(settings.dtype))
+    remedies.push('--dtype int8 stores factors in 8 bits');
+  if (isQuantisedName(settings.dtype) && settings.dtype !== 'int4')
+    remedies.push('--dtype int4 stores factors in 4 bits');
+  if (decoded && !settings.keepQuantized) remedies.push("--keep-quantized keeps the source's quantisation");
+  if (settings.dtype === 'float32') remedies.push('leave out --dtype float32');
+  if (isNative({ format })) remedies.push('a smaller --keep leaves fewer parameters');
+  const because = decoded ? ', because quantised weights are decoded' : '';
+  const remedy = remedies.length ? ` ${remedies.join('; ')}.` : '';
+  return `The output has ${formatBytes(bytesAfter)} of tensors, ${formatPercent(bytesAfter / bytesBefore)} of the source's ${formatBytes(bytesBefore)}${because}.${remedy}`;
+}

@@ -1,0 +1,35 @@
+/** Defaults that follow the source: experts that are stored in few bits become factors in few bits. */
+import { floatDtypeOf } from '../checkpoint/encoding.js';
+import { isQuantisedName, type QuantisedName } from '../checkpoint/factor-dtype.js';
+import { matrixBytes } from '../checkpoint/stored-matrix.js';
+import { DEFAULT_METHOD } from '../methods/registry.js';
+import { type MoeModel, PROJECTIONS } from '../models/family.js';
+import type { CompressOptions } from './settings.js';
+
+/** With 8 bits a weight in the source, int8 is of the same size as fp8 and more exact. With 4, factors of 5 bits are smaller than it. */
+const BITS_OF_INT8 = 8;
+const DEFAULTS = { wide: 'int8', narrow: 'int5' } as const satisfies Record<string, QuantisedName>;
+
+/**
+ * Fills in the dtype of factors, and the projections, if the source's experts are quantised. A projection that stays dense would be
+ * decoded to 16 bits, so all are factorised. Options that are given stay.
+ */
+export function followSource({ layers }: MoeModel, options: CompressOptions): CompressOptions {
+  const { method = DEFAULT_METHOD.name, dtype = narrowDtype(layers), projections } = options;
+  if (method !== DEFAULT_METHOD.name || !isQuantisedName(dtype) || narrowDtype(layers) === undefined) return options;
+  return { ...options, dtype, projections: projections ?? [...PROJECTIONS] };
+}
+
+/** The default dtype for experts that are all quantised; undefined for others. */
+function narrowDtype(layers: MoeModel['layers']): QuantisedName | undefined {
+  let bytes = 0;
+  let weights = 0;
+  for (const { experts } of layers)
+    for (const matrix of PROJECTIONS.flatMap((it) => experts[it])) {
+      if (floatDtypeOf(matrix.encoding) !== undefined) return undefined;
+      bytes += matrixBytes(matrix);
+      weights += matrix.rows * matrix.cols;
+    }
+  if (weights === 0) return undefined;
+  return (8 * bytes) / weights < BITS_OF_INT8 ? DEFAULTS.narrow : DEFAULTS.wide;
+}
