@@ -1,8 +1,7 @@
-/** Writes checkpoints as sparse files: only headers are written, and the data reads as zeros. */
-import { mkdir, open, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+/** Writes checkpoints of any number of tensors as sparse files. */
+
+import { writeSparseCheckpoint } from '../fixtures/sparse-checkpoint.js';
 import type { TensorSpec } from '../src/checkpoint/header.js';
-import { encodeIndex, layoutShards } from '../src/output/layout.js';
 import type { SampleOfModel } from '../streams/bench/task.js';
 
 /** Size of a sparse checkpoint. */
@@ -20,24 +19,11 @@ const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
 
 /** Writes a checkpoint of an unknown model. It can only be used for tasks that need no experts. */
 export async function writeSparse(folder: string, { tensors, bytes, shards }: SparseModel): Promise<SampleOfModel> {
-  await mkdir(folder, { recursive: true });
   const each = Math.max(2, 2 * Math.round(bytes / tensors / 2));
   const specs = Array.from({ length: tensors }, (_, i): TensorSpec => {
     return { name: tensorName(i), dtype: 'BF16', shape: [each / 2], bytes: each };
   });
-  const layout = layoutShards(specs, each * Math.ceil(tensors / shards));
-  for (const { file, header, bytes: size } of layout.shards) {
-    const handle = await open(join(folder, file), 'wx');
-    try {
-      await handle.write(header);
-      await handle.truncate(size);
-    } finally {
-      await handle.close();
-    }
-  }
-  const index = encodeIndex(layout);
-  if (index) await writeFile(join(folder, index.file), index.text);
-  await writeFile(join(folder, 'config.json'), '{ "model_type": "none" }\n');
+  const layout = await writeSparseCheckpoint(folder, specs, each * Math.ceil(tensors / shards), { model_type: 'none' });
   return {
     folder,
     shards: layout.shards.map(({ file }) => file),
