@@ -84,7 +84,7 @@ export function planConversion(input: PlanInput): ConversionPlan {
     source,
     groups,
     format,
-    layers = [],
+    layers = input.restored ?? [],
     dropped,
     keepQuantised = false,
     decodedDtype: wanted = decodedDtype({}),
@@ -171,16 +171,20 @@ export function planConversion(input: PlanInput): ConversionPlan {
     if (dropped?.has(tensor.name)) continue;
     if (restored) {
       const target = restored.get(factor ? nameOf(factor) : tensor.name);
-      if (!target) putAsIs(tensor);
-      else if (!written.has(target)) putBack(target);
+      const isPlain = !isQuantised(tensor) && !attachedTo(tensor, source);
+      if (target && !written.has(target)) putBack(target);
       if (target) written.add(target);
-      continue;
+      else if (isPlain) putAsIs(tensor);
+      if (target || isPlain) continue;
     }
     const data = attachedTo(tensor, source) ?? tensor;
     const found = expertsOf(data, source);
     const matrices = found.map(({ matrix }) => matrix);
     const prefix = found[0]?.prefix ?? '';
-    if (isQuantised(data) && keepQuantised && !prefixes.get(prefix)) putAsIs(tensor);
+    // Other programs read all experts of a layer in one form, and this program reads factors beside any tensor that stands alone.
+    const isSeparate = matrices.length > 0 && !isFused(matrices) && !matrices.some(({ name }) => owners.has(name));
+    const stays = !prefixes.get(prefix) || (native && isSeparate);
+    if (isQuantised(data) && keepQuantised && stays) putAsIs(tensor);
     else if (data !== tensor)
       continue; // decoded with its data
     else if (isFused(matrices) && !isSplit(matrices, prefix)) putFused(tensor, byExpert(found));

@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
+import { dataOf, isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import type { MatrixPlace, StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingExpertError, NotACheckpointError, UnequalExpertError } from '../errors.js';
 import { divisionOf, type ExpertLayout, expertLayout, placeIn, shapeIn } from '../models/expert-layout.js';
@@ -105,10 +106,21 @@ function denseExperts(
   const { tensors, folder } = checkpoint;
   const held = layout.find(({ projections }) => projections.includes(projection));
   if (!held) return [];
+  const quantised = (name: string, place: MatrixPlace): StoredMatrix | undefined => {
+    const data = dataOf(name, checkpoint);
+    if (!data || !isQuantised(data)) return undefined;
+    const matrix = quantisedMatrix(data, checkpoint);
+    if (matrix.rows === size.rows && matrix.cols === size.cols) return { ...matrix, place };
+    const found = `holds [${matrix.rows},${matrix.cols}], and should hold [${size.rows},${size.cols}]`;
+    throw new UnequalExpertError(data.name, data.file, found);
+  };
   return Array.from({ length: count }, (_, expert): StoredMatrix => {
     const place = placeIn(layout, prefix, projection, expert, size) as MatrixPlace;
     // If the source's tensor holds a factorised projection, too, the dense one has a tensor for each expert.
     const name = `${prefix}experts.${expert}.${projection}.weight`;
+    // `--keep-quantized` leaves tensors of one matrix as they are.
+    const coded = held.name.includes('{e}') ? quantised(place.tensor, place) : undefined;
+    if (coded) return coded;
     const inPlace = tensors.get(place.tensor);
     const tensor = inPlace ?? tensors.get(name);
     if (!tensor) throw new MissingExpertError(name, folder);

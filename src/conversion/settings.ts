@@ -16,6 +16,7 @@ import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
 import { type Method, type MethodOptions, QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
+import { ridgeFor } from '../methods/mobe/ridge-for.js';
 import { DEFAULT_METHOD, METHODS, methodNamed, methodRecord } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 import {
@@ -271,7 +272,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     projections,
     layers,
     dtype,
-    ...(scaleGroup !== undefined && { basesDtype, scaleGroup }),
+    ...(scaleGroup !== undefined && { basesDtype, scaleGroup, ridge: ridgeFor(storedDtypes(settings, 'BF16').own) }),
     keepQuantized,
     ...(allocate !== 'uniform' && { allocate, sensitivity, maxLoss, allocation }),
     ...(weighing && { ...calibrationRecord(weighing.facts, weighing.metric), repair }),

@@ -2,7 +2,7 @@
 import { z } from 'zod';
 import { encodeFinite, floatsOf } from '../checkpoint/codec.js';
 import type { FloatDtype } from '../checkpoint/dtype.js';
-import { encodeMatrix } from '../checkpoint/encode-matrix.js';
+import { codeGrid, encodeMatrix, roundScale } from '../checkpoint/encode-matrix.js';
 import { decodeRows } from '../checkpoint/encoding.js';
 import {
   dtypeName,
@@ -12,7 +12,9 @@ import {
   factorEncoding,
   factorParts,
   isQuantisedDtype,
+  type QuantisedDtype,
 } from '../checkpoint/factor-dtype.js';
+import { roundWithFeedback } from '../linalg/round-with-feedback.js';
 import type { FactorShape, Factors, MethodProblem } from './method.js';
 
 /** The dtypes of the factors that can be quantised (`FactorShape.coded`). */
@@ -86,28 +88,53 @@ const matrixOf = ({ shape, dtype }: StoredFactor) => {
 
 /**
  * Encodes a factor. Throws an `OverflowError`, which names `label`, if a value is too large for the dtype.
- * @param scales those of a quantised factor, if they are known: (rows, groups), exact in BF16
+ * @param gram the metric G, (cols, cols), in which the error of a quantised factor counts: tr(E·G·Eᵀ). Without, all errors count alike
  */
 export function encodeFactor(
   factor: StoredFactor,
   values: Float32Array,
   label: string,
-  scales?: Float32Array,
+  gram?: Float32Array,
 ): Record<string, Uint8Array<ArrayBuffer>> {
   if (!isQuantisedDtype(factor.dtype)) return { [factor.name]: encodeFinite(factor.dtype, values, label) };
   const { encoding, rows, cols } = matrixOf(factor);
-  const bytes = encodeMatrix(encoding, rows, cols, values, label, scales);
+  // Values that are not finite have no place on a grid. The encoder refuses them.
+  const rounded = gram && values.every(Number.isFinite) ? roundIn(gram, factor.dtype, values) : { values };
+  const bytes = encodeMatrix(encoding, rows, cols, rounded.values, label, rounded.scales);
   const [data, scale] = partsOf([factor]) as [NamedPart, NamedPart];
   return { [data.key]: bytes.slice(0, data.bytes), [scale.key]: bytes.slice(data.bytes) };
 }
 
-/** Encodes factors. @param label names a factor in errors */
+/** Rounds the values of a factor with error feedback. */
+function roundIn(
+  gram: Float32Array,
+  dtype: QuantisedDtype,
+  values: Float32Array,
+): { readonly values: Float32Array; readonly scales?: Float32Array } {
+  return roundWithFeedback({
+    values,
+    gram,
+    grid: codeGrid(factorEncoding(dtype)),
+    scaleGroup: dtype.scaleGroup,
+    roundScale: (scale) => roundScale('BF16', scale),
+  });
+}
+
+/**
+ * Encodes factors.
+ * @param label names a factor in errors
+ * @param grams the metrics of quantised factors, by name
+ */
 export const encodeFactors = (
   factors: readonly StoredFactor[],
   values: Factors,
   label: (factor: string) => string,
+  grams: Readonly<Record<string, Float32Array>> = {},
 ): Record<string, Uint8Array<ArrayBuffer>> =>
-  Object.assign({}, ...factors.map((it) => encodeFactor(it, values[it.name] as Float32Array, label(it.name))));
+  Object.assign(
+    {},
+    ...factors.map((it) => encodeFactor(it, values[it.name] as Float32Array, label(it.name), grams[it.name])),
+  );
 
 /** Decodes factors. */
 export function decodeFactors(factors: readonly StoredFactor[], parts: StoredParts): Factors {

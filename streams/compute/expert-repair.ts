@@ -10,10 +10,11 @@ import type { FloatDtype } from '../../src/checkpoint/dtype.js';
 import { asFactorised, asStored } from '../../src/checkpoint/stored-matrix.js';
 import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
-import { decodeFactors, encodeFactors, type StoredFactor, storedFactors } from '../../src/methods/factor-storage.js';
+import { decodeFactors, storedFactors } from '../../src/methods/factor-storage.js';
 import type { ExpertFactors, Metric, Reconstruction } from '../../src/methods/method.js';
 import { createMetricNorm, type MetricNorm } from '../../src/methods/mobe/metric-norm.js';
 import type { Projection } from '../../src/models/family.js';
+import { type ExpertForm, encodeExpert, needsGram } from './encode-expert.js';
 import { type SquaredError, squaredError } from './squared-error.js';
 import { decodeAsStored, type LoadedFactors, loadedForm, type StoredWeights } from './stored-weights.js';
 
@@ -32,7 +33,7 @@ export interface RepairOutput {
 
 interface LoadedGroup {
   readonly factors: LoadedFactors;
-  readonly byExpert: readonly StoredFactor[];
+  readonly form: ExpertForm;
   readonly own: ExpertFactors;
   readonly norm: MetricNorm | undefined;
   readonly reconstruction: Reconstruction;
@@ -68,10 +69,12 @@ export class ExpertRepair {
     const metric: Metric | undefined = factors.format.transposed
       ? undefined
       : { columns: { form: 'full', shared: false, read: (_, target) => target.set(this.columns) } };
+    const own = { method, factors: byExpert };
+    const how = { ridge: factors.ridge, gram: needsGram(own) };
     this.groups.set(projection, {
       factors,
-      byExpert,
-      own: await method.expertFactors(this.engine, problem, shared, round, metric),
+      form: own,
+      own: await method.expertFactors(this.engine, problem, shared, round, metric, how),
       norm: metric && (await createMetricNorm(this.engine, problem, metric)),
       reconstruction: await method.rebuild(this.engine, problem, shared),
     });
@@ -106,14 +109,13 @@ export class ExpertRepair {
     dense: StoredWeights,
     { label, written }: RepairOutput,
   ): Promise<RepairedTensors> {
-    const { factors, byExpert, own, norm, reconstruction } = this.groups.get(projection) as LoadedGroup;
+    const { factors, form, own, norm, reconstruction } = this.groups.get(projection) as LoadedGroup;
     const { dtype, format } = factors;
     const before = decodeAsStored(dense);
     const wanted = projection === 'down_proj' ? await this.repaired(before) : before;
     // The weights are not divided by σ, so A includes it.
-    const fitted = await own.fit(expert, asFactorised(format, wanted));
-    const tensors = encodeFactors(byExpert, fitted, () => label);
-    const after = await reconstruction.expert(expert, decodeFactors(byExpert, tensors));
+    const tensors = await encodeExpert(form, own, { expert, target: asFactorised(format, wanted), sigma: 1, label });
+    const after = await reconstruction.expert(expert, decodeFactors(form.factors, tensors));
     const oriented = asFactorised(format, before);
     this.weights.set(projection, { before: oriented, after });
     const metric = norm && {

@@ -22,8 +22,8 @@ import type { FitStep, GroupShape, StateStore } from '../../src/methods/method.j
 import { createMetricNorm } from '../../src/methods/mobe/metric-norm.js';
 import { METHODS, methodNamed } from '../../src/methods/registry.js';
 import type { FoldedExpert } from '../records.js';
-import { foldSigma } from '../stages/fold.js';
 import { divide, normaliseForFit } from '../stages/normalise.js';
+import { encodeExpert, needsGram } from './encode-expert.js';
 import { addErrors, NO_ERROR, relativeError, squaredError } from './squared-error.js';
 
 /** The caps are far above any model's sizes. They keep the byte counts computed from them exact. */
@@ -64,6 +64,7 @@ export const fitJob = z
     options: z.strictObject({
       steps: size,
       learningRate: z.number().positive().optional(),
+      ridge: z.number().positive().max(1).optional(),
       batchExperts: size,
       holdTargets: z.boolean(),
       seed: z.int().nonnegative(),
@@ -190,7 +191,9 @@ export async function* runJob(
   const shared = encodeFactors(factors.shared, fit.shared, (name) => `${name} of ${label}`);
   const rounded = decodeFactors(factors.shared, shared);
   const round = (values: Float32Array): Float32Array => floatsOf(dtype, encodeFinite(dtype, values, label));
-  const own = await method.expertFactors(engine, problem, rounded, round, metric);
+  const form = { method, factors: factors.byExpert };
+  const how = { ridge: options.ridge, gram: needsGram(form) };
+  const own = await method.expertFactors(engine, problem, rounded, round, metric, how);
   const reconstruction = await method.rebuild(engine, problem, rounded);
   const norm = metric && (await createMetricNorm(engine, problem, metric));
   const errorInMetric = async (expert: number, dense: Float32Array, rebuilt: Float32Array) => {
@@ -207,8 +210,7 @@ export async function* runJob(
     const target = dense.slice();
     divide(target, sigma);
     const expertLabel = `${label}, expert ${expert}`;
-    const fitted = foldSigma(method, await own.fit(expert, target), sigma);
-    const tensors = encodeFactors(factors.byExpert, fitted, () => expertLabel);
+    const tensors = await encodeExpert(form, own, { expert, target, sigma, label: expertLabel });
     const rebuilt = await reconstruction.expert(expert, decodeFactors(factors.byExpert, tensors));
     if (written === 'factors') {
       const errors = { ...squaredError(dense, rebuilt), ...(await errorInMetric(expert, dense, rebuilt)) };

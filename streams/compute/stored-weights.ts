@@ -12,6 +12,8 @@ export interface LoadedFactors {
   readonly problem: GroupShape;
   readonly dtype: FloatDtype;
   readonly stored: StoredDtypes;
+  /** As in `FitOptions`, if factors of experts will be fitted. */
+  readonly ridge?: number | undefined;
   /** The size and orientation of the dense weights. */
   readonly format: MatrixShape;
   /** The parts of the shared factors (`NamedPart.key`). */

@@ -112,13 +112,38 @@ describe('--keep-quantized leaves what is not converted as it is, and names the 
   });
 });
 
-test('native checkpoints cannot keep anything quantised: their modelling files hold plain weights', async () => {
-  const folder = join(root, 'refused');
-  await generateFamily(folder, 'deepseek_v3', { quantised: 'fp8' });
-  const run = compress(folder, join(root, 'never'), { ...KEEP, bases: 3, steps: 1 });
-  await expect(run).rejects.toThrow(errors.OptionError);
-  await expect(run).rejects.toThrow('Use --format hf');
-  expect(existsSync(join(root, 'never'))).toBe(false);
+describe('a native checkpoint keeps all that is not factorised, bit for bit:', () => {
+  test.each<[string, FamilyName, 'fp8' | 'int4']>([
+    ['FP8 of a DeepSeek-V3', 'deepseek_v3', 'fp8'],
+    ['INT4 of a Kimi-K2', 'kimi_k2', 'int4'],
+  ])('%s', async (_, family, quantised) => {
+    const at = (...path: string[]) => join(root, `native-${quantised}`, ...path);
+    const source = await generateFamily(at('model'), family, { quantised });
+    const quick: CompressOptions = { bases: 3, steps: 3, layers: [1], dtype: 'int8', ...OUTPUT, ...KEEP };
+    await compress(at('model'), at('native'), quick);
+    const written = readFolder(at('native'));
+    const isFactorised = (name: string): boolean => isExpertOf(name, [1]) && /gate_proj|up_proj/.test(name);
+    for (const { name, dtype, shape, bytes } of source.tensors.values()) {
+      if (isFactorised(name)) continue;
+      expect(written.get(name), name).toMatchObject({ dtype, shape });
+      expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).toBe(0);
+    }
+    expect(written.get('model.layers.1.mlp.experts.0.up_proj.weight')?.dtype).toBe('I8');
+    expect((await verify(at('model'), at('native'), { threads: 1 })).problems).toEqual([]);
+    await fitFactors(at('model'), at('factors'), quick);
+    await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP });
+    expect(differingFiles(at('export'), at('native'))).toEqual([]);
+    await exportFactors(at('model'), at('factors'), at('hf'), { ...OUTPUT, ...KEEP, format: 'hf' });
+    await expand(at('native'), at('expanded'), OUTPUT);
+    expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
+    expect((await verify(at('model'), at('expanded'), { threads: 1 })).problems).toEqual([]);
+    const config = (folder: string) => JSON.parse(readFileSync(at(folder, 'config.json'), 'utf8'));
+    // The quantisation is that of the modules that are not factorised, in the words of the source.
+    expect(config('native').quantization_config).toEqual(config('hf').quantization_config);
+    expect(config('native').quantization_config.quant_method).toBe(
+      (source.config.quantization_config as { quant_method: string }).quant_method,
+    );
+  });
 });
 
 test('without it, all is decoded even where no layer is converted', async () => {

@@ -127,5 +127,14 @@ function planResult(
 ): ConversionPlan {
   const groups = factored.map(({ group }) => group);
   if (format === 'factors') return planFactors(source, groups);
-  return planConversion({ source, groups, layers, format, shardBytes, decodedDtype: decodedDtype(settings) });
+  const keepQuantised = settings.keepQuantized === true;
+  return planConversion({
+    source,
+    groups,
+    layers,
+    format,
+    shardBytes,
+    keepQuantised,
+    decodedDtype: decodedDtype(settings),
+  });
 }

@@ -6,6 +6,7 @@ import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
 import type { Settings } from '../../src/conversion/settings.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../../src/errors.js';
 import { hasCodes } from '../../src/methods/factor-storage.js';
+import { ridgeFor } from '../../src/methods/mobe/ridge-for.js';
 import { PROJECTIONS } from '../../src/models/family.js';
 import type { ExpertOutput, FitJob, FittedFactors, JobOutput } from '../compute/job.js';
 import type { JobRunner, RunnerHooks, RunnerPool } from '../compute/job-runner.js';
@@ -55,6 +56,7 @@ export function describeJob(
     options: {
       steps,
       ...(learningRate !== undefined && { learningRate }),
+      ...(written === 'factors' && ridgeEntry(group)),
       batchExperts: memory.batchExperts,
       holdTargets: memory.holdTargets,
       seed: groupSeed(seed, group),
@@ -64,6 +66,12 @@ export function describeJob(
     firstExpert: 0,
     ...(maxError !== undefined && written === 'weights' && { maxError }),
   };
+}
+
+/** The ridge of a fit whose factors will be quantised; none if they are floats. */
+function ridgeEntry({ stored }: GroupPlan): { readonly ridge?: number } {
+  const ridge = ridgeFor(stored.own);
+  return ridge === undefined ? {} : { ridge };
 }
 
 /**

@@ -8,6 +8,7 @@ import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupLabel, groupOf, nativeTensors } from '../../src/conversion/group-plan.js';
 import { FactorMismatchError } from '../../src/errors.js';
 import { partsOf, type StoredParts, storedFactors } from '../../src/methods/factor-storage.js';
+import { ridgeFor } from '../../src/methods/mobe/ridge-for.js';
 import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange, RangeReader } from '../../src/sources/files.js';
 import type { ComputeThread } from '../compute/compute-thread.js';
@@ -84,7 +85,7 @@ export async function loadFactors(
 export const asLoaded = (
   { method, problem, dtype, stored, format }: GroupPlan,
   shared: StoredParts,
-): LoadedFactors => ({ method: method.name, problem, dtype, stored, format, shared });
+): LoadedFactors => ({ method: method.name, problem, dtype, stored, ridge: ridgeFor(stored.own), format, shared });
 
 /**
  * Yields the dense weights of a group, one expert at a time, and returns their squared error. The error is 0 of 0 if `dense` is
