@@ -1,12 +1,28 @@
 import type { TimedPlan } from '../conversion/estimate.js';
+import { floatDtypeOf } from '../checkpoint/encoding.js';
+import { describeEncodings, formatRanges, type GroupPlan } from '../conversion/group-plan.js';
 import { formatPercent } from '../format.js';
 
-/** The notes on a plan: those on the source, and one if the output has more bytes. */
+/** The notes on a plan: those on the source, and those if experts do not stay quantised or the output has more bytes. */
 export const planNotes = (planned: TimedPlan): string[] => [
   ...planned.source.notes,
   ...planned.model.notes,
+  ...decodedNote(planned),
   ...growthNote(planned),
 ];
+
+/** Names the quantisations that `--keep-quantized` cannot write, so that converted experts become plain. */
+function decodedNote({ groups, settings: { keepQuantized, dtype } }: TimedPlan): string[] {
+  const isQuantised = ({ experts }: GroupPlan): boolean =>
+    experts.some(({ encoding }) => floatDtypeOf(encoding) === undefined);
+  const decoded = keepQuantized ? groups.filter((group) => !group.forms && isQuantised(group)) : [];
+  if (decoded.length === 0) return [];
+  const layers = formatRanges([...new Set(decoded.map(({ layer }) => layer))]);
+  const kinds = [...new Set(decoded.flatMap(describeEncodings))].join(', ');
+  return [
+    `the experts of layer ${layers} are decoded to ${dtype ?? 'bfloat16'} in spite of --keep-quantized: their quantisation (${kinds}) can be read, but not written. All else stays quantised.`,
+  ];
+}
 
 function growthNote({ bytesBefore, bytesAfter, quantised, settings }: TimedPlan): string[] {
   if (bytesAfter <= bytesBefore) return [];
@@ -14,7 +30,7 @@ function growthNote({ bytesBefore, bytesAfter, quantised, settings }: TimedPlan)
   const because = quantised.before > quantised.after ? 'because quantised weights are decoded' : `in ${dtype}`;
   const remedy =
     quantised.before > quantised.after && format === 'hf' && !keepQuantized
-      ? ' --keep-quantized leaves all but the experts of converted layers as they are.'
+      ? ' --keep-quantized keeps the quantisation of the source.'
       : '';
   return [
     `the output has ${formatPercent(bytesAfter / bytesBefore)} of the source's tensor bytes, ${because}: it is larger.${remedy}`,

@@ -10,7 +10,7 @@ import { type ConversionPlan, outputBytes, planConversion } from './conversion-p
 import { defaultSizes, planGroups, productOf } from './group-plan.js';
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
 import { recordSize } from './metric-plan.js';
-import { type CompressOptions, decodedDtype, type RunSettings, resolveSettings } from './settings.js';
+import { type CompressOptions, decodedDtype, holdsWeights, type RunSettings, resolveSettings } from './settings.js';
 
 /** A planned conversion with its settings, its engine and the memory it will take. */
 export interface CompressionPlan extends ConversionPlan {
@@ -57,6 +57,7 @@ export async function planCompression(
     format,
     shardBytes,
     keepQuantised,
+    quantiseAgain: keepQuantised && holdsWeights(settings),
     decodedDtype: decodedDtype(settings),
   });
   return {

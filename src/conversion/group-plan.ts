@@ -13,6 +13,7 @@ import type { GroupNumber } from '../models/native.js';
 import { factorisedShape, turnedSize } from './orientation.js';
 import { decodedDtype, defaultProjections, isNative, type Settings } from './settings.js';
 import { type Slice, slicesOf } from './slices.js';
+import type { SourceForm } from './source-form.js';
 
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
 export interface GroupPlan extends GroupNumber {
@@ -33,6 +34,8 @@ export interface GroupPlan extends GroupNumber {
   readonly slices?: readonly Slice[] | undefined;
   /** The dtype of the output. */
   readonly dtype: FloatDtype;
+  /** The forms of written weights, in expert order, if they are those of the source; undefined: they are floats of `dtype`. */
+  readonly forms?: readonly SourceForm[] | undefined;
   /** The names of the factors in a native checkpoint; empty if the method has no native form. */
   readonly names: GroupNames;
 }

@@ -81,7 +81,10 @@ const settingsSchema = z
     layers: z.array(z.number().int().nonnegative()).optional(),
     /** The dtype of factors and rebuilt weights; by default that of the experts. */
     dtype: z.enum(['float32', 'float16', 'bfloat16']).optional(),
-    /** Whether quantised tensors stay quantised, except the experts of converted layers. By default all are decoded. */
+    /**
+     * Whether quantised tensors stay quantised, and rebuilt experts are quantised as their source is where that can be written. By
+     * default all are decoded.
+     */
     keepQuantized: z.boolean().default(false),
     solver: z.string().optional(),
     /** How much time a fit may take. */

@@ -1,6 +1,5 @@
 /** Runners on other machines: connections to workers (worker.ts). */
 import { floatBytes } from '../../src/checkpoint/dtype.js';
-import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
 import type { ProductShape } from '../../src/engine/gemm-rate.js';
@@ -15,7 +14,7 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import { HandOver } from '../flow/hand-over.js';
 import { collector } from '../machines/collect.js';
 import type { PeerOptions } from '../machines/peer-options.js';
-import type { FitJob, JobOutput, OwnedData } from './job.js';
+import { type FitJob, type JobOutput, type OwnedData, writtenEncoding } from './job.js';
 import type { JobRunner } from './job-runner.js';
 import { revived } from './revive-error.js';
 import { StallWatch } from './stall-watch.js';
@@ -29,6 +28,7 @@ import {
   type WorkerFacts,
   workerFacts,
 } from './worker-protocol.js';
+import { writtenSizes } from './written-weights.js';
 
 /** How long a lost connection may take to resume. After that, another worker takes the group. */
 const RESUME_TIMEOUT_MS = 20_000;
@@ -197,7 +197,10 @@ class JobAnswer {
     const bytes = (shape: readonly number[]): number => shape.reduce((a, b) => a * b, floatBytes(dtype));
     const { next } = this;
     if (next === undefined) return new Map(shared.map(({ name, shape }) => [sharedName(name), bytes(shape)]));
-    if (written === 'weights') return new Map([[expertName(next, WEIGHTS), bytes([problem.rows, problem.cols])]]);
+    if (written === 'weights') {
+      const sizes = writtenSizes(writtenEncoding(this.job, next), this.job.format);
+      return new Map([...sizes].map(([name, size]) => [expertName(next, name), size] as const));
+    }
     return new Map(byExpert.map(({ name, shape }) => [expertName(next, name), bytes(shape)]));
   }
 
