@@ -1,5 +1,5 @@
-import type { TimedPlan } from '../conversion/estimate.js';
 import { floatDtypeOf } from '../checkpoint/encoding.js';
+import type { TimedPlan } from '../conversion/estimate.js';
 import { describeEncodings, formatRanges, type GroupPlan } from '../conversion/group-plan.js';
 import { formatPercent } from '../format.js';
 

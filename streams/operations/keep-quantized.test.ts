@@ -5,14 +5,18 @@ import { differingFiles, differingWeights, relativeError, weightOf } from '../..
 import { dequantiseFp8, dequantiseInt4, readFloats } from '../../fixtures/dequantise.js';
 import type { FamilyName } from '../../fixtures/families.js';
 import { type FamilyOptions, generateFamily, type KnownWeight } from '../../fixtures/generate-family.js';
+import { randomLayer } from '../../fixtures/memory-record.js';
 import { INT4_GROUP, type Quantisation, type StoredTensor } from '../../fixtures/quantised-storage.js';
 import { readFolder } from '../../fixtures/read-folder.js';
 import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH } from '../../fixtures/thorough.js';
-import { isFitted, isKept } from '../../src/conversion/run-report.js';
+import { writeRecord } from '../../fixtures/write-record.js';
+import { fingerprint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { isFitted, isKept, isRepaired } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
+import type { Progress } from '../run-options.js';
 import { compress } from './compress.js';
 import { expand } from './expand.js';
 import { exportFactors } from './export.js';
@@ -180,6 +184,55 @@ describe("--keep-quantized writes converted experts in the source's own quantisa
       for (const tensor of source.tensors.values()) expectSame(written, tensor);
       expect((await verify(at('model'), at(folder), { threads: 1 })).problems).toEqual([]);
     }
+  });
+
+  test('an interrupted run goes on, and gives the same bytes', async () => {
+    const at = (...path: string[]) => join(root, 'fp8', ...path);
+    const options: CompressOptions = { bases: 3, steps: 3, layers: [1], format: 'hf', ...OUTPUT, ...KEEP };
+    const controller = new AbortController();
+    const stopped = compress(at('model'), at('stopped'), options, {
+      signal: controller.signal,
+      onProgress: ({ kind }) => kind === 'group' && controller.abort(),
+    });
+    await expect(stopped).rejects.toMatchObject({ name: 'InterruptedError', kept: at('stopped') });
+    const fitted: Progress[] = [];
+    await compress(at('model'), at('stopped'), options, {
+      onProgress: (it) => it.kind === 'group' && fitted.push(it),
+    });
+    expect(fitted).toHaveLength(1);
+    expect(differingFiles(at('stopped'), at('hf'))).toEqual([]);
+  });
+
+  test('a repaired down_proj is quantised again as well', async () => {
+    const at = (...path: string[]) => join(root, 'repair', ...path);
+    const sizes = { layers: 2, experts: 6, rows: 16, cols: 40 };
+    const source = await generateFamily(at('model'), 'qwen3_moe', { quantised: 'int4', sizes });
+    const layers = [0, 1].map((layer) =>
+      randomLayer(layer, { tokens: 300, width: sizes.cols, experts: sizes.experts, expertsPerToken: 2 }),
+    );
+    const sourceFingerprint = await fingerprint(await openCheckpoint(at('model')));
+    await writeRecord(at('record'), { sequences: 3, length: 100, sourceFingerprint }, layers);
+    const options: CompressOptions = {
+      bases: 2,
+      steps: 4,
+      format: 'hf',
+      calibration: at('record'),
+      ...OUTPUT,
+      ...KEEP,
+    };
+    const { groups } = await compress(at('model'), at('hf'), {
+      ...options,
+      ...{ projections: ['gate_proj', 'up_proj'], metric: 'none', allocate: 'uniform', repair: 'factors+down' },
+    });
+    expect(groups.filter(isRepaired)).toHaveLength(2);
+    const written = readFolder(at('hf'));
+    expect([...written.keys()].sort()).toEqual([...source.tensors.keys()].sort());
+    for (const { name, dtype, shape, bytes } of source.tensors.values()) {
+      expect(written.get(name), name).toMatchObject({ dtype, shape });
+      const codes = /experts\..*weight_packed$/.test(name);
+      if (codes) expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).not.toBe(0);
+    }
+    expect((await verify(at('model'), at('hf'), { threads: 1 })).problems).toEqual([]);
   });
 
   test('workers give the same bytes', async () => {
