@@ -1,5 +1,6 @@
 /** The records that flow between the stages. Backpressure counts their bytes. */
 import type { GroupMetric } from '../src/calibration/group-metric.js';
+import type { Place } from '../src/conversion/group-places.js';
 import type { GroupPlan } from '../src/conversion/group-plan.js';
 import type {
   FittedGroupReport,
@@ -8,7 +9,6 @@ import type {
   MetricFacts,
   RepairedGroupReport,
 } from '../src/conversion/run-report.js';
-import type { SlicePart } from '../src/conversion/slices.js';
 import type { LossPoint } from '../src/methods/loss-curve.js';
 import type { SquaredError } from './compute/squared-error.js';
 
@@ -56,7 +56,7 @@ export interface WeighedMetric extends GroupMetric {
 /** One expert as it is written, and the squared error of exactly these bytes. */
 export interface FoldedExpert extends SquaredError {
   readonly expert: number;
-  /** The expert's factors by name, with σ folded in; or its weights, under the name `weights`. */
+  /** The expert's factors by name, with σ folded in; or its weights, under the name `weights`, with their `scales` if quantised. */
   readonly tensors: Readonly<Record<string, Uint8Array>>;
   /** The squared error in the group's metric, if it has one. */
   readonly metric?: SquaredError | undefined;
@@ -87,7 +87,7 @@ export interface OutputChunk {
   readonly offset: number;
   readonly data: Uint8Array;
   /** Set if the data is a matrix of a slice. The range is that of the whole slice; `joinSlices` puts it together. */
-  readonly part?: SlicePart;
+  readonly part?: NonNullable<Place['part']>;
   /** To be called when the data is written or no longer needed. Its memory is then reused. */
   readonly release?: () => void;
 }

@@ -59,4 +59,16 @@ test('says if the output is larger, and why', async () => {
   const quantised = { before: 3, after: 0 };
   const decoded = { ...(await plan({ format: 'hf' })), quantised, bytesAfter: 2e9 };
   expect(describePlan(decoded)).toMatch(/because quantised weights are decoded: it is larger\. --keep-quantized/);
+  const groups = decoded.groups.map((group) => ({
+    ...group,
+    experts: group.experts.map((it) => ({
+      ...it,
+      encoding: { kind: 'awq', scaleDtype: 'F16', groups: 1, groupSize: 64 } as const,
+    })),
+  }));
+  const kept = { ...decoded, groups, settings: { ...decoded.settings, keepQuantized: true } };
+  expect(describePlan(kept)).toMatch(
+    /^note: the experts of layer .* are decoded to bfloat16 in spite of --keep-quantized: .*AWQ/m,
+  );
+  expect(describePlan(decoded)).not.toContain('in spite of');
 });

@@ -77,10 +77,11 @@ export function describePlan(planned: TimedPlan): string {
     ]);
   if (quantised.before) {
     const kinds = [...new Set(groups.flatMap(describeEncodings))].join(', ');
-    rows.push([
-      'quantised',
-      `${quantised.before} tensors (experts: ${kinds}); ${quantised.after ? `${quantised.after} stay so, the others are` : 'all are'} decoded`,
-    ]);
+    const stay =
+      quantised.after === quantised.before
+        ? 'all stay so'
+        : `${quantised.after ? `${quantised.after} stay so, the others are` : 'all are'} decoded`;
+    rows.push(['quantised', `${quantised.before} tensors (experts: ${kinds}); ${stay}`]);
   }
   const share = (after: number, before: number): string => formatPercent(after / before);
   rows.push(

@@ -1,12 +1,30 @@
+import { floatDtypeOf } from '../checkpoint/encoding.js';
 import { describeGrowth } from '../conversion/check-size.js';
 import type { TimedPlan } from '../conversion/estimate.js';
+import { describeEncodings, formatRanges, type GroupPlan } from '../conversion/group-plan.js';
+import { holdsWeights } from '../conversion/settings.js';
 
-/** The notes on a plan: those on the source, and one if the output has more bytes. */
+/** The notes on a plan: those on the source, and those if experts do not stay quantised or the output has more bytes. */
 export const planNotes = (planned: TimedPlan): string[] => [
   ...planned.source.notes,
   ...planned.model.notes,
+  ...decodedNote(planned),
   ...growthNote(planned),
 ];
+
+/** Names the quantisations that `--keep-quantized` cannot write, so that converted experts become plain. */
+function decodedNote({ groups, format, settings: { keepQuantized, dtype } }: TimedPlan): string[] {
+  const isQuantised = ({ experts }: GroupPlan): boolean =>
+    experts.some(({ encoding }) => floatDtypeOf(encoding) === undefined);
+  const written = keepQuantized && holdsWeights({ format });
+  const decoded = written ? groups.filter((group) => !group.forms && isQuantised(group)) : [];
+  if (decoded.length === 0) return [];
+  const layers = formatRanges([...new Set(decoded.map(({ layer }) => layer))]);
+  const kinds = [...new Set(decoded.flatMap(describeEncodings))].join(', ');
+  return [
+    `the experts of layer ${layers} are decoded to ${dtype ?? 'bfloat16'} in spite of --keep-quantized: their quantisation (${kinds}) can be read, but not written. All else stays quantised.`,
+  ];
+}
 
 function growthNote(planned: TimedPlan): string[] {
   const growth = describeGrowth(planned);

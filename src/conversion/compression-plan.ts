@@ -71,6 +71,7 @@ export async function planCompression(
     format,
     shardBytes,
     keepQuantised,
+    quantiseAgain: keepQuantised && holdsWeights(settings),
     decodedDtype: decodedDtype(settings),
   });
   return {

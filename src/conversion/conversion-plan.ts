@@ -16,6 +16,7 @@ import { type FactorTensor, type GroupPlan, nativeTensors, ownersOf, sourceBytes
 import { type NativeLayer, type RestoredTensor, restoredTensors } from './native-layers.js';
 import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 import { type Slice, sliceOf } from './slices.js';
+import { type FormRange, formRanges, withSourceForms } from './source-form.js';
 
 /** The source of an output tensor, or of a part of one. */
 export interface Copy {
@@ -66,8 +67,10 @@ export interface PlanInput {
   factors?: ReadonlyMap<string, FactorTensor>;
   /** Experts of a native source, which get back the places that they had in the source of that. */
   restored?: readonly NativeLayer[];
-  /** Whether quantised tensors stay quantised, except the experts of converted layers. */
+  /** Whether quantised tensors stay quantised, except the experts of converted layers whose groups have no forms. */
   keepQuantised?: boolean;
+  /** Whether converted experts get the quantisation of the source too, where it can be written. */
+  quantiseAgain?: boolean;
   /** The dtype of tensors that are decoded but not factorised. */
   decodedDtype?: FloatDtype;
   /** Whether every expert gets a tensor of its own even if the source's are fused. */
@@ -82,18 +85,19 @@ export interface PlanInput {
 export function planConversion(input: PlanInput): ConversionPlan {
   const {
     source,
-    groups,
     format,
     layers = input.restored ?? [],
     dropped,
     keepQuantised = false,
     decodedDtype: wanted = decodedDtype({}),
   } = input;
+  const groups = input.quantiseAgain ? withSourceForms(input.groups, source) : input.groups;
+  const rewritten = formRanges(groups);
   const native = isNative(input);
   const { separate = false } = input;
   const owners = ownersOf(groups);
   const factors = factorsByExpert(source, native ? groups : []);
-  const converted = new Set(groups.map(({ layer }) => layer));
+  const converted = new Set(groups.flatMap(({ layer, forms }) => (forms ? [] : layer)));
   const prefixes = new Map(layers.map(({ prefix, layer }) => [prefix, converted.has(layer)] as const));
   const outputs: TensorSpec[] = [];
   const copies: Copy[] = [];
@@ -106,10 +110,10 @@ export function planConversion(input: PlanInput): ConversionPlan {
     outputs.push(tensor);
     parametersAfter += parameters;
   };
-  const putAsIs = (tensor: TensorInfo): void => {
+  const putAsIs = (tensor: TensorInfo, computed: readonly FormRange[] = []): void => {
     const { name, dtype, shape, start, end } = tensor;
     put({ name, dtype, shape, bytes: end - start }, parametersOf(tensor, source));
-    copies.push({ target: name, offset: 0, source: tensor });
+    copies.push(...copiesAround(tensor, computed));
     if (isQuantised(tensor)) quantised.after++;
   };
   const copy = (matrix: StoredMatrix, target: string, offset: number, dtype: FloatDtype): void => {
@@ -169,6 +173,11 @@ export function planConversion(input: PlanInput): ConversionPlan {
     parametersBefore += factor?.part.parameters ?? parametersOf(tensor, source);
     if (!factor && isQuantised(tensor)) quantised.before++;
     if (dropped?.has(tensor.name)) continue;
+    const computed = rewritten.get(tensor.name);
+    if (computed) {
+      putAsIs(tensor, computed);
+      continue;
+    }
     if (restored) {
       const target = restored.get(factor ? nameOf(factor) : tensor.name);
       const isPlain = !isQuantised(tensor) && !attachedTo(tensor, source);
@@ -206,6 +215,18 @@ export function planConversion(input: PlanInput): ConversionPlan {
     bytesBefore: [...source.tensors.values()].reduce((sum, { start, end }) => sum + end - start, 0),
     bytesAfter: layout.tensorBytes,
   };
+}
+
+/** The copies of what a tensor has outside of some ranges, which are in order. */
+function copiesAround(tensor: TensorInfo, ranges: readonly FormRange[]): Copy[] {
+  const { name: target, file, start: first, end: last } = tensor;
+  if (ranges.length === 0) return [{ target, offset: 0, source: tensor }];
+  const starts = [first, ...ranges.map(({ source }) => source.end)];
+  const ends = [...ranges.map(({ source }) => source.start), last];
+  return starts.flatMap((start, i) => {
+    const end = ends[i] as number;
+    return start < end ? { target, offset: start - first, source: { file, start, end } } : [];
+  });
 }
 
 /**

@@ -6,20 +6,32 @@ import { type ConversionPlan, type Copy, copyOf } from './conversion-plan.js';
 import { factorTensorName } from './factor-files.js';
 import { type GroupPlan, nativeTensors } from './group-plan.js';
 import { holdsWeights, isNative } from './settings.js';
-import { type SlicePart, sliceKey } from './slices.js';
+import { type Slice, type SlicePart, sliceKey } from './slices.js';
+import type { AlternatingRows, FormRange, SourceForm } from './source-form.js';
 
 /** The name of an expert's weights, where its factors are named by their own names. */
 export const WEIGHTS = 'weights';
+/** The name of their scales, if they are written in a quantised form. */
+export const SCALES = 'scales';
 
 /** A range of bytes in a tensor of the output. */
 export interface Place {
-  /** The part of a factor that goes there (`NamedPart.key`), or `WEIGHTS`. */
+  /** The part of a factor that goes there (`NamedPart.key`), or `WEIGHTS` or `SCALES`. */
   readonly factor: string;
   readonly tensor: string;
   readonly offset: number;
   readonly bytes: number;
   /** Set if the weights do not fill the range alone, or not row by row: their place in a slice, which is the range. */
-  readonly part?: SlicePart;
+  readonly part?: SlicePart | RowsPart;
+}
+
+/** A matrix whose rows alternate with those of other matrices, in a form of the source. */
+export interface RowsPart {
+  readonly matrix: StoredMatrix;
+  /** The names of all matrices that may have rows there. */
+  readonly slice: Slice;
+  readonly range: FormRange;
+  readonly rows: AlternatingRows;
 }
 
 /** The places of all data of a group. */
@@ -34,8 +46,7 @@ type Form = Pick<ConversionPlan, 'format' | 'separate'>;
 
 /** Finds the places of a group's data in an output of this format. */
 export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
-  if (group.dense || holdsWeights(form))
-    return { shared: [], experts: weightPlaces(group, form).map((place) => [place]) };
+  if (group.dense || holdsWeights(form)) return { shared: [], experts: weightPlaces(group, form) };
   if (isNative(form)) {
     const { shared, experts } = nativeTensors(group);
     const places = (tensors: typeof shared): Place[] =>
@@ -54,26 +65,43 @@ export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
 }
 
 /** The places of a group's weights, in expert order. */
-export function weightPlaces(
-  { experts, slices, dtype, dense }: GroupPlan,
-  { separate }: Pick<Form, 'separate'>,
-): Place[] {
+export function weightPlaces(group: GroupPlan, { separate }: Pick<Form, 'separate'>): Array<readonly Place[]> {
+  const { experts, slices, dtype, dense, forms } = group;
   const size = floatBytes(dtype);
   return experts.map((matrix, expert) => {
+    const form = forms?.[expert];
+    if (form) return formPlaces(form, matrix, slices?.[expert]);
     const { name, rows, cols, place } = matrix;
     const bytes = rows * cols * size;
-    if (separate && !dense) return { factor: WEIGHTS, tensor: name, offset: 0, bytes };
+    if (separate && !dense) return [{ factor: WEIGHTS, tensor: name, offset: 0, bytes }];
     const slice = slices?.[expert];
-    if (!slice) return { factor: WEIGHTS, tensor: place.tensor, offset: place.element * size, bytes };
+    if (!slice) return [{ factor: WEIGHTS, tensor: place.tensor, offset: place.element * size, bytes }];
     const range = { tensor: slice.tensor, offset: slice.element * size, bytes: slice.size * size };
-    return { factor: WEIGHTS, ...range, part: { slice, matrix } };
+    return [{ factor: WEIGHTS, ...range, part: { slice, matrix } }];
   });
+}
+
+function formPlaces({ data, scales }: SourceForm, matrix: StoredMatrix, slice: Slice | undefined): Place[] {
+  const place = (factor: string, range: FormRange): Place => {
+    const { tensor, offset, bytes, rows } = range;
+    return {
+      ...{ factor, tensor, offset, bytes },
+      ...(rows && slice && { part: { matrix, slice, range, rows } }),
+    };
+  };
+  return [place(WEIGHTS, data), ...(scales ? [place(SCALES, scales)] : [])];
 }
 
 /** The copies that write a group's dense weights to the places of rebuilt ones, except to slices. */
 export const keptCopies = (group: GroupPlan, form: Pick<Form, 'separate'>): Copy[] =>
-  weightPlaces(group, form).flatMap(({ tensor, offset, part }, expert) =>
-    part ? [] : copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype),
+  weightPlaces(group, form).flatMap((places, expert) =>
+    places.flatMap(({ factor, tensor, offset, part }) => {
+      if (part) return [];
+      const own = group.forms?.[expert];
+      if (!own) return copyOf(group.experts[expert] as StoredMatrix, tensor, offset, group.dtype);
+      const { source } = (factor === WEIGHTS ? own.data : own.scales) as FormRange;
+      return { target: tensor, offset, source };
+    }),
   );
 
 /**

@@ -15,6 +15,7 @@ import type { GroupNumber } from '../models/native.js';
 import { factorisedShape, turnedSize } from './orientation.js';
 import { decodedDtype, defaultProjections, isNative, type Settings, storedDtypes } from './settings.js';
 import { type Slice, slicesOf } from './slices.js';
+import type { SourceForm } from './source-form.js';
 
 /** The experts of one layer and projection, or one of the parts into which `--groups` cuts them. */
 export interface GroupPlan extends GroupNumber {
@@ -37,6 +38,8 @@ export interface GroupPlan extends GroupNumber {
   readonly dtype: FloatDtype;
   /** The dtypes of the other factors; `dtype` if they are not quantised. */
   readonly stored: StoredDtypes;
+  /** The forms of written weights, in expert order, if they are those of the source; undefined: they are floats of `dtype`. */
+  readonly forms?: readonly SourceForm[] | undefined;
   /** The names of the factors in a native checkpoint; empty if the method has no native form. */
   readonly names: GroupNames;
 }

@@ -17,10 +17,10 @@ let source: Checkpoint;
 let decoded: CompressionPlan;
 let kept: CompressionPlan;
 
-/** A plan over an FP8 checkpoint of three layers; `kept` converts layer 1 and leaves the others quantised. */
+/** A plan over a GPTQ checkpoint of three layers; `kept` decodes layer 1 and leaves the others quantised. */
 beforeAll(async () => {
-  await generateFamily(join(root, 'fp8'), 'qwen3_moe', { quantised: 'fp8', block: [12, 16] });
-  source = await openCheckpoint(join(root, 'fp8'));
+  await generateFamily(join(root, 'gptq'), 'qwen3_moe', { quantised: 'gptq' });
+  source = await openCheckpoint(join(root, 'gptq'));
   const options = { bases: 3, format: 'hf', engine: 'onnx-cpu' } as const;
   decoded = await planCompression(source, options);
   kept = await planCompression(source, { ...options, layers: [1], keepQuantized: true });
@@ -103,6 +103,18 @@ describe('a part stays quantised:', () => {
     });
   });
 
+  test('nothing changes if the converted experts are quantised again', async () => {
+    const folder = join(root, 'fp8');
+    await generateFamily(folder, 'qwen3_moe', { quantised: 'fp8', block: [12, 16] });
+    const plan = await planCompression(await openCheckpoint(folder), {
+      ...{ bases: 3, format: 'hf', engine: 'onnx-cpu', layers: [1], keepQuantized: true },
+    });
+    expect(plan.quantised.after).toBe(plan.quantised.before);
+    expect(plan.bytesAfter).toBe(plan.bytesBefore);
+    expect(changed(plan, { quantization_config: FP8 })).toEqual({ quantization_config: FP8 });
+    expect(quantConfigFileChanges(plan, plan.model, { quantization: { quant_algo: 'FP8' } })).toEqual({});
+  });
+
   test("ModelOpt's file excludes the modules too", () => {
     const file = { producer: { name: 'modelopt' }, quantization: { quant_algo: 'FP8', exclude_modules: ['lm_head'] } };
     expect(quantConfigFileChanges(kept, kept.model, file)).toEqual({
@@ -145,7 +157,7 @@ describe('config files and tensors contradict each other:', () => {
 });
 
 test('the changes are of the text alone: what is not changed is as it was', () => {
-  const folder = join(root, 'fp8');
+  const folder = join(root, 'gptq');
   const text = readFileSync(join(folder, 'config.json'), 'utf8').replace(
     '{',
     '{\n  "time_step_limit": [0.0, Infinity],',

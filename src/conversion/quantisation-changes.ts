@@ -31,7 +31,7 @@ function outcome({ groups, quantised, layout }: Converted, { layers }: Pick<MoeM
     return tensors.some(seemsQuantised) ? 'keep' : 'remove';
   }
   if (quantised.after === 0) return 'remove';
-  const converted = new Set(groups.map(({ layer }) => layer));
+  const converted = new Set(groups.flatMap(({ layer, forms }) => (forms ? [] : layer)));
   const plain = layers.filter(({ layer }) => converted.has(layer)).map(({ prefix }) => `${prefix}experts`);
   return plain.length ? { plain } : 'keep';
 }

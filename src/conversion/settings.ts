@@ -103,15 +103,15 @@ const settingsSchema = z
     groups: positive.optional(),
     /** Layers to convert; by default all that have routed experts. */
     layers: z.array(z.number().int().nonnegative()).optional(),
-    /** The dtype of factors and rebuilt weights; by default that of the experts. Rebuilt weights cannot be quantised. */
+    /** The dtype of factors and rebuilt weights; by default that of the experts. Rebuilt weights cannot be quantised by it. */
     dtype: z.enum(DTYPE_NAMES).optional(),
     /** The dtype of shared factors; default: that of `dtype`, and with 5 and 4 bits one bit more. */
     basesDtype: z.enum(DTYPE_NAMES).optional(),
     /** The columns of a row of a quantised factor that share a scale; default: 64. */
     scaleGroup: z.union([z.literal(64), z.literal(128)], { error: 'give 64 or 128' }).optional(),
     /**
-     * Whether quantised tensors stay quantised. With factors, all do that are not factorised; with rebuilt weights, all but the
-     * experts of converted layers. By default all are decoded.
+     * Whether quantised tensors that are not factorised stay quantised, and rebuilt experts are quantised as their source is where that
+     * can be written. By default all are decoded.
      */
     keepQuantized: z.boolean().default(false),
     solver: z.string().optional(),

@@ -1,7 +1,7 @@
 /** Every limit of the wire protocol, with its reason. docs/wire.md lists them for authors of other peers. */
 
 /** It rises with every change that an older peer would misread. Peers of different versions refuse each other. */
-export const PROTOCOL_VERSION = 6;
+export const PROTOCOL_VERSION = 7;
 
 /** Large enough that the header's cost does not matter, small enough that a slow line is soon free again. */
 export const MAX_PAYLOAD_BYTES = 4 * 1024 * 1024;

@@ -8,7 +8,7 @@ import {
   sharesCovariance,
   type TokenBatch,
 } from '../../src/calibration/expert-statistics.js';
-import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
+import type { StoredEncoding } from '../../src/checkpoint/encoding.js';
 import { asStored, decodeMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
@@ -21,13 +21,20 @@ import { ExpertRepair } from './expert-repair.js';
 import { type FitJob, type JobData, type JobHooks, type JobOutput, runJob } from './job.js';
 import { type SquaredError, squaredError } from './squared-error.js';
 import { decodeAsStored, type LoadedFactors, loadedForm, type StoredWeights } from './stored-weights.js';
+import { encodeWeights, type WrittenTensors } from './written-weights.js';
 
 /** The projections of an expert as stored. */
 export type StoredExpert = Readonly<Partial<Record<keyof ExpertWeights, StoredWeights>>>;
 
-/** Rebuilt weights of one expert, encoded in the group's dtype, and their squared error. */
+/** Rebuilt weights of one expert as they are written, and their squared error. */
 export interface RebuiltWeights extends SquaredError {
-  readonly data: Uint8Array<ArrayBuffer>;
+  readonly tensors: WrittenTensors;
+}
+
+/** Names an expert in errors, and says how its weights are written. */
+export interface RebuildOutput {
+  readonly label: string;
+  readonly encoding: StoredEncoding;
 }
 
 /** The engine of a `Compute` and its number of CPU threads. */
@@ -73,13 +80,19 @@ export class Compute {
   }
 
   /**
-   * Rebuilds the weights of one expert of the loaded group, in the group's dtype and in the stored orientation. Their error is
-   * measured against `dense`, and is 0 of 0 without it. Throws `OverflowError`, which names `label`.
+   * Rebuilds the weights of one expert of the loaded group, in the stored orientation. Their error is measured against `dense`, and
+   * is 0 of 0 without it. Throws `OverflowError`, which names `label`.
    */
-  async rebuild(expert: number, own: StoredParts, label: string, dense?: StoredWeights): Promise<RebuiltWeights> {
-    const { dtype, format } = this.loaded().factors;
-    const data = encodeFinite(dtype, asStored(format, await this.reconstruct(expert, own)), label);
-    return { data, ...squaredError(dense ? decodeAsStored(dense) : new Float32Array(0), floatsOf(dtype, data)) };
+  async rebuild(
+    expert: number,
+    own: StoredParts,
+    { label, encoding }: RebuildOutput,
+    dense?: StoredWeights,
+  ): Promise<RebuiltWeights> {
+    const { format } = this.loaded().factors;
+    const rebuilt = asStored(format, await this.reconstruct(expert, own));
+    const { tensors, values } = encodeWeights(encoding, format, rebuilt, label);
+    return { tensors, ...squaredError(dense ? decodeAsStored(dense) : new Float32Array(0), values) };
   }
 
   /** The error of the weights that one expert's factors give, against its dense weights. */

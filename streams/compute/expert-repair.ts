@@ -6,9 +6,8 @@
 import { createDownRepair, type DownRepair, type ExpertShape } from '../../src/calibration/down-repair.js';
 import { ExpertStatistics, type MeasuredExpert, type TokenBatch } from '../../src/calibration/expert-statistics.js';
 import { allFinite, encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
-import type { FloatDtype } from '../../src/checkpoint/dtype.js';
+import type { StoredEncoding } from '../../src/checkpoint/encoding.js';
 import { asFactorised, asStored } from '../../src/checkpoint/stored-matrix.js';
-import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
 import { decodeFactors, storedFactors } from '../../src/methods/factor-storage.js';
 import type { ExpertFactors, Metric, Reconstruction } from '../../src/methods/method.js';
@@ -17,6 +16,7 @@ import type { Projection } from '../../src/models/family.js';
 import { type ExpertForm, encodeExpert, needsGram } from './encode-expert.js';
 import { type SquaredError, squaredError } from './squared-error.js';
 import { decodeAsStored, type LoadedFactors, loadedForm, type StoredWeights } from './stored-weights.js';
+import { encodeWeights, sourceWeights } from './written-weights.js';
 
 /** The output for an expert's projection: its factors by name, or its weights. */
 export interface RepairedTensors extends SquaredError {
@@ -28,7 +28,8 @@ export interface RepairedTensors extends SquaredError {
 /** Names an expert in errors, and says in which form it is written. */
 export interface RepairOutput {
   readonly label: string;
-  readonly written: 'factors' | 'weights';
+  /** The encoding of its weights, or its factors in their dtype. */
+  readonly written: 'factors' | StoredEncoding;
 }
 
 interface LoadedGroup {
@@ -110,7 +111,7 @@ export class ExpertRepair {
     { label, written }: RepairOutput,
   ): Promise<RepairedTensors> {
     const { factors, form, own, norm, reconstruction } = this.groups.get(projection) as LoadedGroup;
-    const { dtype, format } = factors;
+    const { format } = factors;
     const before = decodeAsStored(dense);
     const wanted = projection === 'down_proj' ? await this.repaired(before) : before;
     // The weights are not divided by σ, so A includes it.
@@ -125,8 +126,8 @@ export class ExpertRepair {
       ),
       squaredNorm: await norm.squared(expert, oriented),
     };
-    if (written === 'weights') return { metric, ...encodedWeights(dtype, before, asStored(format, after), label) };
-    return { tensors, metric, ...squaredError(oriented, after) };
+    if (written === 'factors') return { tensors, metric, ...squaredError(oriented, after) };
+    return { metric, ...writtenWeights(written, dense, before, asStored(format, after), label) };
   }
 
   /** Sets a projection that is not factorised, and so is the same before and after. */
@@ -149,9 +150,9 @@ export class ExpertRepair {
   }
 
   /** Repairs a dense down_proj. */
-  async dense(dense: StoredWeights, dtype: FloatDtype, label: string): Promise<RepairedTensors> {
+  async dense(dense: StoredWeights, encoding: StoredEncoding, label: string): Promise<RepairedTensors> {
     const before = decodeAsStored(dense);
-    return encodedWeights(dtype, before, await this.repaired(before), label);
+    return writtenWeights(encoding, dense, before, await this.repaired(before), label);
   }
 
   private async repaired(down: Float32Array): Promise<Float32Array> {
@@ -179,7 +180,16 @@ export class ExpertRepair {
   }
 }
 
-function encodedWeights(dtype: FloatDtype, before: Float32Array, after: Float32Array, label: string): RepairedTensors {
-  const data = encodeFinite(dtype, after, label);
-  return { tensors: { [WEIGHTS]: data }, ...squaredError(before, floatsOf(dtype, data)) };
+function writtenWeights(
+  encoding: StoredEncoding,
+  { format, bytes }: StoredWeights,
+  before: Float32Array,
+  after: Float32Array,
+  label: string,
+): RepairedTensors {
+  // Weights that no token reached are not repaired: they keep the codes of the source.
+  if (after === before && encoding.kind !== 'float')
+    return { tensors: sourceWeights(encoding, format, bytes), ...squaredError(before, before) };
+  const { tensors, values } = encodeWeights(encoding, format, after, label);
+  return { tensors, ...squaredError(before, values) };
 }

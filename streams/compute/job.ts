@@ -6,9 +6,9 @@
 import { z } from 'zod';
 import { metricOf } from '../../src/calibration/group-metric.js';
 import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
-import { type Encoding, encodingSchema } from '../../src/checkpoint/encoding.js';
+import { canEncode } from '../../src/checkpoint/encode-matrix.js';
+import { type Encoding, encodingSchema, type StoredEncoding } from '../../src/checkpoint/encoding.js';
 import { asFactorised, asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
-import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { Engine } from '../../src/engine/engine.js';
 import {
   decodeFactors,
@@ -25,6 +25,7 @@ import type { FoldedExpert } from '../records.js';
 import { divide, normaliseForFit } from '../stages/normalise.js';
 import { encodeExpert, needsGram } from './encode-expert.js';
 import { addErrors, NO_ERROR, relativeError, squaredError } from './squared-error.js';
+import { encodeWeights, sourceWeights } from './written-weights.js';
 
 /** The caps are far above any model's sizes. They keep the byte counts computed from them exact. */
 const size = z
@@ -79,7 +80,17 @@ export const fitJob = z
     /** Names the group in errors. */
     label,
     /** For each expert, the number of its encoding, and the names of its weights in errors. */
-    tensors: z.array(z.strictObject({ name: label, file: label, encoding: z.int().nonnegative() })).max(2 ** 16),
+    tensors: z
+      .array(
+        z.strictObject({
+          name: label,
+          file: label,
+          encoding: z.int().nonnegative(),
+          /** The number of the encoding in which its weights are written; undefined: floats of `dtype`. */
+          written: z.int().nonnegative().optional(),
+        }),
+      )
+      .max(2 ** 16),
     /** The first expert to output. Earlier ones were received from a runner that was then lost. */
     firstExpert: z.int().nonnegative(),
     /** If the group's relative error is above this, the job outputs the source's weights. Only if weights are written. */
@@ -92,6 +103,12 @@ export const fitJob = z
   .superRefine(({ method, problem, encodings, tensors, solver }, context) => {
     if (tensors.some(({ encoding }) => encoding >= encodings.length))
       context.addIssue({ code: 'custom', message: 'no such encoding', path: ['tensors'] });
+    const isWritten = (number: number): boolean => {
+      const encoding = encodings[number];
+      return encoding !== undefined && canEncode(encoding);
+    };
+    if (tensors.some(({ written }) => written !== undefined && !isWritten(written)))
+      context.addIssue({ code: 'custom', message: 'no encoding that is written', path: ['tensors'] });
     if (!METHODS.has(method)) return; // reported above
     const { problemSchema, solvers } = methodNamed(method);
     const checked = problemSchema.safeParse(problem);
@@ -116,6 +133,12 @@ export const jobForm = ({ method, problem, dtype, stored = { own: dtype, shared:
   dtype,
   stored,
 });
+
+/** The encoding in which a job writes an expert's weights. */
+export const writtenEncoding = ({ dtype, encodings, tensors }: FitJob, expert: number): StoredEncoding => {
+  const { written } = tensors[expert] ?? {};
+  return written === undefined ? { kind: 'float', dtype } : (encodings[written] as StoredEncoding); // checked by the schema
+};
 
 /** The first output of a job: the parts of the shared factors (`NamedPart.key`). */
 export interface FittedFactors {
@@ -175,7 +198,8 @@ export async function* runJob(
   const method = methodNamed(job.method);
 
   // Normalise.
-  const writtenDtype = written === 'weights' ? dtype : undefined;
+  const quantises = job.tensors.some((tensor) => tensor.written !== undefined);
+  const writtenDtype = written === 'weights' && !quantises ? dtype : undefined;
   const formats = jobFormats(job);
   const weights = { formats, experts, labels: job.tensors, sigma: job.sigma, writtenDtype, label };
   // A method that reads no targets from step to step has no use for kept ones.
@@ -216,15 +240,23 @@ export async function* runJob(
       const errors = { ...squaredError(dense, rebuilt), ...(await errorInMetric(expert, dense, rebuilt)) };
       return { kind: 'expert', expert, tensors, ...errors };
     }
-    const data = encodeFinite(dtype, asStored(format, rebuilt), expertLabel);
-    const rounded = floatsOf(dtype, data);
-    const inMetric = await errorInMetric(expert, dense, asFactorised(format, rounded));
-    return { kind: 'expert', expert, tensors: { [WEIGHTS]: data }, ...squaredError(stored, rounded), ...inMetric };
+    const { tensors: weights, values } = encodeWeights(
+      writtenEncoding(job, expert),
+      format,
+      asStored(format, rebuilt),
+      expertLabel,
+    );
+    const inMetric = await errorInMetric(expert, dense, asFactorised(format, values));
+    return { kind: 'expert', expert, tensors: weights, ...squaredError(stored, values), ...inMetric };
   };
   const keep = (expert: number): ExpertOutput => {
-    const stored = decodeStored(formats[expert] as MatrixFormat, experts[expert] as Uint8Array);
-    const weights = encodeFinite(dtype, stored, `${label}, expert ${expert}`);
-    return { kind: 'expert', expert, tensors: { [WEIGHTS]: weights }, ...NO_ERROR };
+    const [own, bytes] = [formats[expert] as MatrixFormat, experts[expert] as Uint8Array];
+    const encoding = writtenEncoding(job, expert);
+    const tensors =
+      job.tensors[expert]?.written === undefined
+        ? encodeWeights(encoding, format, decodeStored(own, bytes), `${label}, expert ${expert}`).tensors
+        : sourceWeights(encoding, own, bytes);
+    return { kind: 'expert', expert, tensors, ...NO_ERROR };
   };
   try {
     let keptError: number | undefined;

@@ -1,6 +1,4 @@
 /** Runners on other machines: connections to workers (worker.ts). */
-import { floatBytes } from '../../src/checkpoint/dtype.js';
-import { WEIGHTS } from '../../src/conversion/group-places.js';
 import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
 import type { ProductShape } from '../../src/engine/gemm-rate.js';
@@ -15,7 +13,7 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import { HandOver } from '../flow/hand-over.js';
 import { collector } from '../machines/collect.js';
 import type { PeerOptions } from '../machines/peer-options.js';
-import { type FitJob, type JobOutput, jobForm, type OwnedData } from './job.js';
+import { type FitJob, type JobOutput, jobForm, type OwnedData, writtenEncoding } from './job.js';
 import type { JobRunner } from './job-runner.js';
 import { revived } from './revive-error.js';
 import { StallWatch } from './stall-watch.js';
@@ -29,6 +27,7 @@ import {
   type WorkerFacts,
   workerFacts,
 } from './worker-protocol.js';
+import { writtenSizes } from './written-weights.js';
 
 /** How long a lost connection may take to resume. After that, another worker takes the group. */
 const RESUME_TIMEOUT_MS = 20_000;
@@ -192,12 +191,14 @@ class JobAnswer {
 
   /** Names and bytes of the tensors that must come before the next event other than "step". */
   private expected(): Map<string, number> {
-    const { problem, dtype, written } = this.job;
+    const { written } = this.job;
     const { shared, byExpert } = storedFactors(jobForm(this.job));
     const { next } = this;
     if (next === undefined) return new Map(partsOf(shared).map(({ key, bytes }) => [sharedName(key), bytes]));
-    if (written === 'weights')
-      return new Map([[expertName(next, WEIGHTS), problem.rows * problem.cols * floatBytes(dtype)]]);
+    if (written === 'weights') {
+      const sizes = writtenSizes(writtenEncoding(this.job, next), this.job.format);
+      return new Map([...sizes].map(([name, size]) => [expertName(next, name), size] as const));
+    }
     return new Map(partsOf(byExpert).map(({ key, bytes }) => [expertName(next, key), bytes]));
   }
 

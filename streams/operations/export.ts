@@ -3,7 +3,7 @@ import { configChanges, nativeModelling } from '../../src/conversion/config-chan
 import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
 import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
-import { checkNative, type GroupKey, groupKey, productOf } from '../../src/conversion/group-plan.js';
+import { checkNative, type GroupKey, type GroupPlan, groupKey, productOf } from '../../src/conversion/group-plan.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
 import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
 import {
@@ -75,6 +75,7 @@ export async function exportFactors(
     format,
     shardBytes: shardSize,
     keepQuantised,
+    quantiseAgain: keepQuantised && holdsWeights({ format }),
     decodedDtype: decodedDtype(fitted),
   });
   checkAllowed({ ...plan, settings: { ...fitted, keepQuantized: keepQuantised } }, run);
@@ -86,7 +87,9 @@ export async function exportFactors(
     inputs: [source.folder, folder.folder],
     circumstances: { threads: engine && threads },
     experts({ reader, missing, signal }) {
-      const pairs = factored.map((it, i) => [it, files[i] as FactorFile] as const);
+      const pairs = factored.map(
+        (it, i) => [{ ...it, group: plan.groups[i] as GroupPlan }, files[i] as FactorFile] as const,
+      );
       const wanted = pairs.filter(([{ group }]) => missing.includes(group));
       return engine
         ? withThread({ engine: engine.name, threads }, signal, (thread) =>

@@ -2,13 +2,21 @@ import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { differingFiles, differingWeights, relativeError, weightOf } from '../../fixtures/compare-weights.js';
+import { dequantiseFp8, dequantiseInt4, readFloats } from '../../fixtures/dequantise.js';
 import type { FamilyName } from '../../fixtures/families.js';
 import { type FamilyOptions, generateFamily, type KnownWeight } from '../../fixtures/generate-family.js';
+import { randomLayer } from '../../fixtures/memory-record.js';
+import { INT4_GROUP, type Quantisation, type StoredTensor } from '../../fixtures/quantised-storage.js';
 import { readFolder } from '../../fixtures/read-folder.js';
+import { startService } from '../../fixtures/services.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH } from '../../fixtures/thorough.js';
+import { writeRecord } from '../../fixtures/write-record.js';
+import { fingerprint, openCheckpoint } from '../../src/checkpoint/open-checkpoint.js';
+import { isFitted, isKept, isRepaired } from '../../src/conversion/run-report.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import * as errors from '../../src/errors.js';
+import type { Progress } from '../run-options.js';
 import { compress } from './compress.js';
 import { expand } from './expand.js';
 import { exportFactors } from './export.js';
@@ -22,93 +30,266 @@ const KEEP = { keepQuantized: true } as const;
 const isExpertOf = (name: string, layers: readonly number[]): boolean =>
   layers.some((layer) => name.includes(`layers.${layer}.mlp.experts.`));
 
-/** Converts some layers with --keep-quantized, by `compress` and by `fit` and `export`, and checks tensors and verification. */
-async function convert(name: string, family: FamilyName, options: FamilyOptions, layers: readonly number[]) {
+/** Converts some layers with --keep-quantized, by `compress` and by `fit` and `export`, which must agree, and verifies the result. */
+async function convert(
+  name: string,
+  family: FamilyName,
+  options: FamilyOptions,
+  layers: readonly number[],
+  more: CompressOptions = {},
+) {
   const at = (...path: string[]) => join(root, name, ...path);
   const source = await generateFamily(at('model'), family, options);
-  const quick: CompressOptions = { bases: 3, steps: 3, layers: [...layers], ...OUTPUT, ...KEEP };
-  await compress(at('model'), at('hf'), { ...quick, format: 'hf' });
+  const quick: CompressOptions = { bases: 3, steps: 3, layers: [...layers], ...OUTPUT, ...KEEP, ...more };
+  const { groups } = await compress(at('model'), at('hf'), { ...quick, format: 'hf' });
   await fitFactors(at('model'), at('factors'), quick);
   await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP, format: 'hf' });
   expect(differingFiles(at('export'), at('hf'))).toEqual([]);
   expect((await verify(at('model'), at('hf'), { threads: 1 })).problems).toEqual([]);
   const written = readFolder(at('hf'));
-  for (const { name: tensor, dtype, shape, bytes } of source.tensors.values()) {
-    if (isExpertOf(tensor, layers)) continue;
-    expect(written.get(tensor), tensor).toMatchObject({ dtype, shape });
-    expect(Buffer.compare(written.get(tensor)?.bytes ?? Buffer.of(), bytes), tensor).toBe(0);
-  }
-  const decoded = [...written.values()].filter((it) => isExpertOf(it.name, layers));
-  expect(new Set(decoded.map(({ dtype }) => dtype))).toEqual(new Set(['BF16']));
-  const down = ({ kind, name: it }: KnownWeight) => kind === 'expert' && it.includes('down') && isExpertOf(it, layers);
-  expect([...source.weights.values()].filter(down)).toHaveLength(8 * layers.length);
-  expect(differingWeights(written, source, down)).toEqual([]);
-  const gates = [...source.weights.values()].filter(({ name: it }) => isExpertOf(it, layers) && it.includes('gate'));
-  expect(relativeError(readFolder(at('hf')), gates)).toBeLessThan(0.7);
   const config = (folder: string) => JSON.parse(readFileSync(at(folder, 'config.json'), 'utf8'));
-  return { at, source, config, written };
+  return { at, source, config, written, groups };
 }
 
-describe('--keep-quantized leaves what is not converted as it is, and names the rest in the config:', () => {
-  const modules = (...layers: number[]) => layers.map((layer) => `model.layers.${layer}.mlp.experts`);
+/** Expects a tensor of the source, byte for byte. */
+function expectSame(written: ReturnType<typeof readFolder>, { name, dtype, shape, bytes }: StoredTensor): void {
+  expect(written.get(name), name).toMatchObject({ dtype, shape });
+  expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).toBe(0);
+}
+
+/** The part of a tensor's name that says which weight it belongs to. */
+const weightName = (tensor: string): string => tensor.replace(/\.(?:weight\w*|input_scale)$/, '.weight');
+
+describe("--keep-quantized writes converted experts in the source's own quantisation:", () => {
+  /** Decodes a written weight without any code of src/. */
+  type Decode = (tensors: ReturnType<typeof readFolder>, weight: KnownWeight) => Float32Array;
+  const bytesOf = (tensors: ReturnType<typeof readFolder>, name: string): Uint8Array =>
+    (tensors.get(name) as StoredTensor).bytes;
+  const fp8 =
+    (suffix: string, dtype: string, blockOf: (shape: readonly number[]) => readonly [number, number]): Decode =>
+    (tensors, { name, shape }) =>
+      dequantiseFp8(
+        'F8_E4M3',
+        bytesOf(tensors, name),
+        readFloats(dtype, bytesOf(tensors, `${name}${suffix}`)),
+        shape[1] as number,
+        blockOf(shape),
+      );
+  const int4: Decode = (tensors, { name, shape }) =>
+    dequantiseInt4(
+      bytesOf(tensors, `${name}_packed`),
+      readFloats('BF16', bytesOf(tensors, `${name}_scale`)),
+      shape[1] as number,
+      INT4_GROUP,
+    );
+
+  /** Everything but codes and scales of converted experts is as it was, and these mean weights of the reported error. */
+  async function expectLikeSource(
+    name: string,
+    family: FamilyName,
+    options: FamilyOptions,
+    layers: readonly number[],
+    decode?: Decode,
+    more?: CompressOptions,
+  ) {
+    const converted = await convert(name, family, options, layers, more);
+    const { source, written, config, groups } = converted;
+    expect([...written.keys()].sort()).toEqual([...source.tensors.keys()].sort());
+    expect(config('hf')).toEqual(source.config);
+    const isFactorised = ({ name: it, kind }: KnownWeight): boolean =>
+      kind === 'expert' && isExpertOf(it, layers) && !it.includes('down');
+    let changed = 0;
+    for (const tensor of source.tensors.values()) {
+      const weight = source.weights.get(weightName(tensor.name));
+      if (!weight || !isFactorised(weight) || /(?:_shape|input_scale)$/.test(tensor.name)) {
+        expectSame(written, tensor);
+        continue;
+      }
+      const { dtype, shape, bytes } = tensor;
+      expect(written.get(tensor.name), tensor.name).toMatchObject({ dtype, shape });
+      if (Buffer.compare(bytesOf(written, tensor.name), bytes) !== 0) changed++;
+    }
+    expect(changed).toBeGreaterThanOrEqual(2 * 8 * layers.length);
+    for (const group of decode ? groups.filter(isFitted) : []) {
+      const weights = [...source.weights.values()].filter(
+        ({ name: it }) => isExpertOf(it, [group.layer]) && it.includes(group.projection),
+      );
+      let [error, norm] = [0, 0];
+      for (const weight of weights) {
+        const rebuilt = (decode as Decode)(written, weight);
+        weight.values.forEach((value, i) => {
+          error += (value - (rebuilt[i] as number)) ** 2;
+          norm += value ** 2;
+        });
+      }
+      expect(weights).toHaveLength(8);
+      expect(Math.abs(Math.sqrt(error / norm) / group.relativeError - 1)).toBeLessThan(1e-5);
+      expect(group.relativeError).toBeLessThan(0.75);
+    }
+    return converted;
+  }
+
+  const blocks = fp8('_scale_inv', 'F32', () => [12, 16]);
 
   test('FP8 of a DeepSeek-V3, one layer of two', async () => {
-    const { source, config } = await convert('fp8', 'deepseek_v3', { quantised: 'fp8' }, [1]);
-    const entry = { ...(source.config.quantization_config as object), modules_to_not_convert: modules(1) };
-    expect(config('hf')).toEqual({ ...source.config, quantization_config: entry });
+    await expectLikeSource('fp8', 'deepseek_v3', { quantised: 'fp8' }, [1], blocks);
   });
 
-  test('FP8 of a DeepSeek-V3, every layer: its prediction module stays FP8', THOROUGH, async () => {
-    const { config, written } = await convert('fp8-all', 'deepseek_v3', { quantised: 'fp8' }, [1, 2]);
-    expect(config('hf').quantization_config.modules_to_not_convert).toEqual(modules(1, 2));
-    expect(written.get('model.layers.3.mlp.experts.0.up_proj.weight')?.dtype).toBe('F8_E4M3');
+  test('INT4 of a Kimi-K2, with all that is beside the codes', async () => {
+    await expectLikeSource('int4', 'kimi_k2', { quantised: 'int4' }, [1, 2], int4);
   });
 
-  test('a list that is there already is added to', THOROUGH, async () => {
-    const quantization_config = {
-      quant_method: 'fp8',
-      weight_block_size: [12, 16],
-      modules_to_not_convert: ['lm_head'],
+  test('FP8 in blocks, every layer, with two groups', THOROUGH, async () => {
+    const options = { quantised: 'fp8' } as const;
+    await expectLikeSource('fp8-all', 'deepseek_v3', options, [1, 2], blocks, { bases: 4, groups: 2 });
+  });
+
+  test('FP8 with a scale a row', THOROUGH, async () => {
+    const decode = fp8('_scale', 'BF16', ([, cols = 0]) => [1, cols]);
+    await expectLikeSource('channel', 'qwen3_moe', { quantised: 'fp8-channel' }, [0], decode);
+  });
+
+  test('FP8 with a scale a matrix, and one for its inputs', THOROUGH, async () => {
+    const decode = fp8('_scale', 'F32', ([rows = 0, cols = 0]) => [rows, cols]);
+    await expectLikeSource('tensor', 'qwen3_moe', { quantised: 'fp8-tensor' }, [0], decode);
+  });
+
+  test('INT4 of a multimodal model, whose entry is nested', THOROUGH, async () => {
+    await expectLikeSource('nested', 'multimodal', { quantised: 'int4' }, [1], int4);
+  });
+
+  test.each(['mxfp4', 'mxfp8', 'int8'] as const)('%s', THOROUGH, async (quantised) => {
+    await expectLikeSource(quantised, 'qwen3_moe', { quantised }, [0, 1]);
+  });
+
+  test('experts that are plain in the source stay plain beside quantised ones', async () => {
+    const quantisedOnly = /^(?!.*experts\.3\.).*$/;
+    const options = { quantised: 'fp8', quantisedOnly } as const;
+    const { written } = await expectLikeSource('mixed', 'qwen3_moe', options, [1]);
+    expect(written.get('model.layers.1.mlp.experts.3.up_proj.weight')?.dtype).toBe('BF16');
+    expect(written.get('model.layers.1.mlp.experts.4.up_proj.weight')?.dtype).toBe('F8_E4M3');
+  });
+
+  test('groups above --max-error keep the bytes of the source', async () => {
+    const at = (...path: string[]) => join(root, 'max-error', ...path);
+    const source = await generateFamily(at('model'), 'kimi_k2', { quantised: 'int4', sizes: { layers: 2 } });
+    const options: CompressOptions = { bases: 3, steps: 3, format: 'hf', maxError: 1e-3, ...OUTPUT, ...KEEP };
+    const { groups } = await compress(at('model'), at('hf'), options);
+    expect(groups.map(isKept)).toEqual([true, true]);
+    const { maxError, format, ...fit } = options;
+    await fitFactors(at('model'), at('factors'), fit);
+    await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP, maxError, format });
+    for (const folder of ['hf', 'export']) {
+      const written = readFolder(at(folder));
+      for (const tensor of source.tensors.values()) expectSame(written, tensor);
+      expect((await verify(at('model'), at(folder), { threads: 1 })).problems).toEqual([]);
+    }
+  });
+
+  test('an interrupted run goes on, and gives the same bytes', async () => {
+    const at = (...path: string[]) => join(root, 'fp8', ...path);
+    const options: CompressOptions = { bases: 3, steps: 3, layers: [1], format: 'hf', ...OUTPUT, ...KEEP };
+    const controller = new AbortController();
+    const stopped = compress(at('model'), at('stopped'), options, {
+      signal: controller.signal,
+      onProgress: ({ kind }) => kind === 'group' && controller.abort(),
+    });
+    await expect(stopped).rejects.toMatchObject({ name: 'InterruptedError', kept: at('stopped') });
+    const fitted: Progress[] = [];
+    await compress(at('model'), at('stopped'), options, {
+      onProgress: (it) => it.kind === 'group' && fitted.push(it),
+    });
+    expect(fitted).toHaveLength(1);
+    expect(differingFiles(at('stopped'), at('hf'))).toEqual([]);
+  });
+
+  test('a repaired down_proj is quantised again as well', async () => {
+    const at = (...path: string[]) => join(root, 'repair', ...path);
+    const sizes = { layers: 2, experts: 6, rows: 16, cols: 40 };
+    const source = await generateFamily(at('model'), 'qwen3_moe', { quantised: 'int4', sizes });
+    const layers = [0, 1].map((layer) =>
+      randomLayer(layer, { tokens: 300, width: sizes.cols, experts: sizes.experts, expertsPerToken: 2 }),
+    );
+    const sourceFingerprint = await fingerprint(await openCheckpoint(at('model')));
+    await writeRecord(at('record'), { sequences: 3, length: 100, sourceFingerprint }, layers);
+    const options: CompressOptions = {
+      bases: 2,
+      steps: 4,
+      format: 'hf',
+      calibration: at('record'),
+      ...OUTPUT,
+      ...KEEP,
     };
-    const options: FamilyOptions = { quantised: 'fp8', config: { quantization_config } };
-    const { config } = await convert('fp8-listed', 'kimi_k2', options, [2]);
-    expect(config('hf').quantization_config.modules_to_not_convert).toEqual(['lm_head', ...modules(2)]);
+    const { groups } = await compress(at('model'), at('hf'), {
+      ...options,
+      ...{ projections: ['gate_proj', 'up_proj'], metric: 'none', allocate: 'uniform', repair: 'factors+down' },
+    });
+    expect(groups.filter(isRepaired)).toHaveLength(2);
+    const written = readFolder(at('hf'));
+    expect([...written.keys()].sort()).toEqual([...source.tensors.keys()].sort());
+    for (const { name, dtype, shape, bytes } of source.tensors.values()) {
+      expect(written.get(name), name).toMatchObject({ dtype, shape });
+      const codes = /experts\..*weight_packed$/.test(name);
+      if (codes) expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).not.toBe(0);
+    }
+    expect((await verify(at('model'), at('hf'), { threads: 1 })).problems).toEqual([]);
   });
 
-  const ignored = (list: readonly string[], name: string): boolean =>
-    list.some((it) => (it.startsWith('re:') ? new RegExp(`^(?:${it.slice(3)})`).test(name) : it === name));
+  test('workers give the same bytes', async () => {
+    const at = (...path: string[]) => join(root, 'fp8', ...path);
+    const service = await startService(['worker', '--threads', '1']);
+    const options: CompressOptions = { bases: 3, steps: 3, layers: [1], format: 'hf', ...OUTPUT, ...KEEP };
+    await compress(at('model'), at('remote'), options, { workers: [service.url] });
+    await service.stop();
+    expect(differingFiles(at('remote'), at('hf'))).toEqual([]);
+  });
+});
 
-  test('INT4 of a Kimi-K2, one layer of two, as compressed-tensors matches names', async () => {
-    const { source, config } = await convert('int4', 'kimi_k2', { quantised: 'int4' }, [1]);
+describe('a quantisation that is not written: converted experts are decoded, and named in the config', () => {
+  /** Checks that converted layers are plain, and all others as they were. */
+  async function expectDecoded(name: string, quantised: Quantisation, layers: readonly number[]) {
+    const converted = await convert(name, 'qwen3_moe', { quantised }, layers);
+    const { at, source, written } = converted;
+    for (const tensor of source.tensors.values()) if (!isExpertOf(tensor.name, layers)) expectSame(written, tensor);
+    const decoded = [...written.values()].filter((it) => isExpertOf(it.name, layers));
+    expect(new Set(decoded.map(({ dtype }) => dtype))).toEqual(new Set(['BF16']));
+    const down = ({ kind, name: it }: KnownWeight) =>
+      kind === 'expert' && it.includes('down') && isExpertOf(it, layers);
+    expect([...source.weights.values()].filter(down)).toHaveLength(8 * layers.length);
+    expect(differingWeights(written, source, down)).toEqual([]);
+    const gates = [...source.weights.values()].filter(({ name: it }) => isExpertOf(it, layers) && it.includes('gate'));
+    expect(relativeError(readFolder(at('hf')), gates)).toBeLessThan(0.75);
+    return converted;
+  }
+
+  test('compressed-tensors with zero points, as it matches names', async () => {
+    const { source, config } = await expectDecoded('asymmetric', 'int4-asymmetric', [1]);
     const before = source.config.quantization_config as { ignore: string[] };
     const { ignore, ...rest } = config('hf').quantization_config;
     expect({ ...rest, ignore: before.ignore }).toEqual(before);
     expect(ignore.slice(0, before.ignore.length)).toEqual(before.ignore);
+    const ignored = (it: string): boolean =>
+      ignore.some((entry: string) => entry.startsWith('re:') && new RegExp(`^(?:${entry.slice(3)})`).test(it));
     for (const [name, expected] of [
       ['model.layers.1.mlp.experts.0.gate_proj', true],
       ['model.layers.1.mlp.experts.7.down_proj', true],
       ['model.layers.2.mlp.experts.0.gate_proj', false],
       ['model.layers.11.mlp.experts.0.gate_proj', false],
     ] as const)
-      expect(ignored(ignore, name), name).toBe(expected);
+      expect(ignored(name), name).toBe(expected);
   });
 
-  test('INT4, every layer: nothing is quantised any more, and the config says nothing of it', THOROUGH, async () => {
-    const { source, config } = await convert('int4-all', 'kimi_k2', { quantised: 'int4' }, [1, 2]);
+  test('AWQ, in a list of its own', THOROUGH, async () => {
+    const { source, config } = await expectDecoded('awq', 'awq', [1]);
+    const entry = source.config.quantization_config as object;
+    const modules_to_not_convert = ['model.layers.1.mlp.experts'];
+    expect(config('hf').quantization_config).toEqual({ ...entry, modules_to_not_convert });
+  });
+
+  test('every layer: nothing is quantised any more, and the config says nothing of it', THOROUGH, async () => {
+    const { source, config } = await expectDecoded('nvfp4', 'nvfp4', [0, 1, 2]);
     const { quantization_config: _, ...plain } = source.config;
     expect(config('hf')).toEqual(plain);
-  });
-
-  test('FP8 with a scale a row, in the entry of compressed-tensors', THOROUGH, async () => {
-    const { config } = await convert('channel', 'qwen3_moe', { quantised: 'fp8-channel' }, [0]);
-    expect(ignored(config('hf').quantization_config.ignore, 'model.layers.0.mlp.experts.3.up_proj')).toBe(true);
-  });
-
-  test('INT4 of a multimodal model, whose entry is nested', async () => {
-    const { config } = await convert('nested', 'multimodal', { quantised: 'int4' }, [1]);
-    const { ignore } = config('hf').text_config.quantization_config;
-    expect(ignored(ignore, 'language_model.model.layers.1.mlp.experts.3.up_proj')).toBe(true);
-    expect(config('hf').quantization_config).toBeUndefined();
   });
 });
 

@@ -69,7 +69,8 @@ describe.each<[layout: string, FamilyName, FamilyOptions, CompressOptions, Case[
       ['packed data', 'model.layers.2.mlp.experts.3.up_proj.weight_packed', 0.5, 'weight_packed"'],
       ['a scale', 'model.layers.2.mlp.experts.3.up_proj.weight_scale', 0.5, 'weight_scale"'],
       ['a stored shape', 'model.layers.2.mlp.experts.3.up_proj.weight_shape', 0, 'weight_shape"'],
-      ['what was decoded', 'model.layers.1.mlp.experts.3.down_proj.weight', 0, 'experts.3.down_proj.weight"'],
+      ['what was not converted', 'model.layers.1.mlp.experts.3.down_proj.weight_packed', 0, 'down_proj.weight_packed"'],
+      ['the shape of what was converted', 'model.layers.1.mlp.experts.3.up_proj.weight_shape', 0, 'weight_shape"'],
     ],
   ],
 ])(

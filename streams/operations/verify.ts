@@ -1,13 +1,13 @@
 import { floatBytes, isFloatDtype } from '../../src/checkpoint/dtype.js';
 import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
-import { isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
+import { dataOf, isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, copyBytes, planConversion } from '../../src/conversion/conversion-plan.js';
 import { withDenseGroups } from '../../src/conversion/dense-groups.js';
 import { readReport } from '../../src/conversion/existing-output.js';
-import { type GroupPlaces, groupPlaces, keptCopies, type Place, WEIGHTS } from '../../src/conversion/group-places.js';
+import { type GroupPlaces, groupPlaces, keptCopies, type Place } from '../../src/conversion/group-places.js';
 import {
   compareGroups,
   type GroupKey,
@@ -25,10 +25,12 @@ import {
   type CompressOptions,
   decodedDtype,
   type Format,
+  holdsWeights,
   isNative,
   resolveSettings,
 } from '../../src/conversion/settings.js';
 import { gather } from '../../src/conversion/slices.js';
+import { takeRows } from '../../src/conversion/source-form.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
 import type { MethodProblem } from '../../src/methods/method.js';
@@ -38,7 +40,7 @@ import type { MoeModel } from '../../src/models/family.js';
 import type { ByteRange } from '../../src/sources/files.js';
 import { ComputeThread } from '../compute/compute-thread.js';
 import { addErrors, NO_ERROR, relativeError, type SquaredError } from '../compute/squared-error.js';
-import type { StoredWeights } from '../compute/stored-weights.js';
+import { joinedBytes } from '../compute/written-weights.js';
 import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { RunHooks } from '../run-options.js';
 import { passThrough } from '../stages/pass-through.js';
@@ -186,7 +188,10 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
   const groups = expectedGroups(model, result, report, format);
   if (kind !== 'expand') {
     const keepQuantised = settings.keepQuantized === true;
-    return planConversion({ ...base, groups, keepQuantised, decodedDtype: decodedDtype(settings) });
+    // Earlier versions decoded the experts of all converted layers.
+    const quantiseAgain =
+      keepQuantised && holdsWeights({ format }) && groups.some((group) => isQuantisedIn(result, group));
+    return planConversion({ ...base, groups, keepQuantised, quantiseAgain, decodedDtype: decodedDtype(settings) });
   }
   // An expansion was made from a native checkpoint, which is not available here. So its dtypes are taken from the result.
   const quantised = [...original.tensors.values()].filter(isQuantised);
@@ -208,6 +213,13 @@ function expectedPlan(original: Checkpoint, result: Checkpoint, model: MoeModel,
     keepQuantised: [...result.tensors.values()].some(isQuantised),
     decodedDtype: decoded.find(isFloatDtype) ?? decodedDtype({}),
   });
+}
+
+/** Whether a result has weights of a group as the source has them, quantised. */
+function isQuantisedIn(result: Checkpoint, { experts }: GroupPlan): boolean {
+  const [{ name, place }] = experts as [StoredMatrix];
+  const tensor = dataOf(name, result) ?? dataOf(place.tensor, result) ?? result.tensors.get(`${place.tensor}_blocks`);
+  return tensor !== undefined && isQuantised(tensor);
 }
 
 /** The plan with the dense groups that a repair has changed, according to the record. */
@@ -280,7 +292,11 @@ async function groupError(
   const readWritten = async (places: readonly Place[]): Promise<Record<string, Uint8Array>> => {
     const read = await readFactors(ranges(places), result.files);
     for (const { factor, part } of places)
-      if (part) read[factor] = gather(part, floatBytes(dtype), read[factor] as Uint8Array);
+      if (part)
+        read[factor] =
+          'rows' in part
+            ? takeRows(part.rows, read[factor] as Uint8Array)
+            : gather(part, floatBytes(dtype), read[factor] as Uint8Array);
     return read;
   };
   const native = isNative(plan) && !group.dense;
@@ -290,10 +306,10 @@ async function groupError(
     const { encoding } = matrix;
     const dense = { format: { ...format, encoding }, bytes: await readMatrix(plan.source.files, matrix) };
     const written = await readWritten(experts[expert] ?? []);
-    const rebuilt = { format: { ...format, encoding: { kind: 'float', dtype } as const }, bytes: written[WEIGHTS] };
+    const stored = group.forms?.[expert]?.encoding ?? ({ kind: 'float', dtype } as const);
     const own = native
       ? thread.call('compare', [expert, written, dense])
-      : thread.call('difference', [rebuilt as StoredWeights, dense]);
+      : thread.call('difference', [{ format: { ...format, encoding: stored }, bytes: joinedBytes(written) }, dense]);
     error = addErrors(error, await own);
   }
   return error;

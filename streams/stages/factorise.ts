@@ -4,6 +4,7 @@ import type { Encoding } from '../../src/checkpoint/encoding.js';
 import { type GroupKey, type GroupPlan, groupKey, groupLabel, sourceBytes } from '../../src/conversion/group-plan.js';
 import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
 import type { Settings } from '../../src/conversion/settings.js';
+import type { SourceForm } from '../../src/conversion/source-form.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../../src/errors.js';
 import { hasCodes } from '../../src/methods/factor-storage.js';
 import { ridgeFor } from '../../src/methods/mobe/ridge-for.js';
@@ -38,10 +39,15 @@ export function describeJob(
 ): FitJob {
   const { solver, steps, learningRate, seed, maxError } = settings;
   const encodings: Encoding[] = [];
-  const tensors = group.experts.map(({ name, data, encoding }) => {
+  const numberOf = (encoding: Encoding): number => {
     const known = encodings.findIndex((it) => isDeepStrictEqual(it, encoding));
-    return { name, file: data.file, encoding: known < 0 ? encodings.push(encoding) - 1 : known };
-  });
+    return known < 0 ? encodings.push(encoding) - 1 : known;
+  };
+  const forms = written === 'weights' ? group.forms : undefined;
+  const tensors = group.experts.map(({ name, data, encoding }, expert) => ({
+    ...{ name, file: data.file, encoding: numberOf(encoding) },
+    ...(forms && { written: numberOf((forms[expert] as SourceForm).encoding) }),
+  }));
   return {
     method: group.method.name,
     problem: group.problem,

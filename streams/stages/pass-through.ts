@@ -5,6 +5,7 @@ import type { ConversionPlan, Copy } from '../../src/conversion/conversion-plan.
 import { keptCopies, weightPlaces } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupKey, groupLabel } from '../../src/conversion/group-plan.js';
 import type { KeptGroupReport } from '../../src/conversion/run-report.js';
+import { takeRows } from '../../src/conversion/source-form.js';
 import { DroppedGroupError } from '../../src/errors.js';
 import { type ByteRange, type RangeReader, READ_BYTES } from '../../src/sources/files.js';
 import type { BufferPool, PooledBuffer } from '../flow/buffer-pool.js';
@@ -150,10 +151,16 @@ export async function* keptWeights(
   reader: RangeReader,
 ): AsyncGenerator<OutputChunk> {
   yield* passThrough(keptCopies(group, plan), reader);
-  for (const [expert, { tensor, offset, part }] of weightPlaces(group, plan).entries()) {
-    const matrix = group.experts[expert] as StoredMatrix;
-    if (part) yield { tensor, offset, data: await encodedMatrix(matrix, group.dtype, reader), part };
-  }
+  for (const [expert, places] of weightPlaces(group, plan).entries())
+    for (const { tensor, offset, part } of places) {
+      if (!part) continue;
+      const matrix = group.experts[expert] as StoredMatrix;
+      const data =
+        'rows' in part
+          ? takeRows(part.rows, await reader.readRange(part.range.source))
+          : await encodedMatrix(matrix, group.dtype, reader);
+      yield { tensor, offset, data, part };
+    }
 }
 
 /**

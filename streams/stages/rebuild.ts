@@ -4,7 +4,7 @@ import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import type { FactorFile } from '../../src/conversion/factor-files.js';
-import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
+import { groupPlaces } from '../../src/conversion/group-places.js';
 import { type GroupPlan, groupLabel, groupOf, nativeTensors } from '../../src/conversion/group-plan.js';
 import { FactorMismatchError } from '../../src/errors.js';
 import { partsOf, type StoredParts, storedFactors } from '../../src/methods/factor-storage.js';
@@ -108,10 +108,11 @@ export async function* rebuildWeights(
       bytes: await readMatrix(reader, target),
     };
     const label = `${groupLabel(group)}, expert ${expert}`;
-    const { data, ...rebuilt } = await thread.call('rebuild', [expert, factors, label, weights]);
+    const encoding = group.forms?.[expert]?.encoding ?? ({ kind: 'float', dtype: group.dtype } as const);
+    const { tensors, ...rebuilt } = await thread.call('rebuild', [expert, factors, { label, encoding }, weights]);
     error = addErrors(error, rebuilt);
-    const { tensor, offset, part } = places[0] as Place;
-    yield { tensor, offset, data, ...(part && { part }) };
+    for (const { factor, tensor, offset, part } of places)
+      yield { tensor, offset, data: tensors[factor] as Uint8Array, ...(part && { part }) };
   }
   return error;
 }
