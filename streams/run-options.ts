@@ -38,7 +38,8 @@ export type Progress =
   | ({ kind: 'step' } & StepProgress)
   /** A fitted group is being written, expert by expert. */
   | ({ kind: 'fold' } & FoldProgress)
-  | { kind: 'group'; report: GroupReport }
+  /** A finished group, and the number of its bases if it is a short fit of an allocation. */
+  | { kind: 'group'; report: GroupReport; bases?: number }
   /** The plan of a record that is made while it is used, before everything else. */
   | { kind: 'record'; plan: CalibrationPlan }
   /** The model runs for such a record, beside the work of the phase. */

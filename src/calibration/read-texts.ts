@@ -9,15 +9,18 @@ import type { ChatMessage, ChatTemplate } from '../inference/chat-template.js';
 import type { Tokenizer } from '../inference/tokenizer.js';
 import type { RecordFacts } from './record.js';
 
-/** Texts and their tokens are held in memory, with some 40 bytes for each byte of text. */
+/** A text and its tokens are held in memory, with some ten bytes for each byte of text. */
 const MAX_TEXT_BYTES = 64 * 2 ** 20;
 
-/** A text is given to the tokenizer in parts of this length, cut after a line, so that a run can be stopped in between. */
-const PART_LENGTH = 2 ** 18;
+/**
+ * A text is given to the tokenizer in parts of this length, cut after a line. It takes some hundred bytes for each character of a part,
+ * and a run can be stopped only between parts.
+ */
+const PART_LENGTH = 2 ** 15;
 
 /** The tokens of a text, and its entry in the record. */
 export interface TextTokens {
-  readonly tokens: number[];
+  readonly tokens: Int32Array;
   readonly entry: RecordFacts['texts'][number];
 }
 
@@ -42,14 +45,24 @@ export async function readTextTokens(
   const bytes = await readBytes(file, fs);
   const text = decode(file, bytes);
   const parts = /\.jsonl$/i.test(file) ? jsonLines(file, text, openTemplate) : partsOf(text);
-  const tokens: number[] = [];
+  const tokens: Int32Array[] = [];
   for await (const part of parts) {
     await setImmediate();
     if (signal?.aborted) throw new InterruptedError();
-    for (const token of tokenizer.encode(part, false)) tokens.push(token);
+    tokens.push(Int32Array.from(tokenizer.encode(part, false)));
   }
   const sha256 = createHash('sha256').update(bytes).digest('hex');
-  return { tokens, entry: { name: basename(file), bytes: bytes.byteLength, sha256 } };
+  return { tokens: joined(tokens), entry: { name: basename(file), bytes: bytes.byteLength, sha256 } };
+}
+
+function joined(parts: readonly Int32Array[]): Int32Array {
+  const all = new Int32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
 }
 
 async function readBytes(file: string, fs: FileSystem): Promise<Uint8Array> {

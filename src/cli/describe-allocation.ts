@@ -19,7 +19,7 @@ export function allocationRows({ settings, probes }: TimedPlan): string[][] {
     return [
       [
         'allocation',
-        `is decided after ${probes.fits} short fits of ${probes.steps} steps, about ${formatSeconds(probes.estimatedSeconds)}, ${formatBytes(probes.diskBytes)} on disk until then; this plan has the same number of bases everywhere`,
+        `is decided after ${probes.fits} short fits of ${probes.steps} steps, about ${formatSeconds(probes.estimatedSeconds)}, ${formatBytes(probes.diskBytes)} on disk ${probes.kept ? 'in the record, which keeps them for other sizes' : 'until the result is whole'}; this plan has the same number of bases everywhere`,
       ],
     ];
   if (!allocation) return [];

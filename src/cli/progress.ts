@@ -82,7 +82,8 @@ export function showProgress(): ProgressDisplay {
     if (bar) bar.update(Math.floor(1000 * tracker.share), { title: tracker.title, detail });
     else if (progress.kind === 'group') {
       const error = isFitted(progress.report) ? ` relative error ${progress.report.relativeError.toFixed(4)},` : '';
-      write(`  ${groupLabel(progress.report)}:${error} ${formatSeconds(progress.report.seconds)}; ${detail}`);
+      const bases = progress.bases === undefined ? '' : ` with ${progress.bases} bases`;
+      write(`  ${groupLabel(progress.report)}${bases}:${error} ${formatSeconds(progress.report.seconds)}; ${detail}`);
       lastLine = performance.now();
     } else if (performance.now() - lastLine > LINE_INTERVAL_MS) {
       write(`  ${tracker.title}: ${Math.floor(100 * tracker.share)} %, ${detail}`);

@@ -29,8 +29,10 @@ export function define(command: Command): void {
     .addHelpText(
       'after',
       `
-The bases stay as they are. With the inputs that the experts had on the calibration text, each expert's own factor is solved
-anew for the smallest error of its outputs; then down_proj is adjusted to the compressed gate and up. An interrupted run goes on with the next layer when it is started again.`,
+The bases stay as they are. With the inputs that the experts had on the
+calibration text, each expert's own factor is solved anew for the smallest error
+of its outputs; then down_proj is adjusted to the compressed gate and up. An
+interrupted run goes on with the next layer when it is started again.`,
     )
     .action(async (model: string, result: string, out: string, { calibration, repair: what, ...flags }) => {
       const { repair } = await import('../../streams/operations/repair.js');

@@ -14,6 +14,8 @@ export interface ProbeOutlook {
   readonly estimatedSeconds: number;
   /** Bytes of their factors. */
   readonly diskBytes: number;
+  /** Whether they stay in the calibration record, for runs of other sizes. Otherwise they are removed with the result in place. */
+  readonly kept: boolean;
 }
 
 /** A planned compression with the time that it will take. */

@@ -37,7 +37,7 @@ const calibrating = z.strictObject({
   /** Default: as many as give each expert 5·d of them on average, or all that the texts have. */
   tokens: positive.optional(),
   /** Tokens of a sequence. Default: the model's context, but at most `USUAL_WINDOW`. */
-  sequenceLength: z.number().int().min(2).optional(),
+  sequenceLength: z.number().int().min(2, 'a sequence has at least 2 tokens').optional(),
   seed: z.number().int().nonnegative().default(0),
 });
 

@@ -53,6 +53,7 @@ export async function plan(
     finished,
     estimatedSeconds: probeSeconds,
     diskBytes: probeBytes(groups),
+    kept: outlook.probes.temporary === undefined,
   };
   return { ...whole, estimatedSeconds: estimateSeconds(whole, rate) + probeSeconds, probes };
 }

@@ -141,11 +141,12 @@ export async function runProbes(model: Source, { probes, groups }: ProbePlan, ru
   for (const { folder } of probes) finished += ((await listOutput(folder)) ?? []).filter(isFactorFile).length;
   if (finished < groups.length)
     run.onProgress?.({ kind: 'phase', phase: 'probe', groups: groups.length - finished, bytes: probeBytes(groups) });
-  for (const { folder, options } of probes)
+  for (const { folder, options, bases } of probes)
     await fitGroups(model, folder, options, {
       ...kept,
       onProgress(progress) {
-        if (progress.kind !== 'plan' && progress.kind !== 'phase') run.onProgress?.(progress);
+        if (progress.kind === 'group') run.onProgress?.({ ...progress, bases });
+        else if (progress.kind !== 'plan' && progress.kind !== 'phase') run.onProgress?.(progress);
       },
     });
 }
