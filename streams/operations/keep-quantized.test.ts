@@ -229,8 +229,9 @@ describe("--keep-quantized writes converted experts in the source's own quantisa
     expect([...written.keys()].sort()).toEqual([...source.tensors.keys()].sort());
     for (const { name, dtype, shape, bytes } of source.tensors.values()) {
       expect(written.get(name), name).toMatchObject({ dtype, shape });
-      const codes = /experts\..*weight_packed$/.test(name);
-      if (codes) expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes), name).not.toBe(0);
+      if (!/experts\..*weight_packed$/.test(name)) continue;
+      const unreached = name.includes('experts.5.down_proj'); // no token chooses the last expert
+      expect(Buffer.compare(written.get(name)?.bytes ?? Buffer.of(), bytes) === 0, name).toBe(unreached);
     }
     expect((await verify(at('model'), at('hf'), { threads: 1 })).problems).toEqual([]);
   });
