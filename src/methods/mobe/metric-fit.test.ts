@@ -274,8 +274,10 @@ describe('a ridge in the fit', () => {
     expect(within.loss).toBeGreaterThan(without.loss);
   });
 
-  test('of the size that is taken anyway changes nothing', async () => {
-    expect(await solve(undefined, { ridge: 1e-6, steps: 3 })).toEqual(await solve(undefined, { steps: 3 }));
+  test('of the size that is taken anyway changes next to nothing', async () => {
+    const { seen } = await solve(undefined, { steps: 3 });
+    const { seen: within } = await solve(undefined, { ridge: 1e-6, steps: 3 });
+    for (const [i, loss] of within.entries()) expect(Math.abs(loss / (seen[i] as number) - 1)).toBeLessThan(1e-4);
   });
 });
 

@@ -1,6 +1,8 @@
 /** Compares the gradient and the exact A in a metric with the objective, computed directly in f64. */
 import { describe, expect, test } from 'vitest';
 import {
+  at,
+  build,
   byExpert,
   byLowRank,
   diagonalOf,
@@ -78,19 +80,27 @@ describe('the gradient is that of the objective, by finite differences', () => {
       { columns: byExpert([columnWeights], 'diagonal', true), rows: byExpert(rows, 'full', true) },
     ],
   ];
-  const ways = cases.flatMap(([name, ...it]) => [
-    [name, ...it, false] as const,
-    ...(it[2].columns ? [[`${name}, by elimination`, ...it, true] as const] : []),
-  ]);
-  test.each(ways)('%s', async (_, activation, matrices, metric, eliminates) => {
+  const waysOf = (some: typeof cases, ridge: number | undefined) =>
+    some.flatMap(([name, ...it]) => {
+      const label = ridge ? `${name}, with a ridge` : name;
+      return [
+        [label, ...it, ridge, false] as const,
+        ...(it[2].columns ? [[`${label}, by elimination`, ...it, ridge, true] as const] : []),
+      ];
+    });
+  const smooth = cases.filter(([, activation]) => activation === 'silu' || activation === 'tanh');
+  const ways = [...waysOf(cases, undefined), ...waysOf(smooth, 0.03)];
+  test.each(ways)('%s', async (_, activation, matrices, metric, ridge, eliminates) => {
     const problem: Problem = { ...small, activation };
     const B = normals(2, 21).flat();
     const alpha = normals(3, 2).flat();
     const X = each(3, (i) => {
       const F = mixed(problem, B, alpha, i);
-      return inverse(product(F, matrices.C[i] as Matrix, transposed(F)));
+      const G = product(F, matrices.C[i] as Matrix, transposed(F));
+      const lambda = ((ridge ?? 0) * (at(G, 0, 0) + at(G, 1, 1) + at(G, 2, 2))) / 3;
+      return inverse(build(3, 3, (k, l) => at(G, k, l) + (k === l ? lambda : 0)));
     });
-    const program = await engine.compile(traceGradient(problem, 3, metric, eliminates));
+    const program = await engine.compile(traceGradient(problem, 3, metric, eliminates, ridge));
     const stacked = new WeightedTargets(engine, problem, targetsOf(W, metric), true);
     const tensor = (values: readonly number[], shape: number[]) => engine.tensor(Float32Array.from(values), shape);
     const out = await program.run({
@@ -101,7 +111,7 @@ describe('the gradient is that of the objective, by finite differences', () => {
       ...(await stacked.get({ first: 0, count: 3 })),
     });
     const values = async (name: string) => [...(await engine.read(out[name] as EngineTensor))];
-    const expected = objective(problem, W, matrices, B, alpha);
+    const expected = objective(problem, W, matrices, B, alpha, ridge);
     expect((await values('squared'))[0]).toBeCloseTo(expected, 3);
     const STEP = 1e-5;
     const slopes = (parameters: number[], error: () => number): number[] =>
@@ -118,7 +128,7 @@ describe('the gradient is that of the objective, by finite differences', () => {
       ['dB', B],
       ['dAlpha', alpha],
     ] as const) {
-      const slope = slopes(parameters, () => objective(problem, W, matrices, B, alpha));
+      const slope = slopes(parameters, () => objective(problem, W, matrices, B, alpha, ridge));
       const largest = Math.max(...slope.map(Math.abs));
       expect(largest).toBeGreaterThan(0.01);
       for (const [k, value] of (await values(name)).entries())

@@ -25,7 +25,8 @@ const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =
 
 /**
  * The share of one batch in the loss and the gradients. Gradients lack the factor 2/N, because both updates are
- * scale-invariant.
+ * scale-invariant. With a ridge, the loss of an expert is tr(P R C Rᵀ) + λ·tr(P A Aᵀ), λ = ridge·tr(F C Fᵀ)/r. λ depends on F too,
+ * which gives the gradient a second term. A smallest ridge that nobody asked for is left out of both.
  * @param eliminates whether A is solved for by elimination, and not from an earlier X ≈ G⁻¹
  */
 export function traceGradient(
@@ -50,10 +51,14 @@ export function traceGradient(
     const R = sub(matmul(A, F), W);
     const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
     const PRC = timesRows(P, RC);
-    const D = reshape(mul(matmul(A, PRC, { transposeA: true }), derivative), [count, r * d]);
+    const slope = matmul(A, PRC, { transposeA: true });
+    const error = total(mul(R, PRC));
+    /** ridge/r·tr(P A Aᵀ) of each expert, (count, 1, 1) */
+    const price = ridge === undefined ? undefined : mul(sum(mul(A, timesRows(P, A)), [1, 2]), ridge / r);
+    const D = reshape(mul(price ? add(slope, mul(FC, price)) : slope, derivative), [count, r * d]);
     return {
       ...tracked,
-      squared: total(mul(R, PRC)),
+      squared: price ? add(error, total(mul(price, sum(mul(F, FC), [1, 2])))) : error,
       dB: add(dB0, matmul(alpha, D, { transposeA: true })),
       dAlpha: matmul(D, B, { transposeB: true }),
     } as Record<'X' | 'residual' | 'squared' | 'dB' | 'dAlpha', Value>;
