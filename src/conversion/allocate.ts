@@ -47,6 +47,13 @@ export function curveBases(part: Part): number[] {
   return [...new Set([leastBases(part), basesOf(part), mostBases(part)])];
 }
 
+/** The numbers of bases that an allocation may give a projection, and the number that all would have alike. */
+export function choiceSizes(part: Part): { readonly usual: number; readonly numbers: readonly number[] } {
+  const numbers: number[] = [];
+  for (let bases = leastBases(part); bases <= mostBases(part); bases += part.groups) numbers.push(bases);
+  return { usual: basesOf(part), numbers };
+}
+
 /** The layer whose fits show how the error falls: the middle one of those with the most projections. */
 export function curveLayer(parts: readonly Part[]): number {
   const counts = new Map<number, number>();
@@ -96,7 +103,7 @@ export function allocate(input: AllocationInput): Allocation {
     keep === undefined
       ? parts.reduce((sum, part) => sum + parametersOf(part, basesOf(part)), 0)
       : keep * expertParameters - fixed;
-  const limits = maxLoss === undefined ? { parameters: wanted } : { loss: maxLoss };
+  const limits = maxLoss === undefined ? { size: wanted } : { loss: maxLoss };
   const { chosen, path } = spreadBases(projections, limits);
   const { path: whole } = spreadBases(projections, {});
   const share = (parameters: number): number => (fixed + parameters) / expertParameters;
@@ -140,14 +147,15 @@ function checkSpread(
 }
 
 function choicesOf(part: Part, { sensitivities, remaining, curves }: AllocationInput): SpreadProjection {
-  const { layer, projection, groups } = part;
+  const { layer, projection } = part;
   const sensitivity = sensitivities.get(projectionKey(part));
   const curve = curves.get(projection);
   if (sensitivity === undefined || !curve)
     throw new RangeError(`${projectionKey(part)} has no sensitivity or no curve`);
-  const unit = (sensitivity * (remaining.get(projectionKey(part)) ?? 1)) / errorAt(curve, basesOf(part));
-  const choices: SizeChoice[] = [];
-  for (let bases = leastBases(part); bases <= mostBases(part); bases += groups)
-    choices.push({ bases, parameters: parametersOf(part, bases), loss: unit * errorAt(curve, bases) });
-  return { layer, projection, choices: [...choices, { bases: 'dense', parameters: denseOf(part), loss: 0 }] };
+  const { usual, numbers } = choiceSizes(part);
+  const unit = (sensitivity * (remaining.get(projectionKey(part)) ?? 1)) / errorAt(curve, usual);
+  const choices = numbers.map(
+    (bases): SizeChoice => ({ bases, size: parametersOf(part, bases), loss: unit * errorAt(curve, bases) }),
+  );
+  return { layer, projection, choices: [...choices, { bases: 'dense', size: denseOf(part), loss: 0 }] };
 }
