@@ -2,11 +2,11 @@ import { type FactorDtype, isQuantisedDtype, type QuantisedName } from '../../ch
 
 /** Chosen for A in this dtype and B in the one that goes with it. docs/solver.md has the measurements. */
 const RIDGES: Readonly<Record<QuantisedName, number>> = {
-  int8: 1e-5,
-  fp8: 1e-4,
-  int6: 1e-4,
-  int5: 3e-4,
-  int4: 1e-3,
+  int8: 1e-4,
+  fp8: 3e-4,
+  int6: 3e-4,
+  int5: 1e-3,
+  int4: 3e-3,
 };
 
 /**
