@@ -17,6 +17,13 @@ Tensors of a layer, after the prefix that its experts have in the source (`mobe.
     experts.{e}.gate_proj.A, .V         A and V of `svd`
     experts.{e}.up_proj.weight          a dense projection (p, d) that the source stored in one tensor with a factorised one
 
+A, V and B may be quantised. An entry of `mobe.factors` then names their dtypes: `dtype` that of A and V, `bases_dtype` that of B.
+Numbers of a row share a scale by `scale_group` g: value = code · scale. α is never quantised. The names of the tensors end with
+
+    (nothing), _scale   int8 and fp8: codes of the factor's shape, I8 or F8_E4M3, and BF16 (…, ⌈columns / g⌉)
+    _packed, _scale     int4, int5 and int6 of b bits: I32 (…, ⌈columns · b / 32⌉), in which the field of b bits, lowest first, of
+                        a column holds code + 2^(b − 1); and BF16 (…, ⌈columns / g⌉)
+
 All other tensors are those of the source.
 """
 
@@ -54,6 +61,74 @@ ACTIVATIONS = {
     "none": lambda x: x,
 }
 PROJECTIONS = ("gate", "up", "down")
+
+
+CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+PACKED_BITS = {"int4": 4, "int5": 5, "int6": 6}
+
+
+class Quantised:
+    """A factor (…, columns) as it is stored. An index of its first axes gives a part of it.
+
+    data: codes (…, columns), or i32 words (…, ⌈columns · bits / 32⌉). scale: (…, ⌈columns / group⌉).
+    """
+
+    def __init__(self, data, scale, columns, bits, group):
+        self.data, self.scale, self.columns, self.bits, self.group = data, scale, columns, bits, group
+
+    def __getitem__(self, index):
+        return Quantised(self.data[index], self.scale[index], self.columns, self.bits, self.group)
+
+    def decode(self, dtype):
+        codes = self.data if self.bits is None else unpack(self.data, self.columns, self.bits)
+        scale = self.scale.float().repeat_interleave(self.group, -1)[..., : self.columns]
+        return (codes.float() * scale).to(dtype)
+
+
+def unpack(words, columns, bits):
+    """Fields of `bits` bits of i32 words, lowest first; a field may go on in the next word -> codes (…, columns) i64"""
+    start = torch.arange(columns, device=words.device) * bits
+    first = start // 32
+    words = words.long() & 0xFFFFFFFF
+    # The last field does not go on in a next word.
+    pairs = words[..., first] | words[..., (first + 1).clamp(max=words.shape[-1] - 1)] << 32
+    return (pairs >> start % 32 & (1 << bits) - 1) - (1 << bits - 1)
+
+
+def decoded(factor, dtype):
+    """A factor as floats: a quantised one in this dtype, a plain one as it is."""
+    return factor.decode(dtype) if isinstance(factor, Quantised) else factor
+
+
+def stored_parts(shape, dtype, group):
+    """The tensors that hold a factor: {ending of the name: (shape, dtype)}. A dtype of None is that of the model."""
+    *rows, columns = shape
+    scale = {"scale": ((*rows, -(-columns // group)), torch.bfloat16)} if group else {}
+    if dtype in CODES:
+        return {"": (shape, CODES[dtype]), **scale}
+    if dtype in PACKED_BITS:
+        return {"packed": ((*rows, -(-columns * PACKED_BITS[dtype] // 32)), torch.int32), **scale}
+    if dtype is None or getattr(getattr(torch, dtype, None), "is_floating_point", False):
+        return {"": (shape, None)}
+    raise ValueError(f"factors of dtype {dtype} are newer than this file")
+
+
+def random_parameter(like, shape, dtype, std):
+    """A parameter of a stored tensor. dtype None: that of `like`. On the meta device nothing is filled in."""
+    if dtype is None:
+        parameter = nn.Parameter(like.new_empty(shape))
+        return parameter if parameter.is_meta else nn.init.normal_(parameter, std=std)
+    values = like.new_empty(shape, dtype=dtype)
+    if not values.is_meta:
+        if dtype == torch.bfloat16:
+            # Scales. Codes of 8 bits have a deviation of some 64.
+            values.fill_(std / 64)
+        elif dtype in (torch.int8, torch.int32):
+            limits = torch.iinfo(dtype)
+            values.random_(limits.min, limits.max + 1)
+        else:
+            values.copy_(64 * torch.randn(shape, device=values.device))
+    return nn.Parameter(values, requires_grad=False)
 
 
 class Dense:
@@ -157,13 +232,40 @@ class Factorised:
         size = self.mobe_groups.get(short)
         if size is None:
             return Dense(getattr(self, f"{short}_dense")[expert])
-        A = getattr(self, f"{short}_A")[expert]
+        dtype = self.mobe_dtype.dtype
+        A = decoded(self.mobe_factor(f"{short}_A")[expert], dtype)
         if self.mobe_method == "svd":
-            return Product(A, getattr(self, f"{short}_V")[expert], short == "down")
+            return Product(A, decoded(self.mobe_factor(f"{short}_V")[expert], dtype), short == "down")
         group, row = divmod(expert, size)
-        bases, coefficients = (getattr(self, name) for name in shared_names(short, group, self.mobe_parts[short]))
-        mixed = (coefficients[row] @ bases.flatten(1)).unflatten(0, bases.shape[1:])
+        B, W = shared_names(short, group, self.mobe_parts[short])
+        mixed = mix(getattr(self, W)[row], self.mobe_factor(B), dtype)
         return Product(A, self.mobe_activations[short](mixed), short == "down")
+
+    def mobe_factor(self, name):
+        """A factor of all experts, or the bases: a parameter, or several as one quantised factor."""
+        quantised = self.mobe_quantised.get(name)
+        if quantised is None:
+            return getattr(self, name)
+        data, columns, bits, group = quantised
+        return Quantised(getattr(self, data), getattr(self, part_name(name, "scale")), columns, bits, group)
+
+
+def mix(coefficients, bases, dtype):
+    """Σ_k α_k B_k: (m), (m, r, d) -> (r, d). Of quantised bases no more numbers are decoded at once than there are in the sum."""
+    if not isinstance(bases, Quantised):
+        return (coefficients @ bases.flatten(1)).unflatten(0, bases.shape[1:])
+    m, r = bases.data.shape[:2]
+    rows = -(-r // m)
+    tiles = (bases[:, first : first + rows].decode(dtype) for first in range(0, r, rows))
+    return torch.cat([(coefficients @ tile.flatten(1)).unflatten(0, tile.shape[1:]) for tile in tiles])
+
+
+def part_name(name, ending):
+    """The parameter's name of a part of a factor. gate_A and scale -> gate_scale_A, which no pattern for gate_A matches."""
+    short, _, factor = name.partition("_")
+    if not ending:
+        return name
+    return f"{name}_{ending}" if short == "B" else f"{short}_{ending}_{factor}"
 
 
 def shared_names(short, group, groups):
@@ -216,24 +318,34 @@ def factorise(experts, sizes, method, std):
         "down_proj": PROJECTIONS[2:],
     }
     replaced = {name: shorts for name, shorts in replaced.items() if not sizes.keys().isdisjoint(shorts)}
-    new = {}
+    experts.mobe_shapes = {name: experts._parameters.pop(name).shape for name in replaced}
+    experts.mobe_quantised = {}
+
+    def register(name, shape, dtype=None, scale_group=None):
+        parts = stored_parts(shape, dtype, scale_group)
+        for ending, (stored_shape, stored_dtype) in parts.items():
+            experts.register_parameter(part_name(name, ending), random_parameter(first, stored_shape, stored_dtype, std))
+        if "scale" in parts:
+            data = part_name(name, next(iter(parts)))
+            experts.mobe_quantised[name] = (data, shape[-1], PACKED_BITS.get(dtype), scale_group)
+
     for short in (short for shorts in replaced.values() for short in shorts):
         if short not in sizes:
-            new[f"{short}_dense"] = (n, p, d)
+            register(f"{short}_dense", (n, p, d))
             continue
         rank, groups = sizes[short]["rank"], sizes[short].get("groups", 1)
-        new[f"{short}_A"] = (n, p, rank)
+        own, shared, scale_group = (sizes[short].get(key) for key in ("dtype", "bases_dtype", "scale_group"))
+        register(f"{short}_A", (n, p, rank), own, scale_group)
         if method == "svd":
-            new[f"{short}_V"] = (n, rank, d)
+            register(f"{short}_V", (n, rank, d), own, scale_group)
             continue
         bases = sizes[short]["bases"] // groups
         for group in range(groups):
             B, W = shared_names(short, group, groups)
-            new |= {B: (bases, rank, d), W: (n // groups, bases)}
-    experts.mobe_shapes = {name: experts._parameters.pop(name).shape for name in replaced}
-    for name, shape in new.items():
-        parameter = nn.Parameter(first.new_empty(shape))
-        experts.register_parameter(name, parameter if parameter.is_meta else nn.init.normal_(parameter, std=std))
+            register(B, (bases, rank, d), shared, scale_group)
+            register(W, (n // groups, bases))
+    # Only its dtype is used: that of the model, whatever the model is cast to.
+    experts.register_buffer("mobe_dtype", first.new_empty(0), persistent=False)
     experts.mobe_replaced, experts.mobe_method = replaced, method
     experts.mobe_activations = {short: ACTIVATIONS[size["activation"]] for short, size in sizes.items() if method == "mobe"}
     experts.mobe_parts = {short: size.get("groups", 1) for short, size in sizes.items()}
@@ -284,14 +396,14 @@ def stored_names(experts, layout):
     """Pairs of a tensor's name in the checkpoint, after the prefix, and its name in the experts module."""
     for name, parameter in experts.named_parameters(recurse=False):
         short, _, factor = name.partition("_")
+        ending, _, factor = factor.rpartition("_")
         numbers = range(parameter.shape[0])
         projection = f"{short}_proj"
         if short in ("B", "W"):
             yield name, name
-        elif factor in ("A", "V") and experts.mobe_method == "svd":
-            yield from ((f"experts.{e}.{projection}.{factor}", f"{name}.{e}.weight") for e in numbers)
-        elif factor == "A":
-            yield from ((f"experts.{e}.{projection}.weight", f"{name}.{e}.weight") for e in numbers)
+        elif factor in ("A", "V"):
+            stored = (factor if experts.mobe_method == "svd" else "weight") + (ending and f"_{ending}")
+            yield from ((f"experts.{e}.{projection}.{stored}", f"{name}.{e}.weight") for e in numbers)
         elif factor == "dense":
             alone = next((it["name"] for it in layout if it["projections"] == [projection]), None)
             if alone and "{e}" not in alone:
@@ -357,7 +469,7 @@ class NativeModel:
         stacks = [
             WeightConverter(f"{short}_{factor}.*.weight", f"{short}_{factor}", [MergeModulelist(0)])
             for short in PROJECTIONS
-            for factor in ("A", "V", "dense")
+            for factor in ("A", "V", "dense", "scale_A", "packed_A", "scale_V", "packed_V")
         ]
         return [Hide(stored), *stacks, *family, Show(inside)]
 
@@ -365,7 +477,13 @@ class NativeModel:
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs):
         load_config = replace(load_config, weight_mapping=model.mobe_conversions(load_config.weight_mapping or []))
         family = type(model).__bases__[1]
-        return family._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        loaded = family._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
+        for module in model.modules():
+            for name in module.mobe_quantised if isinstance(module, Factorised) else ():
+                factor = module.mobe_factor(name)
+                # Loading made parameters of floats, which scales and fp8 codes are, trainable.
+                factor.data.requires_grad_(False), factor.scale.requires_grad_(False)
+        return loaded
 
     def save_pretrained(self, *args, **kwargs):
         if getattr(self, "_weight_conversions", None) is None:
