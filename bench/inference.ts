@@ -1,6 +1,7 @@
 /**
- * Measures peak memory and speed of running a model: a generated checkpoint three times as large as its budget, and a native
- * conversion compared with its expansion. Each run is a process of its own. Writes bench/results/inference.json.
+ * Measures peak memory and speed of running a model: a generated checkpoint three times as large as its budget, and native
+ * conversions, in bf16 and in int8, compared with the expansion. These run within three budgets: more than they can use, the least
+ * with which no weight is read twice, and a small one. Each run is a process of its own. Writes bench/results/inference.json.
  *
  *   npm run bench:inference -- [GB]        size of the large checkpoint; default: 1.8
  */
@@ -41,7 +42,7 @@ interface Row extends Generation {
 const rows: Row[] = [];
 
 /** Measures one run. The files are in the page cache, because they were just written. */
-function measure(model: string, folder: string, budget: string): void {
+function measure(model: string, folder: string, budget: string): Row {
   const args = [child, folder, PROMPT, budget, String(NEW_TOKENS), String(THREADS)];
   const result = JSON.parse(execFileSync(process.execPath, args).toString()) as Generation;
   const row: Row = { model, modelBytes: weightBytes(folder), budget, ...result };
@@ -49,6 +50,7 @@ function measure(model: string, folder: string, budget: string): void {
   console.log(
     `${model}, ${formatBytes(row.modelBytes)}, within ${budget}: peak ${formatBytes(row.peakRssBytes)}, ${row.tokensPerSecond?.toPrecision(3)} tokens/s, prompt ${row.promptSeconds.toFixed(2)} s, ${formatBytes(row.bytesRead)} read`,
   );
+  return row;
 }
 
 const weightBytes = (folder: string): number =>
@@ -88,8 +90,14 @@ try {
   await generateModel(at('source'), 2);
   const fit = ['--bases', '8', '--steps', '2', '--activation', 'tanh'];
   execFileSync(process.execPath, [cli, 'compress', at('source'), at('native'), ...fit], { stdio: 'ignore' });
+  const quantised = [...fit, '--dtype', 'int8'];
+  execFileSync(process.execPath, [cli, 'compress', at('source'), at('native int8'), ...quantised], { stdio: 'ignore' });
   execFileSync(process.execPath, [cli, 'expand', at('native'), at('expanded')], { stdio: 'ignore' });
-  for (const budget of ['4GB', '600MB']) for (const model of ['expanded', 'native']) measure(model, at(model), budget);
+  const models = ['expanded', 'native', 'native int8'];
+  const most = models.map((model) => measure(model, at(model), '4GB'));
+  for (const [i, model] of models.entries())
+    measure(model, at(model), `${Math.ceil((most[i] as Row).readOnceBytes / 2 ** 20)}MiB`);
+  for (const model of models) measure(model, at(model), '600MB');
 } finally {
   rmSync(work, { recursive: true, force: true });
 }

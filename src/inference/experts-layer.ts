@@ -44,18 +44,24 @@ export async function runExperts(
   );
   const routing = route(rule, logits, experts.count, bias);
   observe?.({ x, routing });
-  for (const [expert, places] of byExpert(routing.experts)) {
+  const chosen = byExpert(routing.experts);
+  experts.expect(chosen.map(([expert]) => expert).filter((expert) => !isKept(cache, experts.units(expert).mixed)));
+  for (const [expert, places] of chosen) {
     onExpert();
     const room = paddedRows(places.length, tokens);
     const rows = gatherRows(x, places, rule.expertsPerToken, width, room);
     const gatedSizes = { tokens: room, width, rows: experts.rows, ranks: experts.ranks };
-    const { y } = await cache.with(experts.unit(expert), (tensors: Tensors) =>
-      runner.run(gated, gatedSizes, { ...tensors, x: rows }, ['y']),
-    );
+    const { own, mixed } = experts.units(expert);
+    const run = (factors: Tensors) =>
+      cache.with(own, (tensors: Tensors) => runner.run(gated, gatedSizes, { ...tensors, ...factors, x: rows }, ['y']));
+    const { y } = await (mixed ? cache.with(mixed, run) : run({}));
     addWeighted(base, y, places, routing.weights, rule.expertsPerToken, width);
   }
+  experts.expect([]);
   return base;
 }
+
+const isKept = (cache: WeightCache, unit: Unit | undefined): boolean => unit === undefined || cache.has(unit.key);
 
 /** The inputs of the tokens at these places of the routing: x (t, d) → (room, d), padded with zeros. */
 export function gatherRows(

@@ -45,7 +45,7 @@ export function createHead(
     const unit: Unit<'W'> = {
       key: `head ${first}`,
       shapes: { W: [count, width] },
-      needed: 'always',
+      kind: 'always',
       fill: ({ W }) => reader.fill(W, head.matrix, { first, count }),
     };
     return { first, count, unit };
@@ -53,7 +53,7 @@ export function createHead(
   const last: Unit<'norm'> = {
     key: 'final norm',
     shapes: { norm: [width] },
-    needed: 'always',
+    kind: 'always',
     fill: (it) => reader.fill(it.norm, norm.matrix),
   };
 

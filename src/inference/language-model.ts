@@ -21,6 +21,7 @@ import { createHead } from './head.js';
 import { KeyValueCache } from './key-value-cache.js';
 import { type ModelMemory, planModelMemory } from './memory-budget.js';
 import { qwen3Moe } from './qwen3-moe-decoder.js';
+import { ResidentWeights } from './resident-weights.js';
 import { rotation } from './rotary.js';
 import type { Runner } from './runner.js';
 import { type PlacedPart, placeParts, type SequencePart } from './sequence-parts.js';
@@ -91,8 +92,8 @@ export interface LanguageModel {
 /** Opens a model. Throws an `InputError` if its architecture is unknown, a weight is missing, or the budget is too small. */
 export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions): LanguageModel {
   const { runner, signal } = options;
-  const reader = new WeightReader(checkpoint.files);
-  const tools = { reader, runner, cache: () => cache };
+  const reader = new WeightReader(checkpoint.files, () => resident);
+  const tools = { reader, runner, cache: () => cache, aheadBytes: () => memory.aheadBytes };
   const blueprint = drawBlueprint(checkpoint, options, tools);
   const { embedding, layers, epsilon } = blueprint;
   const [vocabulary, width] = embedding.shape as [number, number];
@@ -102,8 +103,13 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
     feedForward: unitOf(`layer ${i} feed-forward`, feedForward.weights, reader),
   }));
   const memory = planModelMemory({ blueprint, units, head: head.units, ...options });
-  const cache = new WeightCache(runner.engine, memory.weightBytes, memory.keptWeightBytes);
+  const cache = new WeightCache(runner.engine, memory.decodedBytes, memory.keptBytes);
+  const resident = new ResidentWeights(checkpoint.files, memory.residentBytes);
   const biases = new Map<number, Float32Array>();
+  const forgetWeights = (): void => {
+    cache.clear();
+    resident.clear();
+  };
 
   async function embed(tokens: readonly number[]): Promise<Float32Array> {
     const hidden = new Float32Array(tokens.length * width);
@@ -194,11 +200,11 @@ export function openLanguageModel(checkpoint: Checkpoint, options: ModelOptions)
     },
     embed,
     runLayer: (number, hidden, parts, observe) => runLayer(number, hidden, placeParts(parts), observe),
-    forgetWeights: () => cache.clear(),
+    forgetWeights,
     logits: (hidden) => head.logits(hidden),
     usage: () => ({ bytesRead: reader.bytesRead, ...cache.counts }),
     async close() {
-      cache.clear();
+      forgetWeights();
       await checkpoint.files.close();
     },
   };
@@ -214,7 +220,7 @@ function unitOf(key: string, weights: Readonly<Record<string, Weight>>, reader: 
   return {
     key,
     shapes: shapesOf(weights),
-    needed: 'always',
+    kind: 'always',
     async fill(buffers) {
       for (const [name, { matrix }] of named) await reader.fill(buffers[name] as Float32Array, matrix);
     },

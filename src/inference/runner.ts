@@ -26,6 +26,31 @@ export class Runner {
     feeds: Readonly<Record<string, Feed>>,
     outputs: readonly Out[],
   ): Promise<Record<Out, Float32Array>> {
+    const read = {} as Record<Out, Float32Array>;
+    await this.use(recipe, sizes, feeds, outputs, (name, values) => {
+      read[name] = values.slice();
+    });
+    return read;
+  }
+
+  /** Like `run`, but copies the outputs into the caller's arrays. */
+  async runInto<Sizes>(
+    recipe: Recipe<Sizes>,
+    sizes: Sizes,
+    feeds: Readonly<Record<string, Feed>>,
+    targets: Readonly<Record<string, Float32Array>>,
+  ): Promise<void> {
+    await this.use(recipe, sizes, feeds, Object.keys(targets), (name, values) => targets[name]?.set(values));
+  }
+
+  /** @param take gets each output. The array is valid only during the call. */
+  private async use<Sizes, Out extends string>(
+    recipe: Recipe<Sizes>,
+    sizes: Sizes,
+    feeds: Readonly<Record<string, Feed>>,
+    outputs: readonly Out[],
+    take: (name: Out, values: Float32Array) => void,
+  ): Promise<void> {
     const { graph, program } = await this.compiled(recipe, sizes);
     const passing: EngineTensor[] = [];
     try {
@@ -38,9 +63,7 @@ export class Runner {
       }
       const results = await program.run(inputs);
       passing.push(...Object.values(results));
-      const read = {} as Record<Out, Float32Array>;
-      for (const name of outputs) read[name] = (await this.engine.read(results[name] as EngineTensor)).slice();
-      return read;
+      for (const name of outputs) take(name, await this.engine.read(results[name] as EngineTensor));
     } finally {
       for (const tensor of passing) tensor.dispose();
     }

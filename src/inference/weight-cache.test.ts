@@ -15,61 +15,68 @@ function fakeEngine() {
 }
 
 const log: string[] = [];
-const unit = (key: string, needed: Unit['needed'] = 'routed', numbers = 25): Unit => ({
+const unit = (key: string, kind: Unit['kind'] = 'expert', numbers = 25): Unit => ({
   key,
   shapes: { W: [numbers] },
-  needed,
-  async fill({ W }) {
-    log.push(key);
+  kind,
+  async fill({ W }, kept) {
+    log.push(kept ? key : `(${key})`);
     W?.fill(key.charCodeAt(0));
   },
 });
 
-/** The units that are read for a sequence of uses, one letter each. Capital letters are units with `needed: 'always'`. */
-async function reads(cache: WeightCache, uses: string): Promise<string> {
+/** Limits of 100 bytes a unit: one is in use, and some of each kind are kept. */
+const keeping = (engine: Engine, always: number, expert: number, mixed = 0): WeightCache =>
+  new WeightCache(engine, 100 * (1 + always + expert + mixed), {
+    always: 100 * always,
+    expert: 100 * expert,
+    mixed: 100 * mixed,
+  });
+
+/** The units that are made for a sequence of uses, one letter each, in brackets if not kept. Capital letters are always needed. */
+async function makes(cache: WeightCache, uses: string): Promise<string> {
   log.length = 0;
   for (const key of uses)
-    await cache.with(unit(key, key < 'a' ? 'always' : 'routed'), async ({ W }) => {
+    await cache.with(unit(key, key < 'a' ? 'always' : 'expert'), async ({ W }) => {
       const { data } = W as unknown as { data: Float32Array };
       expect(new Set(data)).toEqual(new Set([key.charCodeAt(0)]));
     });
   return log.join('');
 }
 
-test('what fits is read once', async () => {
-  const { engine } = fakeEngine();
-  const cache = new WeightCache(engine, 300, 100);
-  expect(await reads(cache, 'abcabcabc')).toBe('abc');
+test('what fits is made once', async () => {
+  const cache = keeping(fakeEngine().engine, 0, 3);
+  expect(await makes(cache, 'abcabcabc')).toBe('abc');
   expect(cache.counts).toEqual({ hits: 6, misses: 3 });
 });
 
-test('what was used longest ago goes first', async () => {
-  const { engine } = fakeEngine();
-  expect(await reads(new WeightCache(engine, 300, 0), 'abcadbad')).toBe('abcdb');
+test('what came first stays, and the rest is made each time', async () => {
+  expect(await makes(keeping(fakeEngine().engine, 0, 2), 'abcacbcd')).toBe('ab(c)(c)(c)(d)');
 });
 
-test('what is needed always stays, as far as its share goes, and never pushes out what is routed beyond that', async () => {
-  const { engine } = fakeEngine();
-  // A and B fit the share of kept units. C does not and is read each time.
-  expect(await reads(new WeightCache(engine, 400, 200), 'ABCaABCaABCa')).toBe('ABCaCC');
+test('each kind has a share of its own', async () => {
+  const cache = keeping(fakeEngine().engine, 2, 1, 1);
+  expect(await makes(cache, 'ABCabABCab')).toBe('AB(C)a(b)(C)(b)');
+  log.length = 0;
+  for (const key of ['m', 'n', 'm']) await cache.with(unit(key, 'mixed'), async () => {});
+  expect(log.join('')).toBe('m(n)');
 });
 
 test('the budget holds at all times, and memory is used again', async () => {
   const { engine, live, bytes } = fakeEngine();
-  const cache = new WeightCache(engine, 250, 0);
+  const cache = keeping(engine, 0, 1);
   const seen = new Set<Float32Array>();
   for (const key of 'abcdefgabc') {
     await cache.with(unit(key), async () => {
-      expect(bytes()).toBeLessThanOrEqual(250);
+      expect(bytes()).toBeLessThanOrEqual(200);
       for (const array of live) seen.add(array);
     });
   }
-  expect(seen.size).toBeLessThanOrEqual(3);
+  expect(seen.size).toBe(2);
 });
 
-test('what is in use is not taken away by what is read meanwhile', async () => {
-  const { engine } = fakeEngine();
-  const cache = new WeightCache(engine, 100, 0);
+test('what is in use is not taken away by what is made meanwhile', async () => {
+  const cache = keeping(fakeEngine().engine, 0, 0);
   await cache.with(unit('a'), async ({ W }) => {
     await cache.with(unit('b'), async () => {});
     await cache.with(unit('c'), async () => {});
@@ -79,19 +86,20 @@ test('what is in use is not taken away by what is read meanwhile', async () => {
 
 test('a unit that cannot be read leaves the budget as it was', async () => {
   const { engine, bytes } = fakeEngine();
-  const cache = new WeightCache(engine, 200, 0);
+  const cache = keeping(engine, 0, 2);
   const broken: Unit = { ...unit('x'), fill: () => Promise.reject(new Error('unreadable')) };
   for (let i = 0; i < 5; i++) await expect(cache.with(broken, async () => {})).rejects.toThrow('unreadable');
-  expect(await reads(cache, 'abab')).toBe('ab');
+  expect(await makes(cache, 'abab')).toBe('ab');
   expect(bytes()).toBe(200);
 });
 
-test('disposing lets go of everything', async () => {
+test('clearing lets go of everything', async () => {
   const { engine, live } = fakeEngine();
-  const cache = new WeightCache(engine, 1000, 500);
-  await reads(cache, 'AaBb');
+  const cache = keeping(engine, 2, 2);
+  await makes(cache, 'AaBb');
   cache.clear();
   expect(live.size).toBe(0);
+  expect(await makes(cache, 'AabB')).toBe('AabB');
 });
 
 test("a unit's bytes are those of f32", () => expect(unitBytes(unit('a'))).toBe(100));

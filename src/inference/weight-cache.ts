@@ -1,7 +1,6 @@
 /**
- * Caches weights on the engine within a budget of bytes. Weights that every token needs are kept up to their share of the
- * budget. Those beyond the share are read again each time: to evict kept ones for them would not help, because those are needed
- * again just as soon. Weights of routed experts are evicted by last use.
+ * Keeps decoded weights on the engine, each kind up to its share of the budget. Those beyond the share are made again each time:
+ * to evict kept ones for them would not help, because those are needed again about as soon.
  */
 import type { Engine, EngineTensor } from '../engine/engine.js';
 import { elements } from '../engine/ops.js';
@@ -11,11 +10,19 @@ export interface Unit<Name extends string = string> {
   /** Identifies the content. */
   readonly key: string;
   readonly shapes: Readonly<Record<Name, readonly number[]>>;
-  /** `always`: every token needs it; `routed`: only tokens that the router sends to it. */
-  readonly needed: 'always' | 'routed';
-  /** Writes the content into the buffers, row-major f32. */
-  fill(buffers: Readonly<Record<Name, Float32Array>>): Promise<void>;
+  readonly kind: Kind;
+  /**
+   * Writes the content into the buffers, row-major f32.
+   * @param kept whether the unit is kept, so that its content is not asked for again
+   */
+  fill(buffers: Readonly<Record<Name, Float32Array>>, kept: boolean): Promise<void>;
 }
+
+/** `always`: every token needs it. `expert`: decoded weights of an expert. `mixed`: an expert's F, which costs most to make. */
+export type Kind = 'always' | 'expert' | 'mixed';
+
+/** Bytes that units of each kind may keep. */
+export type KeptBytes = Readonly<Record<Kind, number>>;
 
 /** Bytes of a unit in the cache. */
 export const unitBytes = ({ shapes }: Pick<Unit, 'shapes'>): number =>
@@ -31,31 +38,35 @@ interface Entry {
 
 /** The cache of one engine. */
 export class WeightCache {
-  /** Ordered by last use. */
   private readonly entries = new Map<string, Entry>();
   private held = 0;
-  private kept = 0;
-  /** Memory of evicted units, for the next unit of the same sizes. A model's experts all have the same sizes. */
+  private kept: Record<Kind, number> = { always: 0, expert: 0, mixed: 0 };
+  /** Memory of units that were not kept, for the next unit of the same sizes. A model's experts all have the same sizes. */
   private idle: Float32Array[] = [];
   private hits = 0;
   private misses = 0;
 
   /**
-   * @param limit bytes of all units
-   * @param keptLimit the part of `limit` that units with `needed: 'always'` may keep
+   * @param limit bytes of all units, in use or kept
+   * @param keptLimits the part of `limit` that units of each kind may keep
    */
   constructor(
     private readonly engine: Engine,
-    readonly limit: number,
-    private readonly keptLimit: number,
+    private readonly limit: number,
+    private readonly keptLimits: KeptBytes,
   ) {}
 
-  /** How often a unit was found (hits), and how often it had to be read (misses). */
+  /** How often a unit was found (hits), and how often it had to be made (misses). */
   get counts(): { hits: number; misses: number } {
     return { hits: this.hits, misses: this.misses };
   }
 
-  /** Calls `use` with the unit's tensors. They are not evicted before it is done. */
+  /** Whether a unit is in the cache. */
+  has(key: string): boolean {
+    return this.entries.has(key);
+  }
+
+  /** Calls `use` with the unit's tensors. They are valid until it is done. */
   async with<Name extends string, T>(
     unit: Unit<Name>,
     use: (tensors: Readonly<Record<Name, EngineTensor>>) => Promise<T>,
@@ -63,53 +74,41 @@ export class WeightCache {
     const known = this.entries.get(unit.key);
     if (known) this.hits++;
     const entry = known ?? (await this.load(unit));
-    this.entries.delete(unit.key); // and inserted again at the end: the map is ordered by last use
-    this.entries.set(unit.key, entry);
     entry.users++;
     try {
       return await use(entry.tensors as Record<Name, EngineTensor>);
     } finally {
       entry.users--;
-      if (entry.users === 0 && unit.needed === 'always' && !entry.kept) this.evict(unit.key, entry);
+      if (entry.users === 0 && !entry.kept) this.release(unit.key, entry);
     }
   }
 
   private async load(unit: Unit): Promise<Entry> {
     this.misses++;
+    const { key, kind, shapes } = unit;
     const bytes = unitBytes(unit);
-    const kept = unit.needed === 'always' && this.kept + bytes <= this.keptLimit;
-    this.makeRoom(bytes);
+    const kept = this.kept[kind] + bytes <= this.keptLimits[kind];
+    const named = Object.entries(shapes).map(([name, shape]) => ({ name, shape, data: this.take(elements(shape)) }));
+    const buffers = named.map(({ data }) => data);
     this.held += bytes;
-    if (kept) this.kept += bytes;
-    const buffers = Object.fromEntries(
-      Object.entries(unit.shapes).map(([name, shape]) => [name, this.take(elements(shape))]),
-    );
     this.trim();
     try {
-      await unit.fill(buffers);
+      await unit.fill(Object.fromEntries(named.map(({ name, data }) => [name, data])), kept);
     } catch (error) {
       this.held -= bytes;
-      if (kept) this.kept -= bytes;
+      this.idle.push(...buffers);
       throw error;
     }
+    if (kept) this.kept[kind] += bytes;
     const tensors = Object.fromEntries(
-      Object.entries(buffers).map(([name, data]) => [
-        name,
-        this.engine.tensor(data, unit.shapes[name] as readonly number[]),
-      ]),
+      named.map(({ name, shape, data }) => [name, this.engine.tensor(data, shape)] as const),
     );
-    return { tensors, buffers: Object.values(buffers), bytes, kept, users: 0 };
+    const entry = { tensors, buffers, bytes, kept, users: 0 };
+    this.entries.set(key, entry);
+    return entry;
   }
 
-  /** Evicts the least recently used units until `bytes` fit or no more units can be evicted. */
-  private makeRoom(bytes: number): void {
-    for (const [key, entry] of this.entries) {
-      if (this.held + bytes <= this.limit) return;
-      if (entry.users === 0 && !entry.kept) this.evict(key, entry);
-    }
-  }
-
-  private evict(key: string, { tensors, buffers, bytes }: Entry): void {
+  private release(key: string, { tensors, buffers, bytes }: Entry): void {
     this.entries.delete(key);
     this.held -= bytes;
     for (const tensor of Object.values(tensors)) tensor.dispose();
@@ -130,10 +129,10 @@ export class WeightCache {
     });
   }
 
-  /** Evicts all units and frees their memory. The cache can be used again. */
+  /** Releases all units and frees their memory. The cache can be used again. */
   clear(): void {
-    for (const [key, entry] of [...this.entries]) this.evict(key, entry);
-    this.kept = 0;
+    for (const [key, entry] of [...this.entries]) this.release(key, entry);
+    this.kept = { always: 0, expert: 0, mixed: 0 };
     this.idle = [];
   }
 }

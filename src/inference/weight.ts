@@ -5,6 +5,7 @@ import { dataOf, isQuantised, quantisedMatrix } from '../checkpoint/quantisation
 import { plainMatrix, readScales, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingTensorError, WeightShapeError } from '../errors.js';
 import { type RangeReader, READ_BYTES } from '../sources/files.js';
+import type { Holder, ResidentWeights } from './resident-weights.js';
 
 /** A vector, or a matrix (out, in) as linear layers store it. */
 export interface Weight {
@@ -46,7 +47,11 @@ export class WeightReader {
   private buffer = new Uint8Array(0);
   private read = 0;
 
-  constructor(private readonly files: RangeReader) {}
+  /** @param resident returns what holds weights as they are stored. Its budget is known only after a model's weights are found. */
+  constructor(
+    private readonly files: RangeReader,
+    private readonly resident?: () => ResidentWeights,
+  ) {}
 
   /** Stored bytes read so far. */
   get bytesRead(): number {
@@ -54,11 +59,20 @@ export class WeightReader {
   }
 
   /**
-   * Reads and decodes rows. Throws a `ReadError`.
+   * Decodes rows, and reads them unless they are in memory. Throws a `ReadError`.
    * @param target (rows.count, cols) f32
    * @param rows default: all
+   * @param holder who needs the matrix. If given, the whole matrix stays in memory as it is stored, if there is room.
    */
-  async fill(target: Float32Array, matrix: StoredMatrix, rows: Rows = { first: 0, count: matrix.rows }): Promise<void> {
+  async fill(
+    target: Float32Array,
+    matrix: StoredMatrix,
+    rows: Rows = { first: 0, count: matrix.rows },
+    holder?: Holder,
+  ): Promise<void> {
+    const resident = this.resident?.();
+    if (resident && holder) this.read += await resident.hold(matrix, holder);
+    if (resident?.decode(target, matrix, rows)) return;
     const { cols, encoding, data } = matrix;
     const scales = await readScales(this.files, matrix);
     const most = rowsAtOnce(matrix, rows);

@@ -29,6 +29,8 @@ export interface Generation {
   readonly stopped: 'end' | 'length' | 'context';
   /** Bytes of weights read from the checkpoint. */
   readonly bytesRead: number;
+  /** The least memory budget with which no weight is read twice. */
+  readonly readOnceBytes: number;
   readonly peakRssBytes: number;
 }
 
@@ -54,7 +56,7 @@ export async function* generate(
   const keptTokens = Math.min(context, tokens.length + maxNewTokens);
   const batchTokens = Math.min(tokens.length, PROMPT_BATCH);
   const use = { checkpoint, keptTokens, batchTokens, expertsPerToken };
-  const { models, close } = await openModels([use], settings, signal);
+  const { models, processBytes, close } = await openModels([use], settings, signal);
   try {
     const [model] = models as [LanguageModel];
     const sequence = model.newSequence();
@@ -95,6 +97,7 @@ export async function* generate(
       tokensPerSecond: newTokens > 1 ? (newTokens - 1) / seconds : undefined,
       stopped,
       bytesRead: model.usage().bytesRead,
+      readOnceBytes: processBytes + model.memory.readOnceBytes,
       peakRssBytes: peakRssBytes(),
     };
   } finally {

@@ -34,6 +34,8 @@ export interface ModelUse {
 export interface RunningModels {
   readonly engine: EngineFacts;
   readonly models: readonly LanguageModel[];
+  /** Bytes of `maxMemory` that are not for models: Node, the engine and headers. */
+  readonly processBytes: number;
   close(): Promise<void>;
 }
 
@@ -49,11 +51,13 @@ export async function openModels(
   const engine = await createEngine(chosen.name, { threads: useful });
   const runner = new Runner(engine);
   const tensors = uses.reduce((sum, { checkpoint }) => sum + checkpoint.tensors.size, 0);
-  const bytes = Math.floor((maxMemory - PROCESS_BYTES - TENSOR_BYTES * tensors) / uses.length);
+  const processBytes = PROCESS_BYTES + TENSOR_BYTES * tensors;
+  const bytes = Math.floor((maxMemory - processBytes) / uses.length);
   const models = uses.map(({ checkpoint, ...use }) => openLanguageModel(checkpoint, { ...use, runner, bytes, signal }));
   return {
     engine,
     models,
+    processBytes,
     async close() {
       for (const model of models) await model.close();
       await runner.dispose();
