@@ -1,4 +1,5 @@
 /** The changes that a conversion makes to the source's `config.json`. */
+import { quantisationEntries } from '../checkpoint/quantisation-entries.js';
 import type { MoeModel } from '../models/family.js';
 import { type ModellingFile, modellingFiles } from '../models/modelling-files.js';
 import type { ConfigChanges } from '../models/native.js';
@@ -15,9 +16,20 @@ export function configChanges(plan: ConversionPlan, model: MoeModel, origin: Ori
   const { native } = model.family;
   return {
     ...quantisationChanges(plan, model),
+    ...(holdsFactors(plan) && decodedAtLoading(plan)),
     // A plan of factors without a native form was refused before.
     ...(native && holdsFactors(plan) && nativeConfig(plan, model, native, origin)),
   };
+}
+
+/**
+ * transformers keeps FP8 weights on a GPU for modules of its own alone, and the experts are none of these. So the entry of FP8 asks for
+ * plain weights, as transformers makes them on a CPU.
+ */
+function decodedAtLoading({ source, quantised }: ConversionPlan): ConfigChanges {
+  const entries = quantised.after ? quantisationEntries(source.config) : [];
+  const fp8 = entries.filter(({ entry }) => entry.quant_method === 'fp8' && entry.dequantize === undefined);
+  return Object.fromEntries(fp8.map(({ path }) => [`${path}.dequantize`, true]));
 }
 
 /** The modelling files that a native output includes. Standard weights need none. */

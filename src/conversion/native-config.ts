@@ -1,6 +1,7 @@
 /** Makes the config of a native checkpoint, and the config of the dense model from it. */
 import { dtypeName, isQuantisedDtype, type QuantisedDtype } from '../checkpoint/factor-dtype.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
+import { quantisationEntries } from '../checkpoint/quantisation-entries.js';
 import { UnevenFactorsError } from '../errors.js';
 import { describeDtypes, hasCodes, type StoredDtypes } from '../methods/factor-storage.js';
 import { layoutOf } from '../models/expert-layout.js';
@@ -135,7 +136,9 @@ const describeNames = (described: { experts: ReturnType<typeof layoutOf> } | und
   described?.experts.map(({ name }) => name).join(', ') ?? '';
 
 /** The changes to a native config that make it that of the dense model again. */
-export function denseConfig({ mobe }: Config): ConfigChanges {
+export function denseConfig(config: Config): ConfigChanges {
+  const { mobe } = config;
+  const decoded = quantisationEntries(config).filter(({ entry }) => entry.quant_method === 'fp8' && entry.dequantize);
   const { source_model_type, source_architectures, source_auto_map } = (mobe ?? {}) as Config;
   return {
     ...(source_model_type ? { model_type: source_model_type } : {}),
@@ -144,5 +147,6 @@ export function denseConfig({ mobe }: Config): ConfigChanges {
     num_B: undefined,
     activation: undefined,
     mobe: undefined,
+    ...Object.fromEntries(decoded.map(({ path }) => [`${path}.dequantize`, undefined])),
   };
 }
