@@ -56,13 +56,15 @@ export class WriteError extends RunError {
   }
 }
 
-/** A value is too large for the dtype of the output. */
+/** A value is too large for the dtype or the encoding of the output, or not a number. */
 export class OverflowError extends RunError {
+  /** @param dtype the dtype, or the encoding in words */
   constructor(
     readonly tensor: string,
     readonly dtype: string,
   ) {
-    super(`Tensor "${tensor}" does not fit ${dtype}: a value is too large. Use --dtype bfloat16.`);
+    const remedy = /^B?F\d+$/.test(dtype) ? '' : ', without --keep-quantized';
+    super(`Tensor "${tensor}" does not fit ${dtype}: a value is too large. Use --dtype bfloat16${remedy}.`);
   }
 }
 
