@@ -54,11 +54,11 @@ describe('where the default share is not possible at full rank', () => {
 test('says if the output is larger, and why', async () => {
   expect(describePlan(await plan({ format: 'hf' }))).not.toContain('larger');
   expect(describePlan(await plan({ format: 'hf', dtype: 'float32' }))).toMatch(
-    /^note: the output has 1\d\d\.\d % of the source's tensor bytes, in float32: it is larger\.$/m,
+    /^note: The output has 1\d \S+ of tensors, 1\d\d\.\d % of the source's 10\.0 MiB\. Leave out --dtype float32\. .*--allow-larger\.$/m,
   );
   const quantised = { before: 3, after: 0 };
   const decoded = { ...(await plan({ format: 'hf' })), quantised, bytesAfter: 2e9 };
-  expect(describePlan(decoded)).toMatch(/because quantised weights are decoded: it is larger\. --keep-quantized/);
+  expect(describePlan(decoded)).toMatch(/because quantised weights are decoded\. Give --keep-quantized/);
   const groups = decoded.groups.map((group) => ({
     ...group,
     experts: group.experts.map((it) => ({

@@ -18,7 +18,7 @@ test.each<[what: string, plan: SizedPlan, remedies: string[], not: string[]]>([
   [
     'float32',
     plan({ format: 'hf', quantised: { before: 0, after: 0 }, settings: { dtype: 'float32' } }),
-    ['leave out --dtype float32'],
+    ['Leave out --dtype float32'],
     ['--keep-quantized', 'decoded'],
   ],
 ])('of %s, a larger one is refused with what makes it smaller', (_, larger, remedies, not) => {

@@ -27,14 +27,12 @@ export function describeGrowth({
   if (bytesAfter <= bytesBefore) return undefined;
   const decoded = quantised.before > quantised.after;
   const remedies: string[] = [];
-  if (isNative({ format }) && decoded && !isQuantisedName(settings.dtype))
-    remedies.push('--dtype int8 stores factors in 8 bits');
-  if (isQuantisedName(settings.dtype) && settings.dtype !== 'int4')
-    remedies.push('--dtype int4 stores factors in 4 bits');
-  if (decoded && !settings.keepQuantized) remedies.push("--keep-quantized keeps the source's quantisation");
-  if (settings.dtype === 'float32') remedies.push('leave out --dtype float32');
-  if (isNative({ format })) remedies.push('a smaller --keep leaves fewer parameters');
+  if (isNative({ format }) && decoded && !isQuantisedName(settings.dtype)) remedies.push('--dtype int8');
+  if (isQuantisedName(settings.dtype) && settings.dtype !== 'int4') remedies.push('--dtype int4');
+  if (decoded && !settings.keepQuantized) remedies.push('--keep-quantized');
+  if (isNative({ format })) remedies.push('a smaller --keep');
   const because = decoded ? ', because quantised weights are decoded' : '';
-  const remedy = remedies.length ? ` ${remedies.join('; ')}.` : '';
+  const give = remedies.length ? ` Give ${remedies.join(', or ')}.` : '';
+  const remedy = settings.dtype === 'float32' ? `${give} Leave out --dtype float32.` : give;
   return `The output has ${formatBytes(bytesAfter)} of tensors, ${formatPercent(bytesAfter / bytesBefore)} of the source's ${formatBytes(bytesBefore)}${because}.${remedy}`;
 }

@@ -12,12 +12,13 @@ const DEFAULTS = { wide: 'int8', narrow: 'int5' } as const satisfies Record<stri
 
 /**
  * Fills in the dtype of factors, and the projections, if the source's experts are quantised. A projection that stays dense would be
- * decoded to 16 bits, so all are factorised. Options that are given stay.
+ * decoded to 16 bits, so all are factorised, unless `keepQuantized` is given. Options that are given stay.
  */
 export function followSource({ layers }: MoeModel, options: CompressOptions): CompressOptions {
-  const { method = DEFAULT_METHOD.name, dtype = narrowDtype(layers), projections } = options;
-  if (method !== DEFAULT_METHOD.name || !isQuantisedName(dtype) || narrowDtype(layers) === undefined) return options;
-  return { ...options, dtype, projections: projections ?? [...PROJECTIONS] };
+  const usual = narrowDtype(layers);
+  const { method = DEFAULT_METHOD.name, dtype = usual, projections, keepQuantized } = options;
+  if (method !== DEFAULT_METHOD.name || usual === undefined || !isQuantisedName(dtype)) return options;
+  return { ...options, dtype, projections: projections ?? (keepQuantized ? undefined : [...PROJECTIONS]) };
 }
 
 /** The default dtype for experts that are all quantised; undefined for others. */

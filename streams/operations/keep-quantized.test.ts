@@ -25,6 +25,8 @@ import { verify } from './verify.js';
 
 const root = temporaryFolder();
 const OUTPUT = { shardSize: 20_000, threads: 1 };
+/** So small models have no room for scales. */
+const LARGER = { allowLarger: true } as const;
 const KEEP = { keepQuantized: true } as const;
 
 const isExpertOf = (name: string, layers: readonly number[]): boolean =>
@@ -40,10 +42,13 @@ async function convert(
 ) {
   const at = (...path: string[]) => join(root, name, ...path);
   const source = await generateFamily(at('model'), family, options);
-  const quick: CompressOptions = { bases: 3, steps: 3, layers: [...layers], ...OUTPUT, ...KEEP, ...more };
-  const { groups } = await compress(at('model'), at('hf'), { ...quick, format: 'hf' });
+  const quick: CompressOptions = {
+    ...{ bases: 3, steps: 3, layers: [...layers], dtype: 'bfloat16' },
+    ...{ ...OUTPUT, ...KEEP, ...more },
+  };
+  const { groups } = await compress(at('model'), at('hf'), { ...quick, format: 'hf' }, LARGER);
   await fitFactors(at('model'), at('factors'), quick);
-  await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP, format: 'hf' });
+  await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP, format: 'hf' }, LARGER);
   expect(differingFiles(at('export'), at('hf'))).toEqual([]);
   expect((await verify(at('model'), at('hf'), { threads: 1 })).problems).toEqual([]);
   const written = readFolder(at('hf'));
@@ -302,7 +307,7 @@ describe('a native checkpoint keeps all that is not factorised, bit for bit:', (
     const at = (...path: string[]) => join(root, `native-${quantised}`, ...path);
     const source = await generateFamily(at('model'), family, { quantised });
     const quick: CompressOptions = { bases: 3, steps: 3, layers: [1], dtype: 'int8', ...OUTPUT, ...KEEP };
-    await compress(at('model'), at('native'), quick);
+    await compress(at('model'), at('native'), quick, LARGER);
     const written = readFolder(at('native'));
     const isFactorised = (name: string): boolean => isExpertOf(name, [1]) && /gate_proj|up_proj/.test(name);
     for (const { name, dtype, shape, bytes } of source.tensors.values()) {
@@ -313,9 +318,9 @@ describe('a native checkpoint keeps all that is not factorised, bit for bit:', (
     expect(written.get('model.layers.1.mlp.experts.0.up_proj.weight')?.dtype).toBe('I8');
     expect((await verify(at('model'), at('native'), { threads: 1 })).problems).toEqual([]);
     await fitFactors(at('model'), at('factors'), quick);
-    await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP });
+    await exportFactors(at('model'), at('factors'), at('export'), { ...OUTPUT, ...KEEP }, LARGER);
     expect(differingFiles(at('export'), at('native'))).toEqual([]);
-    await exportFactors(at('model'), at('factors'), at('hf'), { ...OUTPUT, ...KEEP, format: 'hf' });
+    await exportFactors(at('model'), at('factors'), at('hf'), { ...OUTPUT, ...KEEP, format: 'hf' }, LARGER);
     await expand(at('native'), at('expanded'), OUTPUT);
     expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
     expect((await verify(at('model'), at('expanded'), { threads: 1 })).problems).toEqual([]);
@@ -333,7 +338,7 @@ describe('a native checkpoint keeps all that is not factorised, bit for bit:', (
 test('without it, all is decoded even where no layer is converted', async () => {
   const at = (...path: string[]) => join(root, 'none', ...path);
   const source = await generateFamily(at('model'), 'deepseek_v3', { quantised: 'fp8' });
-  await compress(at('model'), at('out'), { ...OUTPUT, layers: [], format: 'hf' });
+  await compress(at('model'), at('out'), { ...OUTPUT, layers: [], format: 'hf' }, LARGER);
   expect(differingWeights(readFolder(at('out')), source, () => true)).toEqual([]);
   expect(readFolder(at('out')).size).toBe(source.weights.size);
   expect((await verify(at('model'), at('out'))).problems).toEqual([]);
@@ -343,10 +348,10 @@ test('another dtype is that of all that is decoded, exact in f32', async () => {
   const at = (...path: string[]) => join(root, 'f32', ...path);
   const source = await generateFamily(at('model'), 'deepseek_v3', { quantised: 'fp8', sizes: { layers: 2 } });
   const quick: CompressOptions = { ...OUTPUT, bases: 3, steps: 3, dtype: 'float32' };
-  await compress(at('model'), at('native'), quick);
-  await compress(at('model'), at('hf'), { ...quick, format: 'hf' });
+  await compress(at('model'), at('native'), quick, LARGER);
+  await compress(at('model'), at('hf'), { ...quick, format: 'hf' }, LARGER);
   await fitFactors(at('model'), at('factors'), quick);
-  await exportFactors(at('model'), at('factors'), at('export'), OUTPUT);
+  await exportFactors(at('model'), at('factors'), at('export'), OUTPUT, LARGER);
   expect(differingFiles(at('export'), at('native'))).toEqual([]);
   await expand(at('native'), at('expanded'), OUTPUT);
   expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
@@ -372,7 +377,7 @@ test('a stored shape that disagrees with the data stops the run, and leaves noth
         it.name === `${odd}_shape` ? { ...it, bytes: new Uint8Array(Int32Array.of(40, 15).buffer) } : it,
       ),
   });
-  const run = compress(at('model'), at('out'), { ...OUTPUT, bases: 3, steps: 3 });
+  const run = compress(at('model'), at('out'), { ...OUTPUT, bases: 3, steps: 3 }, LARGER);
   await expect(run).rejects.toThrow(errors.QuantisedShapeError);
   await expect(run).rejects.toThrow(odd);
   expect(existsSync(at('out'))).toBe(false);
@@ -413,7 +418,7 @@ test('a code that is not a number is named, also where it is only decoded', asyn
         it.name === odd ? { ...it, bytes: it.bytes.map((code, i) => (i === 5 ? 0x7f : code)) } : it,
       ),
   });
-  const run = compress(at('model'), at('out'), { ...OUTPUT, bases: 3, steps: 3, format: 'hf' });
+  const run = compress(at('model'), at('out'), { ...OUTPUT, bases: 3, steps: 3, format: 'hf' }, LARGER);
   await expect(run).rejects.toThrow(errors.NonFiniteWeightError);
   await expect(run).rejects.toThrow(odd);
   expect(existsSync(at('out'))).toBe(false);
