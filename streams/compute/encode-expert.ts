@@ -1,8 +1,7 @@
 /** Fits the factors of single experts and encodes them as they are stored. */
 import { isQuantisedDtype } from '../../src/checkpoint/factor-dtype.js';
 import { encodeFactors, type StoredFactor } from '../../src/methods/factor-storage.js';
-import type { ExpertFactors, Method } from '../../src/methods/method.js';
-import { foldSigma } from '../stages/fold.js';
+import type { ExpertFactors, Factors, Method } from '../../src/methods/method.js';
 
 /** The factors of a group's experts. */
 export interface ExpertForm {
@@ -13,6 +12,13 @@ export interface ExpertForm {
 /** Whether the factor that is solved for is rounded with error feedback, which needs the Gram matrix of its solution. */
 export const needsGram = ({ method, factors }: ExpertForm): boolean =>
   factors.some(({ name, dtype }) => name === method.scaled && isQuantisedDtype(dtype));
+
+/** Multiplies σ into the factor that the method names. Changes `factors` in place, and returns them. */
+export function foldSigma(method: Pick<Method, 'scaled'>, factors: Factors, sigma: number): Factors {
+  const values = factors[method.scaled] as Float32Array;
+  for (let i = 0; i < values.length; i++) values[i] = (values[i] as number) * sigma;
+  return factors;
+}
 
 /**
  * Fits the factors of an expert, multiplies σ into them and encodes them. A quantised factor is rounded after that, in the metric that

@@ -1,18 +1,10 @@
-/** The fold stage: σ is multiplied into one factor of each expert, and a fitted group becomes chunks of output tensors. */
+/** The fold stage: a fitted group becomes chunks of output tensors. */
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { groupPlaces } from '../../src/conversion/group-places.js';
 import { groupKey } from '../../src/conversion/group-plan.js';
 import type { FittedGroupReport, KeptGroupReport } from '../../src/conversion/run-report.js';
-import type { Factors, Method } from '../../src/methods/method.js';
 import { addErrors, NO_ERROR, relativeError } from '../compute/squared-error.js';
 import type { FittedGroup, OutputRecord } from '../records.js';
-
-/** Multiplies σ into the factor that the method names. Changes `factors` in place, and returns them. */
-export function foldSigma(method: Pick<Method, 'scaled'>, factors: Factors, sigma: number): Factors {
-  const values = factors[method.scaled] as Float32Array;
-  for (let i = 0; i < values.length; i++) values[i] = (values[i] as number) * sigma;
-  return factors;
-}
 
 /** Yields a fitted group as chunks of output tensors, then its report. Always releases the group, even after an error. */
 export async function* fold(
