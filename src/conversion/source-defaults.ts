@@ -6,9 +6,12 @@ import { DEFAULT_METHOD } from '../methods/registry.js';
 import { type MoeModel, PROJECTIONS } from '../models/family.js';
 import type { CompressOptions } from './settings.js';
 
-/** With 8 bits a weight in the source, int8 is of the same size as fp8 and more exact. With 4, factors of 5 bits are smaller than it. */
+/**
+ * With 8 bits a weight in the source, int8 is of the same size as fp8 and more exact. With about 4, the default share of the parameters in 5
+ * bits would be as large as the source.
+ */
 const BITS_OF_INT8 = 8;
-const DEFAULTS = { wide: 'int8', narrow: 'int5' } as const satisfies Record<string, QuantisedName>;
+const DEFAULTS = { wide: 'int8', narrow: 'int4' } as const satisfies Record<string, QuantisedName>;
 
 /**
  * Fills in the dtype of factors, and the projections, if the source's experts are quantised. A projection that stays dense would be

@@ -62,12 +62,10 @@ interface Weights {
   readonly shared: number;
   /** F of all experts. */
   readonly mixed: number;
-  /** All experts with dense weights in place of factors, decoded. */
-  readonly dense: number;
 }
 
-function weightsOf(always: number, experts: LayerExperts | undefined, width: number): Weights {
-  if (!experts) return { always, own: 0, storedOwn: 0, shared: 0, mixed: 0, dense: 0 };
+function weightsOf(always: number, experts: LayerExperts | undefined): Weights {
+  if (!experts) return { always, own: 0, storedOwn: 0, shared: 0, mixed: 0 };
   const { own, mixed } = experts.units(0);
   return {
     always,
@@ -75,7 +73,6 @@ function weightsOf(always: number, experts: LayerExperts | undefined, width: num
     storedOwn: experts.storedBytes.own,
     shared: experts.storedBytes.shared,
     mixed: mixed ? experts.count * unitBytes(mixed) : 0,
-    dense: experts.count * 3 * 4 * experts.rows * width,
   };
 }
 
@@ -122,7 +119,7 @@ function divide(
 
 /**
  * Reserves memory for keys and values and for a call's activations, then for the largest weights that are needed at once. The
- * rest keeps weights (`divide`), of a native checkpoint not more than of the same model with dense weights. Throws a
+ * rest keeps weights (`divide`). Throws a
  * `BudgetTooSmallError` if the reserved memory alone exceeds the budget.
  */
 export function planModelMemory({
@@ -156,15 +153,14 @@ export function planModelMemory({
       rows = Math.max(rows, experts.rows);
       if (mixed) mixedUnit = Math.max(mixedUnit, unitBytes(mixed));
     }
-    return weightsOf(unitBytes(attention) + unitBytes(always), experts, width);
+    return weightsOf(unitBytes(attention) + unitBytes(always), experts);
   });
-  const none = weightsOf(0, undefined, width);
+  const none = weightsOf(0, undefined);
   const whole = layers.reduce(
     add,
     weightsOf(
       headBytes.reduce((sum, it) => sum + it, 0),
       undefined,
-      width,
     ),
   );
   const wholeBytes = decoded(whole);
@@ -198,10 +194,7 @@ export function planModelMemory({
     const smallest = fixed + OVERHEAD * largest + PROCESS_BYTES;
     throw new BudgetTooSmallError(formatBytes(bytes + PROCESS_BYTES), `${Math.ceil(smallest / MIB)}MiB`);
   }
-  // Factors of all experts, decoded, may be larger than the dense weights. A native checkpoint takes no more than these would.
-  const expanded = whole.always + whole.dense;
-  const most = wholeBytes > expanded ? Math.max(largest, Math.floor(expanded / OVERHEAD)) : largest + wholeBytes;
-  const weightBytes = Math.min(allowed, most);
+  const weightBytes = Math.min(allowed, largest + wholeBytes);
   // A pass keeps weights of one layer only, unless all can be kept.
   const divided = sequenceLength !== undefined && weightBytes < wholeBytes ? largestOf : whole;
   return {

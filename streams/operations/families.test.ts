@@ -166,7 +166,7 @@ function testFamily(label: string, family: FamilyName, options: FamilyOptions): 
 
   test('hf: verifies, and fit with export writes the same', async () => {
     expect((await verify(at('model'), at('hf'), { threads: 1 })).problems).toEqual([]);
-    await exportFactors(at('model'), at('factors'), at('export'), { format: 'hf', ...OUTPUT });
+    await exportFactors(at('model'), at('factors'), at('export'), { format: 'hf', ...OUTPUT }, LARGER);
     expect(differingFiles(at('export'), at('hf'))).toEqual([]);
   });
 
@@ -214,7 +214,7 @@ function testFamily(label: string, family: FamilyName, options: FamilyOptions): 
     await expand(at('native'), at('expanded'), OUTPUT);
     expect((await verify(at('model'), at('expanded'), { threads: 1 })).problems).toEqual([]);
     expect(differingFiles(at('expanded'), at('hf'))).toEqual([]);
-    await exportFactors(at('model'), at('factors'), at('export-native'), OUTPUT);
+    await exportFactors(at('model'), at('factors'), at('export-native'), OUTPUT, LARGER);
     expect(differingFiles(at('export-native'), at('native'))).toEqual([]);
   });
 }

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { DEEPSEEK_V3, KIMI_K2_THINKING, writeSparseCheckpoint } from '../../fixtures/sparse-checkpoint.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
+import { THOROUGH } from '../../fixtures/thorough.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
 import { LargerOutputError } from '../../src/errors.js';
 import { compress } from './compress.js';
@@ -18,7 +19,7 @@ const share = async (name: string, options: CompressOptions): Promise<number> =>
   return bytesAfter / bytesBefore;
 };
 
-describe('DeepSeek-V3, FP8', { timeout: 120_000 }, () => {
+describe('DeepSeek-V3, FP8', { ...THOROUGH, timeout: 120_000 }, () => {
   const name = 'deepseek';
   beforeAll(async () => {
     await writeSparseCheckpoint(join(folder, name), DEEPSEEK_V3.tensors(), SHARD, DEEPSEEK_V3.config);
@@ -46,15 +47,16 @@ describe('DeepSeek-V3, FP8', { timeout: 120_000 }, () => {
   });
 });
 
-describe('Kimi-K2-Thinking, INT4', { timeout: 120_000 }, () => {
+describe('Kimi-K2-Thinking, INT4', { ...THOROUGH, timeout: 120_000 }, () => {
   const name = 'kimi';
   beforeAll(async () => {
     await writeSparseCheckpoint(join(folder, name), KIMI_K2_THINKING.tensors(), SHARD, KIMI_K2_THINKING.config);
   }, 120_000);
 
-  test('shrinks by default with factors of 5 bits, and is refused with 8', async () => {
-    expect((await plan(join(folder, name), MEMORY)).settings).toMatchObject({ dtype: 'int5', basesDtype: 'int6' });
-    expect(await share(name, {})).toBeLessThan(0.95);
+  test('shrinks by default with factors of 4 bits, and is refused with 8', async () => {
+    expect((await plan(join(folder, name), MEMORY)).settings).toMatchObject({ dtype: 'int4', basesDtype: 'int5' });
+    expect(await share(name, {})).toBeLessThan(0.9);
+    expect(await share(name, { dtype: 'int5' })).toBeLessThan(1);
     const refused = compress(join(folder, name), join(folder, 'out'), { ...MEMORY, dtype: 'int8' });
     await expect(refused).rejects.toThrow(LargerOutputError);
     await expect(refused).rejects.toThrow('--dtype int4');
