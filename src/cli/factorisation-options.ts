@@ -68,7 +68,7 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--projections <list>',
-        `projections to factorise, comma-separated: gate_proj, up_proj, down_proj (default: ${DEFAULT_PROJECTIONS.join(',')}; with a calibration record all)`,
+        `projections to factorise, comma-separated: gate_proj, up_proj, down_proj (default: ${DEFAULT_PROJECTIONS.join(',')}; all with a calibration record, and with quantised factors of quantised experts)`,
       ).argParser(projections),
     )
     .addOption(
@@ -123,7 +123,7 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--dtype <dtype>',
-        'dtype of the factors or rebuilt weights (default: that of the experts; bfloat16 if they are quantised). int8, fp8 and fewer bits are for --format mobe and for mobe fit',
+        'dtype of the factors or rebuilt weights (default: that of the experts; of quantised ones int8 or, if they have fewer than 8 bits, int4 factors, and bfloat16 weights). int8, fp8 and fewer bits are for --format mobe and for mobe fit',
       ).choices(DTYPE_NAMES),
     )
     .addOption(

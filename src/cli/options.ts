@@ -31,7 +31,7 @@ export const saveEvery = (): Option =>
 export const keepQuantized = (): Option =>
   new Option(
     '--keep-quantized',
-    'keep the quantisation of the source: tensors that are not converted stay as they are, and rebuilt experts are written in FP8, INT4, INT8 or MXFP4 as the source has them (experts in GPTQ, AWQ, NVFP4 and with zero points become bf16); for --format hf only (default: all are decoded to bf16)',
+    'keep the quantisation of the source: tensors that are not converted stay as they are, and rebuilt experts are written in FP8, INT4, INT8 or MXFP4 as the source has them (experts in GPTQ, AWQ, NVFP4 and with zero points become bf16); with --format mobe it concerns what is not factorised (default: all are decoded to bf16)',
   );
 
 export const threads = (): Option =>

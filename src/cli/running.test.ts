@@ -42,6 +42,7 @@ test('generate --json prints one object: prompt, text and figures', async () => 
     promptTokens: 25,
     newTokens: 9,
     promptSeconds: expect.any(Number),
+    readOnceBytes: expect.any(Number),
     seconds: expect.any(Number),
     tokensPerSecond: expect.any(Number),
     stopped: 'length',

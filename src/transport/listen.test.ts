@@ -172,7 +172,7 @@ describe('whoever connects learns', () => {
   test('which version the other side speaks', async () => {
     const server = await startServer(echo);
     const peer = await startRawPeer(server.url);
-    peer.send(rawHello({ protocol: 7 }));
+    peer.send(rawHello({ protocol: PROTOCOL_VERSION + 1 }));
     expect(await peer.expect('error')).toMatchObject({ code: 'protocol-version', wanted: PROTOCOL_VERSION });
   });
 

@@ -37,7 +37,7 @@ export type ExportOptions = Pick<
 
 /**
  * Makes a checkpoint from the factor files that `fitFactors` wrote to `factors`. It is the checkpoint that `compress` would
- * have written. Throws `FactorMismatchError` if a file does not belong to `model`, and otherwise a `MobeError` as `compress`
+ * have written with the same dtype. Throws `FactorMismatchError` if a file does not belong to `model`, and otherwise a `MobeError` as `compress`
  * does.
  */
 export async function exportFactors(

@@ -38,6 +38,9 @@ describe('DeepSeek-V3, FP8', { ...THOROUGH, timeout: 120_000 }, () => {
     );
     expect(await share(name, {})).toBeLessThan(0.85);
   });
+  test('as rebuilt weights in its own quantisation has its size', async () => {
+    expect(await share(name, { format: 'hf', keepQuantized: true })).toBeCloseTo(1, 2);
+  });
   test('is refused in bf16, by the bytes, before anything is written', async () => {
     const refused = compress(join(folder, name), join(folder, 'out'), { ...MEMORY, bases: 64, dtype: 'bfloat16' });
     await expect(refused).rejects.toThrow(LargerOutputError);
