@@ -45,7 +45,9 @@ describe('every shape converts and verifies, native and hf:', () => {
       const folder = at('shapes', name);
       await generateCheckpoint(join(folder, 'model'), model);
       for (const format of ['mobe', 'hf'] as const) {
-        const result = await compress(join(folder, 'model'), join(folder, format), { steps: 15, ...options, format });
+        const settings = { steps: 15, ...options, format };
+        // f32 factors of a bf16 source are larger.
+        const result = await compress(join(folder, 'model'), join(folder, format), settings, { allowLarger: true });
         for (const { relativeError } of result.groups.filter(isFitted)) expect(relativeError).toBeLessThan(1);
         expect((await verify(join(folder, 'model'), join(folder, format))).problems).toEqual([]);
       }
