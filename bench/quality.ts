@@ -72,7 +72,7 @@ interface Measurement {
   readonly bytes: number;
   /** Duration of calibration and compression together. */
   readonly seconds: number;
-  /** Of all threads, which other work on the machine changes less than `seconds`. */
+  /** Processor time of all threads. Other work on the machine changes it less than `seconds`. */
   readonly processorSeconds: number;
   readonly peakRssBytes: number;
   readonly version: string;

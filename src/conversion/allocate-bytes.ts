@@ -7,7 +7,7 @@ import { type AllocationInput, choiceSizes, errorAt, type Part } from './allocat
 import { type GroupPlan, projectionKey } from './group-plan.js';
 import { type SizeChoice, type Spread, spreadBases, usefulChoices } from './spread-bases.js';
 
-/** What a projection may be stored as. */
+/** A number of bases and dtypes that a projection may have. */
 export interface BytesChoice extends SizeChoice {
   /** The dtypes of its factors; undefined if it stays dense. */
   readonly stored?: StoredDtypes | undefined;
@@ -21,7 +21,7 @@ export interface BytesPart extends Part, Pick<GroupPlan, 'dtype'> {
 /** How much an error rises if factors are stored in dtypes: relative squared errors, to be added to that of exact factors. */
 export type StorageError = (stored: StoredDtypes, exact: number) => number;
 
-/** What an allocation of bytes is decided from. */
+/** The facts that decide an allocation of bytes. */
 export interface BytesAllocationInput extends Pick<AllocationInput, 'sensitivities' | 'remaining' | 'curves'> {
   readonly parts: readonly BytesPart[];
   /** The dtypes to choose from. */
