@@ -11,6 +11,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { type FamilyOptions, generateFamily } from '../../fixtures/generate-family.js';
 import type { StoredTensor } from '../../fixtures/quantised-storage.js';
 import { readFolder } from '../../fixtures/read-folder.js';
@@ -30,7 +31,7 @@ async function convert(name: string, damage: (folder: string) => void, options: 
   const [folder, out] = [join(root, name), join(root, `${name} out`)];
   await generateFamily(folder, 'qwen3_moe', { sizes: SIZES, ...options });
   damage(folder);
-  await compress(folder, out, OPTIONS, { allowLarger: true });
+  await compress(folder, out, OPTIONS, LARGER);
   expect((await verify(folder, out, { threads: 1 })).problems).toEqual([]);
   return { folder, out, notes: inspectCheckpoint(await openCheckpoint(folder)).notes };
 }

@@ -50,7 +50,7 @@ export async function planCompression(
   writes: 'checkpoint' | 'factor files' = 'checkpoint',
 ): Promise<CompressionPlan> {
   const model = detectModel(source);
-  const rebuilds = writes === 'checkpoint' && holdsWeights(resolveSettings(options));
+  const rebuilds = writes === 'checkpoint' && options.format !== undefined && holdsWeights({ format: options.format });
   const given = resolveSettings(rebuilds ? options : followSource(model, options));
   if (rebuilds) checkRebuilt(given);
   const groups = planGroups(model, given);

@@ -2,6 +2,7 @@
 import { floatBytes, isFloatDtype } from '../checkpoint/dtype.js';
 import type { TensorSpec } from '../checkpoint/header.js';
 import { UnsupportedLayoutError } from '../errors.js';
+import { plainDtypes } from '../methods/factor-storage.js';
 import { DEFAULT_METHOD } from '../methods/registry.js';
 import type { ExpertLayer, Projection } from '../models/family.js';
 import type { ConversionPlan } from './conversion-plan.js';
@@ -57,7 +58,7 @@ function denseGroup(
       experts: held,
       slices: slicesOf(all, projection),
       dtype,
-      stored: { own: dtype, shared: dtype },
+      stored: plainDtypes(dtype),
       forms,
     };
   }
@@ -79,7 +80,7 @@ function denseGroup(
     experts,
     slices: split ? undefined : slicesOf(all, projection),
     dtype,
-    stored: { own: dtype, shared: dtype },
+    stored: plainDtypes(dtype),
   };
 }
 

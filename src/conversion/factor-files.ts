@@ -7,7 +7,7 @@ import type { TensorInfo, TensorSpec } from '../checkpoint/header.js';
 import { openShard } from '../checkpoint/open-checkpoint.js';
 import { FactorMismatchError, NotACheckpointError, UnsupportedDtypeError } from '../errors.js';
 import { fileIn } from '../location.js';
-import { type FactorForm, hasCodes, partsOf, storedFactors } from '../methods/factor-storage.js';
+import { type FactorForm, hasCodes, partsOf, plainDtypes, storedFactors } from '../methods/factor-storage.js';
 import type { GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { methodRecord, namedMethod } from '../methods/registry.js';
 import { PROJECTIONS } from '../models/family.js';
@@ -36,11 +36,11 @@ const metadataSchema = z.looseObject({
   /** Absent if no factor is quantised. */
   stored: z
     .strictObject({
-      /** Of the factors that are never quantised. */
+      /** The dtype of the factors that are never quantised. */
       dtype: z.enum(['F32', 'F16', 'BF16']),
       own: factorDtypeSchema,
       shared: factorDtypeSchema,
-      /** Of the factors, by name; those of experts are stacked as (n, …). Packed codes do not show them. */
+      /** Shapes of the factors, by name; those of experts are stacked as (n, …). Packed codes do not show them. */
       shapes: z.record(z.string(), z.array(z.int().positive()).readonly()),
     })
     .optional(),
@@ -189,7 +189,7 @@ function dtypesIn(
   if (stored) return { dtype: stored.dtype, stored: { own: stored.own, shared: stored.shared } };
   const dtype = tensors[0]?.dtype ?? '';
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(tensors[0]?.name ?? '', path, dtype);
-  return { dtype, stored: { own: dtype, shared: dtype } };
+  return { dtype, stored: plainDtypes(dtype) };
 }
 
 function findProblem(

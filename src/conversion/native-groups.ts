@@ -4,7 +4,7 @@ import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import { MissingExpertError, UnequalExpertError, UnknownModelError, UnsupportedDtypeError } from '../errors.js';
-import { hasCodes, partsOf, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
+import { hasCodes, partsOf, plainDtypes, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
 import type { Method, NativeFactors, NativePlace } from '../methods/method.js';
 import { METHODS } from '../methods/registry.js';
 import type { Projection } from '../models/family.js';
@@ -101,7 +101,7 @@ function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked
     return { name, ...size, encoding, data: { file, start, end }, place: { tensor: name, element: 0 } };
   });
   const format = factorisedShape(projection, size);
-  const stored = { own: dtype, shared: dtype };
+  const stored = plainDtypes(dtype);
   return { layer, prefix, projection, group, groups, method, problem, experts, format, dtype, stored, names };
 }
 

@@ -41,7 +41,7 @@ describe.each(CASES)('%s:', (_, dtype) => {
     const most =
       typeof dtype === 'string' ? { F32: 0, F16: 0.0005, BF16: 0.004 }[dtype] : 3 * (MOVES[dtype.code] as number);
     values.forEach((value, i) => void expect(Math.abs((B[i] as number) - value)).toBeLessThanOrEqual(most * largest));
-    // What is decoded is on the grid: the scales of a group's largest code store it again without loss.
+    // Decoded numbers are on the grid: the scales of a group's largest code store them again without loss.
     if (typeof dtype === 'string') expect(encodeFactor(factor, B, 'again')).toEqual(parts);
   });
 

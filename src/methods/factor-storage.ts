@@ -19,14 +19,17 @@ import type { FactorShape, Factors, MethodProblem } from './method.js';
 
 /** The dtypes of the factors that can be quantised (`FactorShape.coded`). */
 export interface StoredDtypes {
-  /** Of those that each expert has to itself. */
+  /** The dtype of the factors that each expert has to itself. */
   readonly own: FactorDtype;
-  /** Of those that experts share. */
+  /** The dtype of the factors that experts share. */
   readonly shared: FactorDtype;
 }
 
 /** The schema of `StoredDtypes`. */
 export const storedDtypesSchema = z.strictObject({ own: factorDtypeSchema, shared: factorDtypeSchema }).readonly();
+
+/** Factors that all are floats of one dtype. */
+export const plainDtypes = (dtype: FloatDtype): StoredDtypes => ({ own: dtype, shared: dtype });
 
 /** Whether any factor is quantised. */
 export const hasCodes = ({ own, shared }: StoredDtypes): boolean => isQuantisedDtype(own) || isQuantisedDtype(shared);

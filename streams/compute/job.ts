@@ -14,6 +14,7 @@ import {
   decodeFactors,
   encodeFactors,
   type FactorForm,
+  plainDtypes,
   storedDtypesSchema,
   storedFactors,
 } from '../../src/methods/factor-storage.js';
@@ -127,7 +128,7 @@ export const jobFormats = ({ format, encodings, tensors }: FitJob): MatrixFormat
   tensors.map(({ encoding }) => ({ ...format, encoding: encodings[encoding] as Encoding }));
 
 /** The form in which a job stores factors. */
-export const jobForm = ({ method, problem, dtype, stored = { own: dtype, shared: dtype } }: FitJob): FactorForm => ({
+export const jobForm = ({ method, problem, dtype, stored = plainDtypes(dtype) }: FitJob): FactorForm => ({
   method: methodNamed(method),
   problem,
   dtype,

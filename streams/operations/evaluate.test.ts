@@ -1,6 +1,7 @@
 import { cpSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { generateFamily } from '../../fixtures/generate-family.js';
 import { expected } from '../../fixtures/inference.js';
 import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
@@ -129,7 +130,7 @@ describe('a conversion', () => {
       const f32 = { ...quick, ...structuredClone(options), steps: 5, dtype: 'float32' } as Parameters<
         typeof compress
       >[2];
-      await compress(TINY_MODEL, native, f32, { allowLarger: true });
+      await compress(TINY_MODEL, native, f32, LARGER);
       await expand(native, at(`${name}-expanded`), ONE);
       const { models } = await evaluate([native], text.slice(0, 512), { ...ONE, against: at(`${name}-expanded`) });
       const [expanded, factors] = models as [ModelScore, ModelScore];

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { differingFiles, differingWeights, relativeError } from '../../fixtures/compare-weights.js';
 import { describeFamily, FAMILY_NAMES, type FamilyName } from '../../fixtures/families.js';
 import {
@@ -27,8 +28,6 @@ import { verify } from './verify.js';
 
 const root = temporaryFolder();
 const OUTPUT = { shardSize: 20_000, threads: 1 };
-/** So small models have no room for scales. */
-const LARGER = { allowLarger: true } as const;
 const QUICK: CompressOptions = { bases: 3, steps: 4, ...OUTPUT };
 
 /** Dimensions that are not multiples of the block size 128. */

@@ -1,6 +1,7 @@
 import { cpSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { differingFiles, differingWeights, relativeError, weightOf } from '../../fixtures/compare-weights.js';
 import { readFloats, roundToBfloat16 } from '../../fixtures/dequantise.js';
 import { type FamilyOptions, type GeneratedFamily, generateFamily, TINY } from '../../fixtures/generate-family.js';
@@ -26,8 +27,6 @@ const root = temporaryFolder();
 const OUTPUT = { shardSize: 20_000, threads: 1 };
 const SIZES = { ...TINY, layers: 2 };
 const PROJECTIONS = ['gate_proj', 'up_proj', 'down_proj'] as const;
-/** So small models have no room for scales. */
-const LARGER = { allowLarger: true } as const;
 const QUICK: CompressOptions = { bases: 4, steps: 4, projections: [...PROJECTIONS], ...OUTPUT };
 
 /** Rebuilds A · silu(Σ α B) in f64 from the tensors of a native checkpoint; for down_proj this is the transposed weight. */

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { differingFiles, differingWeights, relativeError, weightOf } from '../../fixtures/compare-weights.js';
 import { dequantiseFp8, dequantiseInt4, readFloats } from '../../fixtures/dequantise.js';
 import type { FamilyName } from '../../fixtures/families.js';
@@ -25,8 +26,6 @@ import { verify } from './verify.js';
 
 const root = temporaryFolder();
 const OUTPUT = { shardSize: 20_000, threads: 1 };
-/** So small models have no room for scales. */
-const LARGER = { allowLarger: true } as const;
 const KEEP = { keepQuantized: true } as const;
 
 const isExpertOf = (name: string, layers: readonly number[]): boolean =>

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { differingFiles, differingWeights, weightOf } from '../../fixtures/compare-weights.js';
 import {
   type FamilyOptions,
@@ -18,9 +19,6 @@ import { verify } from './verify.js';
 
 const root = temporaryFolder();
 const OUTPUT = { shardSize: 20_000, threads: 1 };
-
-/** f32 results of a bf16 source are larger. */
-const LARGER = { allowLarger: true } as const;
 
 const isOf = ({ kind, name }: KnownWeight, layer: number, ...projections: string[]): boolean =>
   kind === 'expert' && name.includes(`layers.${layer}.`) && projections.some((it) => name.includes(it));

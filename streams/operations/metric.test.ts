@@ -2,6 +2,7 @@
 import { cpSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { generateCheckpoint } from '../../fixtures/generate.js';
 import { generateFamily, TINY } from '../../fixtures/generate-family.js';
 import { generateRecord } from '../../fixtures/generate-record.js';
@@ -23,7 +24,7 @@ const OPTIONS = {
 } as const satisfies CompressOptions;
 
 const run = (out: string, options: CompressOptions = {}, more: RunOptions = {}): Promise<RunResult> =>
-  compress(at('model'), at(out), { ...OPTIONS, ...options }, { allowLarger: true, ...more });
+  compress(at('model'), at(out), { ...OPTIONS, ...options }, { ...LARGER, ...more });
 
 const fitted = ({ groups }: RunResult): FittedGroupReport[] => groups.filter(isFitted);
 
@@ -138,12 +139,7 @@ test('too small a budget is refused before a probe', async () => {
   const { allocate: _, ...options } = OPTIONS;
   cpSync(at('record'), at('unprobed'), { recursive: true });
   const small = (more: CompressOptions) =>
-    compress(
-      at('model'),
-      at('small'),
-      { ...options, calibration: at('unprobed'), ...more },
-      { allowLarger: true },
-    ).catch((it) => it);
+    compress(at('model'), at('small'), { ...options, calibration: at('unprobed'), ...more }, LARGER).catch((it) => it);
   const plain = await small({ metric: 'none', repair: 'none', maxMemory: 1e6 });
   expect(plain).toBeInstanceOf(BudgetTooSmallError);
   expect(await small({ maxMemory: parseInt(plain.smallest, 10) * 2 ** 20 })).toBeInstanceOf(BudgetTooSmallError);

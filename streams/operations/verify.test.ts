@@ -1,6 +1,7 @@
 import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import type { FamilyName } from '../../fixtures/families.js';
 import { forgetManifest } from '../../fixtures/forget-manifest.js';
 import { type FamilyOptions, generateFamily } from '../../fixtures/generate-family.js';
@@ -79,7 +80,7 @@ describe.each<[layout: string, FamilyName, FamilyOptions, CompressOptions, Case[
     const at = (...path: string[]) => join(root, layout, ...path);
     beforeAll(async () => {
       await generateFamily(at('model'), family, { sizes: { layers: 2 }, ...options });
-      await compress(at('model'), at('out'), { bases: 3, steps: 3, threads: 1, ...settings }, { allowLarger: true });
+      await compress(at('model'), at('out'), { bases: 3, steps: 3, threads: 1, ...settings }, LARGER);
     });
 
     test.each(cases)('%s', async (what, tensor, share, says) => {

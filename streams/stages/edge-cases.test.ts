@@ -1,6 +1,7 @@
 import { copyFileSync, cpSync, existsSync, readdirSync, readFileSync, truncateSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { differingFiles } from '../../fixtures/compare-weights.js';
 import { availableEngines } from '../../fixtures/engines.js';
 import { type GeneratedModel, generateCheckpoint } from '../../fixtures/generate.js';
@@ -47,7 +48,7 @@ describe('every shape converts and verifies, native and hf:', () => {
       for (const format of ['mobe', 'hf'] as const) {
         const settings = { steps: 15, ...options, format };
         // f32 factors of a bf16 source are larger.
-        const result = await compress(join(folder, 'model'), join(folder, format), settings, { allowLarger: true });
+        const result = await compress(join(folder, 'model'), join(folder, format), settings, LARGER);
         for (const { relativeError } of result.groups.filter(isFitted)) expect(relativeError).toBeLessThan(1);
         expect((await verify(join(folder, 'model'), join(folder, format))).problems).toEqual([]);
       }

@@ -3,6 +3,7 @@ import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'no
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { beforeAll, describe, expect, test } from 'vitest';
+import { LARGER } from '../../fixtures/allow-larger.js';
 import { differingFiles } from '../../fixtures/compare-weights.js';
 import { forgetManifest } from '../../fixtures/forget-manifest.js';
 import { generateFamily } from '../../fixtures/generate-family.js';
@@ -26,8 +27,6 @@ import type { RunResult } from '../run-options.js';
 const root = temporaryFolder();
 const at = (...path: string[]): string => join(root, ...path);
 const QUICK = { bases: 3, steps: 3, threads: 1 } as const;
-/** Of a quantised source, plain results are larger. */
-const LARGER = { allowLarger: true } as const;
 const label = ({ layer, projection }: GroupKey): string => `${layer} ${projection}`;
 const isOf = ({ layer, projection }: GroupKey, tensor: string): boolean =>
   tensor.includes(`layers.${layer}.mlp.experts.`) &&
