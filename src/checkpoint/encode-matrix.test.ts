@@ -4,7 +4,7 @@ import { numberSequence } from '../../fixtures/number-sequence.js';
 import { packInt4, quantiseFp8 } from '../../fixtures/quantise.js';
 import { OverflowError } from '../errors.js';
 import { floatsOf } from './codec.js';
-import { canEncode, codeGrid, encodeMatrix, roundScale, SCALE_SHARES } from './encode-matrix.js';
+import { canEncode, codesOf, encodeMatrix, roundScale, SCALE_SHARES } from './encode-matrix.js';
 import { decodeRows, type Encoding, type ScaleDtype, type StoredEncoding, storedBytes } from './encoding.js';
 import { decodeScales, SCALE_DTYPES } from './encodings/block-scales.js';
 
@@ -103,7 +103,7 @@ const nearestError = (grid: readonly number[], scale: number, value: number): nu
 
 /** The scale of each block that makes its largest magnitude `share` times the largest code, as the definition has it. */
 function scalesFor(encoding: Coded, rows: number, cols: number, values: Float32Array, share: number): Float32Array {
-  const largest = codeGrid(encoding).largest;
+  const largest = codesOf(encoding).grid.largest;
   const blocks = blockIndices(encoding, rows, cols);
   const scales = new Float32Array(Math.max(...blocks) + 1);
   values.forEach((value, i) => {
@@ -292,7 +292,7 @@ describe('the values of codes', () => {
     ['E2M1', fp4(1)],
     ...Array.from({ length: 8 }, (_, i): [string, Coded] => [`INT${i + 1}`, packed(i + 1, 1)]),
   ])('of %s are rounded to the nearest, ties to even', (_, encoding) => {
-    const grid = codeGrid(encoding);
+    const { grid } = codesOf(encoding);
     const all = [...new Set(gridOf(encoding))];
     for (const value of all) expect(grid.round(value) + 0).toBe(value + 0);
     expect(grid.round(1e9)).toBe(Math.max(...all));
@@ -311,9 +311,9 @@ describe('the values of codes', () => {
   });
 
   test('largest codes are those of the formats', () => {
-    expect(codeGrid(codes('F8_E4M3', 1, 1, 'F32')).largest).toBe(448);
-    expect(codeGrid(fp4(32)).largest).toBe(6);
-    expect([1, 2, 4, 8].map((bits) => codeGrid(packed(bits, 64)).largest)).toEqual([1, 1, 7, 127]);
+    expect(codesOf(codes('F8_E4M3', 1, 1, 'F32')).grid.largest).toBe(448);
+    expect(codesOf(fp4(32)).grid.largest).toBe(6);
+    expect([1, 2, 4, 8].map((bits) => codesOf(packed(bits, 64)).grid.largest)).toEqual([1, 1, 7, 127]);
   });
 });
 

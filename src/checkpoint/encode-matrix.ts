@@ -53,8 +53,14 @@ function writerOf(encoding: StoredEncoding): Writer {
 /** Two's complement. */
 const INT8 = integerGrid(8, 0);
 
-/** The values that codes of an encoding can have. */
-export const codeGrid = (encoding: StoredEncoding): Pick<CodeGrid, 'largest' | 'round'> => writerOf(encoding).grid;
+/** The values that codes of an encoding can have, and the blocks that share a scale. */
+export function codesOf(encoding: StoredEncoding): {
+  readonly grid: Pick<CodeGrid, 'largest' | 'round'>;
+  readonly blocks: BlockScales;
+} {
+  const { grid, blocks } = writerOf(encoding);
+  return { grid, blocks };
+}
 
 /**
  * A scale rounded to its dtype: to the nearest number, or to the next power of two in e8m0. A positive scale stays positive. One that

@@ -2,7 +2,6 @@
 import { z } from 'zod';
 import { encodeFinite, floatsOf } from '../checkpoint/codec.js';
 import type { FloatDtype } from '../checkpoint/dtype.js';
-import { codeGrid, encodeMatrix, roundScale } from '../checkpoint/encode-matrix.js';
 import { decodeRows } from '../checkpoint/encoding.js';
 import {
   dtypeName,
@@ -12,9 +11,8 @@ import {
   factorEncoding,
   factorParts,
   isQuantisedDtype,
-  type QuantisedDtype,
 } from '../checkpoint/factor-dtype.js';
-import { roundWithFeedback } from '../linalg/round-with-feedback.js';
+import { encodeInMetric } from './encode-in-metric.js';
 import type { FactorShape, Factors, MethodProblem } from './method.js';
 
 /** The dtypes of the factors that can be quantised (`FactorShape.coded`). */
@@ -101,26 +99,9 @@ export function encodeFactor(
 ): Record<string, Uint8Array<ArrayBuffer>> {
   if (!isQuantisedDtype(factor.dtype)) return { [factor.name]: encodeFinite(factor.dtype, values, label) };
   const { encoding, rows, cols } = matrixOf(factor);
-  // Values that are not finite have no place on a grid. The encoder refuses them.
-  const rounded = gram && values.every(Number.isFinite) ? roundIn(gram, factor.dtype, values) : { values };
-  const bytes = encodeMatrix(encoding, rows, cols, rounded.values, label, rounded.scales);
+  const bytes = encodeInMetric(encoding, { rows, cols }, values, label, gram);
   const [data, scale] = partsOf([factor]) as [NamedPart, NamedPart];
   return { [data.key]: bytes.slice(0, data.bytes), [scale.key]: bytes.slice(data.bytes) };
-}
-
-/** Rounds the values of a factor with error feedback. */
-function roundIn(
-  gram: Float32Array,
-  dtype: QuantisedDtype,
-  values: Float32Array,
-): { readonly values: Float32Array; readonly scales?: Float32Array } {
-  return roundWithFeedback({
-    values,
-    gram,
-    grid: codeGrid(factorEncoding(dtype)),
-    scaleGroup: dtype.scaleGroup,
-    roundScale: (scale) => roundScale('BF16', scale),
-  });
 }
 
 /**
