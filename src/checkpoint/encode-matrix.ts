@@ -80,7 +80,7 @@ export const SCALE_SHARES: readonly number[] = Array.from({ length: 11 }, (_, i)
  * `scales`, each block gets the one of `SCALE_SHARES` that leaves the least squared error, the largest of equals. A block of zeros gets scale 1.
  *
  * @param label the tensor that errors name
- * @param scales (⌈rows / rows of a block⌉, ⌈cols / cols of a block⌉), at least 0 and exact in their dtype. Codes are value / scale,
+ * @param scales (⌈rows / rows of a block⌉, ⌈cols / cols of a block⌉), exact in their dtype; negative ones turn the sign of codes. Codes are value / scale,
  *   rounded to the nearest, ties to even; what is beyond the last code becomes that.
  * @throws OverflowError if a value is not finite, or a scale is too large for its dtype
  * @throws RangeError if the encoding cannot be written (see `canEncode`), or sizes or scales do not fit. This is a mistake of the caller.
@@ -109,8 +109,7 @@ export function encodeMatrix(
   const exact = decodeScales(writer.blocks.dtype, scaleBytes);
   for (let i = 0; i < exact.length; i++) {
     if (!Number.isFinite(exact[i])) throw new OverflowError(label, describeEncoding(encoding));
-    if (exact[i] !== chosen[i] || (chosen[i] as number) < 0)
-      throw new RangeError(`scale ${chosen[i]} is no ${writer.blocks.dtype} of at least 0`);
+    if (exact[i] !== chosen[i]) throw new RangeError(`scale ${chosen[i]} is no ${writer.blocks.dtype}`);
   }
   bytes.set(scaleBytes, sizes.data);
   writeCodes(writer, rows, cols, values, exact, bytes.subarray(0, sizes.data));

@@ -8,7 +8,7 @@ import { addProduct } from './multiply-transposed.js';
 import { dot } from './vectors.js';
 
 /** Columns that are eliminated together. Larger blocks leave the processor's first cache. */
-export const BLOCK = 128;
+const BLOCK = 128;
 
 /**
  * The share of G's mean diagonal that is added to it. G comes from products in f32, so its smallest eigenvalues are noise, and
@@ -19,9 +19,11 @@ const DAMPING = 1e-6;
 const MORE_DAMPING = 10;
 const MOST_DAMPING = 1;
 
-/** U of G = U·D·Uᵀ. */
+/** U and D of G = U·D·Uᵀ. */
 export interface ErrorFeedback {
   readonly size: number;
+  /** The diagonal of D: what the squared error of a column counts, after the errors before it were fed to it. */
+  readonly weights: Float64Array;
   /** Uᵀ, (size, size) row-major: unit lower triangular. What is above its diagonal is not to be read. */
   readonly transposed: Float64Array;
 }
@@ -40,12 +42,14 @@ export function createFeedback(gram: Float32Array | Float64Array, size: number, 
     for (let share = damping; !factorise(U, gram, size, share * mean); share *= MORE_DAMPING)
       if (share > MOST_DAMPING) throw new RangeError('a Gram matrix is not positive semidefinite, or not finite');
   const transposed = new Float64Array(size * size);
+  const weights = new Float64Array(size);
   for (let j = 0; j < size; j++) {
     transposed[j * size + j] = 1;
     const pivot = U[j * size + j] as number;
+    weights[j] = mean > 0 ? pivot ** 2 : 1;
     if (pivot > 0) for (let i = 0; i < j; i++) transposed[j * size + i] = (U[i * size + j] as number) / pivot;
   }
-  return { size, transposed };
+  return { size, weights, transposed };
 }
 
 /** G + ridge·I = R·Rᵀ, R upper triangular, written to U. Returns false if a pivot is not positive. */

@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { float8Values } from '../checkpoint/float8.js';
 import { createFeedback } from './error-feedback.js';
 import { createRandom } from './random.js';
-import { type CodeGrid, type FeedbackRounding, roundWithFeedback } from './round-with-feedback.js';
+import { type CodeGrid, type FeedbackRounding, type RoundedMatrix, roundWithFeedback } from './round-with-feedback.js';
 
 const random = createRandom(7);
 const normals = (count: number): Float32Array => Float32Array.from({ length: count }, () => random.normal());
@@ -78,35 +78,54 @@ function upperCholesky(matrix: readonly Float64Array[]): Float64Array[] {
   return T;
 }
 
-function bestScale(values: readonly number[], { largest, round }: CodeGrid): number {
-  const most = Math.max(...values.map(Math.abs));
-  let [best, least] = [1, Number.POSITIVE_INFINITY];
-  for (let step = 0; step <= 10; step++) {
-    const scale = bf16(((0.5 + 0.05 * step) * most) / largest);
-    const error = values.reduce((sum, x) => sum + (round(x / scale) * scale - x) ** 2, 0);
-    if (error < least) [best, least] = [scale, error];
-  }
-  return best;
+/** The scales to try for values of which `extreme` has the largest magnitude. */
+function scalesFor(extreme: number, { largest, round }: CodeGrid, signed: boolean): number[] {
+  const last = signed && round(Number.NEGATIVE_INFINITY) < -largest ? [round(Number.NEGATIVE_INFINITY)] : [];
+  return [Math.abs(extreme) / largest, ...last.map((code) => extreme / code)].flatMap((scale) =>
+    Array.from({ length: 11 }, (_, i) => bf16(((20 - i) / 20) * scale)),
+  );
 }
 
-/** GPTQ, column by column: X_j is moved by the error of each column before it. */
-function reference({ values, gram, grid, scaleGroup }: Wanted, damping: number): Float32Array {
+/** GPTQ, column by column: X_j is moved by the error of each column before it. The scales of a group are those with the least error. */
+function reference({ values, gram, grid, scaleGroup, signedScales = false }: Wanted, damping: number): Float32Array {
   const n = Math.sqrt(gram.length);
-  const mean = Array.from({ length: n }, (_, i) => gram[i * n + i] as number).reduce((a, b) => a + b) / n;
-  const damped = Array.from({ length: n }, (_, i) =>
-    Float64Array.from(gram.subarray(i * n, (i + 1) * n), (x, j) => x + (i === j ? damping * mean : 0)),
+  const diagonal = Array.from({ length: n }, (_, i) => gram[i * n + i] as number);
+  const mean = diagonal.reduce((a, b) => a + b) / n;
+  const groups = Array.from({ length: Math.ceil(n / scaleGroup) }, (_, g) => {
+    const columns = Array.from({ length: Math.min(scaleGroup, n - g * scaleGroup) }, (_, j) => g * scaleGroup + j);
+    columns.sort((a, b) => (diagonal[b] as number) - (diagonal[a] as number));
+    return { columns, mean: columns.reduce((sum, j) => sum + (diagonal[j] as number), 0) / columns.length };
+  }).sort((a, b) => b.mean - a.mean);
+  const order = groups.flatMap(({ columns }) => columns);
+  const damped = order.map((i) =>
+    Float64Array.from(order, (j) => (gram[i * n + j] as number) + (i === j ? damping * mean : 0)),
   );
   const T = upperCholesky(inverse(damped));
   const result = new Float32Array(values.length);
   for (let row = 0; row < values.length; row += n) {
-    const X = Float64Array.from(values.subarray(row, row + n));
-    let scale = 1;
-    for (let j = 0; j < n; j++) {
-      if (j % scaleGroup === 0) scale = bestScale([...X.subarray(j, j + scaleGroup)], grid);
-      const rounded = grid.round((X[j] as number) / scale) * scale;
-      const error = ((X[j] as number) - rounded) / (T[j]?.[j] as number);
-      for (let k = j; k < n; k++) X[k] = (X[k] as number) - error * (T[j]?.[k] as number);
-      result[row + j] = rounded;
+    let X = Float64Array.from(order, (j) => values[row + j] as number);
+    let first = 0;
+    for (const { columns } of groups) {
+      const extreme = [...X.subarray(first, first + columns.length)].reduce((a, b) =>
+        Math.abs(b) > Math.abs(a) ? b : a,
+      );
+      const tried = scalesFor(extreme, grid, signedScales).map((scale) => {
+        const moved = X.slice();
+        let loss = 0;
+        const rounded = columns.map((_, k) => {
+          const j = first + k;
+          const code = grid.round((moved[j] as number) / scale) * scale;
+          const error = ((moved[j] as number) - code) / (T[j]?.[j] as number);
+          loss += error ** 2;
+          for (let k = j; k < n; k++) moved[k] = (moved[k] as number) - error * (T[j]?.[k] as number);
+          return code;
+        });
+        return { moved, loss, rounded };
+      });
+      const best = tried.reduce((a, b) => (b.loss < a.loss ? b : a));
+      for (const [k, j] of columns.entries()) result[row + j] = best.rounded[k] as number;
+      X = best.moved;
+      first += columns.length;
     }
   }
   return result;
@@ -120,15 +139,16 @@ const plain = (wanted: Wanted): Float32Array =>
   reference({ ...wanted, gram: identity(Math.sqrt(wanted.gram.length)) }, 0);
 
 describe('the result is that of GPTQ by an inverse, column by column:', () => {
-  test.each<[string, number, number, CodeGrid]>([
+  test.each<[string, number, number, CodeGrid, boolean?]>([
     ['one group', 48, 64, integers(4)],
     ['a shorter last group', 150, 64, integers(4)],
     ['groups that are wider than a block', 180, 150, integers(3)],
     ['groups of one block', 140, 128, integers(6)],
     ['fp8', 100, 64, fp8],
-  ])('%s', (_, size, scaleGroup, grid) => {
+    ['signed scales', 100, 64, integers(4), true],
+  ])('%s', (_, size, scaleGroup, grid, signedScales = false) => {
     const gram = gramOf(size, 30);
-    const wanted = { values: normals(9 * size), gram, grid, scaleGroup };
+    const wanted = { values: normals(9 * size), gram, grid, scaleGroup, signedScales };
     const { values } = rounded(wanted);
     const expected = reference(wanted, 1e-6);
     // A tie may be decided otherwise by the last bits of a sum, and moves what follows in its row.
@@ -225,8 +245,31 @@ test('rows can share scales, as in blocks of 128 × 128', () => {
   expect(error).toBeLessThan(0.5 * errorIn(wanted.gram, 70, wanted.values, alone));
 });
 
-test('a metric may be prepared once for several matrices', () => {
-  const gram = gramOf(70, 30);
-  const wanted = { values: normals(4 * 70), gram, grid: integers(5), scaleGroup: 64 };
-  expect(rounded({ ...wanted, gram: createFeedback(gram, 70) })).toEqual(rounded(wanted));
+test('with signed scales, the largest value of a group may get the lowest code, and the error is no larger', () => {
+  const wanted = { values: normals(40 * 64), gram: gramOf(64, 30), grid: integers(3), scaleGroup: 64 };
+  const [signed, plain] = [true, false].map((signedScales) => rounded({ ...wanted, signedScales })) as [
+    RoundedMatrix,
+    RoundedMatrix,
+  ];
+  expect(signed.scales.some((scale) => scale < 0)).toBe(true);
+  expect(plain.scales.every((scale) => scale > 0)).toBe(true);
+  const [a, b] = [signed, plain].map(({ values }) => errorIn(wanted.gram, 64, wanted.values, values)) as [
+    number,
+    number,
+  ];
+  expect(a).toBeLessThan(0.95 * b);
+});
+
+test('scales that are too large for their dtype are returned as they are', () => {
+  const wanted = {
+    values: Float32Array.of(3e38, 1),
+    gram: identity(2),
+    grid: { largest: 1, round: Math.sign },
+    scaleGroup: 2,
+  };
+  const { scales } = roundWithFeedback({
+    ...wanted,
+    roundScale: (scale) => (scale > 65504 ? Number.POSITIVE_INFINITY : scale),
+  });
+  expect([...scales]).toEqual([Number.POSITIVE_INFINITY]);
 });

@@ -1,6 +1,6 @@
 /** Rounds a matrix to codes with scales such that its error in a metric is small: GPTQ's rule, in f64. */
-import { BLOCK, createFeedback, type ErrorFeedback } from './error-feedback.js';
-import { addProduct, type Block } from './multiply-transposed.js';
+import { createFeedback, type ErrorFeedback } from './error-feedback.js';
+import { addProduct } from './multiply-transposed.js';
 import { dot } from './vectors.js';
 
 /** The values that codes have, in units of their scale. */
@@ -15,13 +15,15 @@ export interface CodeGrid {
 export interface FeedbackRounding {
   /** W, (rows, cols) f32, row-major. */
   readonly values: Float32Array;
-  /** G, (cols, cols) row-major, in which the error E counts tr(E·G·Eᵀ), or what `createFeedback` made of it. */
-  readonly gram: Float32Array | ErrorFeedback;
+  /** G, (cols, cols) row-major, symmetric positive semidefinite, in which the error E counts tr(E·G·Eᵀ). */
+  readonly gram: Float32Array;
   readonly grid: CodeGrid;
   /** Columns of a row that share a scale. The last group of a row may be shorter. */
   readonly scaleGroup: number;
   /** Rows that share a scale; 1 if undefined. */
   readonly scaleRows?: number | undefined;
+  /** Whether scales may be negative, so that a grid with more codes below 0 than above has them on the side of the largest value. */
+  readonly signedScales?: boolean | undefined;
   /** Rounds a scale to its dtype. */
   roundScale(scale: number): number;
 }
@@ -34,109 +36,188 @@ export interface RoundedMatrix {
   readonly scales: Float32Array;
 }
 
-/** A scale puts the largest value at one of these shares of the largest code; a smaller scale clips it, and rounds others finer. */
-const SHARES = Array.from({ length: 11 }, (_, i) => 0.5 + 0.05 * i);
+/** Scales that are tried, as shares of the one that puts the largest value at the last code; smaller ones clip it, and round others finer. */
+const SHARES = Array.from({ length: 11 }, (_, i) => (20 - i) / 20);
+
+/** The columns of a scale group, in the order in which they are rounded. */
+interface Group {
+  /** Its place in a row of scales. */
+  readonly index: number;
+  /** Its first column in the order of rounding, and the one after its last. */
+  readonly first: number;
+  readonly last: number;
+}
 
 /**
- * Rounds columns in order. The error of each is fed forward to those after it (error-feedback.ts). A group's scales are searched when
- * its first column is reached, for the values that its columns would have if they were not rounded. Deterministic.
+ * Rounds one column after another, and feeds the error of each forward to those after it (error-feedback.ts). Columns with a large
+ * diagonal of G are rounded first, because later ones can make up for their errors; those of a scale group stay together. Each group
+ * gets the scales with which its rounding, feedback included, leaves the least error. Deterministic.
  */
 export function roundWithFeedback({ gram, ...rounding }: FeedbackRounding): RoundedMatrix {
-  const { values, grid, scaleGroup, scaleRows = 1 } = rounding;
-  const { size: cols, transposed } = feedbackOf(gram);
+  const { values, scaleGroup, scaleRows = 1 } = rounding;
+  const cols = Math.round(Math.sqrt(gram.length));
   const rows = values.length / cols;
   if (!Number.isInteger(rows)) throw new RangeError(`${values.length} values are no rows of ${cols}`);
-  const groups = Math.ceil(cols / scaleGroup);
+  const { order, groups } = roundingOrder(gram, cols, scaleGroup);
+  const feedback = createFeedback(permuted(gram, order), cols);
+  const moved = new Float64Array(values.length);
+  for (let at = 0; at < values.length; at += cols)
+    for (let j = 0; j < cols; j++) moved[at + j] = values[at + (order[j] as number)] as number;
+
   const result = new Float32Array(values.length);
-  const scales = new Float32Array(Math.ceil(rows / scaleRows) * groups);
+  const scales = new Float32Array(Math.ceil(rows / scaleRows) * groups.length);
   /** W − Z of the columns that are rounded. */
   const errors = new Float64Array(values.length);
-  /** Σ (w_i − z_i)·U_ij over the columns i that are rounded, for the columns j of the group. */
   const width = Math.min(scaleGroup, cols);
+  /** Σ (w_i − z_i)·U_ij over the columns i of earlier groups, for the columns j of a group. */
   const fed = new Float64Array(rows * width);
-  const feed = (from: number, to: number, start: number, end: number, groupStart: number): void => {
-    if (to === from) return;
-    const target: Block = { data: fed, at: start - groupStart, stride: width };
-    const x = { data: errors, at: from, stride: cols };
-    const y = { data: transposed, at: start * cols + from, stride: cols };
-    addProduct(target, 1, x, y, [rows, end - start, to - from]);
-  };
-  const wanted = new Float64Array(Math.min(scaleRows, rows) * width);
-  for (let group = 0; group < groups; group++) {
-    const first = group * scaleGroup;
-    const last = Math.min(cols, first + scaleGroup);
+  const block = createBlock(Math.min(scaleRows, rows), width);
+  for (const { index, first, last } of groups) {
     fed.fill(0);
-    feed(0, first, first, last, first);
-    for (let top = 0; top < rows; top += scaleRows) {
-      const bottom = Math.min(rows, top + scaleRows);
-      for (let row = top; row < bottom; row++) {
-        const shifts = wanted.subarray((row - top) * width);
-        shiftUnrounded(shifts, fed, row * width, transposed, cols, first, last);
-        for (let j = first; j < last; j++)
-          shifts[j - first] = (values[row * cols + j] as number) + (shifts[j - first] as number);
-      }
-      const count = bottom - top;
-      scales[(top / scaleRows) * groups + group] = searchScale(wanted, width, count, last - first, rounding);
+    if (first > 0) {
+      const x = { data: errors, at: 0, stride: cols };
+      const y = { data: feedback.transposed, at: first * cols, stride: cols };
+      addProduct({ data: fed, at: 0, stride: width }, 1, x, y, [rows, last - first, first]);
     }
-    for (let start = first; start < last; start += BLOCK) {
-      const end = Math.min(last, start + BLOCK);
-      feed(first, start, start, end, first);
-      for (let row = 0; row < rows; row++) {
-        const at = row * cols;
-        const scale = scales[Math.floor(row / scaleRows) * groups + group] as number;
-        for (let j = start; j < end; j++) {
-          const own = dot(errors, at + start, transposed, j * cols + start, j - start);
-          const value = values[at + j] as number;
-          const rounded = grid.round((value + (fed[row * width + j - first] as number) + own) / scale) * scale;
-          result[at + j] = rounded;
-          errors[at + j] = value - rounded;
-        }
+    for (let top = 0; top < rows; top += scaleRows) {
+      block.rows = Math.min(scaleRows, rows - top);
+      block.cols = last - first;
+      for (let i = 0; i < block.rows; i++) {
+        const from = (top + i) * cols + first;
+        block.values.set(moved.subarray(from, from + block.cols), i * width);
+        block.fed.set(fed.subarray((top + i) * width, (top + i) * width + block.cols), i * width);
       }
+      scales[(top / scaleRows) * groups.length + index] = roundBlock(block, first, feedback, rounding);
+      for (let i = 0; i < block.rows; i++)
+        for (let j = 0; j < block.cols; j++) {
+          const at = (top + i) * cols;
+          const rounded = block.rounded[i * width + j] as number;
+          result[at + (order[first + j] as number)] = rounded;
+          errors[at + first + j] = (moved[at + first + j] as number) - rounded;
+        }
     }
   }
   return { values: result, scales };
 }
 
-const feedbackOf = (gram: Float32Array | ErrorFeedback): ErrorFeedback =>
-  'transposed' in gram ? gram : createFeedback(gram, Math.round(Math.sqrt(gram.length)));
-
-/** How far the columns of a group move from W if they are not rounded: s_j = fed_j − Σ s_i·U_ij over the group's earlier columns. */
-function shiftUnrounded(
-  shifts: Float64Array,
-  fed: Float64Array,
-  fedAt: number,
-  transposed: Float64Array,
-  cols: number,
-  first: number,
-  last: number,
-): void {
-  for (let j = 0; j < last - first; j++)
-    shifts[j] = (fed[fedAt + j] as number) - dot(shifts, 0, transposed, (first + j) * cols + first, j);
+/** Columns and groups by falling diagonals of G, groups by their means. Those that are alike keep their order. */
+function roundingOrder(gram: Float32Array, cols: number, scaleGroup: number): { order: number[]; groups: Group[] } {
+  const diagonal = (j: number): number => gram[j * (cols + 1)] as number;
+  const byGroup = Array.from({ length: Math.ceil(cols / scaleGroup) }, (_, index) => {
+    const first = index * scaleGroup;
+    const columns = Array.from({ length: Math.min(scaleGroup, cols - first) }, (_, j) => first + j);
+    const mean = columns.reduce((sum, j) => sum + diagonal(j), 0) / columns.length;
+    return { index, mean, columns: columns.sort((a, b) => diagonal(b) - diagonal(a) || a - b) };
+  }).sort((a, b) => b.mean - a.mean || a.index - b.index);
+  let first = 0;
+  const groups = byGroup.map(({ index, columns }) => {
+    const last = first + columns.length;
+    const group = { index, first, last };
+    first = last;
+    return group;
+  });
+  return { order: byGroup.flatMap(({ columns }) => columns), groups };
 }
 
-/** The scale with the least squared error, of those at `SHARES`. */
-function searchScale(
-  values: Float64Array,
-  stride: number,
-  rows: number,
-  cols: number,
-  { grid, roundScale }: Pick<FeedbackRounding, 'grid' | 'roundScale'>,
+function permuted(gram: Float32Array, order: readonly number[]): Float64Array {
+  const n = order.length;
+  const result = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) {
+    const row = (order[i] as number) * n;
+    for (let j = 0; j < n; j++) result[i * n + j] = gram[row + (order[j] as number)] as number;
+  }
+  return result;
+}
+
+/** Values that share a scale, (rows, cols) of row length `stride`. */
+interface Block {
+  rows: number;
+  cols: number;
+  readonly stride: number;
+  /** W */
+  readonly values: Float64Array;
+  /** What the errors of earlier groups add. */
+  readonly fed: Float64Array;
+  rounded: Float64Array;
+  /** Rounded with another scale, to try that. */
+  trial: Float64Array;
+  /** W − Z of one row. */
+  readonly errors: Float64Array;
+}
+
+function createBlock(rows: number, stride: number): Block {
+  const create = (): Float64Array => new Float64Array(rows * stride);
+  const arrays = { values: create(), fed: create(), rounded: create(), trial: create() };
+  return { rows, cols: stride, stride, ...arrays, errors: new Float64Array(stride) };
+}
+
+/**
+ * Rounds the values that share a scale, with the scale that leaves the least error. Returns that scale. It is not finite if the values
+ * are too large for the dtype of scales.
+ */
+function roundBlock(
+  block: Block,
+  first: number,
+  feedback: ErrorFeedback,
+  { grid, roundScale, signedScales }: Pick<FeedbackRounding, 'grid' | 'roundScale' | 'signedScales'>,
 ): number {
-  let largest = 0;
-  for (let i = 0; i < rows; i++)
-    for (let j = 0; j < cols; j++) largest = Math.max(largest, Math.abs(values[i * stride + j] as number));
   let best = 1; // the scale of zeros
   let least = Number.POSITIVE_INFINITY;
-  for (const share of SHARES) {
-    const scale = roundScale((share * largest) / grid.largest);
-    if (!(scale > 0)) continue;
-    let error = 0;
-    for (let i = 0; i < rows; i++)
-      for (let j = 0; j < cols; j++) {
-        const value = values[i * stride + j] as number;
-        error += (grid.round(value / scale) * scale - value) ** 2;
-      }
-    if (error < least) [best, least] = [scale, error];
+  block.rounded.fill(0);
+  for (const candidate of candidates(block, first, feedback, grid, signedScales)) {
+    const scale = roundScale(candidate);
+    if (scale === 0) continue;
+    if (!Number.isFinite(scale)) return scale; // the encoder refuses it
+    const error = roundTrial(block, first, feedback, grid, scale, least);
+    if (!(error < least)) continue;
+    [best, least] = [scale, error];
+    [block.rounded, block.trial] = [block.trial, block.rounded];
   }
   return best;
+}
+
+/** Rounds to `block.trial`. Returns the error; at least `limit`, and not the whole of it, if it reaches that. */
+function roundTrial(
+  { rows, cols, stride, values, fed, trial, errors }: Block,
+  first: number,
+  { size, transposed, weights }: ErrorFeedback,
+  grid: CodeGrid,
+  scale: number,
+  limit: number,
+): number {
+  let error = 0;
+  for (let row = 0; row < rows; row++)
+    for (let j = 0; j < cols; j++) {
+      const at = row * stride + j;
+      const value = values[at] as number;
+      const wanted = value + (fed[at] as number) + dot(errors, 0, transposed, (first + j) * size + first, j);
+      const rounded = grid.round(wanted / scale) * scale;
+      error += (weights[first + j] as number) * (wanted - rounded) ** 2;
+      if (error >= limit) return error;
+      trial[at] = rounded;
+      errors[j] = value - rounded;
+    }
+  return error;
+}
+
+/** The scales to try, before they are rounded, by the largest of the values that the columns would have if they were not rounded. */
+function candidates(
+  { rows, cols, stride, values, fed, errors }: Block,
+  first: number,
+  { size, transposed }: ErrorFeedback,
+  { largest, round }: CodeGrid,
+  signed = false,
+): number[] {
+  let extreme = 0;
+  for (let row = 0; row < rows; row++)
+    for (let j = 0; j < cols; j++) {
+      const at = row * stride + j;
+      const shift = (fed[at] as number) + dot(errors, 0, transposed, (first + j) * size + first, j);
+      errors[j] = -shift; // W less what it would be
+      const wanted = (values[at] as number) + shift;
+      if (Math.abs(wanted) > Math.abs(extreme)) extreme = wanted;
+    }
+  const lowest = round(Number.NEGATIVE_INFINITY);
+  const scales = [Math.abs(extreme) / largest, ...(signed && -lowest > largest ? [extreme / lowest] : [])];
+  return scales.flatMap((scale) => SHARES.map((share) => share * scale));
 }

@@ -3,9 +3,17 @@ import { codesOf, encodeMatrix, roundScale } from '../checkpoint/encode-matrix.j
 import type { StoredEncoding } from '../checkpoint/encoding.js';
 import { roundWithFeedback } from '../linalg/round-with-feedback.js';
 
+/** The metric in which errors count. */
+export interface EncodingMetric {
+  /** G, (cols, cols): the error E counts tr(E·G·Eᵀ). */
+  readonly gram: Float32Array;
+  /** As in `FeedbackRounding`. Formats of other programs may not expect negative scales. */
+  readonly signedScales?: boolean | undefined;
+}
+
 /**
  * Encodes a matrix (rows, cols) as `encodeMatrix` does. With a metric, the error of a column is fed forward to those after it.
- * @param gram G, (cols, cols), in which the error E counts tr(E·G·Eᵀ). Without, and for floats, all errors count alike
+ * @param metric without one, and for floats, all errors count alike
  * @throws OverflowError if a value is not finite, or too large for the encoding. It names `label`
  */
 export function encodeInMetric(
@@ -13,15 +21,15 @@ export function encodeInMetric(
   { rows, cols }: { readonly rows: number; readonly cols: number },
   values: Float32Array,
   label: string,
-  gram?: Float32Array,
+  metric?: EncodingMetric,
 ): Uint8Array<ArrayBuffer> {
   // Values that are not finite have no place on a grid. The encoder refuses them.
-  if (!gram || encoding.kind === 'float' || !values.every(Number.isFinite))
+  if (!metric || encoding.kind === 'float' || !values.every(Number.isFinite))
     return encodeMatrix(encoding, rows, cols, values, label);
   const { grid, blocks } = codesOf(encoding);
   const rounded = roundWithFeedback({
+    ...metric,
     values,
-    gram,
     grid,
     scaleGroup: blocks.cols,
     scaleRows: blocks.rows,

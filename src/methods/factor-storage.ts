@@ -99,7 +99,7 @@ export function encodeFactor(
 ): Record<string, Uint8Array<ArrayBuffer>> {
   if (!isQuantisedDtype(factor.dtype)) return { [factor.name]: encodeFinite(factor.dtype, values, label) };
   const { encoding, rows, cols } = matrixOf(factor);
-  const bytes = encodeInMetric(encoding, { rows, cols }, values, label, gram);
+  const bytes = encodeInMetric(encoding, { rows, cols }, values, label, gram && { gram, signedScales: true });
   const [data, scale] = partsOf([factor]) as [NamedPart, NamedPart];
   return { [data.key]: bytes.slice(0, data.bytes), [scale.key]: bytes.slice(data.bytes) };
 }

@@ -18,7 +18,7 @@ export interface CodeGrid {
   /**
    * Writes the codes of `count` values from `values[from]` on as bits, one code in each byte, from `codes[to]` on. A quotient is
    * rounded to f32 and then to a code, as in PyTorch's `(w / scale).to(float8)` and `round(w / scale)`.
-   * @param scale at least 0; with 0, every code is 0
+   * @param scale with 0, every code is 0
    */
   encode(values: Float32Array, from: number, count: number, scale: number, codes: Uint8Array, to: number): void;
 }

@@ -33,7 +33,7 @@ export function quantiseMatrix(
   gram?: Float32Array,
 ): Float32Array {
   const encoding = integerEncoding(form);
-  const bytes = encodeInMetric(encoding, { rows, cols }, values, 'a matrix', gram);
+  const bytes = encodeInMetric(encoding, { rows, cols }, values, 'a matrix', gram && { gram });
   const { data } = storedBytes(encoding, rows, cols);
   const rounded = new Float32Array(values.length);
   decodeRows(encoding, cols, { first: 0, count: rows }, bytes.subarray(0, data), bytes.subarray(data), rounded);
