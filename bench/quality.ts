@@ -14,27 +14,24 @@
  *
  * PYTHON names the Python whose standard library is the calibration text (calibration-text.ts).
  */
-import { execFile } from 'node:child_process';
-import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { loadavg, tmpdir } from 'node:os';
-import { basename, dirname, join } from 'node:path';
-import { parseArgs, promisify } from 'node:util';
-import { CLI, EVALUATION_TEXT, RECORD_PEAK, TINY_MODEL } from '../fixtures/paths.js';
+import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { loadavg } from 'node:os';
+import { dirname } from 'node:path';
+import { parseArgs } from 'node:util';
+import { EVALUATION_TEXT, TINY_MODEL } from '../fixtures/paths.js';
 import type { ProcessCosts } from '../fixtures/record-peak.js';
 import { formatTable, left, right } from '../src/cli/table.js';
 import { formatBytes, formatSeconds } from '../src/format.js';
 import { PROJECTIONS } from '../src/models/family.js';
 import { VERSION } from '../src/version.js';
 import type { Evaluation, ModelScore } from '../streams/operations/evaluate.js';
-import { calibrationText } from './calibration-text.js';
+import { earlierMeasurements, openRuns, WINDOW, writeMeasurements } from './calibrated-runs.js';
 import { mean } from './levels.js';
 import { machine } from './machine.js';
 import { REFERENCE, TOKENS, WAYS, type Way } from './quality-rows.js';
 import { readGroups } from './study/checkpoint.js';
 import { squaredDistance, squaredNorm } from './study/noise.js';
 
-const WINDOW = 256;
 /** Models that are scored at once, each on one thread, because the model is too small for more. */
 const LANES = 2;
 
@@ -53,8 +50,6 @@ const { quick } = flags;
 const out = flags.out ?? (quick ? 'out/quality.json' : 'bench/results/quality.json');
 const seeds = (flags.seeds ?? (quick ? '0' : '0,1,2')).split(',').map(Number);
 const steps = quick ? ['--steps', '25'] : [];
-const whole = readFileSync(flags.heldout);
-const heldOut = whole.subarray(0, quick ? 20 * WINDOW : Number(flags.bytes));
 
 /** The result of one run. */
 interface Measurement {
@@ -84,24 +79,11 @@ interface Made {
   readonly what: Pick<Measurement, 'way' | 'tokens' | 'seed' | 'bytes' | 'seconds' | keyof ProcessCosts>;
 }
 
-interface Run extends ProcessCosts {
-  readonly json: unknown;
-  readonly seconds: number;
-}
-
-const folder = mkdtempSync(join(process.env.MOBE_BENCH_DIR ?? tmpdir(), 'mobe-quality-'));
-const at = (name: string): string => join(folder, name);
 const load = loadavg()[0];
-const { text, ...proof } = calibrationText(whole.toString('latin1'));
-const texts = {
-  heldOut: { name: basename(flags.heldout), bytes: heldOut.byteLength, sha256: sha256(heldOut) },
-  calibration: { bytes: text.length, sha256: sha256(text), ...proof },
-};
-console.error(`calibration text: ${JSON.stringify(texts.calibration)}`);
-const measurements: Measurement[] = flags.resume && existsSync(out) ? earlier() : [];
+const runs = openRuns('quality', flags.heldout, quick ? 20 * WINDOW : Number(flags.bytes));
+const { at, mobe, calibrated, texts } = runs;
+const measurements: Measurement[] = flags.resume && existsSync(out) ? earlierMeasurements(out, texts) : [];
 mkdirSync(dirname(out), { recursive: true });
-writeFileSync(at('calibration.txt'), text);
-writeFileSync(at('heldout.txt'), heldOut);
 try {
   for (const seed of seeds) {
     const made: Made[] = [];
@@ -117,7 +99,7 @@ try {
     await scoreAll(made);
   }
 } finally {
-  rmSync(folder, { recursive: true, force: true });
+  runs.close();
 }
 console.log(summary());
 
@@ -149,25 +131,13 @@ async function make(way: Way, tokens: number, seed: number): Promise<Made> {
   return { folder: name, what };
 }
 
-/** A record, made once. */
-async function calibrated(tokens: number, seed: number): Promise<Omit<Run, 'json'> & { folder: string }> {
-  const record = at(`record-${tokens}-${seed}`);
-  const notes = `${record}.json`;
-  if (!existsSync(notes)) {
-    const options = ['--tokens', String(tokens), '--sequence-length', String(WINDOW), '--seed', String(seed)];
-    const source = ['--text', at('calibration.txt')];
-    const { json: _, ...costs } = await mobe('calibrate', TINY_MODEL, record, ...source, ...options, '--json');
-    writeFileSync(notes, JSON.stringify(costs));
-  }
-  return { folder: record, ...JSON.parse(readFileSync(notes, 'utf8')) };
-}
-
 async function scoreAll(made: readonly Made[]): Promise<void> {
   const waiting = [...made];
   const lane = async (): Promise<void> => {
     for (let next = waiting.shift(); next; next = waiting.shift()) {
       measurements.push(await score(next));
-      write();
+      const facts = { machine: { ...machine, load }, window: WINDOW, texts, reference: REFERENCE };
+      writeMeasurements(out, facts, measurements);
       console.error(`scored ${next.what.way}, ${next.what.tokens} tokens, seed ${next.what.seed}`);
     }
   };
@@ -175,7 +145,7 @@ async function scoreAll(made: readonly Made[]): Promise<void> {
 }
 
 async function score({ folder: model, what }: Made): Promise<Measurement> {
-  const options = ['--against', TINY_MODEL, '--text', at('heldout.txt'), '--window', String(WINDOW), '--threads', '1'];
+  const options = ['--against', TINY_MODEL, '--text', runs.heldOut, '--window', String(WINDOW), '--threads', '1'];
   const { json } = await mobe('eval', model, ...options, '--json');
   const { comparison } = (json as Evaluation).models[1] as ModelScore;
   const { nllDifference, standardError, divergence } = comparison as NonNullable<typeof comparison>;
@@ -192,30 +162,6 @@ async function relativeError(model: string): Promise<number> {
     return mean(error) / mean(experts.map(squaredNorm));
   });
   return mean(errors);
-}
-
-/** Runs a command as its users do, in a process of its own. */
-async function mobe(...args: string[]): Promise<Run> {
-  const peakFile = at(`peak-${Math.random()}`);
-  const started = performance.now();
-  const { stdout } = await promisify(execFile)(process.execPath, ['--import', RECORD_PEAK, CLI, ...args], {
-    env: { ...process.env, PEAK_FILE: peakFile },
-    maxBuffer: 2 ** 28,
-  });
-  const seconds = (performance.now() - started) / 1000;
-  return { json: JSON.parse(stdout), seconds, ...(JSON.parse(readFileSync(peakFile, 'utf8')) as ProcessCosts) };
-}
-
-function earlier(): Measurement[] {
-  const found = JSON.parse(readFileSync(out, 'utf8')) as { texts: typeof texts; measurements: Measurement[] };
-  if (JSON.stringify(found.texts) !== JSON.stringify(texts)) throw new Error(`${out} was measured on other texts`);
-  return found.measurements;
-}
-
-function write(): void {
-  const lines = measurements.map((it) => JSON.stringify(it)).join(',\n  ');
-  const head = JSON.stringify({ machine: { ...machine, load }, window: WINDOW, texts, reference: REFERENCE }, null, 1);
-  writeFileSync(out, `${head.slice(0, -2)},\n "measurements": [\n  ${lines}\n ]\n}\n`);
 }
 
 /** A table in which each row is the mean of its seeds, with the largest distance of a seed from it. */
@@ -262,8 +208,4 @@ function summary(): string {
     columns.map((title, i) => (i === 0 ? left(title) : right(title))),
     [reference, ...cells],
   );
-}
-
-function sha256(bytes: string | Uint8Array): string {
-  return createHash('sha256').update(bytes).digest('hex');
 }

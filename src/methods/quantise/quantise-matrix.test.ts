@@ -37,7 +37,7 @@ const squaredError = (rounded: Float32Array): number =>
 describe.each([2, 3, 4, 8])('%i bits', (width) => {
   test.each([64, 128])('groups of %i have at most 2^bits values, whole multiples of a bf16 scale', (scaleGroup) => {
     for (const metric of [undefined, gram]) {
-      const rounded = quantiseMatrix(values, { rows, cols }, { width, scaleGroup }, metric);
+      const rounded = quantiseMatrix(values, { rows, cols }, { width, scaleGroup }, metric && { gram: metric });
       for (let row = 0; row < rows; row++)
         for (let first = 0; first < cols; first += scaleGroup) {
           const group = rounded.subarray(row * cols + first, row * cols + Math.min(cols, first + scaleGroup));
@@ -56,7 +56,7 @@ describe.each([2, 3, 4, 8])('%i bits', (width) => {
   test('error feedback lowers the error in the metric, and plain rounding has the smaller squared error', () => {
     const form = { width, scaleGroup: 64 };
     const plain = quantiseMatrix(values, { rows, cols }, form);
-    const fed = quantiseMatrix(values, { rows, cols }, form, gram);
+    const fed = quantiseMatrix(values, { rows, cols }, form, { gram });
     expect(errorIn(fed)).toBeLessThan(0.8 * errorIn(plain));
     expect(squaredError(plain)).toBeLessThan(squaredError(fed));
   });

@@ -1,6 +1,6 @@
 /** Rounds weights to integers whose groups share scales, as compressed-tensors packs them. */
 import { decodeRows, type StoredEncoding, storedBytes } from '../../checkpoint/encoding.js';
-import { encodeInMetric } from '../encode-in-metric.js';
+import { type EncodingMetric, encodeInMetric } from '../encode-in-metric.js';
 
 /** The form of the integers. */
 export interface IntegerForm {
@@ -23,17 +23,17 @@ export const integerEncoding = ({ width, scaleGroup }: IntegerForm): StoredEncod
 /**
  * Rounds a matrix: by GPTQ's rule in a metric, else each weight to the nearest with searched scales.
  * @param values W, (rows, cols) f32, row-major
- * @param gram the covariance of the inputs, (cols, cols) f32
+ * @param metric its Gram matrix is the covariance of the inputs
  * @returns the values that the stored codes mean, (rows, cols) f32
  */
 export function quantiseMatrix(
   values: Float32Array,
   { rows, cols }: { readonly rows: number; readonly cols: number },
   form: IntegerForm,
-  gram?: Float32Array,
+  metric?: EncodingMetric,
 ): Float32Array {
   const encoding = integerEncoding(form);
-  const bytes = encodeInMetric(encoding, { rows, cols }, values, 'a matrix', gram && { gram });
+  const bytes = encodeInMetric(encoding, { rows, cols }, values, 'a matrix', metric);
   const { data } = storedBytes(encoding, rows, cols);
   const rounded = new Float32Array(values.length);
   decodeRows(encoding, cols, { first: 0, count: rows }, bytes.subarray(0, data), bytes.subarray(data), rounded);
