@@ -32,8 +32,12 @@ const describeTerms = (terms: MemoryTerms): string[][] =>
     .map((term) => ['', `${formatBytes(terms[term]).padStart(10)}  ${TERMS[term]}`]);
 
 /** The dtypes of quantised factors; no row if none are. */
-const storedRows = ([first]: TimedPlan['groups']): string[][] =>
-  first && hasCodes(first.stored) ? [['stored as', describeDtypes(first.stored)]] : [];
+function storedRows(groups: TimedPlan['groups']): string[][] {
+  const kinds = new Map<string, number>();
+  for (const { stored } of groups) kinds.set(describeDtypes(stored), (kinds.get(describeDtypes(stored)) ?? 0) + 1);
+  if (!groups.some(({ stored }) => hasCodes(stored))) return [];
+  return [...kinds].map(([kind, count]) => ['stored as', kinds.size === 1 ? kind : `${kind}: ${count} group(s)`]);
+}
 
 /** A plan as text. */
 export function describePlan(planned: TimedPlan): string {

@@ -68,7 +68,7 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--projections <list>',
-        `projections to factorise, comma-separated: gate_proj, up_proj, down_proj (default: ${DEFAULT_PROJECTIONS.join(',')}; all with a calibration record, and with quantised factors of quantised experts)`,
+        `projections to factorise, comma-separated: gate_proj, up_proj, down_proj (default: ${DEFAULT_PROJECTIONS.join(',')}; all with a calibration record, with --average-bits or --keep-bytes, and with quantised factors of quantised experts)`,
       ).argParser(projections),
     )
     .addOption(
@@ -92,7 +92,7 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--allocate <how>',
-        'how bases are spread over layers and projections; uniform: the same number everywhere; error: by the errors of short fits; calibrated: by what those errors do on the text of a calibration record (default: calibrated with a record, else uniform)',
+        'how bases are spread over layers and projections; uniform: the same number everywhere; error: by the errors of short fits; calibrated: by what those errors do on the text of a calibration record (default: calibrated with a record, else uniform, or error with --average-bits and --keep-bytes)',
       ).choices(ALLOCATE_CHOICES),
     )
     .addOption(
@@ -108,6 +108,22 @@ export function addFactorisationOptions(command: Command): Command {
       )
         .argParser(positiveNumber)
         .conflicts(['keep', 'bases']),
+    )
+    .addOption(
+      new Option(
+        '--average-bits <x>',
+        "in place of --keep, for --format mobe: the most bits that are stored for the converted layers' routed experts (gate, up and down; dense ones and scales included), for each of their weights; the number of bases and the dtypes (of --dtype alone, if it is given) are chosen by layer and projection, by the errors of short fits or with a record by what they do",
+      )
+        .argParser(positiveNumber)
+        .conflicts(['keepBytes', 'keep', 'bases', 'maxLoss']),
+    )
+    .addOption(
+      new Option(
+        '--keep-bytes <share>',
+        'as --average-bits: the share of the bytes that these experts have in the source, e.g. 0.2',
+      )
+        .argParser(share)
+        .conflicts(['averageBits', 'keep', 'bases', 'maxLoss']),
     )
     .addOption(
       new Option(

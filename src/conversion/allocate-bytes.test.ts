@@ -6,7 +6,8 @@ import type { StoredDtypes } from '../methods/factor-storage.js';
 import { detectModel } from '../models/detect.js';
 import type { Projection } from '../models/family.js';
 import { type ErrorCurve, errorAt, partsOf } from './allocate.js';
-import { allocateBytes, type BytesAllocationInput, type BytesPart, factorBytes } from './allocate-bytes.js';
+import { allocateBytes, type BytesAllocationInput, factorBytes } from './allocate-bytes.js';
+import type { BytesPart } from './expert-bytes.js';
 import { planGroups, projectionKey } from './group-plan.js';
 import { resolveSettings } from './settings.js';
 
@@ -38,7 +39,8 @@ function input(sensitivities: readonly number[], bytes: number, dtypes = [...NOI
     .filter(({ layer }) => layer < sensitivities.length)
     .map((part): BytesPart => ({ ...part, dtype: 'BF16', denseBytes: 2 * DENSE }));
   return {
-    ...{ parts, dtypes, bytes, option: '--keep-bytes' },
+    ...{ parts, dtypesOf: () => dtypes, measure: 'error', fixed: 0, weights: parts.length * DENSE },
+    limit: { option: '--keep-bytes', bytes, unit: parts.length * 2 * DENSE },
     sensitivities: new Map(parts.map((part) => [projectionKey(part), sensitivities[part.layer] as number])),
     remaining: new Map(),
     curves: new Map([['gate_proj' as Projection, curve]]),
@@ -58,11 +60,14 @@ test('a factor takes its codes, its scales and the coefficients', () => {
 describe('an allocation of bytes', () => {
   test('uses the bytes and no more, and says what each projection takes', () => {
     const budget = 0.2 * 4 * 2 * DENSE;
-    const { projections, bytes, predicted } = allocateBytes(input([1, 2, 4, 8], budget));
+    const { projections, bytes = 0, predicted = 0, weights, curve = [] } = allocateBytes(input([1, 2, 4, 8], budget));
+    expect(weights).toBe(4 * DENSE);
+    // Bits a weight: up to the dense form of all.
+    expect(curve.at(-1)).toEqual([16, 0]);
     expect(bytes).toBeLessThanOrEqual(budget);
     expect(bytes).toBeGreaterThan(0.98 * budget);
-    expect(projections.reduce((sum, it) => sum + it.bytes, 0)).toBe(bytes);
-    expect(projections.reduce((sum, it) => sum + it.predicted, 0)).toBeCloseTo(predicted, 12);
+    expect(projections.reduce((sum, it) => sum + (it.bytes ?? 0), 0)).toBe(bytes);
+    expect(projections.reduce((sum, it) => sum + (it.predicted ?? 0), 0)).toBeCloseTo(predicted, 12);
     const { parts } = input([1, 2, 4, 8], budget);
     for (const [i, { bases, stored, bytes: own }] of projections.entries())
       expect(own).toBe(
@@ -86,10 +91,10 @@ describe('an allocation of bytes', () => {
   test('predicts less than bases alone in any one of the dtypes, at equal bytes', () => {
     for (const share of [0.17, 0.2, 0.3]) {
       const budget = share * 4 * 2 * DENSE;
-      const both = allocateBytes(input([1, 2, 4, 8], budget)).predicted;
+      const both = allocateBytes(input([1, 2, 4, 8], budget)).predicted as number;
       for (const dtypes of [INT8, INT5, INT4])
         try {
-          expect(both).toBeLessThanOrEqual(allocateBytes(input([1, 2, 4, 8], budget, [dtypes])).predicted);
+          expect(both).toBeLessThanOrEqual(allocateBytes(input([1, 2, 4, 8], budget, [dtypes])).predicted as number);
         } catch (error) {
           // In eight bits the smallest sizes need not fit.
           if (!(error instanceof OptionError)) throw error;
@@ -105,7 +110,7 @@ describe('an allocation of bytes', () => {
       const [first, second] = wanted.parts.map((part, i) => [
         { size: 2 * DENSE, loss: 0 },
         ...numbers.flatMap((bases) =>
-          wanted.dtypes.map((stored) => ({
+          [...NOISE.keys()].map((stored) => ({
             size: factorBytes(part, bases, stored),
             loss: ([1, 5][i] as number) * ((errorAt(curve, bases) + (NOISE.get(stored) as number)) / 0.025),
           })),
@@ -120,9 +125,28 @@ describe('an allocation of bytes', () => {
     }
   });
 
-  test('of too few bytes is refused, with what the least takes', () => {
-    const refused = () => allocateBytes(input([1, 1, 1, 1], 1000));
-    expect(refused).toThrow(OptionError);
-    expect(refused).toThrow(/--keep-bytes: the smallest sizes of an allocation take .* Use a larger --keep-bytes/);
+  test('of too few bytes is refused with the least value of the option, which is possible', () => {
+    const unit = 4 * 2 * DENSE;
+    let least = Number.NaN;
+    try {
+      allocateBytes(input([1, 1, 1, 1], 1000));
+    } catch (error) {
+      expect(error).toBeInstanceOf(OptionError);
+      const told = /--keep-bytes: the smallest sizes .* Use --keep-bytes ([\d.]+) or more/.exec(String(error));
+      least = Number(told?.[1]);
+    }
+    expect(allocateBytes(input([1, 1, 1, 1], Math.floor(least * unit))).bytes).toBeLessThanOrEqual(least * unit);
+    expect(() => allocateBytes(input([1, 1, 1, 1], Math.floor((least - 0.0001) * unit)))).toThrow(OptionError);
+  });
+
+  test('of so many bytes that nothing is compressed is refused', () => {
+    expect(() => allocateBytes(input([1, 1], 2 * 2 * DENSE))).toThrow(/--keep-bytes: .* uncompressed/);
+  });
+
+  test('leaves to the other projections what dense ones take', () => {
+    const all = input([1, 1], 0.3 * 2 * 2 * DENSE);
+    const { bytes } = allocateBytes({ ...all, fixed: 0.1 * 2 * 2 * DENSE, parts: all.parts.slice(0, 1) });
+    expect(bytes).toBeLessThanOrEqual(all.limit.bytes);
+    expect(bytes).toBeGreaterThan(0.98 * all.limit.bytes);
   });
 });

@@ -2,10 +2,11 @@
 import { OptionError } from '../errors.js';
 import { formatBytes } from '../format.js';
 import { type StoredDtypes, storedFactors, partsOf as tensorsOf } from '../methods/factor-storage.js';
-import type { Projection } from '../models/family.js';
-import { type AllocationInput, choiceSizes, errorAt, type Part } from './allocate.js';
-import { type GroupPlan, projectionKey } from './group-plan.js';
-import { type SizeChoice, type Spread, spreadBases, usefulChoices } from './spread-bases.js';
+import { type AllocationInput, choiceSizes, errorAt } from './allocate.js';
+import { type Allocation, CURVE_POINTS } from './allocation.js';
+import type { BytesLimit, BytesPart, ExpertBytes } from './expert-bytes.js';
+import { projectionKey } from './group-plan.js';
+import { type SizeChoice, samplePath, spreadBases, usefulChoices } from './spread-bases.js';
 
 /** A number of bases and dtypes that a projection may have. */
 export interface BytesChoice extends SizeChoice {
@@ -13,72 +14,64 @@ export interface BytesChoice extends SizeChoice {
   readonly stored?: StoredDtypes | undefined;
 }
 
-/** A projection with the bytes of its dense weights as they would be written. */
-export interface BytesPart extends Part, Pick<GroupPlan, 'dtype'> {
-  readonly denseBytes: number;
-}
-
 /** How much an error rises if factors are stored in dtypes: relative squared errors, to be added to that of exact factors. */
 export type StorageError = (stored: StoredDtypes, exact: number) => number;
 
 /** The facts that decide an allocation of bytes. */
-export interface BytesAllocationInput extends Pick<AllocationInput, 'sensitivities' | 'remaining' | 'curves'> {
+export interface BytesAllocationInput
+  extends Pick<AllocationInput, 'measure' | 'sensitivities' | 'remaining' | 'curves'>,
+    Pick<ExpertBytes, 'weights' | 'fixed'> {
   readonly parts: readonly BytesPart[];
   /** The dtypes to choose from. */
-  readonly dtypes: readonly StoredDtypes[];
+  readonly dtypesOf: (part: BytesPart) => readonly StoredDtypes[];
   readonly storageError: StorageError;
-  /** The most bytes of all parts together. */
-  readonly bytes: number;
-  /** The option that gave the bytes, for errors. */
-  readonly option: string;
-}
-
-/** A projection's share of an allocation of bytes. */
-export interface AllocatedBytes {
-  readonly layer: number;
-  readonly projection: Projection;
-  readonly bases: number | 'dense';
-  readonly stored?: StoredDtypes | undefined;
-  readonly bytes: number;
-  /** The loss that is predicted if only this projection is compressed. */
-  readonly predicted: number;
-}
-
-export interface BytesAllocation {
-  readonly projections: readonly AllocatedBytes[];
-  readonly bytes: number;
-  readonly predicted: number;
-  /** Bytes and predicted losses from the smallest choices on. */
-  readonly path: Spread['path'];
+  readonly limit: BytesLimit;
 }
 
 /**
  * Each projection may have any number of bases that `allocate` allows, in any of the dtypes. Of all these, bytes go where they lower
- * the predicted loss most. Throws `OptionError` if the smallest choices take more bytes than the budget.
+ * the predicted loss most. Throws `OptionError` if the smallest choices take more bytes than the limit, or if nothing is compressed.
  */
-export function allocateBytes(input: BytesAllocationInput): BytesAllocation {
-  const { parts, bytes: budget, option } = input;
+export function allocateBytes(input: BytesAllocationInput): Allocation {
+  const { parts, limit, fixed, weights, measure, sensitivities } = input;
   const projections = parts.map((part) => ({
     layer: part.layer,
     projection: part.projection,
     choices: usefulChoices(choicesOf(part, input)),
   }));
-  const least = projections.reduce((sum, { choices }) => sum + (choices[0] as BytesChoice).size, 0);
-  if (least > budget)
-    throw new OptionError(
-      option,
-      `the smallest sizes of an allocation take ${formatBytes(least)}, and it leaves ${formatBytes(budget)} for them. Use a larger ${option}, or dtypes of fewer bits.`,
-    );
-  const { chosen, size, loss, path } = spreadBases<BytesChoice>(projections, { size: budget });
+  const least = projections.reduce((sum, { choices }) => sum + (choices[0] as BytesChoice).size, fixed);
+  if (least > limit.bytes) throw tooFewBytes(least, input);
+  const { chosen, size, loss } = spreadBases<BytesChoice>(projections, { size: limit.bytes - fixed });
+  if (chosen.every(({ bases }) => bases === 'dense'))
+    throw new OptionError(limit.option, 'so many bytes leave all experts uncompressed. Use a smaller value');
+  const { path } = spreadBases<BytesChoice>(projections, {});
   return {
-    projections: chosen.map(({ bases, stored, size: bytes, loss: predicted }, i) => {
-      const { layer, projection } = projections[i] as (typeof projections)[0];
-      return { layer, projection, bases, ...(stored && { stored }), bytes, predicted };
+    measure,
+    projections: parts.map((part, i) => {
+      const { bases, stored, size: bytes, loss: predicted } = chosen[i] as BytesChoice;
+      const { layer, projection } = part;
+      const sensitivity = sensitivities.get(projectionKey(part)) as number;
+      const probeBases = choiceSizes(part).usual;
+      return { layer, projection, bases, ...(stored && { stored }), bytes, sensitivity, probeBases, predicted };
     }),
-    bytes: size,
     predicted: loss,
-    path,
+    bytes: fixed + size,
+    weights,
+    curve: samplePath(path, CURVE_POINTS).map(([bytes, predicted]) => [(8 * (fixed + bytes)) / weights, predicted]),
   };
+}
+
+/** Says what the smallest choices take, in the unit of the option. */
+function tooFewBytes(least: number, { limit, fixed }: BytesAllocationInput): OptionError {
+  const { option, bytes, unit } = limit;
+  const value = Math.ceil((1e4 * least) / unit) / 1e4;
+  const all = fixed > 0 ? ', or factorise all projections' : '';
+  const dense = fixed > 0 ? `, ${formatBytes(fixed)} of them in projections that are not factorised` : '';
+  const possible = option === '--average-bits' || value < 1;
+  return new OptionError(
+    option,
+    `the smallest sizes of an allocation take ${formatBytes(least)} for the routed experts of the converted layers${dense}; it allows ${formatBytes(bytes)}. ${possible ? `Use ${option} ${value} or more${all}` : 'Factorise all projections, and leave out --dtype'}.`,
+  );
 }
 
 /** The bytes of a projection's factors with so many bases in all its groups together. */
@@ -104,7 +97,7 @@ function choicesOf(part: BytesPart, input: BytesAllocationInput): BytesChoice[] 
   // The error of the whole fit, of which `sensitivity` and `remaining` tell, may be another than that of the curve's layer.
   const unit = (sensitivity * (input.remaining.get(key) ?? 1)) / probed;
   const choices = numbers.flatMap((bases) =>
-    input.dtypes.map((stored): BytesChoice => {
+    input.dtypesOf(part).map((stored): BytesChoice => {
       const exact = errorAt(curve, bases);
       return {
         bases,

@@ -117,7 +117,7 @@ test('with groups, bases are multiples of their number', () => {
 test('the curve is found between the fewest and the most bases, in a middle layer', () => {
   const { parts } = input([1, 1, 1, 1]);
   const [part] = parts as [(typeof parts)[0]];
-  expect(curveBases(part)).toEqual([3, 12, 21]);
+  expect(curveBases(part)).toEqual({ least: 3, usual: 12, most: 21 });
   expect(curveLayer(parts)).toBe(2);
 });
 

@@ -11,7 +11,7 @@ import { type SizeChoice, type Spread, type SpreadProjection, samplePath, spread
 export type Part = Pick<GroupPlan, 'layer' | 'projection' | 'groups' | 'method' | 'problem'>;
 
 /** One part for each projection and layer, in order. */
-export const partsOf = (groups: readonly GroupPlan[]): Part[] =>
+export const partsOf = (groups: readonly GroupPlan[]): GroupPlan[] =>
   groups.filter(({ group }) => group === 0).sort(compareGroups);
 
 /** The number of bases of all groups of a part. Throws `OptionError` if its method has none. */
@@ -43,15 +43,18 @@ const leastBases = (part: Part): number =>
  * The numbers of bases at which one layer is fitted to find how the error falls with bases: from the fewest to the most that an
  * allocation chooses, with the number that all layers are fitted at.
  */
-export function curveBases(part: Part): number[] {
-  return [...new Set([leastBases(part), basesOf(part), mostBases(part)])];
-}
+export const curveBases = (part: Part): { readonly least: number; readonly usual: number; readonly most: number } => ({
+  least: leastBases(part),
+  usual: basesOf(part),
+  most: mostBases(part),
+});
 
 /** The numbers of bases that an allocation may give a projection, and the number that all would have alike. */
 export function choiceSizes(part: Part): { readonly usual: number; readonly numbers: readonly number[] } {
+  const { least, usual, most } = curveBases(part);
   const numbers: number[] = [];
-  for (let bases = leastBases(part); bases <= mostBases(part); bases += part.groups) numbers.push(bases);
-  return { usual: basesOf(part), numbers };
+  for (let bases = least; bases <= most; bases += part.groups) numbers.push(bases);
+  return { usual, numbers };
 }
 
 /** The layer whose fits show how the error falls: the middle one of those with the most projections. */

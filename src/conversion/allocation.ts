@@ -1,6 +1,7 @@
-/** How many bases each layer and projection gets. */
+/** How many bases each layer and projection gets, and in which dtypes if bytes are allocated. */
 import { createHash } from 'node:crypto';
 import { z } from 'zod';
+import { storedDtypesSchema } from '../methods/factor-storage.js';
 import { PROJECTIONS } from '../models/family.js';
 
 export const ALLOCATE_CHOICES = ['uniform', 'error', 'calibrated'] as const;
@@ -17,6 +18,10 @@ const allocatedProjection = z.strictObject({
   projection: z.enum(PROJECTIONS),
   /** Of all its groups together; 'dense' if it is not factorised. */
   bases: z.union([z.int().positive(), z.literal('dense')]),
+  /** The dtypes of its factors, if bytes are allocated; undefined: those of the settings. */
+  stored: storedDtypesSchema.optional(),
+  /** The bytes of its factors or dense weights, if bytes are allocated. */
+  bytes: z.int().nonnegative().optional(),
   /** The loss if only this projection is compressed, at `probeBases` bases. */
   sensitivity: z.number().optional(),
   probeBases: z.int().positive().optional(),
@@ -31,7 +36,10 @@ export const allocationSchema = z.strictObject({
   projections: z.array(allocatedProjection),
   /** The predicted loss of the whole. */
   predicted: z.number().optional(),
-  /** Predicted losses at other sizes: [share of the experts' parameters, loss]. */
+  /** The bytes of all routed experts of the converted layers, and the number of their weights, if bytes are allocated. */
+  bytes: z.int().nonnegative().optional(),
+  weights: z.int().positive().optional(),
+  /** Predicted losses at other sizes: [share of the experts' parameters, loss], or if bytes are allocated [bits a weight, loss]. */
   curve: z
     .array(z.tuple([z.number(), z.number()]))
     .max(CURVE_POINTS)
@@ -39,6 +47,10 @@ export const allocationSchema = z.strictObject({
 });
 export type Allocation = Readonly<z.infer<typeof allocationSchema>>;
 export type AllocatedProjection = Readonly<z.infer<typeof allocatedProjection>>;
+
+/** The bits a weight that an allocation of bytes takes; undefined if parameters were allocated. */
+export const averageBits = ({ bytes, weights }: Allocation): number | undefined =>
+  bytes === undefined || weights === undefined ? undefined : (8 * bytes) / weights;
 
 /** Settings that may be long: an allocation is as long as a model has layers, and a calibration has many texts. */
 const LONG_SETTINGS = ['allocation', 'calibration', 'repaired'] as const;

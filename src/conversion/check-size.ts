@@ -2,12 +2,13 @@
 import { isQuantisedName } from '../checkpoint/factor-dtype.js';
 import { LargerOutputError } from '../errors.js';
 import { formatBytes, formatPercent } from '../format.js';
+import { limitsBytes } from './allocation-options.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { isNative, type Settings } from './settings.js';
 
 /** The parts of a plan from which its size follows. */
 export type SizedPlan = Pick<ConversionPlan, 'bytesBefore' | 'bytesAfter' | 'quantised' | 'format'> & {
-  readonly settings: Partial<Pick<Settings, 'dtype' | 'keepQuantized'>>;
+  readonly settings: Partial<Pick<Settings, 'dtype' | 'keepQuantized' | 'averageBits' | 'keepBytes'>>;
 };
 
 /** Throws `LargerOutputError` if the output has more tensor bytes than the source. */
@@ -27,10 +28,14 @@ export function describeGrowth({
   if (bytesAfter <= bytesBefore) return undefined;
   const decoded = quantised.before > quantised.after;
   const remedies: string[] = [];
-  if (isNative({ format }) && decoded && !isQuantisedName(settings.dtype)) remedies.push('--dtype int8');
-  if (isQuantisedName(settings.dtype) && settings.dtype !== 'int4') remedies.push('--dtype int4');
+  const inBytes = limitsBytes(settings);
+  if (isNative({ format }) && decoded && !isQuantisedName(settings.dtype) && !inBytes) remedies.push('--dtype int8');
+  if (isQuantisedName(settings.dtype) && settings.dtype !== 'int4' && !inBytes) remedies.push('--dtype int4');
   if (decoded && !settings.keepQuantized) remedies.push('--keep-quantized');
-  if (isNative({ format })) remedies.push('a smaller --keep');
+  if (isNative({ format }))
+    remedies.push(
+      `a smaller --${settings.averageBits !== undefined ? 'average-bits' : inBytes ? 'keep-bytes' : 'keep'}`,
+    );
   const because = decoded ? ', because quantised weights are decoded' : '';
   const give = remedies.length ? ` Give ${remedies.join(', or ')}.` : '';
   const remedy = settings.dtype === 'float32' ? `${give} Leave out --dtype float32.` : give;

@@ -19,7 +19,7 @@ import {
   type RunSettings,
   resolveSettings,
 } from './settings.js';
-import { followSource } from './source-defaults.js';
+import { followSource, withFloats } from './source-defaults.js';
 
 /** A planned conversion with its settings, its engine and the memory it will take. */
 export interface CompressionPlan extends ConversionPlan {
@@ -40,18 +40,20 @@ export interface CompressionPlan extends ConversionPlan {
  * that does not work here, or a memory budget that is too small.
  * @param fitters the workers that fit the groups; undefined if this machine does
  * @param facts those of the calibration record, if the fits use one
- * @param writes factor files are planned like a checkpoint of rebuilt weights, but have the dtypes of factors
+ * @param writes factor files are planned like a checkpoint of rebuilt weights, but have the dtypes of factors; probes of an allocation of
+ * bytes are factor files of floats
  */
 export async function planCompression(
   source: Checkpoint,
   options: CompressOptions = {},
   fitters?: RemoteFitters,
   facts?: RecordFacts,
-  writes: 'checkpoint' | 'factor files' = 'checkpoint',
+  writes: 'checkpoint' | 'factor files' | 'float factors' = 'checkpoint',
 ): Promise<CompressionPlan> {
   const model = detectModel(source);
   const rebuilds = writes === 'checkpoint' && options.format !== undefined && holdsWeights({ format: options.format });
-  const given = resolveSettings(rebuilds ? options : followSource(model, options));
+  const followed = writes === 'float factors' ? withFloats(model, options) : followSource(model, options);
+  const given = resolveSettings(rebuilds ? options : followed);
   if (rebuilds) checkRebuilt(given);
   const groups = planGroups(model, given);
   if (isNative(given)) for (const group of groups) checkPacked(group, source.config);

@@ -7,7 +7,7 @@ import type { TensorSpec } from '../checkpoint/header.js';
 import { type MatrixShape, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
-import { type NamedPart, partsOf, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
+import { hasCodes, type NamedPart, partsOf, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
 import type { DefaultSizes, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
@@ -166,6 +166,13 @@ function allocatedBases({ allocation }: Pick<Settings, 'allocation'>) {
   };
 }
 
+/** The dtypes that an allocation of bytes gives a projection; undefined if it gives none. */
+const allocatedDtypes = (
+  { allocation }: DtypeSettings,
+  { layer, projection }: Pick<GroupKey, 'layer' | 'projection'>,
+): StoredDtypes | undefined =>
+  allocation?.projections.find((it) => it.layer === layer && it.projection === projection)?.stored;
+
 /** The sizes that `planGroups` takes because the default share cannot be kept in the usual way; undefined if it can. */
 export const defaultSizes = (model: MoeModel, settings: Settings): DefaultSizes | undefined =>
   methodNamed(settings.method).defaultSizes?.(shapesToPlan(model, settings), settings);
@@ -204,7 +211,12 @@ function checkQuantised({ method, problem }: MethodProblem, { dtype, basesDtype 
 /**
  * Throws `OptionError` if rebuilt weights are to be quantised. Their modules in other programs have no scales.
  */
-export function checkRebuilt({ dtype, basesDtype }: DtypeSettings): void {
+export function checkRebuilt({ dtype, basesDtype, allocation }: DtypeSettings): void {
+  if (allocation?.projections.some(({ stored }) => stored && hasCodes(stored)))
+    throw new OptionError(
+      '--allocation',
+      'it gives factors quantised dtypes, and --format hf writes rebuilt weights. Use --format mobe',
+    );
   const quantised = [dtype, basesDtype].find(isQuantisedName);
   if (quantised)
     throw new OptionError(
@@ -241,7 +253,7 @@ export function groupOf(
 }
 
 /** The settings that decide the dtypes of a group. */
-type DtypeSettings = Partial<Pick<Settings, 'dtype' | 'basesDtype' | 'scaleGroup'>>;
+type DtypeSettings = Partial<Pick<Settings, 'dtype' | 'basesDtype' | 'scaleGroup' | 'allocation'>>;
 
 /** The groups of one layer and projection: its experts, cut in order into parts of `problem.experts`. */
 function cut(
@@ -257,6 +269,7 @@ function cut(
   const size = problem.experts;
   const groups = all.length / size;
   const slices = slicesOf(experts, projection);
+  const stored = allocatedDtypes(settings, { layer, projection }) ?? storedDtypes(settings, dtype);
   return Array.from({ length: groups }, (_, group) => ({
     layer,
     prefix,
@@ -269,7 +282,7 @@ function cut(
     format: factorisedShape(projection, all[0] as StoredMatrix),
     slices: slices?.slice(group * size, (group + 1) * size),
     dtype,
-    stored: storedDtypes(settings, dtype),
+    stored,
     names: method.native?.names({ layer, prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
 }

@@ -2,6 +2,7 @@ import { dtypeName, dtypeNamed } from '../checkpoint/factor-dtype.js';
 import { formatBytes, formatCount, formatPercent } from '../format.js';
 import { describeDtypes } from '../methods/factor-storage.js';
 import { DEFAULT_METHOD, namedMethod } from '../methods/registry.js';
+import { allocationSchema } from './allocation.js';
 import { groupLabel } from './group-plan.js';
 import { fitWarnings, type GroupReport, isFitted } from './run-report.js';
 import { isNative, type OutputFormat } from './settings.js';
@@ -20,7 +21,11 @@ export interface ModelCard {
 }
 
 /** The dtypes of quantised factors in words; empty if none are. */
-function storage({ dtype, basesDtype, scaleGroup }: ModelCard['settings']): string {
+function storage({ dtype, basesDtype, scaleGroup, allocation }: ModelCard['settings']): string {
+  const allocated =
+    allocationSchema.safeParse(allocation).data?.projections.flatMap(({ stored }) => stored ?? []) ?? [];
+  if (allocated.length)
+    return `, by layer and projection in ${[...new Set(allocated.map(describeDtypes))].join('; or in ')}`;
   const [own, shared] = [dtype, basesDtype].map((name) => dtypeNamed(name, Number(scaleGroup)));
   if (!Number.isSafeInteger(scaleGroup) || !shared) return '';
   return `, in ${own ? describeDtypes({ own, shared }) : `the dtype of the experts, their bases in ${dtypeName(shared)}`}`;

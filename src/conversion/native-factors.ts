@@ -61,13 +61,18 @@ export function packedColumns(words: number, bits: number, config: Checkpoint['c
   return typeof width === 'number' && width >= least && width <= most ? width : most;
 }
 
+/** Whether a reader finds the number of columns of shared factors in a dtype. */
+export function showColumns(dtype: FactorDtype, cols: number, config: Checkpoint['config']): boolean {
+  const bits = packedBits(dtype);
+  return bits === undefined || packedColumns(wordsOf(cols, bits), bits, config) === cols;
+}
+
 /** Throws `OptionError` if a reader could not tell the columns of packed shared factors. */
 export function checkPacked(
   { stored, problem }: Pick<GroupPlan, 'stored' | 'problem'>,
   config: Checkpoint['config'],
 ): void {
-  const bits = packedBits(stored.shared);
-  if (bits === undefined || packedColumns(wordsOf(problem.cols, bits), bits, config) === problem.cols) return;
+  if (showColumns(stored.shared, problem.cols, config)) return;
   throw new OptionError(
     '--bases-dtype',
     `bases of ${problem.cols} columns do not fill whole words in ${dtypeName(stored.shared)}, so a reader would take them for wider ones. Use int8`,

@@ -5,7 +5,6 @@ import type { RecordFacts } from '../calibration/record.js';
 import type { FloatDtype } from '../checkpoint/dtype.js';
 import {
   dtypeNamed,
-  type FactorDtype,
   FLOAT_NAMES,
   isQuantisedName,
   QUANTISED_NAMES,
@@ -14,9 +13,10 @@ import {
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
 import { OptionError } from '../errors.js';
+import type { StoredDtypes } from '../methods/factor-storage.js';
 import { type Method, type MethodOptions, QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
-import { ridgeFor } from '../methods/mobe/ridge-for.js';
+import { RIDGES, ridgeFor } from '../methods/mobe/ridge-for.js';
 import { DEFAULT_METHOD, METHODS, methodNamed, methodRecord } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 import {
@@ -26,7 +26,7 @@ import {
   REPAIR_CHOICES,
   SENSITIVITY_CHOICES,
 } from './allocation.js';
-import { checkAllocation, chosenAllocation } from './allocation-options.js';
+import { checkAllocation, chosenAllocation, limitsBytes } from './allocation-options.js';
 import { calibrationRecord, type MetricPlan, type RecordSize } from './metric-record.js';
 
 /** Formats of an output checkpoint: `mobe` has factors, `hf` has standard weights. */
@@ -83,7 +83,7 @@ const settingsSchema = z
     /** The rank r; by default the method chooses it. */
     rank: positive.optional(),
     activation: z.enum(ACTIVATIONS).optional(),
-    /** Default: all with a calibration record, else gate and up. */
+    /** Default: all with a calibration record or a size in bytes, else gate and up. */
     projections: z.array(z.enum(PROJECTIONS)).min(1).optional(),
     /** The folder of a calibration record (`mobe calibrate`). */
     calibration: z.string().optional(),
@@ -93,6 +93,10 @@ const settingsSchema = z
     sensitivity: z.enum(SENSITIVITY_CHOICES).optional(),
     /** Instead of `keep`: the predicted KL that the result may have. */
     maxLoss: z.number().positive().optional(),
+    /** Instead of `keep`: the bits of what is stored for the converted layers' routed experts, for each of their weights. */
+    averageBits: z.number().positive().max(64).optional(),
+    /** Instead of `keep`: the share of the bytes to keep that these experts have in the source. */
+    keepBytes: z.number().gt(0).lt(1).optional(),
     /** The metric of a fit, from the calibration record; by default the best that memory allows. */
     metric: z.enum(METRIC_CHOICES).optional(),
     /** What is fitted anew to the record after rounding. */
@@ -157,16 +161,20 @@ const settingsSchema = z
     ...chosenAllocation(settings),
   }));
 
+/** Options that limit bytes also allocate dtypes. `dtype` then limits the choice. */
 type DtypeOptions = {
+  readonly averageBits?: number | undefined;
+  readonly keepBytes?: number | undefined;
   readonly dtype?: DtypeName | undefined;
   readonly basesDtype?: DtypeName | undefined;
   readonly scaleGroup?: 64 | 128 | undefined;
 };
 
 /** Reports dtypes that contradict each other. */
-function checkDtypes({ dtype, basesDtype, scaleGroup }: DtypeOptions, context: z.core.$RefinementCtx): void {
+function checkDtypes({ dtype, basesDtype, scaleGroup, ...size }: DtypeOptions, context: z.core.$RefinementCtx): void {
   const issue = (path: string, message: string): void => context.addIssue({ code: 'custom', path: [path], message });
-  const quantises = isQuantisedName(dtype) || isQuantisedName(basesDtype);
+  const chooses = limitsBytes(size) && dtype === undefined;
+  const quantises = isQuantisedName(dtype) || isQuantisedName(basesDtype) || chooses;
   if (basesDtype !== undefined && !quantises && basesDtype !== dtype)
     issue('basesDtype', 'factors of float dtypes have one dtype, which --dtype gives. Leave --bases-dtype out');
   if (scaleGroup !== undefined && !quantises)
@@ -174,9 +182,10 @@ function checkDtypes({ dtype, basesDtype, scaleGroup }: DtypeOptions, context: z
 }
 
 /** The options of quantised factors, complete; none if no factor is quantised. */
-function quantisation({ dtype, basesDtype, scaleGroup }: DtypeOptions): DtypeOptions {
+function quantisation({ dtype, basesDtype, scaleGroup, ...size }: DtypeOptions): DtypeOptions {
   const shared = basesDtype ?? (isQuantisedName(dtype) ? SHARED_DTYPES[dtype] : undefined);
-  if (!isQuantisedName(dtype) && !isQuantisedName(shared)) return { basesDtype: undefined };
+  const chooses = limitsBytes(size) && dtype === undefined;
+  if (!isQuantisedName(dtype) && !isQuantisedName(shared) && !chooses) return { basesDtype: undefined };
   return { basesDtype: shared, scaleGroup: scaleGroup ?? DEFAULT_SCALE_GROUP };
 }
 
@@ -187,13 +196,31 @@ function quantisation({ dtype, basesDtype, scaleGroup }: DtypeOptions): DtypeOpt
 export function storedDtypes(
   { dtype: own, basesDtype: shared, scaleGroup = DEFAULT_SCALE_GROUP }: DtypeOptions,
   dtype: FloatDtype,
-): { readonly own: FactorDtype; readonly shared: FactorDtype } {
+): StoredDtypes {
   return { own: dtypeNamed(own, scaleGroup) ?? dtype, shared: dtypeNamed(shared, scaleGroup) ?? dtype };
 }
 
-/** The projections that are factorised by default. */
-export const defaultProjections = ({ calibration }: { readonly calibration?: string | undefined }) =>
-  calibration === undefined ? DEFAULT_PROJECTIONS : PROJECTIONS;
+/** The dtypes of A that an allocation of bytes chooses from. fp8 is as large as int8 and less exact. */
+const ALLOCATED_DTYPES = ['int8', 'int6', 'int5', 'int4'] as const satisfies readonly QuantisedName[];
+
+/**
+ * The dtypes from which an allocation of bytes chooses those of a group's factors.
+ * @param float the group's float dtype
+ */
+export function dtypesToAllocate({ dtype, basesDtype, scaleGroup }: DtypeOptions, float: FloatDtype): StoredDtypes[] {
+  const names = dtype === undefined ? [...ALLOCATED_DTYPES, undefined] : [dtype];
+  return names.map((name) => {
+    const preset = quantisation({ dtype: name, basesDtype, scaleGroup });
+    return storedDtypes({ dtype: name, ...preset }, float);
+  });
+}
+
+/** The projections that are factorised by default. An allocation of bytes may leave any of them dense. */
+export const defaultProjections = ({
+  calibration,
+  ...size
+}: { readonly calibration?: string | undefined } & Parameters<typeof limitsBytes>[0]) =>
+  calibration === undefined && !limitsBytes(size) ? DEFAULT_PROJECTIONS : PROJECTIONS;
 
 /** Throws `OptionError` for options that the method does not take. */
 function chosenMethod({
@@ -260,12 +287,15 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
-  const { allocate, sensitivity, maxLoss, allocation, weighing, repair, basesDtype, scaleGroup } = settings;
+  const { allocate, sensitivity, maxLoss, averageBits, keepBytes, allocation, weighing, repair } = settings;
+  const { basesDtype, scaleGroup } = settings;
+  const inBytes = limitsBytes(settings);
   const what = {
     format,
     ...methodRecord(methodNamed(method)),
     bases,
-    keep,
+    keep: inBytes ? undefined : keep,
+    ...(inBytes && { averageBits, keepBytes, ridges: RIDGES }),
     groups,
     rank,
     activation,

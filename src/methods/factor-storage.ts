@@ -134,6 +134,10 @@ function decodeFactor(factor: StoredFactor, parts: StoredParts): Float32Array {
   return values;
 }
 
+/** The dtypes in short: "int5+int6" for A in int5 and its bases in int6; "int8" if they are alike. */
+export const shortDtypes = ({ own, shared }: StoredDtypes): string =>
+  [...new Set([dtypeName(own), dtypeName(shared)])].join('+');
+
 /** The dtypes in words: "int5, their bases int6, with a scale for each 64 columns"; "bfloat16" if they are alike. */
 export function describeDtypes({ own, shared }: StoredDtypes): string {
   const names =

@@ -1,13 +1,16 @@
-/** Gives a run its allocation of bases, if it wants one: from short fits, and with a calibration record from sensitivities. */
+/** Gives a run its allocation of bases or bytes, if it wants one: from short fits, and with a calibration record from sensitivities. */
 import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { type AllocationInput, allocate, type Part } from '../../src/conversion/allocate.js';
+import { allocateBytes } from '../../src/conversion/allocate-bytes.js';
 import { type Allocation, allocationSchema } from '../../src/conversion/allocation.js';
+import { limitsBytes } from '../../src/conversion/allocation-options.js';
 import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import { readReport } from '../../src/conversion/existing-output.js';
 import { isFactorFile } from '../../src/conversion/factor-files.js';
+import { type BytesToAllocate, bytesToAllocate, expectedAllocation } from '../../src/conversion/plan-bytes.js';
 import { type CompressOptions, resolveSettings, type Settings } from '../../src/conversion/settings.js';
 import { OutputNotEmptyError } from '../../src/errors.js';
 import { architectureOf } from '../../src/inference/language-model.js';
@@ -40,10 +43,11 @@ export async function withAllocation<Result>(
   if (!wantsAllocation(resolveSettings(options))) return use(options);
   await checkPlace(model, out, options, run);
   const outlook = await planAllocation(model, options, run, out);
-  check(outlook.uniform);
+  if (!outlook.bytes) check(outlook.uniform);
   const known = await allocationIn(out, outlook, run);
   if (known) return use({ ...options, allocation: known });
-  await checkMemory(model, options, run);
+  if (outlook.bytes) check(await planExpected(model, options, outlook, run));
+  else if (options.calibration !== undefined) await planExpected(model, options, outlook, run);
   await runProbes(model, outlook.probes, run);
   const result = await use({ ...options, allocation: await decideAllocation(model, outlook, run) });
   await removeProbes(outlook.probes);
@@ -67,14 +71,29 @@ async function checkPlace(
 }
 
 /** The options of a run with the same number of bases everywhere. */
-export const EVEN = { allocate: 'uniform', sensitivity: undefined, maxLoss: undefined } as const;
+const EVEN = {
+  allocate: 'uniform',
+  sensitivity: undefined,
+  maxLoss: undefined,
+} as const;
 
-/** Refuses a budget before the short fits if it is too small for the run, whose metric takes more memory than they do. */
-async function checkMemory(model: Source, options: CompressOptions, run: RunOptions): Promise<void> {
-  if (options.calibration === undefined) return;
-  const { planned, record } = await planRun(model, { ...options, ...EVEN }, run);
+/** The options of a run before its allocation is decided: the same number of bases everywhere, or the expected bytes. */
+export const expectedOptions = (
+  options: CompressOptions,
+  { bytes }: Pick<AllocationOutlook, 'bytes'>,
+): CompressOptions => (bytes ? { ...options, allocation: expectedAllocation(bytes) } : { ...options, ...EVEN });
+
+/** Plans a run before the short fits, so that too small a memory is refused. A metric takes more memory than they do. */
+async function planExpected(
+  model: Source,
+  options: CompressOptions,
+  outlook: AllocationOutlook,
+  run: RunOptions,
+): Promise<CompressionPlan> {
+  const { planned, record } = await planRun(model, expectedOptions(options, outlook), run);
   await record?.close();
   await planned.source.files.close();
+  return planned;
 }
 
 /** Removes short fits that are not kept in a calibration record. */
@@ -92,6 +111,8 @@ export interface AllocationOutlook {
   readonly uniform: CompressionPlan;
   readonly sourceFingerprint: string;
   readonly probes: ProbePlan;
+  /** What is divided, if bytes are allocated. */
+  readonly bytes: BytesToAllocate | undefined;
 }
 
 /** Plans how an allocation is decided. Throws as `planRun` does. */
@@ -102,11 +123,17 @@ export async function planAllocation(
   out?: OutputPlace,
 ): Promise<AllocationOutlook> {
   const settings = resolveSettings(options);
+  const inBytes = limitsBytes(settings);
   // The record is opened, so that a wrong one is refused before the probes, but they need no metric.
   const { planned: uniform, record } = await planRun(
     model,
-    { ...options, ...EVEN, ...(options.calibration !== undefined && { metric: 'none', repair: 'none' }) },
+    {
+      ...options,
+      ...(!inBytes && EVEN),
+      ...(options.calibration !== undefined && { metric: 'none', repair: 'none' }),
+    },
     run,
+    inBytes ? 'float factors' : 'checkpoint',
   );
   await record?.close();
   if (settings.allocate === 'calibrated') checkComputable(uniform.source);
@@ -114,7 +141,8 @@ export async function planAllocation(
   const sourceFingerprint = await fingerprint(uniform.source);
   await uniform.source.files.close();
   const probes = planProbes(uniform.groups, uniform.settings, sourceFingerprint, out);
-  return { settings, uniform, sourceFingerprint, probes };
+  const bytes = inBytes ? bytesToAllocate(uniform, settings) : undefined;
+  return { settings, uniform, sourceFingerprint, probes, bytes };
 }
 
 /**
@@ -137,7 +165,7 @@ async function allocationIn(
 /** Decides the allocation when its probes are finished. Measures sensitivities if they are wanted and not known. */
 export async function decideAllocation(
   model: Source,
-  { settings, uniform, probes }: AllocationOutlook,
+  { settings, uniform, probes, bytes }: AllocationOutlook,
   run: SensitivityRun,
 ): Promise<Allocation> {
   const { files, errors, remaining, curves } = await readProbes(probes, settings.steps);
@@ -151,9 +179,10 @@ export async function decideAllocation(
         run,
       )
     : errors;
+  const measured = { curves, remaining, sensitivities, measure: wanted ? MEASURES[sensitivity] : 'error' } as const;
+  if (bytes) return allocateBytes({ ...bytes, ...measured });
   return allocate({
-    ...{ parts, curves, remaining, sensitivities },
-    measure: wanted ? MEASURES[sensitivity] : 'error',
+    ...{ parts, ...measured },
     ...expertParameters(uniform, parts),
     keep: bases === undefined ? keep : undefined,
     maxLoss,

@@ -64,7 +64,7 @@ export function planProbes(
   out: OutputPlace | undefined,
 ): ProbePlan {
   const parts = partsOf(groups);
-  const [part] = parts as [Part];
+  const part = parts[0] as GroupPlan;
   const usual = basesOf(part);
   if (parts.some((other) => basesOf(other) !== usual))
     throw new OptionError(
@@ -97,7 +97,8 @@ export function planProbes(
     options: { ...common, bases, layers: layers && [...layers], threads, maxMemory },
   });
   const layer = curveLayer(parts);
-  const others = curveBases(part).filter((bases) => bases !== usual);
+  const { least, most } = curveBases(part);
+  const others = [...new Set([least, most])].filter((bases) => bases !== usual);
   return {
     ...{ parts, steps, folder, temporary },
     probes: [probe(usual, settings.layers), ...others.map((bases) => probe(bases, [layer]))],

@@ -3,6 +3,7 @@ import type { TensorInfo } from '../../src/checkpoint/header.js';
 import { type Checkpoint, fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { dataOf, isQuantised, quantisedMatrix } from '../../src/checkpoint/quantisation.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
+import { limitsBytes } from '../../src/conversion/allocation-options.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
 import { type ConversionPlan, copyBytes, planConversion } from '../../src/conversion/conversion-plan.js';
 import { withDenseGroups } from '../../src/conversion/dense-groups.js';
@@ -33,7 +34,6 @@ import { gather } from '../../src/conversion/slices.js';
 import { takeRows } from '../../src/conversion/source-form.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
-import type { MethodProblem } from '../../src/methods/method.js';
 import { detectModel } from '../../src/models/detect.js';
 import { expertsOf } from '../../src/models/expert-names.js';
 import type { MoeModel } from '../../src/models/family.js';
@@ -236,12 +236,14 @@ function withRepaired(plan: ConversionPlan, { layers }: MoeModel, { groups }: St
 function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredReport, format: Format): GroupPlan[] {
   if (isNative({ format }) && report.groups.every(isKept)) return []; // also if there are no groups
   // A record may be damaged: this refuses a dtype that does not exist.
-  const { dtype, basesDtype, scaleGroup } = resolveSettings(dtypeOptions(report));
-  const expected = (key: GroupKey, known?: MethodProblem): GroupPlan => {
-    const found = groupOf(model, key, { dtype, basesDtype, scaleGroup }, known);
+  const resolved = resolveSettings(dtypeOptions(report));
+  const { dtype, basesDtype, scaleGroup, allocation } = resolved;
+  const limited = limitsBytes(resolved) && !allocation;
+  const expected = (key: GroupKey, known?: GroupPlan): GroupPlan => {
+    const found = groupOf(model, key, { dtype, basesDtype, scaleGroup, allocation }, known);
     if (!found)
       throw new NotACheckpointError(result.folder, `it claims to hold ${groupLabel(key)}, which its source has not`);
-    return found;
+    return limited && known ? { ...found, stored: known.stored } : found;
   };
   // Standard weights show only their dense shapes, so no factor sizes are known.
   return isNative({ format })
@@ -250,8 +252,12 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
 }
 
 /** The options of a record that decide dtypes. */
-const dtypeOptions = ({ settings: { dtype, basesDtype, scaleGroup } }: StoredReport): CompressOptions =>
-  ({ dtype, basesDtype, scaleGroup }) as CompressOptions;
+function dtypeOptions({ settings }: StoredReport): CompressOptions {
+  const { dtype, basesDtype, scaleGroup, averageBits, keepBytes, allocation } = settings;
+  // Of factor files without their record only its hash is known.
+  const whole = typeof allocation === 'object' ? allocation : undefined;
+  return { dtype, basesDtype, scaleGroup, averageBits, keepBytes, allocation: whole } as CompressOptions;
+}
 
 /** Compares the copied tensors, chunk by chunk as they were written. Returns the bytes compared. */
 async function compareCopies(

@@ -1,7 +1,7 @@
 import { type FactorDtype, isQuantisedDtype, type QuantisedName } from '../../checkpoint/factor-dtype.js';
 
 /** Chosen for A in this dtype and B in the one that goes with it. docs/solver.md has the measurements. */
-const RIDGES: Readonly<Record<QuantisedName, number>> = {
+export const RIDGES: Readonly<Record<QuantisedName, number>> = {
   int8: 1e-4,
   fp8: 3e-4,
   int6: 3e-4,
