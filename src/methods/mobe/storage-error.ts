@@ -2,17 +2,16 @@
 import { type FactorDtype, isQuantisedDtype, type QuantisedName } from '../../checkpoint/factor-dtype.js';
 import type { StoredDtypes } from '../factor-storage.js';
 
-/** The least of these errors is that of eight bits; each bit less multiplies it. By the dtype of A. */
-interface Noise {
-  /** The error that storing adds is `factor` · (error of the exact fit)^`power`. */
-  readonly factors: Readonly<Record<QuantisedName, number>>;
-  readonly power: number;
-}
-
-/** Fits without a metric. */
-const PLAIN: Noise = { factors: { int8: 0.001, fp8: 0.01, int6: 0.01, int5: 0.02, int4: 0.05 }, power: 0.3 };
-/** Fits in a metric. */
-const WEIGHED: Noise = { factors: { int8: 0.002, fp8: 0.02, int6: 0.02, int5: 0.04, int4: 0.1 }, power: 0.3 };
+/**
+ * The error that storing adds is a factor · (error of the exact fit)^POWER. It falls more slowly than that of the exact fit, because a group
+ * with more bases has as large an A to round.
+ */
+const POWER = 0.3;
+type Factors = Readonly<Record<QuantisedName, number>>;
+/** By the dtype of A, for fits without a metric. */
+const PLAIN: Factors = { int8: 0.001, fp8: 0.012, int6: 0.012, int5: 0.02, int4: 0.055 };
+/** For fits in a metric, whose own error is a smaller part of the whole. */
+const WEIGHED: Factors = { int8: 0.0022, fp8: 0.021, int6: 0.021, int5: 0.046, int4: 0.136 };
 
 /** The dtype of A with which bases of a dtype go. Bases in four bits go with none, and A in four bits is as coarse. */
 const OWN_OF: Readonly<Record<QuantisedName, QuantisedName>> = {
@@ -30,7 +29,7 @@ const OWN_OF: Readonly<Record<QuantisedName, QuantisedName>> = {
  * @param inMetric whether the fits are made in a metric. The result is then in the unit of `exact`, too
  */
 export function storageError({ own, shared }: StoredDtypes, exact: number, inMetric: boolean): number {
-  const { factors, power } = inMetric ? WEIGHED : PLAIN;
+  const factors = inMetric ? WEIGHED : PLAIN;
   const factorOf = (dtype: FactorDtype, name: (code: QuantisedName) => QuantisedName): number =>
     isQuantisedDtype(dtype) ? factors[name(dtype.code)] : 0;
   return (
@@ -38,6 +37,6 @@ export function storageError({ own, shared }: StoredDtypes, exact: number, inMet
       factorOf(own, (code) => code),
       factorOf(shared, (code) => OWN_OF[code]),
     ) *
-    exact ** power
+    exact ** POWER
   );
 }
