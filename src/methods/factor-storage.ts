@@ -119,7 +119,7 @@ function roundIn(
     gram,
     grid: codeGrid(factorEncoding(dtype)),
     scaleGroup: dtype.scaleGroup,
-    roundScale: (scale) => roundScale('BF16', scale),
+    roundScale: (scale) => roundScale({ dtype: 'BF16' }, scale),
   });
 }
 
