@@ -4,7 +4,7 @@
  * run is a process of its own, and speed is tokens by processor time, so that other work on the machine disturbs little. The runs
  * alternate, and the least time and peak of several rounds count. Writes bench/results/inference.json.
  *
- *   npm run bench:inference -- [LAYERS]        layers of the model; default: 4
+ *   npm run bench:inference -- [LAYERS [ROUNDS]]       layers of the model, default: 6; rounds, default: 2
  */
 import { execFileSync } from 'node:child_process';
 import {
@@ -27,15 +27,16 @@ import { formatBytes, parseBytes } from '../src/format.js';
 import type { Figures } from './inference-child.js';
 import { machine } from './machine.js';
 
-const SHAPE = { experts: 64, rows: 512, cols: 1024 };
-const ATTENTION = { num_attention_heads: 16, num_key_value_heads: 4, head_dim: 64 };
+/** The proportions of Qwen3-30B-A3B's experts (768 × 2048). */
+const SHAPE = { experts: 64, rows: 288, cols: 768 };
+const ATTENTION = { num_attention_heads: 12, num_key_value_heads: 2, head_dim: 64 };
 /** Vocabulary of the trained fixture, whose tokenizer is used. */
 const VOCABULARY = 264;
 const FIT = ['--bases', '8', '--steps', '2', '--activation', 'tanh'];
 const MODELS = ['expanded', 'native', 'native int8'] as const;
 const BUDGETS = ['ample', 'no weight read twice', 'least'] as const;
 const AMPLE = '8GB';
-const ROUNDS = 2;
+const ROUNDS = Number(process.argv[3] ?? 2);
 const PROMPT =
   'def main(argv=None):\n    "A prompt of some length, so that a layer sees more than one token at once."\n';
 const NEW_TOKENS = 24;
@@ -146,7 +147,7 @@ function measure(budget: Row['budget']): Row[] {
   });
 }
 
-const layers = Number(process.argv[2] ?? 4);
+const layers = Number(process.argv[2] ?? 6);
 const work = mkdtempSync(join(process.env.MOBE_BENCH_DIR ?? tmpdir(), 'mobe-inference-'));
 const at = (name: string): string => join(work, name);
 const mobe = (...args: string[]): void => void execFileSync(process.execPath, [cli, ...args], { stdio: 'ignore' });
