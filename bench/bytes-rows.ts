@@ -36,14 +36,29 @@ const dense = (width: number, rounding: DenseWay['rounding'], name: string): Den
 });
 
 const DTYPES = ['bfloat16', 'int8', 'fp8', 'int6', 'int5', 'int4'];
-/** Those for which there are targets. */
-const ALLOCATED = ['bfloat16', 'int8', 'fp8'];
-
-/** The shares of bf16's bytes to which bases and dtypes are allocated: those of `int8` at m = 8, of dense 3 bits, and others. */
-const BUDGETS = [0.301, 0.203, 0.17, 0.141];
+/** The share of bf16's bytes that 8 bits a number make of m = 8, and those to which bases and dtypes are allocated. */
+const EIGHT_BITS = 0.3015;
+const BUDGETS = [
+  { share: 0.3015, everySeed: false },
+  { share: 0.203, everySeed: true },
+  { share: 0.17, everySeed: true },
+  { share: 0.141, everySeed: false },
+];
 
 /** The bits of a weight over all three projections, if gate and up have this share of bf16's 16 and down has 16. */
 const averageBits = (share: number): string => ((2 * 16 * share + 16) / 3).toFixed(4);
+
+const allocated = (dtype: string, size: readonly string[]): FactorWay => ({
+  ...{ kind: 'factors', name: `m allocated, ${dtype}`, series: 'factors, m allocated', everySeed: true },
+  options: [...TWO, ...size, '--dtype', dtype],
+});
+
+/** `repaired` says that down_proj is repaired as well, which stays dense and in bf16. */
+const fitted = (share: number, everySeed: boolean, repaired = ''): FactorWay => ({
+  ...{ kind: 'factors', name: `m and dtypes at ${(100 * share).toFixed(1)} %${repaired}`, everySeed },
+  series: `factors, fitted to bytes${repaired}`,
+  options: [...TWO, '--average-bits', averageBits(share), ...(repaired ? ['--repair', 'factors+down'] : [])],
+});
 
 export const WAYS: readonly BytesWay[] = [
   ...[2, 3, 4, 8].flatMap((width) => [dense(width, 'nearest', 'nearest'), dense(width, 'feedback', 'GPTQ')]),
@@ -54,22 +69,11 @@ export const WAYS: readonly BytesWay[] = [
       ...{ options: [...TWO, ...M8, ...UNIFORM, '--dtype', dtype], everySeed: false },
     }),
   ),
-  ...ALLOCATED.map(
-    (dtype): FactorWay => ({
-      ...{ kind: 'factors', name: `m allocated, ${dtype}`, series: 'factors, m allocated' },
-      ...{ options: [...TWO, ...M8, '--dtype', dtype], everySeed: true },
-    }),
-  ),
-  ...BUDGETS.map(
-    (share): FactorWay => ({
-      ...{
-        kind: 'factors',
-        name: `m and dtypes at ${(100 * share).toFixed(1)} %`,
-        series: 'factors, fitted to bytes',
-      },
-      ...{ options: [...TWO, '--average-bits', averageBits(share)], everySeed: true },
-    }),
-  ),
+  allocated('bfloat16', M8),
+  allocated('int8', ['--average-bits', averageBits(EIGHT_BITS)]),
+  allocated('fp8', ['--average-bits', averageBits(EIGHT_BITS)]),
+  ...BUDGETS.map(({ share, everySeed }) => fitted(share, everySeed)),
+  ...BUDGETS.filter(({ everySeed }) => everySeed).map(({ share }) => fitted(share, true, ', down repaired')),
 ];
 
 /** What the comparison should show. Shares and KLs are means over seeds. */

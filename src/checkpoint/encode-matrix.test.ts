@@ -1,17 +1,27 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { numberSequence } from '../../fixtures/number-sequence.js';
-import { packInt4, quantiseFp8 } from '../../fixtures/quantise.js';
+import { fp8Encoder, packInt4, quantiseFp8 } from '../../fixtures/quantise.js';
 import { OverflowError } from '../errors.js';
 import { floatsOf } from './codec.js';
 import { canEncode, codesOf, encodeMatrix, roundScale, SCALE_SHARES } from './encode-matrix.js';
 import { decodeRows, type Encoding, type ScaleDtype, type StoredEncoding, storedBytes } from './encoding.js';
 import { decodeScales, SCALE_DTYPES } from './encodings/block-scales.js';
+import { float8Values } from './float8.js';
 
 type Coded = Exclude<StoredEncoding, { kind: 'float' | 'gptq' | 'awq' }>;
 
-const codes = (dtype: 'I8' | 'F8_E4M3' | 'F8_E5M2', blockRows: number, blockCols: number, scaleDtype: ScaleDtype) =>
-  ({ kind: 'codes', dtype, scaleDtype, blockRows, blockCols }) as const;
+const codes = (
+  dtype: 'I8' | 'F8_E4M3' | 'F8_E5M2',
+  blockRows: number,
+  blockCols: number,
+  scaleDtype: ScaleDtype,
+  powersOfTwo?: true,
+) => ({ kind: 'codes', dtype, scaleDtype, blockRows, blockCols, powersOfTwo }) as const;
+const scaleRules = (encoding: Coded) => ({
+  dtype: encoding.scaleDtype,
+  powersOfTwo: encoding.kind === 'codes' && encoding.powersOfTwo,
+});
 const packed = (bits: number, groupSize: number, scaleDtype: ScaleDtype = 'BF16') =>
   ({ kind: 'packed', bits, scaleDtype, groupSize, zeroRows: 0, reordered: false }) as const;
 const fp4 = (groupSize: number, scaleDtype: ScaleDtype = 'F8_E8M0') =>
@@ -25,8 +35,9 @@ const encodings = fc.oneof(
       rows: fc.integer({ min: 1, max: 9 }),
       cols: fc.integer({ min: 1, max: 20 }),
       scale: fc.constantFrom('F32', 'F16', 'BF16', 'F8_E8M0'),
+      powers: fc.constantFrom(undefined, true as const),
     })
-    .map(({ dtype, rows, cols, scale }) => codes(dtype as 'I8', rows, cols, scale as ScaleDtype)),
+    .map(({ dtype, rows, cols, scale, powers }) => codes(dtype as 'I8', rows, cols, scale as ScaleDtype, powers)),
   fc
     .record({
       bits: fc.integer({ min: 1, max: 8 }),
@@ -109,7 +120,7 @@ function scalesFor(encoding: Coded, rows: number, cols: number, values: Float32A
   values.forEach((value, i) => {
     scales[blocks[i] as number] = Math.max(scales[blocks[i] as number] as number, Math.abs(value));
   });
-  return scales.map((most) => roundScale(encoding.scaleDtype, most === 0 ? 1 : Math.fround((most / largest) * share)));
+  return scales.map((most) => roundScale(scaleRules(encoding), most === 0 ? 1 : Math.fround((most / largest) * share)));
 }
 
 describe('a matrix that is encoded', () => {
@@ -224,6 +235,43 @@ describe('the codes are those of code that was compared with PyTorch and compres
   });
 });
 
+describe('scales that must be powers of two', () => {
+  const LARGEST = 448;
+
+  test('are those of DeepGEMM, 2^⌈log2(largest / 448)⌉, or half of them where clipping costs less', () => {
+    const [rows, cols, blockRows, blockCols] = [24, 40, 8, 16];
+    const values = randomMatrix({ rows, cols, seed: 11, size: 3 });
+    // In some blocks one value is far above the others, and just above a power of two times 448.
+    values.set([LARGEST * 2 ** -3 * 1.02], 0);
+    values.set([LARGEST * 2 ** -4 * 1.01], 8 * cols + 20);
+    const encoding = codes('F8_E4M3', blockRows, blockCols, 'F32', true);
+    const bytes = encodeMatrix(encoding, rows, cols, values, 'x');
+    const found = scalesIn(encoding, rows, cols, bytes);
+    const blocks = blockIndices(encoding, rows, cols);
+    const encode = fp8Encoder('F8_E4M3');
+    const numbers = float8Values('F8_E4M3');
+    let halved = 0;
+    found.forEach((scale, block) => {
+      const own = values.filter((_, i) => blocks[i] === block);
+      const whole = 2 ** Math.ceil(Math.log2(Math.max(...own.map(Math.abs)) / LARGEST));
+      const error = (tried: number): number =>
+        own.reduce((sum, value) => sum + ((numbers[encode(value / tried)] as number) * tried - value) ** 2, 0);
+      expect([whole, whole / 2]).toContain(scale);
+      expect(error(scale)).toBeLessThanOrEqual(Math.min(error(whole), error(whole / 2)) * (1 + 1e-6));
+      if (scale < whole) halved++;
+    });
+    expect(halved).toBeGreaterThan(0);
+    expect(halved).toBeLessThan(found.length);
+  });
+
+  test('are given as such, or refused', () => {
+    const encoding = codes('F8_E4M3', 1, 2, 'F32', true);
+    const encode = (scale: number) => encodeMatrix(encoding, 1, 2, Float32Array.of(3, 1), 'x', Float32Array.of(scale));
+    expect(encode(0.25)).toHaveLength(6);
+    expect(() => encode(0.3)).toThrow(/no power of two in F32/);
+  });
+});
+
 describe('values that cannot be encoded', () => {
   test('NaN and infinities are refused, and the tensor is named', () => {
     const bad = fc.constantFrom(Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY);
@@ -320,9 +368,9 @@ test('scales are rounded to their dtype, and positive ones never to 0', () => {
   const floats = fc.float({ min: Math.fround(1e-40), max: 400, noNaN: true });
   fc.assert(
     fc.property(fc.constantFrom(...SCALE_DTYPES), floats, (dtype, scale) => {
-      const rounded = roundScale(dtype, scale);
+      const rounded = roundScale({ dtype }, scale);
       expect(rounded).toBeGreaterThan(0);
-      expect(roundScale(dtype, rounded)).toBe(rounded);
+      expect(roundScale({ dtype }, rounded)).toBe(rounded);
       if (dtype === 'F32') expect(rounded).toBe(scale);
       if (scale < 2 ** -6) return;
       if (dtype === 'F8_E8M0') {
@@ -331,4 +379,18 @@ test('scales are rounded to their dtype, and positive ones never to 0', () => {
       } else expect(Math.abs(rounded - scale)).toBeLessThanOrEqual(scale * 2 ** -4);
     }),
   );
+});
+
+test('powers of two are the least that are not below a scale', () => {
+  const floats = fc.float({ min: 2 ** -149, max: 2 ** 127, noNaN: true });
+  fc.assert(
+    fc.property(floats, (scale) => {
+      const rounded = roundScale({ dtype: 'F32', powersOfTwo: true }, scale);
+      expect(Number.isInteger(Math.log2(rounded))).toBe(true);
+      expect(rounded).toBeGreaterThanOrEqual(scale);
+      expect(rounded).toBeLessThan(2 * scale);
+    }),
+    { examples: [[2 ** -149], [3 * 2 ** -149], [2 ** -126], [2 ** -126 - 2 ** -149], [2 ** 127]] },
+  );
+  expect(roundScale({ dtype: 'F32', powersOfTwo: true }, 1.5 * 2 ** 127)).toBe(Number.POSITIVE_INFINITY);
 });

@@ -2,7 +2,7 @@
 import { OverflowError } from '../errors.js';
 import { encodeFinite } from './codec.js';
 import { describeEncoding, type Encoding, type StoredEncoding, storedBytes } from './encoding.js';
-import { type BlockScales, decodeScales, encodeScales, type ScaleDtype } from './encodings/block-scales.js';
+import { type BlockScales, decodeScales, encodeScales, powersOfTwo } from './encodings/block-scales.js';
 import { type CodeGrid, E2M1_GRID, E4M3_GRID, E5M2_GRID, integerGrid } from './encodings/code-grid.js';
 
 /** Blocks with a scale each, and how the codes of a row become bytes. */
@@ -35,9 +35,9 @@ function writerOf(encoding: StoredEncoding): Writer {
   if (canEncode(encoding))
     switch (encoding.kind) {
       case 'codes': {
-        const { dtype, scaleDtype, blockRows: rows, blockCols: cols } = encoding;
+        const { dtype, scaleDtype, blockRows: rows, blockCols: cols, powersOfTwo } = encoding;
         const grid = dtype === 'I8' ? INT8 : dtype === 'F8_E4M3' ? E4M3_GRID : E5M2_GRID;
-        return { grid, blocks: { dtype: scaleDtype, rows, cols }, bits: 8 };
+        return { grid, blocks: { dtype: scaleDtype, rows, cols, powersOfTwo }, bits: 8 };
       }
       case 'fp4':
         return { grid: E2M1_GRID, blocks: { dtype: encoding.scaleDtype, rows: 1, cols: encoding.groupSize }, bits: 4 };
@@ -63,14 +63,17 @@ export function codesOf(encoding: StoredEncoding): {
 }
 
 /**
- * A scale rounded to its dtype: to the nearest number, or to the next power of two in e8m0. A positive scale stays positive. One that
- * is too large for its dtype becomes infinite or NaN.
+ * A scale as blocks can have it: rounded to the nearest number of its dtype, or up to a power of two in e8m0 and where all scales are
+ * such. A positive scale stays positive. One that is too large for its dtype becomes infinite or NaN.
  */
-export const roundScale = (dtype: ScaleDtype, scale: number): number =>
-  roundScales(dtype, Float32Array.of(scale))[0] as number;
+export const roundScale = (blocks: ScaleRules, scale: number): number =>
+  roundScales(blocks, Float32Array.of(scale))[0] as number;
 
-const roundScales = (dtype: ScaleDtype, scales: Float32Array): Float32Array =>
-  decodeScales(dtype, encodeScales(dtype, scales));
+/** The numbers that scales can be. */
+type ScaleRules = Pick<BlockScales, 'dtype' | 'powersOfTwo'>;
+
+const roundScales = ({ dtype, powersOfTwo: only }: ScaleRules, scales: Float32Array): Float32Array =>
+  decodeScales(dtype, encodeScales(dtype, only ? powersOfTwo(scales) : scales));
 
 /** Scales that are tried, as shares of the one with which the largest weight of a block becomes the largest code. */
 export const SCALE_SHARES: readonly number[] = Array.from({ length: 11 }, (_, i) => (20 - i) / 20);
@@ -107,14 +110,18 @@ export function encodeMatrix(
       `${chosen.length} scales, where ${describeEncoding(encoding)} of ${rows} × ${cols} has others`,
     );
   const exact = decodeScales(writer.blocks.dtype, scaleBytes);
+  const allowed = roundScales(writer.blocks, chosen);
   for (let i = 0; i < exact.length; i++) {
     if (!Number.isFinite(exact[i])) throw new OverflowError(label, describeEncoding(encoding));
-    if (exact[i] !== chosen[i]) throw new RangeError(`scale ${chosen[i]} is no ${writer.blocks.dtype}`);
+    if (allowed[i] !== chosen[i]) throw new RangeError(`scale ${chosen[i]} is no ${describeScales(writer.blocks)}`);
   }
   bytes.set(scaleBytes, sizes.data);
   writeCodes(writer, rows, cols, values, exact, bytes.subarray(0, sizes.data));
   return bytes;
 }
+
+const describeScales = ({ dtype, powersOfTwo: only }: ScaleRules): string =>
+  only ? `power of two in ${dtype}` : dtype;
 
 function holdsFinite(values: Float32Array): boolean {
   let zero = 0;
@@ -133,7 +140,7 @@ function searchScales({ grid, blocks }: Writer, rows: number, cols: number, valu
     const part = largest.subarray(from, from + BLOCKS_AT_ONCE);
     const candidates = SCALE_SHARES.map((share) =>
       roundScales(
-        blocks.dtype,
+        blocks,
         part.map((magnitude) => (magnitude > 0 ? (magnitude / grid.largest) * share || MIN_VALUE : 1)),
       ),
     );

@@ -200,19 +200,30 @@ export function storedDtypes(
   return { own: dtypeNamed(own, scaleGroup) ?? dtype, shared: dtypeNamed(shared, scaleGroup) ?? dtype };
 }
 
-/** The dtypes of A that an allocation of bytes chooses from. fp8 is as large as int8 and less exact. */
-const ALLOCATED_DTYPES = ['int8', 'int6', 'int5', 'int4'] as const satisfies readonly QuantisedName[];
+/**
+ * The dtypes of A and of B that an allocation of bytes chooses from. Each bit less of B adds a tenth of the noise that one of A does, and
+ * with many bases B has most of the bytes. fp8 is as large as int8 and less exact.
+ */
+const ALLOCATED_DTYPES: ReadonlyArray<readonly [own: QuantisedName, shared: QuantisedName]> = [
+  ['int8', 'int8'],
+  ['int6', 'int6'],
+  ['int6', 'int5'],
+  ['int5', 'int6'],
+  ['int5', 'int5'],
+  ['int4', 'int5'],
+  ['int4', 'int4'],
+];
 
 /**
- * The dtypes from which an allocation of bytes chooses those of a group's factors.
+ * The dtypes from which an allocation of bytes chooses those of a group's factors: the given ones, or all.
  * @param float the group's float dtype
  */
 export function dtypesToAllocate({ dtype, basesDtype, scaleGroup }: DtypeOptions, float: FloatDtype): StoredDtypes[] {
-  const names = dtype === undefined ? [...ALLOCATED_DTYPES, undefined] : [dtype];
-  return names.map((name) => {
-    const preset = quantisation({ dtype: name, basesDtype, scaleGroup });
-    return storedDtypes({ dtype: name, ...preset }, float);
-  });
+  const preset = { dtype, ...quantisation({ dtype, basesDtype, scaleGroup }) };
+  if (dtype !== undefined) return [storedDtypes(preset, float)];
+  const pairs = ALLOCATED_DTYPES.map(([own, shared]) => ({ dtype: own, basesDtype: basesDtype ?? shared }));
+  const distinct = pairs.filter(({ dtype: own }, i) => basesDtype === undefined || own !== pairs[i - 1]?.dtype);
+  return [...distinct, { basesDtype }].map((names) => storedDtypes({ ...names, scaleGroup }, float));
 }
 
 /** The projections that are factorised by default. An allocation of bytes may leave any of them dense. */

@@ -33,7 +33,7 @@ export function encodeInMetric(
     grid,
     scaleGroup: blocks.cols,
     scaleRows: blocks.rows,
-    roundScale: (scale) => roundScale(blocks.dtype, scale),
+    roundScale: (scale) => roundScale(blocks, scale),
   });
   return encodeMatrix(encoding, rows, cols, rounded.values, label, rounded.scales);
 }

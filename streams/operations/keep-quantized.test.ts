@@ -142,6 +142,17 @@ describe("--keep-quantized writes converted experts in the source's own quantisa
     await expectLikeSource('fp8', 'deepseek_v3', { quantised: 'fp8' }, [1], blocks);
   });
 
+  test('FP8 of a DeepSeek-V3.1, whose scales are powers of two', async () => {
+    const { written } = await expectLikeSource('ue8m0', 'deepseek_v3', { quantised: 'fp8-ue8m0' }, [1], blocks);
+    const scales = [...written.values()].filter(({ name }) => name.endsWith('_proj.weight_scale_inv'));
+    expect(scales.length).toBeGreaterThan(2 * 8);
+    for (const { name, bytes } of scales)
+      expect(
+        readFloats('F32', bytes).every((scale) => Number.isInteger(Math.log2(scale))),
+        name,
+      ).toBe(true);
+  });
+
   test('INT4 of a Kimi-K2, with all that is beside the codes', async () => {
     await expectLikeSource('int4', 'kimi_k2', { quantised: 'int4' }, [1, 2], int4);
   });

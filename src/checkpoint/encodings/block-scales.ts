@@ -16,6 +16,8 @@ export interface BlockScales {
   readonly dtype: ScaleDtype;
   readonly rows: number;
   readonly cols: number;
+  /** Whether scales that are written must be powers of two, whatever their dtype. Any scale is read. */
+  readonly powersOfTwo?: boolean | undefined;
 }
 
 const isFloat8 = (dtype: ScaleDtype): dtype is Exclude<ScaleDtype, FloatDtype> =>
@@ -75,6 +77,21 @@ export function encodeScales(dtype: ScaleDtype, scales: Float32Array): Uint8Arra
     codes[i] = Math.min(exponent + (exact ? 0 : 1), NOT_A_NUMBER.F8_E8M0);
   });
   return codes;
+}
+
+/** The least powers of two that are not below the scales. Above the largest f32 power of two it is infinite; 0 stays 0. */
+export function powersOfTwo(scales: Float32Array): Float32Array {
+  const powers = scales.slice();
+  const patterns = new Uint32Array(powers.buffer);
+  patterns.forEach((bits, i) => {
+    const exponent = (bits >>> 23) & 0xff;
+    const fraction = bits & 0x7fffff;
+    if (exponent === 0xff || fraction === 0) return;
+    // Below 2^−126 the fraction alone is the number, in units of 2^−149.
+    const subnormal = 2 ** (32 - Math.clz32(fraction - 1));
+    patterns[i] = exponent === 0 ? subnormal : (exponent + 1) << 23;
+  });
+  return powers;
 }
 
 const NOT_A_NUMBER = { F8_E4M3: 0x7f, F8_E8M0: 0xff } as const;

@@ -10,6 +10,8 @@ export const codesSchema = z.strictObject({
   scaleDtype,
   blockRows: size,
   blockCols: size,
+  /** Whether rebuilt weights get scales that are powers of two. It makes no difference for reading. */
+  powersOfTwo: z.literal(true).optional(),
 });
 
 /**

@@ -16,6 +16,10 @@ export interface QuantisationConfig {
 export const quantisationConfig = (config: Checkpoint['config']): QuantisationConfig | undefined =>
   quantisationEntries(config).find(({ path }) => !/vision|audio/.test(path))?.entry;
 
+/** Whether the config asks for scales that are powers of two, as DeepSeek-V3.1 has them in F32: the kernels of its loaders expect it. */
+export const wantsPowersOfTwo = (config: Checkpoint['config']): boolean =>
+  String(quantisationConfig(config)?.scale_fmt ?? '').toLowerCase() === 'ue8m0';
+
 /** `quant_method` in lower case; '' if there is none. */
 export const quantisationMethod = (config: Checkpoint['config']): string =>
   String(quantisationConfig(config)?.quant_method ?? '').toLowerCase();

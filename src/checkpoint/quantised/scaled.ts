@@ -13,7 +13,7 @@ import type { Fp4Encoding } from '../encodings/fp4.js';
 import type { TensorInfo } from '../header.js';
 import type { Checkpoint } from '../open-checkpoint.js';
 import type { StoredMatrix } from '../stored-matrix.js';
-import { positive, quantisationConfig, weightSchemes } from './config.js';
+import { positive, quantisationConfig, wantsPowersOfTwo, weightSchemes } from './config.js';
 import { checkScalar, firstOf, misshapen, partOf, scaleDtypeOf, unsupported } from './parts.js';
 
 /** The block size of DeepSeek-V3 and its successors, if the config has none. */
@@ -50,6 +50,7 @@ export function scaledMatrix(data: TensorInfo, checkpoint: Checkpoint): StoredMa
     scaleDtype: scaleDtypeOf(scales),
     blockRows,
     blockCols,
+    ...(wantsPowersOfTwo(checkpoint.config) && { powersOfTwo: true }),
   };
   return { name, rows, cols, encoding, data, scales, place: { tensor: name, element: 0 } };
 }

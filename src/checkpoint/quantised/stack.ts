@@ -5,6 +5,7 @@ import type { StoredEncoding } from '../encoding.js';
 import { scaleBytes } from '../encodings/block-scales.js';
 import type { TensorInfo } from '../header.js';
 import type { Checkpoint } from '../open-checkpoint.js';
+import { wantsPowersOfTwo } from './config.js';
 import { checkPart, misshapen, partOf, scaleDtypeOf, unsupported } from './parts.js';
 import { blockSize } from './scaled.js';
 
@@ -52,7 +53,10 @@ export function matrixStack(tensor: TensorInfo, checkpoint: Checkpoint): MatrixS
     count,
     rows,
     cols,
-    encoding: { kind: 'codes', dtype, scaleDtype, blockRows, blockCols },
+    encoding: {
+      ...{ kind: 'codes', dtype, scaleDtype, blockRows, blockCols },
+      ...(wantsPowersOfTwo(checkpoint.config) && { powersOfTwo: true }),
+    },
     data: slicer(tensor, rows * cols),
     scales: shared ? () => scales : slicer(scales, bytes),
   };

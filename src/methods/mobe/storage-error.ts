@@ -2,41 +2,35 @@
 import { type FactorDtype, isQuantisedDtype, type QuantisedName } from '../../checkpoint/factor-dtype.js';
 import type { StoredDtypes } from '../factor-storage.js';
 
-/**
- * The error that storing adds is a factor · (error of the exact fit)^POWER. It falls more slowly than that of the exact fit, because a group
- * with more bases has as large an A to round.
- */
-const POWER = 0.3;
 type Factors = Readonly<Record<QuantisedName, number>>;
-/** By the dtype of A, for fits without a metric. */
-const PLAIN: Factors = { int8: 0.001, fp8: 0.012, int6: 0.012, int5: 0.02, int4: 0.055 };
-/** For fits in a metric, whose own error is a smaller part of the whole. */
-const WEIGHED: Factors = { int8: 0.0022, fp8: 0.021, int6: 0.021, int5: 0.046, int4: 0.136 };
 
-/** The dtype of A with which bases of a dtype go. Bases in four bits go with none, and A in four bits is as coarse. */
-const OWN_OF: Readonly<Record<QuantisedName, QuantisedName>> = {
-  int8: 'int8',
-  fp8: 'fp8',
-  int6: 'int6',
-  int5: 'int4',
-  int4: 'int4',
+/** The error that storing adds is (factor of A's dtype + factor of B's dtype) · (error of the exact fit)^POWER. */
+interface Noise {
+  /** Of A, with the ridge of `ridgeFor`. */
+  readonly own: Factors;
+  readonly shared: Factors;
+}
+
+const POWER = 0.3;
+
+/** Of fits without a metric. */
+const PLAIN: Noise = {
+  own: { int8: 0.0008, fp8: 0.009, int6: 0.008, int5: 0.013, int4: 0.035 },
+  shared: { int8: 0.0002, fp8: 0.0025, int6: 0.002, int5: 0.007, int4: 0.028 },
+};
+/** Of fits in a metric, whose own error is a smaller part of the whole. */
+const WEIGHED: Noise = {
+  own: { int8: 0.002, fp8: 0.02, int6: 0.018, int5: 0.052, int4: 0.15 },
+  shared: { int8: 0.0002, fp8: 0.004, int6: 0.004, int5: 0.016, int4: 0.065 },
 };
 
 /**
- * The error that is to be added to that of a fit whose factors are exact, for dtypes with the ridge of `ridgeFor`. The coarser of the two
- * dtypes counts.
+ * The error that is to be added to that of a fit whose factors are exact.
  * @param exact relative squared error of a fit without a metric
  * @param inMetric whether the fits are made in a metric. The result is then in the unit of `exact`, too
  */
 export function storageError({ own, shared }: StoredDtypes, exact: number, inMetric: boolean): number {
-  const factors = inMetric ? WEIGHED : PLAIN;
-  const factorOf = (dtype: FactorDtype, name: (code: QuantisedName) => QuantisedName): number =>
-    isQuantisedDtype(dtype) ? factors[name(dtype.code)] : 0;
-  return (
-    Math.max(
-      factorOf(own, (code) => code),
-      factorOf(shared, (code) => OWN_OF[code]),
-    ) *
-    exact ** POWER
-  );
+  const noise = inMetric ? WEIGHED : PLAIN;
+  const of = (factors: Factors, dtype: FactorDtype): number => (isQuantisedDtype(dtype) ? factors[dtype.code] : 0);
+  return (of(noise.own, own) + of(noise.shared, shared)) * exact ** POWER;
 }
