@@ -479,6 +479,11 @@ class NativeModel:
         family = type(model).__bases__[1]
         loaded = family._load_pretrained_model(model, state_dict, checkpoint_files, load_config, *args, **kwargs)
         for module in model.modules():
+            for name in ("gate_up_proj", "up_proj", "down_proj") if isinstance(module, Factorised) else ():
+                # transformers decodes packed integers in the dtype of their scales, whatever dtype is asked for.
+                if name in module._parameters:
+                    parameter = module._parameters[name]
+                    parameter.data = parameter.data.to(module.mobe_dtype.dtype)
             for name in module.mobe_quantised if isinstance(module, Factorised) else ():
                 factor = module.mobe_factor(name)
                 # Loading made parameters of floats, which scales and fp8 codes are, trainable.
