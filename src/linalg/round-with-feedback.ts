@@ -114,7 +114,7 @@ function shiftUnrounded(
     shifts[j] = (fed[fedAt + j] as number) - dot(shifts, 0, transposed, (first + j) * cols + first, j);
 }
 
-/** The scale with the least squared error, of those at `SHARES`. */
+/** The scale with the least squared error, of those at `SHARES`. One that is too large for its dtype is infinite or NaN, as the values then are. */
 function searchScale(
   values: Float64Array,
   stride: number,
@@ -126,6 +126,9 @@ function searchScale(
   for (let i = 0; i < rows; i++)
     for (let j = 0; j < cols; j++) largest = Math.max(largest, Math.abs(values[i * stride + j] as number));
   let best = 1; // the scale of zeros
+  if (largest === 0) return best;
+  const whole = roundScale(largest / grid.largest);
+  if (!Number.isFinite(whole)) return whole;
   let least = Number.POSITIVE_INFINITY;
   for (const share of SHARES) {
     const scale = roundScale((share * largest) / grid.largest);
