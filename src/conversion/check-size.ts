@@ -7,7 +7,7 @@ import { isNative, type Settings } from './settings.js';
 
 /** The parts of a plan from which its size follows. */
 export type SizedPlan = Pick<ConversionPlan, 'bytesBefore' | 'bytesAfter' | 'quantised' | 'format'> & {
-  readonly settings: Partial<Pick<Settings, 'dtype' | 'keepQuantized'>>;
+  readonly settings: Partial<Pick<Settings, 'dtype' | 'keepQuantized' | 'width'>>;
 };
 
 /** Throws `LargerOutputError` if the output has more tensor bytes than the source. */
@@ -29,7 +29,8 @@ export function describeGrowth({
   const remedies: string[] = [];
   if (isNative({ format }) && decoded && !isQuantisedName(settings.dtype)) remedies.push('--dtype int8');
   if (isQuantisedName(settings.dtype) && settings.dtype !== 'int4') remedies.push('--dtype int4');
-  if (decoded && !settings.keepQuantized) remedies.push('--keep-quantized');
+  if (settings.width === 8) remedies.push('--width 4');
+  if (decoded && !settings.keepQuantized && settings.width === undefined) remedies.push('--keep-quantized');
   if (isNative({ format })) remedies.push('a smaller --keep');
   const because = decoded ? ', because quantised weights are decoded' : '';
   const give = remedies.length ? ` Give ${remedies.join(', or ')}.` : '';

@@ -66,8 +66,11 @@ const positive = z.number().int().positive();
 
 const settingsSchema = z
   .strictObject({
-    /** `mobe` writes factors under the native names. `hf` writes standard weights, rebuilt from the factors. */
-    format: z.enum(FORMATS).default('mobe'),
+    /**
+     * `mobe` writes factors under the native names. `hf` writes standard weights, rebuilt from the factors. Default: `mobe`, and `hf`
+     * for a method that has no factors.
+     */
+    format: z.enum(FORMATS).optional(),
     /** The factorisation method. */
     method: z
       .string()
@@ -109,6 +112,8 @@ const settingsSchema = z
     basesDtype: z.enum(DTYPE_NAMES).optional(),
     /** The columns of a row of a quantised factor that share a scale; default: 64. */
     scaleGroup: z.union([z.literal(64), z.literal(128)], { error: 'give 64 or 128' }).optional(),
+    /** The bits of a weight, for the method that quantises; default: 4. */
+    width: z.union([z.literal(4), z.literal(8)], { error: 'give 4 or 8' }).optional(),
     /**
      * Whether quantised tensors that are not factorised stay quantised, and rebuilt experts are quantised as their source is where that
      * can be written. By default all are decoded.
@@ -150,12 +155,23 @@ const settingsSchema = z
     ...settings,
     ...quantisation(settings),
     ...chosenMethod(settings).complete(settings),
+    format: formatOf(settings),
     projections: PROJECTIONS.filter((projection) =>
       (settings.projections ?? defaultProjections(settings)).includes(projection),
     ),
-    repair: settings.repair ?? (settings.calibration === undefined ? 'none' : 'factors'),
+    repair: settings.repair ?? (settings.calibration === undefined || !hasFactors(settings) ? 'none' : 'factors'),
     ...chosenAllocation(settings),
   }));
+
+/** Whether a method of this name has factors, and not only weights that it encodes itself. */
+const hasFactors = ({ method = DEFAULT_METHOD.name }: { readonly method?: string | undefined }): boolean =>
+  METHODS.get(method)?.writes === undefined;
+
+/** The format of the output: the one that is given, or the usual one of the method. */
+export const formatOf = (options: {
+  readonly format?: Format | undefined;
+  readonly method?: string | undefined;
+}): Format => options.format ?? (hasFactors(options) ? 'mobe' : 'hf');
 
 type DtypeOptions = {
   readonly dtype?: DtypeName | undefined;
@@ -164,9 +180,17 @@ type DtypeOptions = {
 };
 
 /** Reports dtypes that contradict each other. */
-function checkDtypes({ dtype, basesDtype, scaleGroup }: DtypeOptions, context: z.core.$RefinementCtx): void {
+function checkDtypes(
+  { dtype, basesDtype, scaleGroup, method }: DtypeOptions & { readonly method?: string | undefined },
+  context: z.core.$RefinementCtx,
+): void {
   const issue = (path: string, message: string): void => context.addIssue({ code: 'custom', path: [path], message });
   const quantises = isQuantisedName(dtype) || isQuantisedName(basesDtype);
+  if (!hasFactors({ method })) {
+    if (quantises)
+      issue(isQuantisedName(dtype) ? 'dtype' : 'basesDtype', `it is for factors. Give --width to --method ${method}`);
+    return;
+  }
   if (basesDtype !== undefined && !quantises && basesDtype !== dtype)
     issue('basesDtype', 'factors of float dtypes have one dtype, which --dtype gives. Leave --bases-dtype out');
   if (scaleGroup !== undefined && !quantises)
@@ -192,8 +216,10 @@ export function storedDtypes(
 }
 
 /** The projections that are factorised by default. */
-export const defaultProjections = ({ calibration }: { readonly calibration?: string | undefined }) =>
-  calibration === undefined ? DEFAULT_PROJECTIONS : PROJECTIONS;
+export const defaultProjections = (options: {
+  readonly calibration?: string | undefined;
+  readonly method?: string | undefined;
+}) => (options.calibration === undefined && hasFactors(options) ? DEFAULT_PROJECTIONS : PROJECTIONS);
 
 /** Throws `OptionError` for options that the method does not take. */
 function chosenMethod({
@@ -260,7 +286,7 @@ const flagName = (key: string): string => `--${key.replace(/[A-Z]/g, (letter) =>
 export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
-  const { allocate, sensitivity, maxLoss, allocation, weighing, repair, basesDtype, scaleGroup } = settings;
+  const { allocate, sensitivity, maxLoss, allocation, weighing, repair, basesDtype, scaleGroup, width } = settings;
   const what = {
     format,
     ...methodRecord(methodNamed(method)),
@@ -273,6 +299,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     layers,
     dtype,
     ...(scaleGroup !== undefined && { basesDtype, scaleGroup, ridge: ridgeFor(storedDtypes(settings, 'BF16').own) }),
+    ...(width !== undefined && { width }),
     keepQuantized,
     ...(allocate !== 'uniform' && { allocate, sensitivity, maxLoss, allocation }),
     ...(weighing && { ...calibrationRecord(weighing.facts, weighing.metric), repair }),

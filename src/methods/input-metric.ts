@@ -1,6 +1,6 @@
 /** The covariance of the inputs of single experts, in which the errors of their weights count. */
 import { addProduct } from '../linalg/multiply-transposed.js';
-import type { GroupShape, Metric, MetricMatrix } from './method.js';
+import type { FitMemory, GroupShape, Metric, MetricForm, MetricMatrix } from './method.js';
 
 /**
  * The matrix of a metric that weighs the columns of an expert's stored weights, (cols, cols) f32: those are its inputs. Undefined if
@@ -17,6 +17,22 @@ export function inputGram(
   if (!matrix || matrix.form === 'diagonal') return undefined;
   const size = transposed ? rows : cols;
   return matrix.form === 'full' ? held(matrix, expert, size * size) : lowRankGram(matrix, expert, size);
+}
+
+/**
+ * The memory of a fit whose weights are rounded with error feedback: beside a batch, for one expert, G in f32 and twice in f64 with
+ * its factor, and the errors of its weights with their sums. Without a covariance of inputs there is no feedback.
+ */
+export function withFeedback(
+  fit: FitMemory,
+  { rows, cols }: Pick<GroupShape, 'rows' | 'cols'>,
+  transposed: boolean,
+  metric: MetricForm | undefined,
+): FitMemory {
+  const matrix = transposed ? metric?.rows : metric?.columns;
+  if (!matrix || matrix.form === 'diagonal') return fit;
+  const order = transposed ? rows : cols;
+  return { ...fit, batch: fit.batch + 28 * order ** 2 + 20 * rows * cols };
 }
 
 function held(matrix: MetricMatrix, expert: number, numbers: number): Float32Array {
