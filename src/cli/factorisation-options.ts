@@ -5,6 +5,7 @@ import { DTYPE_NAMES, FORMATS, SCALE_GROUPS } from '../conversion/settings.js';
 import { QUALITY_NAMES } from '../methods/method.js';
 import { ACTIVATIONS } from '../methods/mobe/problem.js';
 import { QUALITIES } from '../methods/mobe/sizes.js';
+import { WIDTHS } from '../methods/quantise/problem.js';
 import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
 import { engine, maxMemory, positiveInteger, positiveNumber, threads, wholeNumber } from './options.js';
@@ -13,7 +14,10 @@ const methods = [...METHODS.values()];
 
 /** The methods for the help: "mobe: MoBE; …". */
 const METHOD_TITLES = methods
-  .map(({ name, title, native }) => `${name}: ${title}${native ? '' : ', for --format hf only'}`)
+  .map(
+    ({ name, title, writes }) =>
+      `${name}: ${title}${writes ? ', to packed integers of --width bits, which transformers and vLLM load; with --calibration by GPTQ' : ''}`,
+  )
   .join('; ');
 
 /** The solvers of all methods that leave a choice. */
@@ -27,10 +31,8 @@ const QUALITY_STEPS = Object.values(QUALITIES)
 export const format = (): Option =>
   new Option(
     '--format <format>',
-    'mobe: a native checkpoint, stored as factors; hf: standard weights, rebuilt from the factors and not smaller',
-  )
-    .choices(FORMATS)
-    .default('mobe');
+    'mobe: a native checkpoint, stored as factors; hf: standard weights, rebuilt from the factors and not smaller (default: mobe; hf with a method that has no factors)',
+  ).choices(FORMATS);
 
 /** Adds the options that `plan`, `compress` and `fit` share. */
 export function addFactorisationOptions(command: Command): Command {
@@ -151,8 +153,11 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--scale-group <n>',
-        'columns of a row of quantised factors that share a scale: 64 or 128 (default: 64)',
+        'columns of a row of quantised factors, or of quantised weights, that share a scale: 64 or 128 (default: 64; with --method quantise 128, or 64 if rows are no multiple of 128)',
       ).argParser(scaleGroup),
+    )
+    .addOption(
+      new Option('--width <bits>', 'bits of a weight with --method quantise: 4 or 8 (default: 4)').argParser(width),
     )
     .addOption(
       new Option(
@@ -187,6 +192,12 @@ export function addFactorisationOptions(command: Command): Command {
 function scaleGroup(text: string): number {
   const value = SCALE_GROUPS.find((known) => String(known) === text);
   if (value === undefined) throw new InvalidArgumentError(`Expected ${SCALE_GROUPS.join(' or ')}.`);
+  return value;
+}
+
+function width(text: string): number {
+  const value = WIDTHS.find((known) => String(known) === text);
+  if (value === undefined) throw new InvalidArgumentError(`Expected ${WIDTHS.join(' or ')}.`);
   return value;
 }
 

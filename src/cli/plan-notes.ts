@@ -9,6 +9,7 @@ export const planNotes = (planned: TimedPlan): string[] => [
   ...planned.source.notes,
   ...planned.model.notes,
   ...decodedNote(planned),
+  ...unpackedNote(planned),
   ...growthNote(planned),
 ];
 
@@ -23,6 +24,16 @@ function decodedNote({ groups, format, settings: { keepQuantized, dtype } }: Tim
   const kinds = [...new Set(decoded.flatMap(describeEncodings))].join(', ');
   return [
     `the experts of layer ${layers} are decoded to ${dtype ?? 'bfloat16'} in spite of --keep-quantized: their quantisation (${kinds}) can be read, but not written. All else stays quantised.`,
+  ];
+}
+
+/** Says which programs do not load a result of which only some layers are quantised. */
+function unpackedNote({ groups, model }: TimedPlan): string[] {
+  const converted = new Set(groups.map(({ layer }) => layer));
+  const others = model.layers.map(({ layer }) => layer).filter((layer) => !converted.has(layer));
+  if (!groups[0]?.coded || others.length === 0) return [];
+  return [
+    `the experts of layer ${formatRanges(others)} stay plain, and those of the other layers are packed: transformers 5 does not load such a mixture. Leave out --layers for it.`,
   ];
 }
 

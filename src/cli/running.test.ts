@@ -90,3 +90,15 @@ test('calibrate --script names a file of the package, and needs no model', async
   expect(code).toBe(0);
   expect(readFileSync(stdout.trim(), 'utf8')).toContain('TOKENS_FILE = "tokens.safetensors"');
 });
+
+test('compress --method quantise writes a folder that inspect, generate and verify read', async () => {
+  const out = join(temporaryFolder(), 'packed');
+  const { code, stdout } = await mobe('compress', TINY_MODEL, out, '--method', 'quantise', '--width', '8', '--json');
+  expect(code).toBe(0);
+  expect(JSON.parse(stdout)).toMatchObject({ settings: { method: 'quantise', width: 8, format: 'hf' } });
+  const inspected = JSON.parse((await mobe('inspect', out, '--json')).stdout);
+  expect(JSON.stringify(inspected)).toContain('INT8 in groups of 64');
+  const generated = await mobe('generate', out, '--prompt', prompt, '--max-new-tokens', '9');
+  expect(generated.stdout).toBe(`${greedy_text.slice(0, 9)}\n`);
+  expect((await mobe('verify', TINY_MODEL, out)).code).toBe(0);
+});

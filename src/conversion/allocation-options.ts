@@ -13,7 +13,7 @@ type AllocationOptions = Pick<MethodOptions, 'bases' | 'keep'> & {
   readonly maxLoss?: number | undefined;
   readonly averageBits?: number | undefined;
   readonly keepBytes?: number | undefined;
-  readonly format: 'mobe' | 'hf';
+  readonly format?: 'mobe' | 'hf' | undefined;
   readonly allocation?: Allocation | undefined;
 };
 

@@ -8,7 +8,7 @@ import { isNative, type Settings } from './settings.js';
 
 /** The parts of a plan from which its size follows. */
 export type SizedPlan = Pick<ConversionPlan, 'bytesBefore' | 'bytesAfter' | 'quantised' | 'format'> & {
-  readonly settings: Partial<Pick<Settings, 'dtype' | 'keepQuantized' | 'averageBits' | 'keepBytes'>>;
+  readonly settings: Partial<Pick<Settings, 'dtype' | 'keepQuantized' | 'averageBits' | 'keepBytes' | 'width'>>;
 };
 
 /** Throws `LargerOutputError` if the output has more tensor bytes than the source. */
@@ -31,7 +31,8 @@ export function describeGrowth({
   const inBytes = limitsBytes(settings);
   if (isNative({ format }) && decoded && !isQuantisedName(settings.dtype) && !inBytes) remedies.push('--dtype int8');
   if (isQuantisedName(settings.dtype) && settings.dtype !== 'int4' && !inBytes) remedies.push('--dtype int4');
-  if (decoded && !settings.keepQuantized) remedies.push('--keep-quantized');
+  if (settings.width === 8) remedies.push('--width 4');
+  if (decoded && !settings.keepQuantized && settings.width === undefined) remedies.push('--keep-quantized');
   if (isNative({ format }))
     remedies.push(
       `a smaller --${settings.averageBits !== undefined ? 'average-bits' : inBytes ? 'keep-bytes' : 'keep'}`,

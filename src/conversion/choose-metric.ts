@@ -37,7 +37,8 @@ export function chooseMetric(
     return { metric: undefined, memory: memoryWith(undefined) };
   const planned = (metric: MetricPlan): ChosenMetric => {
     const memory = memoryWith(metric);
-    return { metric, memory, note: describe(metric, plain, memory, perExpert, width) };
+    const use = groups[0]?.coded ? 'rounding' : metric.fit ? 'fits and their last A' : 'the last A of fits';
+    return { metric, memory, note: describe(metric, use, plain, memory, perExpert, width) };
   };
   const plain = memoryWith(undefined);
   const width = Math.max(...groups.map(({ problem }) => problem.cols));
@@ -98,7 +99,8 @@ function expectedGain(rank: number): number {
 }
 
 function describe(
-  { form, rank, fit }: MetricPlan,
+  { form, rank }: MetricPlan,
+  use: string,
   plain: MemoryPlan,
   memory: MemoryPlan,
   perExpert: number,
@@ -109,6 +111,5 @@ function describe(
     form === 'full'
       ? 'full covariances'
       : `covariances of rank ${rank} of ${width}, expected to keep about ${Math.round(100 * expectedGain((rank as number) / width))} % of what full ones gain`;
-  const use = fit ? 'fits and their last A' : 'the last A of fits';
   return `${kind}, for ${use}; ${formatBytes(more)} more memory (${Math.round((100 * more) / plain.expectedBytes)} %); about ${Math.round(perExpert)} tokens an expert`;
 }

@@ -11,9 +11,11 @@ import { checkRebuilt, defaultSizes, planGroups, productOf } from './group-plan.
 import { type MemoryPlan, planMemory, type RemoteFitters } from './memory-plan.js';
 import { recordSize } from './metric-plan.js';
 import { checkPacked } from './native-factors.js';
+import { checkPackedWeights } from './packed-weights.js';
 import {
   type CompressOptions,
   decodedDtype,
+  formatOf,
   holdsWeights,
   isNative,
   type RunSettings,
@@ -51,11 +53,12 @@ export async function planCompression(
   writes: 'checkpoint' | 'factor files' | 'float factors' = 'checkpoint',
 ): Promise<CompressionPlan> {
   const model = detectModel(source);
-  const rebuilds = writes === 'checkpoint' && options.format !== undefined && holdsWeights({ format: options.format });
+  const rebuilds = writes === 'checkpoint' && holdsWeights({ format: formatOf(options) });
   const followed = writes === 'float factors' ? withFloats(model, options) : followSource(model, options);
   const given = resolveSettings(rebuilds ? options : followed);
   if (rebuilds) checkRebuilt(given);
   const groups = planGroups(model, given);
+  if (groups[0]?.coded) checkPackedWeights(groups, given, writes);
   if (isNative(given)) for (const group of groups) checkPacked(group, source.config);
   const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, productOf(groups[0])));
   const sizes = defaultSizes(model, given);

@@ -14,6 +14,7 @@ import type { ByteRange } from '../sources/files.js';
 import { factorLayout, factorTensors } from './factor-files.js';
 import { type FactorTensor, type GroupPlan, nativeTensors, ownersOf, sourceBytes } from './group-plan.js';
 import { type NativeLayer, type RestoredTensor, restoredTensors } from './native-layers.js';
+import { packedTensors } from './packed-weights.js';
 import { decodedDtype, type Format, isNative, type OutputFormat } from './settings.js';
 import { type Slice, sliceOf } from './slices.js';
 import { type FormRange, formRanges, withSourceForms } from './source-form.js';
@@ -29,6 +30,8 @@ export interface Copy {
   readonly decode?: { readonly matrix: StoredMatrix; readonly dtype: FloatDtype };
   /** Set instead of `decode` if several matrices, or a transposed one, fill the place together. */
   readonly assemble?: { readonly slice: Slice; readonly dtype: FloatDtype };
+  /** Set instead of these if the bytes follow from the plan. */
+  readonly constant?: Uint8Array;
 }
 
 /** All that a conversion reads and writes: groups to fit, ranges to copy, and the shards of the output. */
@@ -131,6 +134,14 @@ export function planConversion(input: PlanInput): ConversionPlan {
     const group = owners.get(name);
     if (group && native) {
       for (const { part, ...factor } of factors.get(name) ?? []) put(factor, part.parameters);
+      return;
+    }
+    if (group?.coded) {
+      const { data, scales, shape, shapeBytes } = packedTensors(matrix, group.coded);
+      put(data, matrix.rows * matrix.cols);
+      put(scales, 0);
+      put(shape, 0);
+      copies.push({ target: shape.name, offset: 0, source: matrix.data, constant: shapeBytes });
       return;
     }
     const dtype = group?.dtype ?? floatDtypeOf(encoding) ?? wanted;
@@ -277,7 +288,8 @@ function fusedShape(experts: ReadonlyArray<readonly StoredMatrix[]>): number[] {
 }
 
 /** The bytes that a copy writes. */
-export function copyBytes({ source, decode, assemble }: Copy): number {
+export function copyBytes({ source, decode, assemble, constant }: Copy): number {
+  if (constant) return constant.length;
   if (assemble) return assemble.slice.size * floatBytes(assemble.dtype);
   return decode ? decode.matrix.rows * decode.matrix.cols * floatBytes(decode.dtype) : source.end - source.start;
 }

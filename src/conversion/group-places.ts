@@ -5,6 +5,7 @@ import { partsOf, storedFactors } from '../methods/factor-storage.js';
 import { type ConversionPlan, type Copy, copyOf } from './conversion-plan.js';
 import { factorTensorName } from './factor-files.js';
 import { type GroupPlan, nativeTensors } from './group-plan.js';
+import { packedTensors } from './packed-weights.js';
 import { holdsWeights, isNative } from './settings.js';
 import { type Slice, type SlicePart, sliceKey } from './slices.js';
 import type { AlternatingRows, FormRange, SourceForm } from './source-form.js';
@@ -66,9 +67,16 @@ export function groupPlaces(group: GroupPlan, form: Form): GroupPlaces {
 
 /** The places of a group's weights, in expert order. */
 export function weightPlaces(group: GroupPlan, { separate }: Pick<Form, 'separate'>): Array<readonly Place[]> {
-  const { experts, slices, dtype, dense, forms } = group;
+  const { experts, slices, dtype, dense, forms, coded } = group;
   const size = floatBytes(dtype);
   return experts.map((matrix, expert) => {
+    if (coded) {
+      const { data, scales } = packedTensors(matrix, coded);
+      return [
+        { factor: WEIGHTS, tensor: data.name, offset: 0, bytes: data.bytes },
+        { factor: SCALES, tensor: scales.name, offset: 0, bytes: scales.bytes },
+      ];
+    }
     const form = forms?.[expert];
     if (form) return formPlaces(form, matrix, slices?.[expert]);
     const { name, rows, cols, place } = matrix;

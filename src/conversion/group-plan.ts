@@ -1,13 +1,20 @@
 /** Plans which experts are factorised together, and the sizes of their factors. */
 import { isDeepStrictEqual } from 'node:util';
 import type { FloatDtype } from '../checkpoint/dtype.js';
-import { describeEncoding, floatDtypeOf } from '../checkpoint/encoding.js';
+import { describeEncoding, floatDtypeOf, type StoredEncoding } from '../checkpoint/encoding.js';
 import { FLOAT_NAMES, isQuantisedName } from '../checkpoint/factor-dtype.js';
 import type { TensorSpec } from '../checkpoint/header.js';
 import { type MatrixShape, matrixBytes, type StoredMatrix } from '../checkpoint/stored-matrix.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import { OptionError } from '../errors.js';
-import { hasCodes, type NamedPart, partsOf, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
+import {
+  hasCodes,
+  type NamedPart,
+  partsOf,
+  plainDtypes,
+  type StoredDtypes,
+  storedFactors,
+} from '../methods/factor-storage.js';
 import type { DefaultSizes, GroupNames, GroupShape, Method, MethodProblem } from '../methods/method.js';
 import { DEFAULT_METHOD, methodNamed } from '../methods/registry.js';
 import { type ExpertLayer, type MoeModel, PROJECTIONS, type Projection } from '../models/family.js';
@@ -38,11 +45,19 @@ export interface GroupPlan extends GroupNumber {
   readonly dtype: FloatDtype;
   /** The dtypes of the other factors; `dtype` if they are not quantised. */
   readonly stored: StoredDtypes;
+  /** The encoding of written weights, if the method decides it. Each matrix then has tensors of its own (`packedTensors`). */
+  readonly coded?: StoredEncoding | undefined;
   /** The forms of written weights, in expert order, if they are those of the source; undefined: they are floats of `dtype`. */
   readonly forms?: readonly SourceForm[] | undefined;
   /** The names of the factors in a native checkpoint; empty if the method has no native form. */
   readonly names: GroupNames;
 }
+
+/** The encoding in which an expert's weights are written. */
+export const weightEncoding = (
+  { coded, forms, dtype }: Pick<GroupPlan, 'coded' | 'forms' | 'dtype'>,
+  expert: number,
+): StoredEncoding => coded ?? forms?.[expert]?.encoding ?? { kind: 'float', dtype };
 
 /** Identifies a group within a model. */
 export type GroupKey = Pick<GroupPlan, 'layer' | 'projection' | 'group' | 'groups'>;
@@ -265,7 +280,9 @@ function cut(
 ): GroupPlan[] {
   const all = experts[projection];
   const given = isQuantisedName(settings.dtype) ? undefined : settings.dtype;
-  const dtype = (given ? undefined : dtypeOf(all)) ?? decodedDtype(settings);
+  const coded = method.writes?.(problem);
+  // Weights that are rounded once, to codes, are not rounded to a float dtype before.
+  const dtype = coded ? 'F32' : ((given ? undefined : dtypeOf(all)) ?? decodedDtype(settings));
   const size = problem.experts;
   const groups = all.length / size;
   const slices = slicesOf(experts, projection);
@@ -282,7 +299,8 @@ function cut(
     format: factorisedShape(projection, all[0] as StoredMatrix),
     slices: slices?.slice(group * size, (group + 1) * size),
     dtype,
-    stored,
+    stored: coded ? plainDtypes(dtype) : stored,
+    ...(coded && { coded }),
     names: method.native?.names({ layer, prefix, projection, group, groups }, size) ?? NO_NAMES,
   }));
 }

@@ -1,11 +1,13 @@
 /** Arranges a run so that it stays within its memory budget. memory-terms.ts has the memory that an arrangement takes. */
 
 import { floatBytes } from '../checkpoint/dtype.js';
+import { floatDtypeOf } from '../checkpoint/encoding.js';
 import type { ChosenEngine } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
+import { withFeedback } from '../methods/input-metric.js';
 import type { FitMemory, MethodProblem, MetricForm } from '../methods/method.js';
 import { groupUnits } from './group-places.js';
 import { type GroupPlan, sourceBytes } from './group-plan.js';
@@ -64,7 +66,7 @@ export function planMemory(
   remote?: RemoteFitters,
   weighing?: PlannedMetric,
 ): MemoryPlan {
-  const small = groups.every((group) => groupProduct(group) < SMALL_GROUP);
+  const small = groups.every((group) => group.method.oneThread || groupProduct(group) < SMALL_GROUP);
   if (remote) return planRemote(groups, settings, tensors, remote, small, weighing);
   // The CPU's threads can be divided among workers. Another engine has one device.
   const workers = small && engine.name === DEFAULT_ENGINE ? Math.max(1, Math.min(settings.threads, groups.length)) : 1;
@@ -174,7 +176,9 @@ function arrange(
   const termsOf = (batchExperts: number): MemoryTerms => {
     const all = groups.map((group) => {
       const metric = formOf(group, weighing);
-      return group.method.memory(group.problem, { solver, holdTargets, batchExperts, metric });
+      const fit = group.method.memory(group.problem, { solver, holdTargets, batchExperts, metric });
+      if (!isRounded(group, settings)) return fit;
+      return withFeedback(fit, group.problem, group.format.transposed, jobMetric(weighing?.metric, group)?.form);
     });
     const largest = (term: keyof FitMemory): number => all.reduce((top, fit) => Math.max(top, fit[term]), 0);
     const fit: FitMemory = { targets: largest('targets'), state: largest('state'), batch: largest('batch') };
@@ -246,6 +250,13 @@ function formOf(group: GroupPlan, weighing: PlannedMetric | undefined): MetricFo
   const metric = jobMetric(weighing?.metric, group);
   return metric?.fit ? metric.form : undefined;
 }
+
+/** Whether written weights of a group may be quantised. */
+const isRounded = ({ coded, experts }: GroupPlan, settings: Pick<Settings, 'format' | 'keepQuantized'>): boolean =>
+  coded !== undefined ||
+  (settings.keepQuantized &&
+    holdsWeights(settings) &&
+    experts.some(({ encoding }) => floatDtypeOf(encoding) === undefined));
 
 const largestMetric = (groups: readonly GroupPlan[], weighing: PlannedMetric | undefined): number =>
   groups.reduce((top, group) => Math.max(top, metricBytes(weighing?.metric, group)), 0);

@@ -9,6 +9,7 @@ import { listSideFiles } from '../checkpoint/side-files.js';
 import type { MoeModel } from '../models/family.js';
 import { type ConfigChanges, editConfig } from '../models/native.js';
 import type { ConversionPlan } from './conversion-plan.js';
+import { packedConfig } from './packed-weights.js';
 
 /** ModelOpt's config beside config.json. vLLM and TensorRT-LLM read it first. */
 export const QUANT_CONFIG_FILE = 'hf_quant_config.json';
@@ -39,11 +40,16 @@ function outcome({ groups, quantised, layout }: Converted, { layers }: Pick<MoeM
 /** The changes to `config.json`: to every entry on quantisation, at any level. */
 export function quantisationChanges(plan: ConversionPlan, model: Pick<MoeModel, 'layers'>): ConfigChanges {
   const entries = quantisationEntries(plan.source.config);
+  const packed = packedConfig(plan.groups, model);
+  if (packed) return { ...removed(entries), quantization_config: packed };
   const result = entries.length ? outcome(plan, model) : 'keep';
   if (result === 'keep') return {};
-  if (result === 'remove') return Object.fromEntries(entries.map(({ path }) => [path, undefined]));
+  if (result === 'remove') return removed(entries);
   return Object.assign({}, ...entries.map((entry) => exclusions(entry, result.plain)));
 }
+
+const removed = (entries: readonly QuantisationEntry[]): ConfigChanges =>
+  Object.fromEntries(entries.map(({ path }) => [path, undefined]));
 
 /**
  * The changes to the source's `hf_quant_config.json` for its copy in the result. It is left out if nothing is quantised any more.
@@ -53,7 +59,7 @@ export function quantConfigFileChanges(
   model: Pick<MoeModel, 'layers'>,
   file: Readonly<Record<string, unknown>>,
 ): 'leave out' | ConfigChanges {
-  const result = outcome(plan, model);
+  const result = packedConfig(plan.groups, model) ? 'remove' : outcome(plan, model);
   if (result === 'keep') return {};
   if (result === 'remove') return 'leave out';
   const entry = file.quantization;

@@ -66,8 +66,11 @@ const positive = z.number().int().positive();
 
 const settingsSchema = z
   .strictObject({
-    /** `mobe` writes factors under the native names. `hf` writes standard weights, rebuilt from the factors. */
-    format: z.enum(FORMATS).default('mobe'),
+    /**
+     * `mobe` writes factors under the native names. `hf` writes standard weights, rebuilt from the factors. Default: `mobe`, and `hf`
+     * for a method that has no factors.
+     */
+    format: z.enum(FORMATS).optional(),
     /** The factorisation method. */
     method: z
       .string()
@@ -113,6 +116,8 @@ const settingsSchema = z
     basesDtype: z.enum(DTYPE_NAMES).optional(),
     /** The columns of a row of a quantised factor that share a scale; default: 64. */
     scaleGroup: z.union([z.literal(64), z.literal(128)], { error: 'give 64 or 128' }).optional(),
+    /** The bits of a weight, for the method that quantises; default: 4. */
+    width: z.union([z.literal(4), z.literal(8)], { error: 'give 4 or 8' }).optional(),
     /**
      * Whether quantised tensors that are not factorised stay quantised, and rebuilt experts are quantised as their source is where that
      * can be written. By default all are decoded.
@@ -154,12 +159,23 @@ const settingsSchema = z
     ...settings,
     ...quantisation(settings),
     ...chosenMethod(settings).complete(settings),
+    format: formatOf(settings),
     projections: PROJECTIONS.filter((projection) =>
       (settings.projections ?? defaultProjections(settings)).includes(projection),
     ),
-    repair: settings.repair ?? (settings.calibration === undefined ? 'none' : 'factors'),
+    repair: settings.repair ?? (settings.calibration === undefined || !hasFactors(settings) ? 'none' : 'factors'),
     ...chosenAllocation(settings),
   }));
+
+/** Whether a method of this name has factors, and not only weights that it encodes itself. */
+const hasFactors = ({ method = DEFAULT_METHOD.name }: { readonly method?: string | undefined }): boolean =>
+  METHODS.get(method)?.writes === undefined;
+
+/** The format of the output: the one that is given, or the usual one of the method. */
+export const formatOf = (options: {
+  readonly format?: Format | undefined;
+  readonly method?: string | undefined;
+}): Format => options.format ?? (hasFactors(options) ? 'mobe' : 'hf');
 
 /** Options that limit bytes also allocate dtypes. `dtype` then limits the choice. */
 type DtypeOptions = {
@@ -171,10 +187,18 @@ type DtypeOptions = {
 };
 
 /** Reports dtypes that contradict each other. */
-function checkDtypes({ dtype, basesDtype, scaleGroup, ...size }: DtypeOptions, context: z.core.$RefinementCtx): void {
+function checkDtypes(
+  { dtype, basesDtype, scaleGroup, method, ...size }: DtypeOptions & { readonly method?: string | undefined },
+  context: z.core.$RefinementCtx,
+): void {
   const issue = (path: string, message: string): void => context.addIssue({ code: 'custom', path: [path], message });
   const chooses = limitsBytes(size) && dtype === undefined;
   const quantises = isQuantisedName(dtype) || isQuantisedName(basesDtype) || chooses;
+  if (!hasFactors({ method })) {
+    if (isQuantisedName(dtype) || isQuantisedName(basesDtype))
+      issue(isQuantisedName(dtype) ? 'dtype' : 'basesDtype', `it is for factors. Give --width to --method ${method}`);
+    return;
+  }
   if (basesDtype !== undefined && !quantises && basesDtype !== dtype)
     issue('basesDtype', 'factors of float dtypes have one dtype, which --dtype gives. Leave --bases-dtype out');
   if (scaleGroup !== undefined && !quantises)
@@ -229,9 +253,12 @@ export function dtypesToAllocate({ dtype, basesDtype, scaleGroup }: DtypeOptions
 /** The projections that are factorised by default. An allocation of bytes may leave any of them dense. */
 export const defaultProjections = ({
   calibration,
+  method,
   ...size
-}: { readonly calibration?: string | undefined } & Parameters<typeof limitsBytes>[0]) =>
-  calibration === undefined && !limitsBytes(size) ? DEFAULT_PROJECTIONS : PROJECTIONS;
+}: { readonly calibration?: string | undefined; readonly method?: string | undefined } & Parameters<
+  typeof limitsBytes
+>[0]) =>
+  calibration === undefined && !limitsBytes(size) && hasFactors({ method }) ? DEFAULT_PROJECTIONS : PROJECTIONS;
 
 /** Throws `OptionError` for options that the method does not take. */
 function chosenMethod({
@@ -299,7 +326,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
   const { allocate, sensitivity, maxLoss, averageBits, keepBytes, allocation, weighing, repair } = settings;
-  const { basesDtype, scaleGroup } = settings;
+  const { basesDtype, scaleGroup, width } = settings;
   const inBytes = limitsBytes(settings);
   const what = {
     format,
@@ -314,6 +341,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     layers,
     dtype,
     ...(scaleGroup !== undefined && { basesDtype, scaleGroup, ridge: ridgeFor(storedDtypes(settings, 'BF16').own) }),
+    ...(width !== undefined && { width }),
     keepQuantized,
     ...(allocate !== 'uniform' && { allocate, sensitivity, maxLoss, allocation }),
     ...(weighing && { ...calibrationRecord(weighing.facts, weighing.metric), repair }),

@@ -3,6 +3,7 @@
  * asks this interface for everything that depends on how experts are factorised.
  */
 import type { z } from 'zod';
+import type { StoredEncoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import type { Engine, EngineFacts } from '../engine/engine.js';
@@ -51,6 +52,10 @@ export interface MethodOptions {
   readonly steps?: number | undefined;
   readonly learningRate?: number | undefined;
   readonly batchExperts?: number | undefined;
+  /** The bits of a quantised weight. */
+  readonly width?: 4 | 8 | undefined;
+  /** The columns of a row that share a scale. */
+  readonly scaleGroup?: 64 | 128 | undefined;
   /** A calibration record, and what it is used for. */
   readonly calibration?: string | undefined;
   readonly metric?: string | undefined;
@@ -334,6 +339,13 @@ export interface Method<P extends GroupShape = GroupShape> {
   stores(problem: P): StoredFactors;
   /** The native form; undefined if the method converts only to standard weights. */
   readonly native?: NativeFactors<P>;
+  /**
+   * The encoding in which weights are written, if the method decides it. Its factors are the weights themselves, so it writes only
+   * standard weights.
+   */
+  writes?(problem: P): StoredEncoding;
+  /** True if the work for a group keeps one thread busy, however large the group is. So several groups are computed side by side. */
+  readonly oneThread?: boolean | undefined;
 
   /** The bytes that a fit and all of its results hold at their peak, without the group's stored weights. */
   memory(problem: P, options: FitMemoryOptions): FitMemory;

@@ -21,7 +21,7 @@ test('a method that is registered is there for settings, and its module for thre
   const method = await registerMethod(module);
   expect(await registerMethod(module.href)).toBe(method);
   expect(registeredModules()).toEqual([module.href]);
-  expect([...METHODS.keys()]).toEqual(['mobe', 'svd', 'own']);
+  expect([...METHODS.keys()]).toEqual(['mobe', 'svd', 'quantise', 'own']);
   expect(resolveSettings({ method: 'own', groups: 2 })).toMatchObject({ solver: 'only', steps: 1, groups: 2 });
   expect(() => resolveSettings({ method: 'own', bases: 2 })).toThrow('--method own has no use for it');
 });

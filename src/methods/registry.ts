@@ -1,9 +1,10 @@
 /** The registry of factorisation methods, with one line for each; programs that use the library may register more. */
 import type { Method } from './method.js';
 import { mobe } from './mobe/mobe.js';
+import { quantise } from './quantise/quantise.js';
 import { svd } from './svd/svd.js';
 
-const methods = new Map<string, Method>([mobe, svd].map((method): [string, Method] => [method.name, method]));
+const methods = new Map<string, Method>([mobe, svd, quantise].map((method): [string, Method] => [method.name, method]));
 
 /** Methods by their names in `--method` and in records. */
 export const METHODS: ReadonlyMap<string, Method> = methods;

@@ -127,7 +127,8 @@ export class ExpertRepair {
       squaredNorm: await norm.squared(expert, oriented),
     };
     if (written === 'factors') return { tensors, metric, ...squaredError(oriented, after) };
-    return { metric, ...writtenWeights(written, dense, before, asStored(format, after), label) };
+    const gram = format.transposed ? undefined : this.columns;
+    return { metric, ...writtenWeights(written, dense, before, asStored(format, after), label, gram) };
   }
 
   /** Sets a projection that is not factorised, and so is the same before and after. */
@@ -186,10 +187,11 @@ function writtenWeights(
   before: Float32Array,
   after: Float32Array,
   label: string,
+  gram?: Float32Array,
 ): RepairedTensors {
   // Weights that no token reached are not repaired: they keep the codes of the source.
   if (after === before && encoding.kind !== 'float')
     return { tensors: sourceWeights(encoding, format, bytes), ...squaredError(before, before) };
-  const { tensors, values } = encodeWeights(encoding, format, after, label);
+  const { tensors, values } = encodeWeights(encoding, format, after, label, gram);
   return { tensors, ...squaredError(before, values) };
 }

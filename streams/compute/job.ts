@@ -18,6 +18,7 @@ import {
   storedDtypesSchema,
   storedFactors,
 } from '../../src/methods/factor-storage.js';
+import { inputGram } from '../../src/methods/input-metric.js';
 import type { LossPoint } from '../../src/methods/loss-curve.js';
 import type { FitStep, GroupShape, StateStore } from '../../src/methods/method.js';
 import { createMetricNorm } from '../../src/methods/mobe/metric-norm.js';
@@ -246,6 +247,7 @@ export async function* runJob(
       format,
       asStored(format, rebuilt),
       expertLabel,
+      quantises ? inputGram(metric, problem, format.transposed, expert) : undefined,
     );
     const inMetric = await errorInMetric(expert, dense, asFactorised(format, values));
     return { kind: 'expert', expert, tensors: weights, ...squaredError(stored, values), ...inMetric };

@@ -6,6 +6,7 @@ import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.
 import type { EngineName } from '../../src/engine/create-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
+import { withFeedback } from '../../src/methods/input-metric.js';
 import type { FitMemory, FitStep } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
 import type { Channel } from '../../src/transport/channel.js';
@@ -144,10 +145,12 @@ class WorkerSession {
       const matrices = metric
         ? sizes.map((_, expert) => [metricName(expert), expertBytes(problem, metric.form)] as const)
         : [];
+      const fit = method.memory(problem, { ...options, solver, metric: metric?.fit ? metric.form : undefined });
+      const rounds = job.tensors.some(({ written }) => written !== undefined);
       const running = {
         stored,
         metric: matrices.reduce((sum, [, bytes]) => sum + bytes, 0),
-        fit: method.memory(problem, { ...options, solver, metric: metric?.fit ? metric.form : undefined }),
+        fit: rounds ? withFeedback(fit, problem, job.format.transposed, metric?.form) : fit,
       };
       this.memory.take(running);
       try {

@@ -1,8 +1,8 @@
 /** An expert's weights as they are written: floats, or in the encoding of the source. */
-import { encodeMatrix } from '../../src/checkpoint/encode-matrix.js';
 import { type StoredEncoding, storedBytes } from '../../src/checkpoint/encoding.js';
 import { decodePart, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
 import { SCALES, WEIGHTS } from '../../src/conversion/group-places.js';
+import { encodeInMetric } from '../../src/methods/encode-in-metric.js';
 
 /** The bytes by the names of their places: `WEIGHTS`, and `SCALES` if they are quantised. */
 export type WrittenTensors = Readonly<Record<string, Uint8Array<ArrayBuffer>>>;
@@ -20,14 +20,16 @@ export interface WrittenWeights {
 /**
  * Encodes weights (rows, cols). Scales are searched so that each block has the least squared error. Throws `OverflowError`, which
  * names `label`.
+ * @param gram the covariance of the inputs, (cols, cols), in which codes are rounded with error feedback. Floats do not regard it
  */
 export function encodeWeights(
   encoding: StoredEncoding,
   { rows, cols }: Size,
   weights: Float32Array,
   label: string,
+  gram?: Float32Array,
 ): WrittenWeights {
-  const bytes = encodeMatrix(encoding, rows, cols, weights, label);
+  const bytes = encodeInMetric(encoding, { rows, cols }, weights, label, gram && { gram });
   const values = new Float32Array(rows * cols);
   decodePart({ encoding, rows, cols }, bytes, { first: 0, count: rows }, values);
   return { tensors: byPlace(encoding, { rows, cols }, bytes), values };

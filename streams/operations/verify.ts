@@ -16,8 +16,10 @@ import {
   groupKey,
   groupLabel,
   groupOf,
+  planGroups,
   productOf,
   sourceBytes,
+  weightEncoding,
 } from '../../src/conversion/group-plan.js';
 import { findNativeGroups } from '../../src/conversion/native-groups.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
@@ -34,6 +36,7 @@ import { gather } from '../../src/conversion/slices.js';
 import { takeRows } from '../../src/conversion/source-form.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { InterruptedError, NotACheckpointError } from '../../src/errors.js';
+import { namedMethod } from '../../src/methods/registry.js';
 import { detectModel } from '../../src/models/detect.js';
 import { expertsOf } from '../../src/models/expert-names.js';
 import type { MoeModel } from '../../src/models/family.js';
@@ -245,6 +248,9 @@ function expectedGroups(model: MoeModel, result: Checkpoint, report: StoredRepor
       throw new NotACheckpointError(result.folder, `it claims to hold ${groupLabel(key)}, which its source has not`);
     return limited && known ? { ...found, stored: known.stored } : found;
   };
+  // A method that encodes weights itself has its sizes in the options.
+  const method = namedMethod(report.settings.method);
+  if (method?.writes) return planGroups(model, resolveSettings(methodOptions(report)));
   // Standard weights show only their dense shapes, so no factor sizes are known.
   return isNative({ format })
     ? findNativeGroups(result).map((native) => expected(native, native))
@@ -258,6 +264,11 @@ function dtypeOptions({ settings }: StoredReport): CompressOptions {
   const whole = typeof allocation === 'object' ? allocation : undefined;
   return { dtype, basesDtype, scaleGroup, averageBits, keepBytes, allocation: whole } as CompressOptions;
 }
+
+/** The options of a record that decide the groups of a method without factors. */
+const methodOptions = ({
+  settings: { method, width, scaleGroup, layers, projections },
+}: StoredReport): CompressOptions => ({ method, width, scaleGroup, layers, projections }) as CompressOptions;
 
 /** Compares the copied tensors, chunk by chunk as they were written. Returns the bytes compared. */
 async function compareCopies(
@@ -312,7 +323,7 @@ async function groupError(
     const { encoding } = matrix;
     const dense = { format: { ...format, encoding }, bytes: await readMatrix(plan.source.files, matrix) };
     const written = await readWritten(experts[expert] ?? []);
-    const stored = group.forms?.[expert]?.encoding ?? ({ kind: 'float', dtype } as const);
+    const stored = weightEncoding(group, expert);
     const own = native
       ? thread.call('compare', [expert, written, dense])
       : thread.call('difference', [{ format: { ...format, encoding: stored }, bytes: joinedBytes(written) }, dense]);

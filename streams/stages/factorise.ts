@@ -1,10 +1,16 @@
 /** The factorise stage: each group becomes a job, and the next free runner takes it. */
 import { isDeepStrictEqual } from 'node:util';
 import type { Encoding } from '../../src/checkpoint/encoding.js';
-import { type GroupKey, type GroupPlan, groupKey, groupLabel, sourceBytes } from '../../src/conversion/group-plan.js';
+import {
+  type GroupKey,
+  type GroupPlan,
+  groupKey,
+  groupLabel,
+  sourceBytes,
+  weightEncoding,
+} from '../../src/conversion/group-plan.js';
 import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
 import type { Settings } from '../../src/conversion/settings.js';
-import type { SourceForm } from '../../src/conversion/source-form.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../../src/errors.js';
 import { hasCodes } from '../../src/methods/factor-storage.js';
 import { ridgeFor } from '../../src/methods/mobe/ridge-for.js';
@@ -43,10 +49,10 @@ export function describeJob(
     const known = encodings.findIndex((it) => isDeepStrictEqual(it, encoding));
     return known < 0 ? encodings.push(encoding) - 1 : known;
   };
-  const forms = written === 'weights' ? group.forms : undefined;
+  const quantises = written === 'weights' && (group.forms ?? group.coded) !== undefined;
   const tensors = group.experts.map(({ name, data, encoding }, expert) => ({
     ...{ name, file: data.file, encoding: numberOf(encoding) },
-    ...(forms && { written: numberOf((forms[expert] as SourceForm).encoding) }),
+    ...(quantises && { written: numberOf(weightEncoding(group, expert)) }),
   }));
   return {
     method: group.method.name,

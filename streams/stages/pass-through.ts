@@ -15,7 +15,7 @@ import { assembleSlice, decodedRows, encodedMatrix, encodeRows } from './decode-
 /** Two reads keep a disk busy while a block is handed on. More are not faster, even from the page cache. */
 const READS_IN_FLIGHT = 2;
 
-/** A block whose read has started, or matrices to decode later. Steps are in the order of the copies. */
+/** A block whose read has started, or what is made later. Steps are in the order of the copies. */
 type Step = { readonly block: Block; readonly loaded: Promise<PooledBuffer> } | { readonly copy: Copy };
 
 /** One read: bytes of one copy, or of several copies that follow each other in a file. */
@@ -58,7 +58,7 @@ export async function* passThrough(
       }
       const step = waiting.shift();
       if (!step) return;
-      if ('copy' in step) yield* decoded(step.copy, reader, pool);
+      if ('copy' in step) yield* made(step.copy, reader, pool);
       else yield* cut(step.block, await step.loaded);
     }
   } finally {
@@ -67,12 +67,13 @@ export async function* passThrough(
   }
 }
 
-const isDecoded = ({ decode, assemble }: Copy): boolean => decode !== undefined || assemble !== undefined;
+/** Whether a copy is more than a range of bytes. */
+const isMade = ({ decode, assemble, constant }: Copy): boolean => (decode ?? assemble ?? constant) !== undefined;
 
 function* steps(copies: readonly Copy[]): Generator<{ block: Block } | { copy: Copy }> {
   for (const run of neighbours(copies)) {
     const [copy] = run as [Copy];
-    if (isDecoded(copy)) {
+    if (isMade(copy)) {
       yield { copy };
       continue;
     }
@@ -99,11 +100,15 @@ function* cut({ range, run }: Block, buffer: PooledBuffer): Generator<OutputChun
   }
 }
 
-async function* decoded(
-  { target, offset, decode, assemble }: Copy,
+async function* made(
+  { target, offset, decode, assemble, constant }: Copy,
   reader: RangeReader,
   pool: BufferPool | undefined,
 ): AsyncGenerator<OutputChunk> {
+  if (constant) {
+    yield { tensor: target, offset, data: constant };
+    return;
+  }
   if (assemble) {
     const { slice, dtype } = assemble;
     yield { tensor: target, offset, data: await assembleSlice(slice, slice.matrices, dtype, reader) };
@@ -130,8 +135,8 @@ function* neighbours(copies: readonly Copy[]): Generator<Copy[]> {
     const last = run.at(-1);
     const joins =
       last !== undefined &&
-      !isDecoded(last) &&
-      !isDecoded(copy) &&
+      !isMade(last) &&
+      !isMade(copy) &&
       last.source.file === copy.source.file &&
       last.source.end === copy.source.start &&
       copy.source.end - (run[0] as Copy).source.start <= READ_BYTES;
@@ -172,7 +177,7 @@ export async function* keepGroup(
   plan: Pick<ConversionPlan, 'format' | 'separate'>,
   reader: RangeReader,
 ): AsyncGenerator<OutputRecord> {
-  if (plan.format !== 'hf') throw new DroppedGroupError(groupLabel(group));
+  if (plan.format !== 'hf' || group.coded) throw new DroppedGroupError(groupLabel(group));
   yield* keptWeights(group, plan, reader);
   yield { finished: { ...groupKey(group), seconds: 0, keptError: null, dropped: true } satisfies KeptGroupReport };
 }

@@ -5,7 +5,7 @@ import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matri
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import type { FactorFile } from '../../src/conversion/factor-files.js';
 import { groupPlaces } from '../../src/conversion/group-places.js';
-import { type GroupPlan, groupLabel, groupOf, nativeTensors } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, groupLabel, groupOf, nativeTensors, weightEncoding } from '../../src/conversion/group-plan.js';
 import { FactorMismatchError } from '../../src/errors.js';
 import { partsOf, type StoredParts, storedFactors } from '../../src/methods/factor-storage.js';
 import { ridgeFor } from '../../src/methods/mobe/ridge-for.js';
@@ -108,7 +108,7 @@ export async function* rebuildWeights(
       bytes: await readMatrix(reader, target),
     };
     const label = `${groupLabel(group)}, expert ${expert}`;
-    const encoding = group.forms?.[expert]?.encoding ?? ({ kind: 'float', dtype: group.dtype } as const);
+    const encoding = weightEncoding(group, expert);
     const { tensors, ...rebuilt } = await thread.call('rebuild', [expert, factors, { label, encoding }, weights]);
     error = addErrors(error, rebuilt);
     for (const { factor, tensor, offset, part } of places)

@@ -3,11 +3,10 @@ import { type ExpertTokens, tokensOfExperts } from '../../src/calibration/expert
 import type { LayerRecord } from '../../src/calibration/record.js';
 import { shrinkage } from '../../src/calibration/shrinkage.js';
 import { sampleOf, tokenBatches } from '../../src/calibration/token-batches.js';
-import type { StoredEncoding } from '../../src/checkpoint/encoding.js';
 import { readMatrix, type StoredMatrix } from '../../src/checkpoint/stored-matrix.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { groupPlaces } from '../../src/conversion/group-places.js';
-import { type GroupPlan, groupKey, groupLabel } from '../../src/conversion/group-plan.js';
+import { type GroupPlan, groupKey, groupLabel, weightEncoding } from '../../src/conversion/group-plan.js';
 import { factorisedShape } from '../../src/conversion/orientation.js';
 import type { FittedGroupReport, MetricFacts, RepairedGroupReport } from '../../src/conversion/run-report.js';
 import { holdsWeights } from '../../src/conversion/settings.js';
@@ -59,8 +58,6 @@ export async function* repairLayer(
   if (record.width !== first.cols)
     throw new RecordShapeError(record.name, number, `has inputs of width ${record.width}, not ${first.cols}`);
   const tokens = tokensOfExperts(record, count);
-  const encodingOf = ({ forms, dtype }: GroupPlan, index: number): StoredEncoding =>
-    forms?.[index]?.encoding ?? { kind: 'float', dtype };
   const errors = new Map<GroupPlan, SquaredError>();
   const loaded = new Map<Projection, ReportedGroup>();
 
@@ -109,7 +106,7 @@ export async function* repairLayer(
     const { own, index } = found;
     await load(own);
     const label = `${groupLabel(own.group)}, expert ${index}`;
-    const written = holdsWeights(plan) ? encodingOf(own.group, index) : 'factors';
+    const written = holdsWeights(plan) ? weightEncoding(own.group, index) : 'factors';
     const { tensors, metric, ...error } = await thread.repair('fit', projection, index, dense, { label, written });
     add(errors, own.group, error);
     if (metric) add(inMetric, own.group, metric);
@@ -133,7 +130,7 @@ export async function* repairLayer(
     else if (down) {
       const label = `layer ${number} down_proj, expert ${expert}`;
       const dense = await denseWeights('down_proj', expert);
-      const { tensors, ...error } = await thread.repair('dense', dense, encodingOf(down, expert), label);
+      const { tensors, ...error } = await thread.repair('dense', dense, weightEncoding(down, expert), label);
       add(errors, down, error);
       yield* chunks(down, expert, tensors);
     }

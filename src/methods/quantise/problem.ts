@@ -1,0 +1,31 @@
+import { z } from 'zod';
+import type { GroupShape, StoredFactors } from '../method.js';
+
+/** The widths that programs load: compressed-tensors in transformers and vLLM. */
+export const WIDTHS = [4, 8] as const;
+
+/** A group whose n experts W_i (p, d) become integers that share scales. */
+export interface Problem extends GroupShape {
+  /** The bits of a weight. */
+  readonly width: (typeof WIDTHS)[number];
+  /** The columns of a stored row that share a scale. */
+  readonly scaleGroup: number;
+}
+
+const size = z
+  .int()
+  .positive()
+  .max(2 ** 24);
+export const problemSchema = z.strictObject({
+  experts: size,
+  rows: size,
+  cols: size,
+  width: z.union([z.literal(4), z.literal(8)]),
+  scaleGroup: size,
+});
+
+/** The only factor is the expert itself. */
+export const stores = ({ rows, cols }: Problem): StoredFactors => ({
+  shared: [],
+  byExpert: [{ name: 'W', shape: [rows, cols] }],
+});
