@@ -15,12 +15,12 @@ const POWER = 0.3;
 
 /** Of fits without a metric. */
 const PLAIN: Noise = {
-  own: { int8: 0.0008, fp8: 0.009, int6: 0.008, int5: 0.013, int4: 0.035 },
-  shared: { int8: 0.0002, fp8: 0.0025, int6: 0.002, int5: 0.007, int4: 0.028 },
+  own: { int8: 0.0008, fp8: 0.009, int6: 0.009, int5: 0.0145, int4: 0.038 },
+  shared: { int8: 0.0002, fp8: 0.002, int6: 0.002, int5: 0.007, int4: 0.028 },
 };
 /** Of fits in a metric, whose own error is a smaller part of the whole. */
 const WEIGHED: Noise = {
-  own: { int8: 0.002, fp8: 0.02, int6: 0.018, int5: 0.052, int4: 0.15 },
+  own: { int8: 0.002, fp8: 0.018, int6: 0.018, int5: 0.052, int4: 0.15 },
   shared: { int8: 0.0002, fp8: 0.004, int6: 0.004, int5: 0.016, int4: 0.065 },
 };
 
