@@ -1,4 +1,6 @@
+import { floatBytes } from '../checkpoint/dtype.js';
 import { floatDtypeOf } from '../checkpoint/encoding.js';
+import { matrixBytes } from '../checkpoint/stored-matrix.js';
 import { describeGrowth } from '../conversion/check-size.js';
 import type { TimedPlan } from '../conversion/estimate.js';
 import { describeEncodings, formatRanges, type GroupPlan } from '../conversion/group-plan.js';
@@ -22,8 +24,11 @@ function decodedNote({ groups, format, settings: { keepQuantized, dtype } }: Tim
   if (decoded.length === 0) return [];
   const layers = formatRanges([...new Set(decoded.map(({ layer }) => layer))]);
   const kinds = [...new Set(decoded.flatMap(describeEncodings))].join(', ');
+  const matrices = decoded.flatMap(({ experts, dtype: float }) => experts.map((it) => ({ it, float })));
+  const before = matrices.reduce((sum, { it }) => sum + matrixBytes(it), 0);
+  const after = matrices.reduce((sum, { it, float }) => sum + it.rows * it.cols * floatBytes(float), 0);
   return [
-    `the experts of layer ${layers} are decoded to ${dtype ?? 'bfloat16'} in spite of --keep-quantized: their quantisation (${kinds}) can be read, but not written. All else stays quantised.`,
+    `the experts of layer ${layers} are decoded to ${dtype ?? 'bfloat16'}, which takes ${(after / before).toFixed(1)} times their bytes, in spite of --keep-quantized: their quantisation (${kinds}) can be read, but not written. All else stays quantised.`,
   ];
 }
 

@@ -135,10 +135,18 @@ function describeExperts(
 const describeNames = (described: { experts: ReturnType<typeof layoutOf> } | undefined): string =>
   described?.experts.map(({ name }) => name).join(', ') ?? '';
 
-/** The changes to a native config that make it that of the dense model again. */
-export function denseConfig(config: Config): ConfigChanges {
+/**
+ * The changes to a native config that make it that of the dense model again. The entry on quantisation goes if its last tensors are
+ * decoded: the other experts of converted layers.
+ */
+export function denseConfig({
+  source: { config },
+  quantised,
+}: Pick<ConversionPlan, 'source' | 'quantised'>): ConfigChanges {
   const { mobe } = config;
-  const decoded = quantisationEntries(config).filter(({ entry }) => entry.quant_method === 'fp8' && entry.dequantize);
+  const entries = quantisationEntries(config);
+  const gone = quantised.before > 0 && quantised.after === 0 ? entries : [];
+  const decoded = entries.filter(({ entry }) => entry.quant_method === 'fp8' && entry.dequantize);
   const { source_model_type, source_architectures, source_auto_map } = (mobe ?? {}) as Config;
   return {
     ...(source_model_type ? { model_type: source_model_type } : {}),
@@ -147,6 +155,7 @@ export function denseConfig(config: Config): ConfigChanges {
     num_B: undefined,
     activation: undefined,
     mobe: undefined,
-    ...Object.fromEntries(decoded.map(({ path }) => [`${path}.dequantize`, undefined])),
+    ...Object.fromEntries(gone.map(({ path }) => [path, undefined])),
+    ...(gone.length === 0 && Object.fromEntries(decoded.map(({ path }) => [`${path}.dequantize`, undefined]))),
   };
 }

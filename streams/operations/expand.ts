@@ -49,7 +49,7 @@ export async function expand(
       }),
     companions: {
       modelling: { leave: MODELLING_NAMES },
-      config: denseConfig(source.config),
+      config: denseConfig(plan),
     },
     record: {
       kind: 'expand',

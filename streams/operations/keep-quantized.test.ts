@@ -349,6 +349,37 @@ describe('a native checkpoint keeps all that is not factorised, bit for bit:', (
   });
 });
 
+test('an expanded model of which nothing is quantised any more does not say otherwise', async () => {
+  const at = (...path: string[]) => join(root, 'native-int4-all', ...path);
+  await generateFamily(at('model'), 'kimi_k2', { quantised: 'int4', sizes: { layers: 2 } });
+  await compress(at('model'), at('native'), { bases: 3, steps: 3, dtype: 'int8', ...OUTPUT, ...KEEP }, LARGER);
+  await expand(at('native'), at('expanded'), OUTPUT);
+  const config = (folder: string) => JSON.parse(readFileSync(at(folder, 'config.json'), 'utf8'));
+  expect(config('native')).toHaveProperty('quantization_config');
+  expect(new Set([...readFolder(at('expanded')).values()].map(({ dtype }) => dtype))).not.toContain('I32');
+  expect(JSON.stringify(config('expanded'))).not.toContain('quant');
+  expect((await verify(at('model'), at('expanded'), { threads: 1 })).problems).toEqual([]);
+});
+
+test.each(['nvfp4', 'gptq', 'awq'] as const)(
+  'native factors beside %s leave what is not factorised bit for bit',
+  async (quantised) => {
+    const at = (...path: string[]) => join(root, `native-${quantised}`, ...path);
+    const source = await generateFamily(at('model'), 'qwen3_moe', { quantised, sizes: { layers: 2 } });
+    await compress(at('model'), at('native'), { bases: 3, steps: 3, layers: [1], ...OUTPUT, ...KEEP }, LARGER);
+    const written = readFolder(at('native'));
+    let kept = 0;
+    for (const tensor of source.tensors.values()) {
+      if (isExpertOf(tensor.name, [1]) && /gate_proj|up_proj/.test(tensor.name)) continue;
+      expectSame(written, tensor);
+      if (/experts/.test(tensor.name)) kept++;
+    }
+    expect(kept).toBeGreaterThan(8);
+    expect(written.get('model.layers.1.mlp.experts.0.up_proj.weight_scale')?.dtype).toBe('BF16');
+    expect((await verify(at('model'), at('native'), { threads: 1 })).problems).toEqual([]);
+  },
+);
+
 test('without it, all is decoded even where no layer is converted', async () => {
   const at = (...path: string[]) => join(root, 'none', ...path);
   const source = await generateFamily(at('model'), 'deepseek_v3', { quantised: 'fp8' });
