@@ -1,5 +1,6 @@
 /** Prepares an allocation of bytes: what there is to divide, and what is expected of it before any fit. */
 
+import { OptionError } from '../errors.js';
 import { storageError } from '../methods/mobe/storage-error.js';
 import { curveBases, type ErrorCurve, errorAt, partsOf } from './allocate.js';
 import { allocateBytes, type BytesAllocationInput } from './allocate-bytes.js';
@@ -11,6 +12,8 @@ import { projectionKey } from './group-plan.js';
 import { showColumns } from './native-factors.js';
 import { dtypesToAllocate, type Settings } from './settings.js';
 
+type Uniform = Pick<CompressionPlan, 'model' | 'groups' | 'source' | 'sizesNote' | 'settings'>;
+
 /** The facts of an allocation of bytes that need no fits. */
 export type BytesToAllocate = Omit<BytesAllocationInput, 'measure' | 'sensitivities' | 'remaining' | 'curves'>;
 
@@ -20,14 +23,20 @@ export type BytesToAllocate = Omit<BytesAllocationInput, 'measure' | 'sensitivit
  * @param settings of the run, which limit bytes
  */
 export function bytesToAllocate(
-  { model, groups, source: { config } }: Pick<CompressionPlan, 'model' | 'groups' | 'source'>,
+  { model, groups, source: { config }, sizesNote, settings: { rank } }: Uniform,
   settings: Settings,
 ): BytesToAllocate {
   const { weights, fixed, parts, ...bytes } = expertBytes(model, partsOf(groups), settings);
+  const limit = bytesLimit(settings, { weights, ...bytes }) as BytesLimit;
   const inMetric = hasMetric(settings);
+  if (sizesNote !== undefined && rank === undefined)
+    throw new OptionError(
+      limit.option,
+      'experts of this model are of several sizes, for which different ranks are chosen by default. Give --rank',
+    );
   return {
     ...{ weights, fixed, parts },
-    limit: bytesLimit(settings, { weights, ...bytes }) as BytesLimit,
+    limit,
     dtypesOf(part) {
       const all = dtypesToAllocate(settings, part.dtype);
       const readable = all.filter(({ shared }) => showColumns(shared, part.problem.cols, config));

@@ -45,11 +45,12 @@ export async function withAllocation<Result>(
   const outlook = await planAllocation(model, options, run, out);
   if (!outlook.bytes) check(outlook.uniform);
   const known = await allocationIn(out, outlook, run);
-  if (known) return use({ ...options, allocation: known });
+  const sized = withRank(options, outlook);
+  if (known) return use({ ...sized, allocation: known });
   if (outlook.bytes) check(await planExpected(model, options, outlook, run));
   else if (options.calibration !== undefined) await planExpected(model, options, outlook, run);
   await runProbes(model, outlook.probes, run);
-  const result = await use({ ...options, allocation: await decideAllocation(model, outlook, run) });
+  const result = await use({ ...sized, allocation: await decideAllocation(model, outlook, run) });
   await removeProbes(outlook.probes);
   return result;
 }
@@ -78,10 +79,14 @@ const EVEN = {
 } as const;
 
 /** The options of a run before its allocation is decided: the same number of bases everywhere, or the expected bytes. */
-export const expectedOptions = (
-  options: CompressOptions,
-  { bytes }: Pick<AllocationOutlook, 'bytes'>,
-): CompressOptions => (bytes ? { ...options, allocation: expectedAllocation(bytes) } : { ...options, ...EVEN });
+export const expectedOptions = (options: CompressOptions, outlook: AllocationOutlook): CompressOptions =>
+  outlook.bytes
+    ? { ...withRank(options, outlook), allocation: expectedAllocation(outlook.bytes) }
+    : { ...options, ...EVEN };
+
+/** The options with the rank with which bytes were counted. The usual sizes may have a smaller one than the full rank. */
+export const withRank = (options: CompressOptions, { bytes, uniform }: AllocationOutlook): CompressOptions =>
+  bytes && uniform.settings.rank !== undefined ? { ...options, rank: uniform.settings.rank } : options;
 
 /** Plans a run before the short fits, so that too small a memory is refused. A metric takes more memory than they do. */
 async function planExpected(

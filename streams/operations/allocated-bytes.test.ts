@@ -3,6 +3,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { differingFiles } from '../../fixtures/compare-weights.js';
+import { generateCheckpoint } from '../../fixtures/generate.js';
 import { generateFamily, TINY } from '../../fixtures/generate-family.js';
 import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
 import { readFolder } from '../../fixtures/read-folder.js';
@@ -158,7 +159,9 @@ test('a model with dtypes by layer and projection runs as its expanded weights d
 });
 
 describe('a size in bytes', () => {
-  test('is used and not exceeded; the record, the plan and the page tell what was chosen', async () => {
+  test('is used and not exceeded; the record, the plan and the page tell what was chosen', {
+    timeout: 180_000,
+  }, async () => {
     const wanted: CompressOptions = { ...QUICK, averageBits: 6 };
     const { settings, bytesAfter } = await compress(at('model'), at('sized'), wanted);
     const chosen = settings.allocation as Allocation;
@@ -223,6 +226,18 @@ describe('a size in bytes', () => {
     const larger = compress(at('fp8'), at('never'), { ...QUICK, averageBits: 12, dtype: 'bfloat16' });
     await expect(larger).rejects.toThrow(LargerOutputError);
     await expect(larger).rejects.toThrow('a smaller --average-bits');
+  });
+
+  test('counts a smaller rank that is chosen by default', async () => {
+    await generateCheckpoint(at('square'), { layers: 1, experts: 16, rows: 44, cols: 64 });
+    const { settings } = await compress(at('square'), at('square-out'), {
+      ...QUICK,
+      averageBits: 8,
+      projections: ['gate_proj', 'up_proj'],
+    });
+    const chosen = settings.allocation as Allocation;
+    expect(settings.rank).toBe(28);
+    expect(chosen.bytes).toBe(bytesOfExperts(at('square-out'), chosen));
   });
 
   test('that is too small is refused before the short fits, with one that is possible', async () => {

@@ -3,7 +3,14 @@ import { type CompressOptions, resolveSettings } from '../../src/conversion/sett
 import { OptionError } from '../../src/errors.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
-import { decideAllocation, expectedOptions, planAllocation, removeProbes, wantsAllocation } from './allocate.js';
+import {
+  decideAllocation,
+  expectedOptions,
+  planAllocation,
+  removeProbes,
+  wantsAllocation,
+  withRank,
+} from './allocate.js';
 import { areSensitivitiesKnown } from './find-sensitivities.js';
 import { measureRate, planRun, withEstimate } from './plan-run.js';
 import { areProbesFinished, probeBytes, runProbes } from './probe.js';
@@ -41,7 +48,7 @@ export async function plan(
       (await areSensitivitiesKnown(calibration, sensitivity, outlook.probes)));
   const allocation = finished ? await decideAllocation(model, outlook, run) : undefined;
   if (curve) await removeProbes(outlook.probes);
-  const decided = allocation ? { ...options, allocation } : expectedOptions(options, outlook);
+  const decided = allocation ? { ...withRank(options, outlook), allocation } : expectedOptions(options, outlook);
   const planned = await planRun(model, decided, run);
   await planned.record?.close();
   const rate = await measureRate(planned, run.peers);
