@@ -16,7 +16,7 @@ const methods = [...METHODS.values()];
 const METHOD_TITLES = methods
   .map(
     ({ name, title, writes }) =>
-      `${name}: ${title}${writes ? ', to packed integers of --width bits, which transformers and vLLM load; with --calibration by GPTQ' : ''}`,
+      `${name}: ${title}${writes ? ', to packed integers of --width bits, as compressed-tensors has them; with --calibration by GPTQ' : ''}`,
   )
   .join('; ');
 

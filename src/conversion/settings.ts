@@ -225,8 +225,8 @@ export function storedDtypes(
 }
 
 /**
- * The dtypes of A and of B that an allocation of bytes chooses from. Each bit less of B adds a tenth of the noise that one of A does, and
- * with many bases B has most of the bytes. fp8 is as large as int8 and less exact.
+ * The dtypes of A and of B that an allocation of bytes chooses from. B adds a third of the noise that A does in the same dtype, and with
+ * many bases it has most of the bytes. fp8 is as large as int8 and less exact.
  */
 const ALLOCATED_DTYPES: ReadonlyArray<readonly [own: QuantisedName, shared: QuantisedName]> = [
   ['int8', 'int8'],

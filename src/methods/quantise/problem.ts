@@ -1,7 +1,7 @@
 import { z } from 'zod';
 import type { GroupShape, StoredFactors } from '../method.js';
 
-/** The widths that programs load: compressed-tensors in transformers and vLLM. */
+/** The widths of compressed-tensors that transformers loads. */
 export const WIDTHS = [4, 8] as const;
 
 /** A group whose n experts W_i (p, d) become integers that share scales. */
