@@ -7,6 +7,7 @@ import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
 import { formatBytes } from '../format.js';
+import { withRounding } from '../methods/factor-storage.js';
 import { withFeedback } from '../methods/input-metric.js';
 import type { FitMemory, MethodProblem, MetricForm } from '../methods/method.js';
 import { groupUnits } from './group-places.js';
@@ -177,6 +178,7 @@ function arrange(
     const all = groups.map((group) => {
       const metric = formOf(group, weighing);
       const fit = group.method.memory(group.problem, { solver, holdTargets, batchExperts, metric });
+      if (!holdsWeights(settings)) return withRounding(fit, group);
       if (!isRounded(group, settings)) return fit;
       return withFeedback(fit, group.problem, group.format.transposed, jobMetric(weighing?.metric, group)?.form);
     });

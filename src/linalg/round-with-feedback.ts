@@ -100,6 +100,12 @@ export function roundWithFeedback({ gram, ...rounding }: FeedbackRounding): Roun
   return { values: result, scales };
 }
 
+/**
+ * The bytes that the rounding of a matrix (rows, cols) takes: G as it is given, in the order of rounding, and twice its factor; the
+ * matrix in that order, its errors, what they add to other columns, and the result.
+ */
+export const roundingBytes = (rows: number, cols: number): number => 28 * cols ** 2 + 28 * rows * cols;
+
 /** Columns and groups by falling diagonals of G, groups by their means. Those that are alike keep their order. */
 function roundingOrder(gram: Float32Array, cols: number, scaleGroup: number): { order: number[]; groups: Group[] } {
   const diagonal = (j: number): number => gram[j * (cols + 1)] as number;

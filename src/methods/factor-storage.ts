@@ -12,8 +12,9 @@ import {
   factorParts,
   isQuantisedDtype,
 } from '../checkpoint/factor-dtype.js';
+import { roundingBytes } from '../linalg/round-with-feedback.js';
 import { encodeInMetric } from './encode-in-metric.js';
-import type { FactorShape, Factors, MethodProblem } from './method.js';
+import type { FactorShape, Factors, FitMemory, MethodProblem } from './method.js';
 
 /** The dtypes of the factors that can be quantised (`FactorShape.coded`). */
 export interface StoredDtypes {
@@ -37,6 +38,14 @@ export interface FactorForm extends MethodProblem {
   /** The dtype of the factors that are never quantised. */
   readonly dtype: FloatDtype;
   readonly stored: StoredDtypes;
+}
+
+/** The memory of a fit whose factors are stored, with that in which the factor of one expert is rounded. */
+export function withRounding(fit: FitMemory, { method, problem, stored }: Omit<FactorForm, 'dtype'>): FitMemory {
+  const scaled = method.stores(problem).byExpert.find(({ name, coded }) => coded && name === method.scaled);
+  if (!scaled || !isQuantisedDtype(stored.own)) return fit;
+  const [rows = 1, cols = 1] = scaled.shape;
+  return { ...fit, batch: fit.batch + roundingBytes(rows, cols) };
 }
 
 /** A factor with the dtype in which it is stored. */

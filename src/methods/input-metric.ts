@@ -1,5 +1,6 @@
 /** The covariance of the inputs of single experts, in which the errors of their weights count. */
 import { addProduct } from '../linalg/multiply-transposed.js';
+import { roundingBytes } from '../linalg/round-with-feedback.js';
 import type { FitMemory, GroupShape, Metric, MetricForm, MetricMatrix } from './method.js';
 
 /**
@@ -19,10 +20,7 @@ export function inputGram(
   return matrix.form === 'full' ? held(matrix, expert, size * size) : lowRankGram(matrix, expert, size);
 }
 
-/**
- * The memory of a fit whose weights are rounded with error feedback: beside a batch, for one expert, G in f32 and twice in f64 with
- * its factor, and the errors of its weights with their sums. Without a covariance of inputs there is no feedback.
- */
+/** The memory of a fit whose weights are rounded with error feedback, one expert at a time. Without a covariance of inputs there is none. */
 export function withFeedback(
   fit: FitMemory,
   { rows, cols }: Pick<GroupShape, 'rows' | 'cols'>,
@@ -32,7 +30,8 @@ export function withFeedback(
   const matrix = transposed ? metric?.rows : metric?.columns;
   if (!matrix || matrix.form === 'diagonal') return fit;
   const order = transposed ? rows : cols;
-  return { ...fit, batch: fit.batch + 28 * order ** 2 + 20 * rows * cols };
+  const lowRank = matrix.form === 'low-rank' ? 8 * order ** 2 : 0;
+  return { ...fit, batch: fit.batch + roundingBytes((rows * cols) / order, order) + lowRank };
 }
 
 function held(matrix: MetricMatrix, expert: number, numbers: number): Float32Array {

@@ -6,6 +6,7 @@ import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.
 import type { EngineName } from '../../src/engine/create-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { formatBytes } from '../../src/format.js';
+import { withRounding } from '../../src/methods/factor-storage.js';
 import { withFeedback } from '../../src/methods/input-metric.js';
 import type { FitMemory, FitStep } from '../../src/methods/method.js';
 import { methodNamed } from '../../src/methods/registry.js';
@@ -18,7 +19,7 @@ import { type TensorPiece, wholePiece } from '../../src/transport/tensor-piece.j
 import { collector, takeTensor } from '../machines/collect.js';
 import type { ListenAt, ServiceHooks } from '../machines/peer-options.js';
 import { ComputeThread } from './compute-thread.js';
-import { fitJob, type JobOutput, jobFormats } from './job.js';
+import { fitJob, type JobOutput, jobForm, jobFormats } from './job.js';
 import {
   expertName,
   MAX_JOB_BYTES,
@@ -150,7 +151,7 @@ class WorkerSession {
       const running = {
         stored,
         metric: matrices.reduce((sum, [, bytes]) => sum + bytes, 0),
-        fit: rounds ? withFeedback(fit, problem, job.format.transposed, metric?.form) : fit,
+        fit: rounds ? withFeedback(fit, problem, job.format.transposed, metric?.form) : withRounding(fit, jobForm(job)),
       };
       this.memory.take(running);
       try {
