@@ -293,7 +293,7 @@ describe('values that cannot be encoded', () => {
       encodeMatrix(packed(4, 2, scaleDtype), 1, 2, Float32Array.of(value, 1), 'a');
     expect(() => encode(65504 * 7 * 1.01, 'F16')).toThrow(OverflowError);
     expect(() => encode(448 * 7 * 1.01, 'F8_E4M3')).toThrow(OverflowError);
-    expect(() => encode(448 * 7 * 1.01, 'F8_E4M3')).toThrow(/INT4 in groups of 2: .* without --keep-quantized/);
+    expect(() => encode(448 * 7 * 1.01, 'F8_E4M3')).toThrow(/INT4 in groups of 2: .* no --keep-quantized/);
     expect(encode(448 * 7, 'F8_E4M3')).toHaveLength(5);
     expect(() => encode(65504 * 7, 'F16')).not.toThrow();
   });

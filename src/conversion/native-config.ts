@@ -10,6 +10,7 @@ import type { ConfigChanges } from '../models/native.js';
 import { modelTypeOf } from '../models/native-forms.js';
 import type { ConversionPlan } from './conversion-plan.js';
 import { compareGroups, type GroupPlan, groupLabel } from './group-plan.js';
+import { FORMAT_VERSION } from './native-factors.js';
 
 /** The facts about a run that a native config records. */
 export interface Origin {
@@ -44,7 +45,7 @@ export function nativeConfig(
     },
     ...(factors.length === 1 && !hasCodes(stored) && method.native?.common?.(problem, count)),
     mobe: {
-      format_version: 2,
+      format_version: FORMAT_VERSION,
       method: method.name,
       ...describeExperts(
         layers.filter(({ layer }) => held.has(layer)),

@@ -6,16 +6,18 @@ import {
   dtypeName,
   dtypeNamed,
   type FactorDtype,
+  FLOAT_NAMES,
   factorEncoding,
   packedBits,
+  QUANTISED_NAMES,
 } from '../checkpoint/factor-dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
 import {
-  ConfigMismatchError,
   MissingExpertError,
   MissingScaleError,
+  NativeConfigError,
   OptionError,
   UnequalExpertError,
 } from '../errors.js';
@@ -30,7 +32,7 @@ import type { GroupPlan } from './group-plan.js';
 export const factorName = (tensor: string): string => tensor.replace(/_packed$/, '');
 
 /**
- * The dtypes of a projection's factors, if some are quantised. Throws a `ConfigMismatchError` if the config names a dtype that does
+ * The dtypes of a projection's factors, if some are quantised. Throws a `NativeConfigError` if the config names a dtype that does
  * not exist.
  */
 export function dtypesInConfig(
@@ -43,12 +45,49 @@ export function dtypesInConfig(
   const file = fileIn(folder, CONFIG_FILE);
   const known = (key: string, name: unknown, group: number): FactorDtype => {
     const found = dtypeNamed(name, group);
-    if (!found) throw new ConfigMismatchError(file, `mobe.factors: ${key}`, name, 'no dtype of this name');
+    if (!found)
+      throw new NativeConfigError(
+        file,
+        `names the dtype ${JSON.stringify(name)} as "${key}" in mobe.factors; known are ${[...QUANTISED_NAMES, ...Object.keys(FLOAT_NAMES)].join(', ')}`,
+      );
     return found;
   };
   if (!Number.isSafeInteger(group) || !((group as number) > 0))
-    throw new ConfigMismatchError(file, 'mobe.factors: scale_group', group, 'scales, which columns share');
+    throw new NativeConfigError(
+      file,
+      `has "scale_group": ${JSON.stringify(group)} in mobe.factors, which must be the number of columns that share a scale`,
+    );
   return { own: known('dtype', dtype, group as number), shared: known('bases_dtype', shared, group as number) };
+}
+
+/** The newest form of native checkpoints that this program reads. */
+export const FORMAT_VERSION = 2;
+
+/** Throws `NativeConfigError` if the config is of a newer form, or gives a projection other sizes than its tensors have. */
+export function checkSizes(
+  { config, folder }: Pick<Checkpoint, 'config' | 'folder'>,
+  {
+    method,
+    problem,
+    groups,
+    layer,
+    projection,
+  }: Pick<GroupPlan, 'method' | 'problem' | 'groups' | 'layer' | 'projection'>,
+): void {
+  const file = fileIn(folder, CONFIG_FILE);
+  const version = (config.mobe as Checkpoint['config'] | undefined)?.format_version ?? FORMAT_VERSION;
+  if (!(typeof version === 'number' && version <= FORMAT_VERSION))
+    throw new NativeConfigError(
+      file,
+      `has format_version ${JSON.stringify(version)}, and this version of mobe reads up to ${FORMAT_VERSION}: update mobe`,
+    );
+  const entry = factorsEntry(config, { layer, projection });
+  for (const [key, size] of Object.entries(method.native?.sizes(problem, groups) ?? {}))
+    if (entry && key in entry && entry[key] !== size)
+      throw new NativeConfigError(
+        file,
+        `says "${key}": ${JSON.stringify(entry[key])} for ${projection} of layer ${layer} in mobe.factors, and the tensors have ${JSON.stringify(size)}`,
+      );
 }
 
 /**
@@ -115,7 +154,10 @@ export function storedFactorMatrix(
     if (String(found.shape) !== String(part.shape))
       throw new UnequalExpertError(found.name, found.file, `has shape [${found.shape}], expected [${part.shape}]`);
     if (found.dtype !== part.dtype)
-      throw new UnequalExpertError(found.name, found.file, `is ${found.dtype}, ${CONFIG_FILE} asks for ${part.dtype}`);
+      throw new NativeConfigError(
+        fileIn(folder, CONFIG_FILE),
+        `asks for ${part.dtype} in mobe.factors, and tensor "${found.name}" in ${found.file} is ${found.dtype}`,
+      );
     return found;
   }) as [TensorInfo, TensorInfo?];
   const rows = factor.shape.slice(0, -1).reduce((a, b) => a * b, 1);

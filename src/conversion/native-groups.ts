@@ -1,15 +1,22 @@
 /** Finds the groups of a native checkpoint from the names and shapes of its tensors. */
 import { isFloatDtype } from '../checkpoint/dtype.js';
 import type { TensorInfo } from '../checkpoint/header.js';
-import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
+import { type Checkpoint, CONFIG_FILE } from '../checkpoint/open-checkpoint.js';
 import type { StoredMatrix } from '../checkpoint/stored-matrix.js';
-import { MissingExpertError, UnequalExpertError, UnknownModelError, UnsupportedDtypeError } from '../errors.js';
+import {
+  MissingExpertError,
+  NativeConfigError,
+  UnequalExpertError,
+  UnknownModelError,
+  UnsupportedDtypeError,
+} from '../errors.js';
+import { fileIn } from '../location.js';
 import { hasCodes, partsOf, plainDtypes, type StoredDtypes, storedFactors } from '../methods/factor-storage.js';
 import type { Method, NativeFactors, NativePlace } from '../methods/method.js';
 import { METHODS } from '../methods/registry.js';
 import type { Projection } from '../models/family.js';
 import { type FactorTensor, type GroupPlan, nativeTensors } from './group-plan.js';
-import { dtypesInConfig, factorName, logicalTensors, storedFactorMatrix } from './native-factors.js';
+import { checkSizes, dtypesInConfig, factorName, logicalTensors, storedFactorMatrix } from './native-factors.js';
 import { factorisedShape, turnedSize } from './orientation.js';
 
 interface NativeMethod extends Method {
@@ -32,8 +39,8 @@ interface Marked extends NativePlace {
 
 /**
  * Returns the groups of a native checkpoint. The data of their `experts` is the factor that includes σ. Throws
- * `UnknownModelError` if there are none, and `MissingExpertError`, `UnequalExpertError` or `UnsupportedDtypeError` if one is
- * damaged.
+ * `UnknownModelError` if there are none, `NativeConfigError` if the config does not describe them, and `MissingExpertError`,
+ * `UnequalExpertError` or `UnsupportedDtypeError` if one is damaged.
  */
 export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
   const method = nativeMethod(checkpoint);
@@ -65,7 +72,11 @@ export function findNativeGroups(checkpoint: Checkpoint): GroupPlan[] {
     const last = parts.reduce((most, { group }) => Math.max(most, group), 0);
     const groups = parts.some(({ numbered }) => numbered) ? 1 + last : 1;
     if (parts.length !== groups) throw incomplete(parts, checkpoint);
-    return parts.map((part) => nativeGroup(checkpoint, method, { ...part, groups }));
+    return parts.map((part) => {
+      const group = nativeGroup(checkpoint, method, { ...part, groups });
+      checkSizes(checkpoint, group);
+      return group;
+    });
   });
 }
 
@@ -82,6 +93,11 @@ function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked
   if (dtypes) return quantisedGroup(checkpoint, method, place, dtypes);
   const { layer, prefix, projection, marked, group, groups } = place;
   const { dtype } = marked;
+  if (!isFloatDtype(dtype) && isStoredDtype(dtype))
+    throw new NativeConfigError(
+      fileIn(checkpoint.folder, CONFIG_FILE),
+      `has no dtype for ${projection} of layer ${layer} in mobe.factors, and "${marked.name}" in ${marked.file} is ${dtype}`,
+    );
   if (!isFloatDtype(dtype)) throw new UnsupportedDtypeError(marked.name, marked.file, dtype);
   const problem = method.native.problem(place, marked, checkpoint);
   const names = method.native.names(place, problem.experts);
@@ -104,6 +120,9 @@ function nativeGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked
   const stored = plainDtypes(dtype);
   return { layer, prefix, projection, group, groups, method, problem, experts, format, dtype, stored, names };
 }
+
+/** Whether quantised factors are stored in a dtype. */
+const isStoredDtype = (dtype: string): boolean => ['I8', 'I32', 'F8_E4M3'].includes(dtype);
 
 /** A group with quantised factors. Their dtypes are those of the config; all their parts are checked here. */
 function quantisedGroup(checkpoint: Checkpoint, method: NativeMethod, place: Marked, stored: StoredDtypes): GroupPlan {

@@ -84,6 +84,17 @@ export class ConfigMismatchError extends InputError {
   }
 }
 
+/** The config of a native checkpoint does not describe its factors. */
+export class NativeConfigError extends InputError {
+  /** @param what completes a sentence that begins with the file's name */
+  constructor(
+    readonly file: string,
+    what: string,
+  ) {
+    super(`${file} ${what}. Take config.json as the conversion wrote it, or convert the model again.`);
+  }
+}
+
 /** The model can be compressed but not run: its architecture or a setting is not supported. */
 export class UnsupportedModelError extends InputError {
   constructor(

@@ -63,8 +63,13 @@ export class OverflowError extends RunError {
     readonly tensor: string,
     readonly dtype: string,
   ) {
-    const remedy = /^B?F\d+$/.test(dtype) ? '' : ', without --keep-quantized';
-    super(`Tensor "${tensor}" does not fit ${dtype}: a value is too large. Use --dtype bfloat16${remedy}.`);
+    const remedy =
+      dtype === 'F16'
+        ? 'Use --dtype bfloat16'
+        : /^B?F\d+$/.test(dtype)
+          ? 'Look for damaged weights with "mobe inspect --check"'
+          : 'Use --dtype bfloat16, and no --keep-quantized; or look for damaged weights with "mobe inspect --check"';
+    super(`Tensor "${tensor}" does not fit ${dtype}: a value is too large, or not a number. ${remedy}.`);
   }
 }
 
@@ -74,7 +79,11 @@ export class DivergedError extends RunError {
     readonly group: string,
     readonly step: number,
   ) {
-    super(`The fit of ${group} did not stay finite at step ${step}. Lower --learning-rate.`);
+    const remedy =
+      step === 0
+        ? 'Weights are too large for sums of squares in float32: look for damaged ones, or leave the layer out with --layers'
+        : 'Lower --learning-rate';
+    super(`The fit of ${group} did not stay finite at step ${step}. ${remedy}.`);
   }
 }
 

@@ -219,25 +219,34 @@ describe('a damaged checkpoint is refused:', () => {
   test('its codes have another dtype', async () => {
     const name = `${LAYER}B_gate`;
     const open = await damaged((tensors) => tensors.set(name, reshaped(tensors.get(name), [3, 20, 72], 'F8_E4M3')));
-    expect(open).toThrow(errors.UnequalExpertError);
-    expect(open).toThrow(`"${name}" in ${at('damaged', 'model.safetensors')} is F8_E4M3, config.json asks for I8`);
+    expect(open).toThrow(errors.NativeConfigError);
+    expect(open).toThrow(
+      `asks for I8 in mobe.factors, and tensor "${name}" in ${at('damaged', 'model.safetensors')} is F8_E4M3`,
+    );
   });
   test('its scales have another dtype', async () => {
     const open = await damaged((tensors) =>
       tensors.set(`${NAME}_scale`, reshaped(tensors.get(`${NAME}_scale`), [20, 1], 'F32')),
     );
-    expect(open).toThrow(errors.UnequalExpertError);
-    expect(open).toThrow('is F32, config.json asks for BF16');
+    expect(open).toThrow(errors.NativeConfigError);
+    expect(open).toThrow(/asks for BF16 in mobe\.factors, .* is F32\./);
   });
   test.each<[string, Record<string, unknown>, string]>([
-    ['a dtype that does not exist', { dtype: 'int3' }, '"mobe.factors: dtype": "int3"'],
-    ['bases of such a dtype', { bases_dtype: 7 }, '"mobe.factors: bases_dtype": 7'],
-    ['no scale group', { scale_group: 0 }, '"mobe.factors: scale_group": 0'],
+    [
+      'a dtype that does not exist',
+      { dtype: 'int3' },
+      'names the dtype "int3" as "dtype" in mobe.factors; known are int8, ',
+    ],
+    ['bases of such a dtype', { bases_dtype: 7 }, 'names the dtype 7 as "bases_dtype"'],
+    ['no scale group', { scale_group: 0 }, 'has "scale_group": 0 in mobe.factors'],
+    ['another rank', { rank: 19 }, 'says "rank": 19 for '],
+    ['another number of bases', { bases: 4 }, 'says "bases": 4 for '],
+    ['no dtype', { dtype: undefined }, '_proj of layer 0 in mobe.factors, and "model.layers.0.mlp.B_'],
   ])('its config says %s', async (_, entry, message) => {
     const open = await damaged((_tensors, config) =>
       Object.assign((config.mobe as { factors: object[] }).factors[0] as object, entry),
     );
-    expect(open).toThrow(errors.ConfigMismatchError);
+    expect(open).toThrow(errors.NativeConfigError);
     expect(open).toThrow(message);
     expect(open).toThrow(at('damaged', 'config.json'));
   });
