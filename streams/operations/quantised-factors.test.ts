@@ -241,7 +241,11 @@ describe('a damaged checkpoint is refused:', () => {
     ['no scale group', { scale_group: 0 }, 'has "scale_group": 0 in mobe.factors'],
     ['another rank', { rank: 19 }, 'says "rank": 19 for '],
     ['another number of bases', { bases: 4 }, 'says "bases": 4 for '],
-    ['no dtype', { dtype: undefined }, '_proj of layer 0 in mobe.factors, and "model.layers.0.mlp.B_'],
+    [
+      'no dtype',
+      { dtype: undefined },
+      'has no dtype for up_proj of layer 1 in mobe.factors, and "model.layers.1.mlp.B_up"',
+    ],
   ])('its config says %s', async (_, entry, message) => {
     const open = await damaged((_tensors, config) =>
       Object.assign((config.mobe as { factors: object[] }).factors[0] as object, entry),
