@@ -56,7 +56,7 @@ const allocated = (dtype: string, size: readonly string[]): FactorWay => ({
 /** `repaired` says that down_proj is repaired as well, which stays dense and in bf16. */
 const fitted = (share: number, everySeed: boolean, repaired = ''): FactorWay => ({
   ...{ kind: 'factors', name: `m and dtypes at ${(100 * share).toFixed(1)} %${repaired}`, everySeed },
-  series: `factors, fitted to bytes${repaired}`,
+  series: repaired ? 'the same, down repaired' : 'factors, fitted to bytes',
   options: [...TWO, '--average-bits', averageBits(share), ...(repaired ? ['--repair', 'factors+down'] : [])],
 });
 
