@@ -77,5 +77,5 @@ export const WAYS: readonly BytesWay[] = [
   fitted(0.17, false, ', down repaired'),
 ];
 
-/** What the comparison should show. Shares and KLs are means over seeds. */
+/** The most that the KL of factors should be, as a multiple of their rival's. Both are means over seeds. */
 export const TARGETS = { int8: 1.25, fp8: 1.3, threeBits: 0.75, between: { share: 0.17, of: 0.65 } } as const;

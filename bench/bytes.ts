@@ -16,8 +16,7 @@
  */
 import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { parseArgs } from 'node:util';
-import { EVALUATION_TEXT, TINY_MODEL } from '../fixtures/paths.js';
+import { TINY_MODEL } from '../fixtures/paths.js';
 import { storedBytes } from '../src/checkpoint/encoding.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { formatTable, left, right } from '../src/cli/table.js';
@@ -27,7 +26,7 @@ import { lines } from '../src/page/charts.js';
 import { VERSION } from '../src/version.js';
 import type { Evaluation, ModelScore } from '../streams/operations/evaluate.js';
 import { type BytesWay, SCALE_GROUP, TARGETS, WAYS } from './bytes-rows.js';
-import { earlierMeasurements, openRuns, WINDOW, writeMeasurements } from './calibrated-runs.js';
+import { earlierMeasurements, openRuns, readFlags, WINDOW, writeMeasurements } from './calibrated-runs.js';
 import { type Round, writeRounded } from './dense-copy.js';
 import { mean } from './levels.js';
 import { machine } from './machine.js';
@@ -36,21 +35,8 @@ const TOKENS = 32768;
 /** Evaluations at once, each on one thread, because the model is too small for more. */
 const LANES = 2;
 
-const { values: flags } = parseArgs({
-  options: {
-    heldout: { type: 'string', default: EVALUATION_TEXT },
-    bytes: { type: 'string', default: 'Infinity' },
-    seeds: { type: 'string' },
-    only: { type: 'string', default: '' },
-    out: { type: 'string' },
-    resume: { type: 'boolean', default: false },
-    quick: { type: 'boolean', default: false },
-  },
-});
-const { quick } = flags;
-const out = flags.out ?? (quick ? 'out/bytes.json' : 'bench/results/bytes.json');
-const seeds = (flags.seeds ?? (quick ? '0' : '0,1,2')).split(',').map(Number);
-const steps = quick ? ['--steps', '25'] : [];
+const flags = readFlags('bytes');
+const { out, seeds, steps } = flags;
 
 /** The result of one run. */
 interface Measurement {
@@ -73,7 +59,7 @@ interface Made extends Pick<Measurement, 'way' | 'seed' | 'share' | 'processorSe
   readonly folder: string;
 }
 
-const runs = openRuns('bytes', flags.heldout, quick ? 20 * WINDOW : Number(flags.bytes));
+const runs = openRuns('bytes', flags);
 const { texts } = runs;
 const measurements: Measurement[] = flags.resume && existsSync(out) ? earlierMeasurements(out, texts) : [];
 const dense = await gateAndUpBytes(TINY_MODEL);
@@ -100,10 +86,9 @@ console.log(summary());
 console.log(targets().join('\n'));
 
 function wanted(seed: number): BytesWay[] {
-  const names = flags.only.split('|');
   return WAYS.filter(
     ({ name, everySeed }) =>
-      names.some((it) => name.includes(it)) &&
+      flags.wants(name) &&
       (everySeed || seed === seeds[0]) &&
       !measurements.some((it) => it.way === name && it.seed === seed),
   );
@@ -196,7 +181,7 @@ function summary(): string {
   );
 }
 
-/** What was found beside each target; empty where a row is missing. */
+/** Says what was found beside each target. Targets of missing rows are left out. */
 function targets(): string[] {
   const found = new Map(rows().map((row) => [row.way.name, row]));
   const kl = (name: string): number => found.get(name)?.divergence ?? Number.NaN;

@@ -1,16 +1,59 @@
-/** What benchmarks of calibrated compression share: their texts, calibration records, and commands run as their users do. */
+/** Benchmarks of calibrated compression share this: their flags, texts and calibration records. It runs commands as their users do. */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
-import { promisify } from 'node:util';
-import { CLI, RECORD_PEAK, TINY_MODEL } from '../fixtures/paths.js';
+import { parseArgs, promisify } from 'node:util';
+import { CLI, EVALUATION_TEXT, RECORD_PEAK, TINY_MODEL } from '../fixtures/paths.js';
 import type { ProcessCosts } from '../fixtures/record-peak.js';
 import { type CalibrationText, calibrationText } from './calibration-text.js';
 
 /** Bytes of a window of held-out text, and of a calibration sequence. A token of the fixture is a byte. */
 export const WINDOW = 256;
+
+/** The flags of a benchmark, with their defaults. */
+export interface BenchFlags {
+  /** The file with the held-out text, and the most bytes of it to score on. */
+  readonly heldOut: string;
+  readonly bytes: number;
+  readonly seeds: readonly number[];
+  /** Whether a way of this name is wanted. */
+  wants(name: string): boolean;
+  readonly out: string;
+  readonly resume: boolean;
+  /** A short trial. */
+  readonly quick: boolean;
+  /** Options of `mobe compress` for a short trial. */
+  readonly steps: readonly string[];
+}
+
+/** Reads the flags of a benchmark whose results have this name. */
+export function readFlags(name: string): BenchFlags {
+  const { values } = parseArgs({
+    options: {
+      heldout: { type: 'string', default: EVALUATION_TEXT },
+      bytes: { type: 'string', default: 'Infinity' },
+      seeds: { type: 'string' },
+      only: { type: 'string', default: '' },
+      out: { type: 'string' },
+      resume: { type: 'boolean', default: false },
+      quick: { type: 'boolean', default: false },
+    },
+  });
+  const { quick, resume } = values;
+  const names = values.only.split('|');
+  return {
+    heldOut: values.heldout,
+    bytes: quick ? 20 * WINDOW : Number(values.bytes),
+    seeds: (values.seeds ?? (quick ? '0' : '0,1,2')).split(',').map(Number),
+    wants: (way) => names.some((it) => way.includes(it)),
+    out: values.out ?? (quick ? `out/${name}.json` : `bench/results/${name}.json`),
+    resume,
+    quick,
+    steps: quick ? ['--steps', '25'] : [],
+  };
+}
 
 /** A command's result and costs. */
 export interface Run extends ProcessCosts {
@@ -40,12 +83,8 @@ export interface CalibratedRuns {
   close(): void;
 }
 
-/**
- * Makes the folder.
- * @param heldOut the file with the held-out text
- * @param bytes the most bytes of it to score on
- */
-export function openRuns(name: string, heldOut: string, bytes: number): CalibratedRuns {
+/** Makes the folder. */
+export function openRuns(name: string, { heldOut, bytes }: Pick<BenchFlags, 'heldOut' | 'bytes'>): CalibratedRuns {
   const folder = mkdtempSync(join(process.env.MOBE_BENCH_DIR ?? tmpdir(), `mobe-${name}-`));
   const at = (file: string): string => join(folder, file);
   const whole = readFileSync(heldOut);

@@ -17,15 +17,14 @@
 import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import { loadavg } from 'node:os';
 import { dirname } from 'node:path';
-import { parseArgs } from 'node:util';
-import { EVALUATION_TEXT, TINY_MODEL } from '../fixtures/paths.js';
+import { TINY_MODEL } from '../fixtures/paths.js';
 import type { ProcessCosts } from '../fixtures/record-peak.js';
 import { formatTable, left, right } from '../src/cli/table.js';
 import { formatBytes, formatSeconds } from '../src/format.js';
 import { PROJECTIONS } from '../src/models/family.js';
 import { VERSION } from '../src/version.js';
 import type { Evaluation, ModelScore } from '../streams/operations/evaluate.js';
-import { earlierMeasurements, openRuns, WINDOW, writeMeasurements } from './calibrated-runs.js';
+import { earlierMeasurements, openRuns, readFlags, WINDOW, writeMeasurements } from './calibrated-runs.js';
 import { mean } from './levels.js';
 import { machine } from './machine.js';
 import { REFERENCE, TOKENS, WAYS, type Way } from './quality-rows.js';
@@ -35,21 +34,8 @@ import { squaredDistance, squaredNorm } from './study/noise.js';
 /** Models that are scored at once, each on one thread, because the model is too small for more. */
 const LANES = 2;
 
-const { values: flags } = parseArgs({
-  options: {
-    heldout: { type: 'string', default: EVALUATION_TEXT },
-    bytes: { type: 'string', default: 'Infinity' },
-    seeds: { type: 'string' },
-    only: { type: 'string', default: '' },
-    out: { type: 'string' },
-    resume: { type: 'boolean', default: false },
-    quick: { type: 'boolean', default: false },
-  },
-});
-const { quick } = flags;
-const out = flags.out ?? (quick ? 'out/quality.json' : 'bench/results/quality.json');
-const seeds = (flags.seeds ?? (quick ? '0' : '0,1,2')).split(',').map(Number);
-const steps = quick ? ['--steps', '25'] : [];
+const flags = readFlags('quality');
+const { out, quick, seeds, steps } = flags;
 
 /** The result of one run. */
 interface Measurement {
@@ -80,7 +66,7 @@ interface Made {
 }
 
 const load = loadavg()[0];
-const runs = openRuns('quality', flags.heldout, quick ? 20 * WINDOW : Number(flags.bytes));
+const runs = openRuns('quality', flags);
 const { at, mobe, calibrated, texts } = runs;
 const measurements: Measurement[] = flags.resume && existsSync(out) ? earlierMeasurements(out, texts) : [];
 mkdirSync(dirname(out), { recursive: true });
@@ -104,8 +90,7 @@ try {
 console.log(summary());
 
 function wanted(): Array<{ way: Way; tokens: number }> {
-  const names = flags.only.split('|');
-  return WAYS.filter(({ name }) => names.some((it) => name.includes(it))).flatMap((way) =>
+  return WAYS.filter(({ name }) => flags.wants(name)).flatMap((way) =>
     way.tokens
       .filter((tokens) => !quick || tokens <= (TOKENS[0] as number) || way.tokens.length === 1)
       .map((tokens) => ({ way, tokens: quick ? Math.min(tokens, TOKENS[0] as number) : tokens })),

@@ -12,6 +12,7 @@ const integers = (bits: number): CodeGrid => {
   const largest = 2 ** (bits - 1) - 1;
   return { largest, round: (x) => Math.min(largest, Math.max(-largest - 1, Math.round(x))) };
 };
+const SHARES = Array.from({ length: 11 }, (_, i) => (20 - i) / 20);
 const e4m3 = [...float8Values('F8_E4M3')].filter(Number.isFinite).sort((a, b) => a - b);
 const fp8: CodeGrid = {
   largest: 448,
@@ -82,7 +83,7 @@ function upperCholesky(matrix: readonly Float64Array[]): Float64Array[] {
 function scalesFor(extreme: number, { largest, round }: CodeGrid, signed: boolean): number[] {
   const last = signed && round(Number.NEGATIVE_INFINITY) < -largest ? [round(Number.NEGATIVE_INFINITY)] : [];
   return [Math.abs(extreme) / largest, ...last.map((code) => extreme / code)].flatMap((scale) =>
-    Array.from({ length: 11 }, (_, i) => bf16(((20 - i) / 20) * scale)),
+    SHARES.map((share) => bf16(share * scale)),
   );
 }
 
@@ -131,8 +132,9 @@ function reference({ values, gram, grid, scaleGroup, signedScales = false }: Wan
   return result;
 }
 
-type Wanted = Omit<FeedbackRounding, 'gram' | 'roundScale'> & { readonly gram: Float32Array };
-const rounded = (wanted: Omit<FeedbackRounding, 'roundScale'>) => roundWithFeedback({ ...wanted, roundScale: bf16 });
+type Wanted = Omit<FeedbackRounding, 'gram' | 'roundScale' | 'shares'> & { readonly gram: Float32Array };
+const rounded = (wanted: Omit<FeedbackRounding, 'roundScale' | 'shares'>) =>
+  roundWithFeedback({ ...wanted, shares: SHARES, roundScale: bf16 });
 
 /** Rounds each value by itself, with searched scales. */
 const plain = (wanted: Wanted): Float32Array =>
@@ -269,6 +271,7 @@ test('scales that are too large for their dtype are returned as they are', () =>
   };
   const { scales } = roundWithFeedback({
     ...wanted,
+    shares: SHARES,
     roundScale: (scale) => (scale > 65504 ? Number.POSITIVE_INFINITY : scale),
   });
   expect([...scales]).toEqual([Number.POSITIVE_INFINITY]);

@@ -24,6 +24,8 @@ export interface FeedbackRounding {
   readonly scaleRows?: number | undefined;
   /** Whether scales may be negative, so that a grid with more codes below 0 than above has them on the side of the largest value. */
   readonly signedScales?: boolean | undefined;
+  /** Scales to try, as shares of the one that puts the largest value at the last code; smaller ones clip it, and round others finer. */
+  readonly shares: readonly number[];
   /** Rounds a scale to its dtype. */
   roundScale(scale: number): number;
 }
@@ -35,9 +37,6 @@ export interface RoundedMatrix {
   /** (⌈rows / scaleRows⌉, ⌈cols / scaleGroup⌉) f32, row-major. */
   readonly scales: Float32Array;
 }
-
-/** Scales that are tried, as shares of the one that puts the largest value at the last code; smaller ones clip it, and round others finer. */
-const SHARES = Array.from({ length: 11 }, (_, i) => (20 - i) / 20);
 
 /** The columns of a scale group, in the order in which they are rounded. */
 interface Group {
@@ -165,12 +164,12 @@ function roundBlock(
   block: Block,
   first: number,
   feedback: ErrorFeedback,
-  { grid, roundScale, signedScales }: Pick<FeedbackRounding, 'grid' | 'roundScale' | 'signedScales'>,
+  { grid, shares, roundScale, signedScales }: Omit<FeedbackRounding, 'gram'>,
 ): number {
   let best = 1; // the scale of zeros
   let least = Number.POSITIVE_INFINITY;
   block.rounded.fill(0);
-  for (const candidate of candidates(block, first, feedback, grid, signedScales)) {
+  for (const candidate of candidates(block, first, feedback, grid, shares, signedScales)) {
     const scale = roundScale(candidate);
     if (scale === 0) continue;
     if (!Number.isFinite(scale)) return scale; // the encoder refuses it
@@ -212,6 +211,7 @@ function candidates(
   first: number,
   { size, transposed }: ErrorFeedback,
   { largest, round }: CodeGrid,
+  shares: readonly number[],
   signed = false,
 ): number[] {
   let extreme = 0;
@@ -225,5 +225,5 @@ function candidates(
     }
   const lowest = round(Number.NEGATIVE_INFINITY);
   const scales = [Math.abs(extreme) / largest, ...(signed && -lowest > largest ? [extreme / lowest] : [])];
-  return scales.flatMap((scale) => SHARES.map((share) => share * scale));
+  return scales.flatMap((scale) => shares.map((share) => share * scale));
 }

@@ -1,5 +1,5 @@
 /** Encodes matrices with error feedback. */
-import { codesOf, encodeMatrix, roundScale } from '../checkpoint/encode-matrix.js';
+import { codesOf, encodeMatrix, roundScale, SCALE_SHARES } from '../checkpoint/encode-matrix.js';
 import type { StoredEncoding } from '../checkpoint/encoding.js';
 import { roundWithFeedback } from '../linalg/round-with-feedback.js';
 
@@ -33,6 +33,7 @@ export function encodeInMetric(
     grid,
     scaleGroup: blocks.cols,
     scaleRows: blocks.rows,
+    shares: SCALE_SHARES,
     roundScale: (scale) => roundScale(blocks, scale),
   });
   return encodeMatrix(encoding, rows, cols, rounded.values, label, rounded.scales);

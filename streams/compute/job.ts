@@ -23,17 +23,13 @@ import type { LossPoint } from '../../src/methods/loss-curve.js';
 import type { FitStep, GroupShape, StateStore } from '../../src/methods/method.js';
 import { createMetricNorm } from '../../src/methods/mobe/metric-norm.js';
 import { METHODS, methodNamed } from '../../src/methods/registry.js';
+import { size } from '../../src/methods/size-schema.js';
 import type { FoldedExpert } from '../records.js';
 import { divide, normaliseForFit } from '../stages/normalise.js';
 import { encodeExpert, needsGram } from './encode-expert.js';
 import { addErrors, NO_ERROR, relativeError, squaredError } from './squared-error.js';
 import { encodeWeights, sourceWeights } from './written-weights.js';
 
-/** The caps are far above any model's sizes. They keep the byte counts computed from them exact. */
-const size = z
-  .int()
-  .positive()
-  .max(2 ** 24);
 const metricMatrix = z
   .strictObject({
     form: z.enum(['full', 'diagonal', 'low-rank']),

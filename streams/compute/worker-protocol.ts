@@ -2,14 +2,9 @@
 import { z } from 'zod';
 import { lossCurve } from '../../src/conversion/stored-report.js';
 import { ENGINE_NAMES } from '../../src/engine/create-engine.js';
+import { size } from '../../src/methods/size-schema.js';
 
 export const WORKER_SERVICE = 'worker';
-
-/** The cap is far above any model's sizes. It keeps the byte counts computed from it exact. */
-const size = z
-  .int()
-  .positive()
-  .max(2 ** 24);
 
 /** A worker's engine, device and CPU threads. */
 export const workerFacts = z.strictObject({

@@ -2,6 +2,7 @@ import { z } from 'zod';
 import type { LossPoint } from '../loss-curve.js';
 import type { FitOptions, FitStep, GroupShape, StoredFactors } from '../method.js';
 import { storedParameters } from '../parameters.js';
+import { size } from '../size-schema.js';
 
 /**
  * A group to factorise: W_i/σ ≈ A_i · f(Σ_j α_ij B_j) for n experts W_i (p×d). Each expert has its own A_i (p×r), and all share
@@ -22,10 +23,6 @@ export const ACTIVATIONS = [...REFERENCE_ACTIVATIONS, 'gelu', 'relu', 'sigmoid',
 /** The name of f. */
 export type Activation = (typeof ACTIVATIONS)[number];
 
-const size = z
-  .int()
-  .positive()
-  .max(2 ** 24);
 export const problemSchema = z.strictObject({
   experts: size,
   rows: size,

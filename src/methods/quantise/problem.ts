@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import type { GroupShape, StoredFactors } from '../method.js';
+import { size } from '../size-schema.js';
 
 /** The widths of compressed-tensors that transformers loads. */
 export const WIDTHS = [4, 8] as const;
@@ -12,15 +13,11 @@ export interface Problem extends GroupShape {
   readonly scaleGroup: number;
 }
 
-const size = z
-  .int()
-  .positive()
-  .max(2 ** 24);
 export const problemSchema = z.strictObject({
   experts: size,
   rows: size,
   cols: size,
-  width: z.union([z.literal(4), z.literal(8)]),
+  width: z.literal(WIDTHS),
   scaleGroup: size,
 });
 

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import type { GroupShape, StoredFactors } from '../method.js';
+import { size } from '../size-schema.js';
 
 /** A group to factorise: W_i/σ ≈ A_i·V_i for n experts W_i (p, d), with A_i (p, r) and V_i (r, d). */
 export interface Problem extends GroupShape {
@@ -7,10 +8,6 @@ export interface Problem extends GroupShape {
   readonly rank: number;
 }
 
-const size = z
-  .int()
-  .positive()
-  .max(2 ** 24);
 export const problemSchema = z
   .strictObject({ experts: size, rows: size, cols: size, rank: size })
   .refine(({ rows, cols, rank }) => rank <= Math.min(rows, cols), {
