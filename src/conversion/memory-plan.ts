@@ -6,7 +6,6 @@ import type { ChosenEngine } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
 import type { Engine } from '../engine/engine.js';
 import { BudgetTooSmallError } from '../errors.js';
-import { formatBytes } from '../format.js';
 import { withRounding } from '../methods/factor-storage.js';
 import { withFeedback } from '../methods/input-metric.js';
 import type { FitMemory, MethodProblem, MetricForm } from '../methods/method.js';
@@ -93,7 +92,7 @@ function firstThatFits(plans: readonly MemoryPlan[], settings: Settings): Memory
   const fitting = plans.find(({ expectedBytes }) => expectedBytes <= settings.maxMemory);
   if (!fitting) {
     const smallest = Math.min(...plans.map(({ expectedBytes }) => expectedBytes));
-    throw new BudgetTooSmallError(formatBytes(settings.maxMemory), `${Math.ceil(smallest / MIB)}MiB`);
+    throw new BudgetTooSmallError(settings.maxMemory, smallest);
   }
   return fitting;
 }

@@ -1,4 +1,5 @@
 /** Errors in options, plans and outputs. */
+import { formatBytes } from '../format.js';
 import { InputError, RunError } from './base.js';
 
 /** An option has a value that is not allowed. `option` is its flag. */
@@ -31,13 +32,26 @@ export class LargerOutputError extends InputError {}
 
 /** `--max-memory` is below the smallest budget that works. */
 export class BudgetTooSmallError extends InputError {
-  constructor(
-    readonly budget: string,
-    readonly smallest: string,
-  ) {
-    super(`--max-memory ${budget} is too small for this run: the smallest that works is ${smallest}.`);
+  /** A value for `--max-memory`: whole MiB, so that it is never below `smallestBytes`. */
+  readonly smallest: string;
+  readonly smallestBytes: number;
+
+  constructor(budgetBytes: number, smallestBytes: number) {
+    const smallest = `${Math.ceil(smallestBytes / 2 ** 20)}MiB`;
+    super(
+      `--max-memory ${formatBytes(budgetBytes)} is too small for this run: the smallest that works is ${smallest}.`,
+    );
+    this.smallest = smallest;
+    this.smallestBytes = Math.ceil(smallestBytes);
   }
 }
+
+/**
+ * An error that tells of a part of a memory budget, as one that tells of the whole. Other errors are left as they are.
+ * @param wholeOf bytes of the part → bytes of the whole
+ */
+export const inWhole = (error: unknown, wholeBytes: number, wholeOf: (partBytes: number) => number): unknown =>
+  error instanceof BudgetTooSmallError ? new BudgetTooSmallError(wholeBytes, wholeOf(error.smallestBytes)) : error;
 
 /** The output folder is the input, or lies in it. */
 export class OutputInsideInputError extends InputError {

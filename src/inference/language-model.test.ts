@@ -4,7 +4,6 @@ import { largestDifference, lastStates, nextLogits, openModel, reference } from 
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { createEngine } from '../engine/create-engine.js';
 import { BudgetTooSmallError, InterruptedError, OptionError, TokenRangeError } from '../errors.js';
-import { PROCESS_BYTES } from './memory-budget.js';
 import { mostLikely } from './sample.js';
 
 const engine = await createEngine('onnx-cpu', { threads: 1 });
@@ -88,11 +87,11 @@ describe('the budget', () => {
   const smallest = async (): Promise<number> => {
     const error = await openModel(TINY_MODEL, engine, { ...usage, bytes: 1000 }).catch((it) => it);
     expect(error).toBeInstanceOf(BudgetTooSmallError);
-    return Number(/(\d+)MiB\.$/.exec(error.message)?.[1]);
+    return (error as BudgetTooSmallError).smallestBytes;
   };
 
   test('too small for one layer and one expert is refused, with one that is not', async () => {
-    const bytes = (await smallest()) * 2 ** 20 - PROCESS_BYTES;
+    const bytes = await smallest();
     const tight = await openModel(TINY_MODEL, engine, { ...usage, bytes });
     expect(tight.memory.weightBytes).toBeLessThan(tight.memory.wholeBytes / 8);
     await tight.close();
@@ -101,7 +100,7 @@ describe('the budget', () => {
   test('a tight one changes how often weights are read, and nothing else', async () => {
     const tight = await openModel(TINY_MODEL, engine, {
       ...usage,
-      bytes: (await smallest()) * 2 ** 20 - PROCESS_BYTES,
+      bytes: await smallest(),
     });
     const roomy = await openModel(TINY_MODEL, engine, usage);
     for (const it of [tight, roomy]) {

@@ -1,6 +1,5 @@
 /** Divides a running model's memory budget. */
 import { BudgetTooSmallError } from '../errors.js';
-import { formatBytes } from '../format.js';
 import type { Blueprint } from './architecture.js';
 import type { LayerExperts } from './experts.js';
 import { keptBytes } from './key-value-cache.js';
@@ -190,10 +189,7 @@ export function planModelMemory({
   const activations = batchTokens * tokenBytes + WORKING_BYTES;
   const fixed = activations + kept;
   const allowed = Math.floor((bytes - fixed) / OVERHEAD);
-  if (allowed < largest) {
-    const smallest = fixed + OVERHEAD * largest + PROCESS_BYTES;
-    throw new BudgetTooSmallError(formatBytes(bytes + PROCESS_BYTES), `${Math.ceil(smallest / MIB)}MiB`);
-  }
+  if (allowed < largest) throw new BudgetTooSmallError(bytes, fixed + OVERHEAD * (largest + 1));
   const weightBytes = Math.min(allowed, largest + wholeBytes);
   // A pass keeps weights of one layer only, unless all can be kept.
   const divided = sequenceLength !== undefined && weightBytes < wholeBytes ? largestOf : whole;

@@ -5,7 +5,6 @@ import { expectedPeak, memoryTerms, type Workload } from '../../src/conversion/m
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
 import type { EngineName } from '../../src/engine/create-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
-import { formatBytes } from '../../src/format.js';
 import { withRounding } from '../../src/methods/factor-storage.js';
 import { withFeedback } from '../../src/methods/input-metric.js';
 import type { FitMemory, FitStep } from '../../src/methods/method.js';
@@ -95,7 +94,7 @@ class Reservations {
   /** Throws `BudgetTooSmallError` where a fit does not fit beside what is held. */
   take(fit: RunningFit): void {
     const needed = expectedPeak(memoryTerms(workload(this.engine, this.sessions, [...this.running, fit])));
-    if (needed > this.limit) throw new BudgetTooSmallError(formatBytes(this.limit), formatBytes(needed));
+    if (needed > this.limit) throw new BudgetTooSmallError(this.limit, needed);
     this.running.add(fit);
   }
 

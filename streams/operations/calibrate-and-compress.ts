@@ -4,9 +4,8 @@ import { readdir, rm, rmdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { type CompressOptions, resolveSettings, type Settings } from '../../src/conversion/settings.js';
-import { BudgetTooSmallError, OptionError } from '../../src/errors.js';
+import { inWhole, OptionError } from '../../src/errors.js';
 import { nodeFileSystem } from '../../src/file-system.js';
-import { formatBytes, parseBytes } from '../../src/format.js';
 import type { CalibrateOptions } from '../../src/inference/run-options.js';
 import { isPath } from '../../src/location.js';
 import { checkOutside } from '../../src/output/folder-checks.js';
@@ -107,11 +106,4 @@ function checkOrder({ sensitivity }: Settings, { ownStage }: RunOptions): void {
 async function empty(folder: string): Promise<void> {
   for (const name of await readdir(folder))
     if (name !== LOCK_FILE) await rm(join(folder, name), { recursive: true, force: true });
-}
-
-/** An error about a part of the memory budget, said of all of it. */
-function inWhole(error: unknown, maxMemory: number, smallestOf: (bytes: number) => number): unknown {
-  if (!(error instanceof BudgetTooSmallError)) return error;
-  const smallest = smallestOf(parseBytes(error.smallest) as number);
-  return new BudgetTooSmallError(formatBytes(maxMemory), `${Math.ceil(smallest / 2 ** 20)}MiB`);
 }

@@ -7,7 +7,8 @@ import { expected } from '../../fixtures/inference.js';
 import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
-import { OptionError, UnlikeModelsError } from '../../src/errors.js';
+import { BudgetTooSmallError, OptionError, UnlikeModelsError } from '../../src/errors.js';
+import { parseBytes } from '../../src/format.js';
 import { compress } from './compress.js';
 import { evaluate, type ModelScore } from './evaluate.js';
 import { expand } from './expand.js';
@@ -154,4 +155,14 @@ describe('is refused:', () => {
     cpSync(join(TINY_MODEL, 'tokenizer.json'), join(at('other'), 'tokenizer.json'));
     await expect(evaluate([at('other')], text, { ...ONE, against: TINY_MODEL })).rejects.toThrow(UnlikeModelsError);
   });
+});
+
+test('the budget that a refusal names works, for one model as for two', async () => {
+  for (const folders of [[TINY_MODEL], [TINY_MODEL, TINY_MODEL]]) {
+    const score = (maxMemory: number) => evaluate(folders, text.slice(0, expected.window), { ...ONE, maxMemory });
+    const refused = await score(2 ** 20).catch((error) => error);
+    expect(refused).toBeInstanceOf(BudgetTooSmallError);
+    await expect(score(refused.smallestBytes - 4096)).rejects.toThrow(BudgetTooSmallError);
+    expect((await score(parseBytes(refused.smallest) as number)).models).toHaveLength(folders.length);
+  }
 });

@@ -13,7 +13,7 @@
 import { chooseNumbers } from '../../src/calibration/choose-numbers.js';
 import { readTokens } from '../../src/calibration/output-differences.js';
 import { projectionKey } from '../../src/conversion/group-plan.js';
-import { OptionError } from '../../src/errors.js';
+import { inWhole, OptionError } from '../../src/errors.js';
 import { type LanguageModel, openLanguageModel } from '../../src/inference/language-model.js';
 import { divergence, predict } from '../../src/inference/scores.js';
 import { sizesOf } from '../../src/models/detect.js';
@@ -47,7 +47,7 @@ interface Position {
 
 /** Measures in batches of variants. Finished batches are kept. */
 export async function measureKl(measurement: Measurement): Promise<Map<string, number>> {
-  const { source, probes, runner, bytes, mostVariants, parts, signal, onProgress } = measurement;
+  const { probes, bytes, mostVariants, parts, onProgress } = measurement;
   const variants = [...probes.values()].flat();
   const [first] = variants;
   const found = new Map<string, number>();
@@ -66,14 +66,7 @@ export async function measureKl(measurement: Measurement): Promise<Map<string, n
   const fitting = Math.floor(bytes / SHARES.streams / (tokens * streamBytes)) - OTHER_STREAMS;
   const most = Math.min(fitting, mostVariants, variants.length);
   const batches = batchesOf(variants, most);
-  const model = openLanguageModel(source, {
-    runner,
-    bytes: bytes / SHARES.model,
-    keptTokens: (most + 1) * tokens,
-    batchTokens: (most + 1) * tokens,
-    sequenceLength: chosen.length,
-    signal,
-  });
+  const model = openModel(measurement, (most + 1) * tokens, chosen.length);
   let original: Original = {};
   try {
     for (const [i, batch] of batches.entries()) {
@@ -91,6 +84,19 @@ export async function measureKl(measurement: Measurement): Promise<Map<string, n
     return found;
   } finally {
     await model.close();
+  }
+}
+
+function openModel(
+  { source, runner, bytes, reservedBytes, signal }: Measurement,
+  tokens: number,
+  sequenceLength: number,
+): LanguageModel {
+  const own = { runner, bytes: bytes / SHARES.model, signal };
+  try {
+    return openLanguageModel(source, { ...own, keptTokens: tokens, batchTokens: tokens, sequenceLength });
+  } catch (error) {
+    throw inWhole(error, bytes + reservedBytes, (part) => SHARES.model * part + reservedBytes);
   }
 }
 

@@ -6,7 +6,6 @@ import { TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { createEngine } from '../../src/engine/create-engine.js';
 import { BudgetTooSmallError } from '../../src/errors.js';
-import { PROCESS_BYTES } from '../../src/inference/memory-budget.js';
 import { compress } from './compress.js';
 import { expand } from './expand.js';
 
@@ -32,7 +31,7 @@ const open = (form: Form, bytes?: number) => openModel(at(form), engine, { ...US
 async function smallest(form: Form): Promise<number> {
   const error = await open(form, 1000).catch((it) => it);
   expect(error).toBeInstanceOf(BudgetTooSmallError);
-  return Number(/(\d+)MiB\.$/.exec(error.message)?.[1]) * 2 ** 20 - PROCESS_BYTES;
+  return (error as BudgetTooSmallError).smallestBytes;
 }
 
 const memoryOf = async (form: Form) => {

@@ -8,12 +8,10 @@ import {
 import { lossBytes } from '../../src/calibration/output-loss.js';
 import type { LayerRecord } from '../../src/calibration/record.js';
 import { BudgetTooSmallError, DamagedRecordError } from '../../src/errors.js';
-import { formatBytes } from '../../src/format.js';
 import { sizesOf } from '../../src/models/detect.js';
 import { type Probe, ProbeWeights, rebuildBytes } from './probe-weights.js';
 import type { Measurement } from './sensitivity-measurement.js';
 
-const MIB = 2 ** 20;
 /** Fewer tokens would give noise. */
 const LEAST_TOKENS = 256;
 
@@ -45,10 +43,7 @@ export function arrangeProbes(
   const single = probes.map((probe) => [probe]);
   const { tokens, smallest } = room(single);
   if (tokens < Math.min(wanted, LEAST_TOKENS))
-    throw new BudgetTooSmallError(
-      formatBytes(bytes + reservedBytes),
-      `${Math.ceil((parts * smallest + reservedBytes) / MIB)}MiB`,
-    );
+    throw new BudgetTooSmallError(bytes + reservedBytes, parts * smallest + reservedBytes);
   return { together: single, tokens };
 }
 

@@ -4,8 +4,9 @@ import type { Checkpoint } from '../../src/checkpoint/open-checkpoint.js';
 import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
 import { createEngine } from '../../src/engine/create-engine.js';
 import type { EngineFacts } from '../../src/engine/engine.js';
+import { BudgetTooSmallError, inWhole } from '../../src/errors.js';
 import { configReader } from '../../src/inference/config-reader.js';
-import { type LanguageModel, openLanguageModel } from '../../src/inference/language-model.js';
+import { type LanguageModel, type ModelOptions, openLanguageModel } from '../../src/inference/language-model.js';
 import { PROCESS_BYTES, TENSOR_BYTES } from '../../src/inference/memory-budget.js';
 import { usefulThreads } from '../../src/inference/run-options.js';
 import { Runner } from '../../src/inference/runner.js';
@@ -39,6 +40,31 @@ export interface RunningModels {
   close(): Promise<void>;
 }
 
+/**
+ * Opens models that share a budget in equal parts. Throws `BudgetTooSmallError` with a whole budget that does for all of them.
+ * @param wholeOf bytes of a part → bytes of the whole
+ */
+function openWithin(
+  wholeBytes: number,
+  wholeOf: (partBytes: number) => number,
+  uses: readonly ModelUse[],
+  shared: Pick<ModelOptions, 'runner' | 'bytes' | 'signal'>,
+): LanguageModel[] {
+  const refused: BudgetTooSmallError[] = [];
+  const models = uses.flatMap(({ checkpoint, ...use }) => {
+    try {
+      return [openLanguageModel(checkpoint, { ...use, ...shared })];
+    } catch (error) {
+      if (!(error instanceof BudgetTooSmallError)) throw error;
+      refused.push(error);
+      return [];
+    }
+  });
+  const worst = refused.sort((a, b) => b.smallestBytes - a.smallestBytes)[0];
+  if (worst) throw inWhole(worst, wholeBytes, wholeOf);
+  return models;
+}
+
 /** Opens models. They run on the calling thread, because their steps are short and the caller has no other work. */
 export async function openModels(
   uses: readonly ModelUse[],
@@ -53,7 +79,7 @@ export async function openModels(
   const tensors = uses.reduce((sum, { checkpoint }) => sum + checkpoint.tensors.size, 0);
   const processBytes = PROCESS_BYTES + TENSOR_BYTES * tensors;
   const bytes = Math.floor((maxMemory - processBytes) / uses.length);
-  const models = uses.map(({ checkpoint, ...use }) => openLanguageModel(checkpoint, { ...use, runner, bytes, signal }));
+  const models = openWithin(maxMemory, (part) => processBytes + uses.length * part, uses, { runner, bytes, signal });
   return {
     engine,
     models,
