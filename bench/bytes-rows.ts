@@ -74,7 +74,7 @@ export const WAYS: readonly BytesWay[] = [
   allocated('fp8', ['--average-bits', averageBits(EIGHT_BITS)]),
   ...BUDGETS.map(({ share, everySeed }) => fitted(share, everySeed)),
   fitted(0.203, true, ', down repaired'),
-  fitted(0.17, false, ', down repaired'),
+  fitted(0.17, true, ', down repaired'),
 ];
 
 /** The most that the KL of factors should be, as a multiple of their rival's. Both are means over seeds. */

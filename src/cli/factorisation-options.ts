@@ -147,7 +147,7 @@ export function addFactorisationOptions(command: Command): Command {
     .addOption(
       new Option(
         '--bases-dtype <dtype>',
-        'dtype of the bases (default: that of --dtype; with int5: int6, with int4: int5)',
+        'dtype of the bases (default: that of --dtype; with fp8: int8, with int5: int6, with int4: int5)',
       ).choices(DTYPE_NAMES),
     )
     .addOption(

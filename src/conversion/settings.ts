@@ -51,10 +51,10 @@ export type DtypeName = (typeof DTYPE_NAMES)[number];
 export const SCALE_GROUPS = [64, 128] as const;
 const DEFAULT_SCALE_GROUP = 64;
 
-/** The dtype of shared factors, by that of the experts' own. With these neither dominates the error. */
+/** The dtype of shared factors, by that of the experts' own. With these neither dominates the error, and int8 is as large as fp8. */
 const SHARED_DTYPES: Readonly<Record<QuantisedName, QuantisedName>> = {
   int8: 'int8',
-  fp8: 'fp8',
+  fp8: 'int8',
   int6: 'int6',
   int5: 'int6',
   int4: 'int5',
@@ -112,7 +112,7 @@ const settingsSchema = z
     layers: z.array(z.number().int().nonnegative()).optional(),
     /** The dtype of factors and rebuilt weights; by default that of the experts. Rebuilt weights cannot be quantised by it. */
     dtype: z.enum(DTYPE_NAMES).optional(),
-    /** The dtype of shared factors; default: that of `dtype`, and with 5 and 4 bits one bit more. */
+    /** The dtype of shared factors; default: that of `dtype`, with fp8 int8, and with 5 and 4 bits one bit more. */
     basesDtype: z.enum(DTYPE_NAMES).optional(),
     /** The columns of a row of a quantised factor that share a scale; default: 64. */
     scaleGroup: z.union([z.literal(64), z.literal(128)], { error: 'give 64 or 128' }).optional(),

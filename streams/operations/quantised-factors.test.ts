@@ -55,7 +55,7 @@ describe('each dtype:', () => {
     int5: ['I32', '_packed', 4],
     int4: ['I32', '_packed', 3],
   };
-  const bases = { int8: 'int8', fp8: 'fp8', int6: 'int6', int5: 'int6', int4: 'int5' } as const;
+  const bases = { int8: 'int8', fp8: 'int8', int6: 'int6', int5: 'int6', int4: 'int5' } as const;
   /** The errors are those of four steps, to which these codes add so much. */
   const added = { int8: 0.004, fp8: 0.05, int6: 0.03, int5: 0.07, int4: 0.2 };
 
