@@ -1,6 +1,7 @@
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
+import { generateFamily } from '../../fixtures/generate-family.js';
 import { TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { openCheckpoint } from '../checkpoint/open-checkpoint.js';
@@ -71,4 +72,13 @@ test('says if the output is larger, and why', async () => {
     /^note: the experts of layer .* are decoded to bfloat16, which takes \d\.\d times their bytes, in spite of --keep-quantized: .*AWQ/m,
   );
   expect(describePlan(decoded)).not.toContain('in spite of');
+});
+
+test('kept FP8 weights whose last blocks are cut short have a note in native plans', async () => {
+  const folder = join(temporaryFolder(), 'fp8');
+  await generateFamily(folder, 'deepseek_v3', { quantised: 'fp8' });
+  const note = /^note: model\.\S+ \(40 × 16 in blocks of 12 × 16\) and 71 other weights stay in FP8 .*transformers 5/m;
+  expect(describePlan(await plan({ bases: 2, keepQuantized: true }, folder))).toMatch(note);
+  for (const options of [{ bases: 2 }, { bases: 2, keepQuantized: true, format: 'hf' }] as const)
+    expect(describePlan(await plan(options, folder))).not.toMatch(note);
 });

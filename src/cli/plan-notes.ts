@@ -1,10 +1,11 @@
 import { floatBytes } from '../checkpoint/dtype.js';
 import { floatDtypeOf } from '../checkpoint/encoding.js';
+import { isQuantised, quantisedMatrix } from '../checkpoint/quantisation.js';
 import { matrixBytes } from '../checkpoint/stored-matrix.js';
 import { describeGrowth } from '../conversion/check-size.js';
 import type { TimedPlan } from '../conversion/estimate.js';
 import { describeEncodings, formatRanges, type GroupPlan } from '../conversion/group-plan.js';
-import { holdsWeights } from '../conversion/settings.js';
+import { holdsWeights, isNative } from '../conversion/settings.js';
 
 /** The notes on a plan: those on the source, and those if experts do not stay quantised or the output has more bytes. */
 export const planNotes = (planned: TimedPlan): string[] => [
@@ -12,6 +13,7 @@ export const planNotes = (planned: TimedPlan): string[] => [
   ...planned.model.notes,
   ...decodedNote(planned),
   ...unpackedNote(planned),
+  ...cutBlocksNote(planned),
   ...growthNote(planned),
 ];
 
@@ -40,6 +42,29 @@ function unpackedNote({ groups, model }: TimedPlan): string[] {
   return [
     `the experts of layer ${formatRanges(others)} stay plain, and those of the other layers are packed: transformers 5 does not load such a mixture. Leave out --layers for it.`,
   ];
+}
+
+/**
+ * Names kept FP8 weights whose last blocks are cut short. transformers decodes the FP8 of a native checkpoint, and expects blocks that
+ * divide a weight.
+ */
+function cutBlocksNote({ copies, source, format, groups }: TimedPlan): string[] {
+  if (!isNative({ format }) || groups.length === 0) return [];
+  const names = new Set(copies.filter(({ decode, assemble }) => !decode && !assemble).map(({ target }) => target));
+  const cut = [...names].flatMap((name) => {
+    const tensor = source.tensors.get(name);
+    if (!tensor || !isQuantised(tensor)) return [];
+    const { encoding, rows, cols } = quantisedMatrix(tensor, source);
+    const isCut = (side: number, block: number): boolean => side > block && side % block > 0;
+    if (encoding.kind !== 'codes' || !(isCut(rows, encoding.blockRows) || isCut(cols, encoding.blockCols))) return [];
+    return [`${name} (${rows} × ${cols} in blocks of ${encoding.blockRows} × ${encoding.blockCols})`];
+  });
+  const more = cut.length > 1 ? ` and ${cut.length - 1} other weights` : '';
+  return cut.length === 0
+    ? []
+    : [
+        `${cut[0]}${more} stay in FP8 with blocks that do not divide them: transformers 5 refuses these or decodes them otherwise, and mobe does not. Leave out --keep-quantized for transformers.`,
+      ];
 }
 
 function growthNote(planned: TimedPlan): string[] {
