@@ -1,4 +1,4 @@
-/** Runs inside the thread of sha256.ts. */
+/** Runs inside a thread of sha256.ts. */
 import { createHash } from 'node:crypto';
 import { parentPort } from 'node:worker_threads';
 import type { HashReply, HashRequest } from './sha256.js';

@@ -1,14 +1,15 @@
-/** SHA-256 on another thread, so that hashing runs while other bytes are read and written. */
+/** SHA-256 on other threads, so that hashing runs while other bytes are read and written. */
 import { createHash, webcrypto } from 'node:crypto';
+import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 
-/** A request to the thread. The answer has the same id. */
+/** A request to a thread. The answer has the same id. */
 export interface HashRequest {
   readonly id: number;
   readonly bytes: Uint8Array<SharedArrayBuffer>;
 }
 
-/** An answer of the thread. */
+/** An answer of a thread. */
 export interface HashReply {
   readonly id: number;
   readonly sha256: string;
@@ -23,37 +24,51 @@ export const HASHES_AT_ONCE = 4;
 /** The SHA-256 in hexadecimal. `bytes` must not change before it resolves. Shared memory is not copied. */
 export async function sha256(bytes: Uint8Array): Promise<string> {
   if (bytes.byteLength <= SMALL_BYTES) return createHash('sha256').update(bytes).digest('hex');
-  if (isShared(bytes)) {
-    thread ??= new HashThread();
-    return thread.hash(bytes);
-  }
+  if (isShared(bytes)) return freeThread().hash(bytes);
   return Buffer.from(await webcrypto.subtle.digest('SHA-256', bytes as Uint8Array<ArrayBuffer>)).toString('hex');
 }
 
 const isShared = (bytes: Uint8Array): bytes is Uint8Array<SharedArrayBuffer> =>
   bytes.buffer instanceof SharedArrayBuffer;
 
-/** The thread of this process, from its first use on. */
-let thread: HashThread | undefined;
+/** The threads of this process. Each lives from its first use on. */
+const threads: HashThread[] = [];
+/** As many as there are processors: blocks come from the page cache faster than one thread hashes them. */
+const MOST_THREADS = availableParallelism();
+
+/** A thread that has nothing to do, a new one, or the one with the least to do. */
+function freeThread(): HashThread {
+  const [least] = threads.toSorted((a, b) => a.load - b.load);
+  if (least && (least.load === 0 || threads.length === MOST_THREADS)) return least;
+  const thread = new HashThread(() => threads.splice(threads.indexOf(thread), 1));
+  threads.push(thread);
+  return thread;
+}
 
 class HashThread {
   private readonly worker = new Worker(new URL('./sha256-worker.js', import.meta.url));
   private readonly waiting = new Map<number, { resolve(sha256: string): void; reject(error: Error): void }>();
   private last = 0;
 
-  constructor() {
+  /** @param onFailed called when the thread can hash no more */
+  constructor(onFailed: () => void) {
     this.worker.on('message', ({ id, sha256 }: HashReply) => {
       this.waiting.get(id)?.resolve(sha256);
       this.settled(id);
     });
     this.worker.on('error', (error: Error) => {
-      thread = undefined;
+      onFailed();
       for (const [id, { reject }] of this.waiting) {
         reject(error);
         this.settled(id);
       }
     });
     this.worker.unref();
+  }
+
+  /** Hashes that are not finished. */
+  get load(): number {
+    return this.waiting.size;
   }
 
   hash(bytes: Uint8Array<SharedArrayBuffer>): Promise<string> {
