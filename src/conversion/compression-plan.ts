@@ -2,6 +2,7 @@
 import type { RecordFacts } from '../calibration/record.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
+import { BudgetTooSmallError, InputError } from '../errors.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
 import { languageConfig } from '../models/language-config.js';
@@ -51,6 +52,42 @@ export async function planCompression(
   fitters?: RemoteFitters,
   facts?: RecordFacts,
   writes: 'checkpoint' | 'factor files' | 'float factors' = 'checkpoint',
+): Promise<CompressionPlan> {
+  const plan = (own: CompressOptions): Promise<CompressionPlan> => planWithin(source, own, fitters, facts, writes);
+  try {
+    return await plan(options);
+  } catch (error) {
+    if (!(error instanceof BudgetTooSmallError)) throw error;
+    const groups = await groupsWithin(source, options.groups, (groups) => plan({ ...options, groups }));
+    throw new BudgetTooSmallError(resolveSettings(options).maxMemory, error.smallestBytes, groups);
+  }
+}
+
+/** The fewest groups, twice as many each time, with which a plan stays within its budget. */
+async function groupsWithin(
+  source: Checkpoint,
+  given = 1,
+  plan: (groups: number) => Promise<CompressionPlan>,
+): Promise<number | undefined> {
+  const experts = Math.max(...detectModel(source).layers.map((layer) => layer.experts.up_proj.length));
+  for (let groups = 2 * given; groups <= experts / 2; groups *= 2) {
+    try {
+      await plan(groups);
+      return groups;
+    } catch (error) {
+      // This number may not divide the experts or the bases, or the method may have no groups.
+      if (!(error instanceof InputError)) throw error;
+    }
+  }
+  return undefined;
+}
+
+async function planWithin(
+  source: Checkpoint,
+  options: CompressOptions,
+  fitters: RemoteFitters | undefined,
+  facts: RecordFacts | undefined,
+  writes: 'checkpoint' | 'factor files' | 'float factors',
 ): Promise<CompressionPlan> {
   const model = detectModel(source);
   const rebuilds = writes === 'checkpoint' && holdsWeights({ format: formatOf(options) });

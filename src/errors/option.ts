@@ -36,10 +36,11 @@ export class BudgetTooSmallError extends InputError {
   readonly smallest: string;
   readonly smallestBytes: number;
 
-  constructor(budgetBytes: number, smallestBytes: number) {
+  /** @param groups the number of `--groups` with which this budget would do, if there is one */
+  constructor(budgetBytes: number, smallestBytes: number, groups?: number) {
     const smallest = `${Math.ceil(smallestBytes / 2 ** 20)}MiB`;
     super(
-      `--max-memory ${formatBytes(budgetBytes)} is too small for this run: the smallest that works is ${smallest}.`,
+      `--max-memory ${formatBytes(budgetBytes)} is too small for this run: the smallest that works is ${smallest}.${groups === undefined ? '' : ` With --groups ${groups}, which divides the experts among more and smaller fits, this budget does.`}`,
     );
     this.smallest = smallest;
     this.smallestBytes = Math.ceil(smallestBytes);

@@ -38,6 +38,16 @@ describe('DeepSeek-V3, FP8', { ...THOROUGH, timeout: 120_000 }, () => {
     );
     expect(await share(name, {})).toBeLessThan(0.85);
   });
+  test('within 40 GiB it is refused, with the number of groups that does', async () => {
+    const small = (options: CompressOptions) =>
+      plan(join(folder, name), { bases: 64, maxMemory: 40 * 2 ** 30, ...options });
+    const { groups } = await small({}).catch(
+      ({ message }) => /With --groups (?<groups>\d+), /.exec(message)?.groups ?? {},
+    );
+    expect(Number(groups)).toBeGreaterThan(1);
+    expect((await small({ groups: Number(groups) })).memory.expectedBytes).toBeLessThanOrEqual(40 * 2 ** 30);
+    await expect(small({ groups: Number(groups) / 2 })).rejects.toThrow(/smallest that works/);
+  });
   test('as rebuilt weights in its own quantisation has its size', async () => {
     expect(await share(name, { format: 'hf', keepQuantized: true })).toBeCloseTo(1, 2);
   });
