@@ -13,7 +13,7 @@ const SOLVE = fileURLToPath(new URL('solve.js', import.meta.url));
 const TRAIN = join(fileURLToPath(new URL('../..', import.meta.url)), 'bench/reference/train.py');
 
 /** Steps of the reference whose losses are levels of the race, besides its result. */
-const LEVELS = [100, 400, 1000, 4000];
+const LEVELS = [100, 300, 400, 1000, 4000];
 const CURVE_POINTS = 100;
 /** A run with a time limit aims at this share of the limit. */
 const AIM = 0.96;

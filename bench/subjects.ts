@@ -7,7 +7,7 @@ import type { Problem } from '../src/methods/mobe/problem.js';
 import { detectModel } from '../src/models/detect.js';
 import { LocalFiles } from '../src/sources/files.js';
 
-export const KINDS = ['fixture', 'synthetic', 'large'] as const;
+export const KINDS = ['fixture', 'synthetic', 'real shape', 'large'] as const;
 export type Kind = (typeof KINDS)[number];
 
 /** A group of experts to fit. */
@@ -38,6 +38,8 @@ export function subjects(): Subject[] {
     synthetic('heavy-tailed columns', shape(32, 32, 96, 8), heavyColumns),
     synthetic('n=64 m=4', shape(64, 32, 96, 4), sharedStructure),
     synthetic('n=128 m=32', shape(128, 32, 96, 32), sharedStructure),
+    synthetic('decaying spectrum', shape(16, 768, 2048, 4), decayingSpectrum, 'real shape'),
+    synthetic('outlier columns', shape(16, 768, 2048, 4), outlierColumns, 'real shape'),
     synthetic('large, iid', shape(16, 768, 2048, 4), iid, 'large'),
   ];
 }
@@ -104,4 +106,49 @@ const sharedStructure: Generator = (problem, random) => {
 const heavyColumns: Generator = (problem, random) => {
   const scales = Float64Array.from({ length: problem.cols }, () => Math.exp(random.normal()));
   return iid(problem, random).map((values) => values.map((value, i) => value * (scales[i % problem.cols] as number)));
+};
+
+/** By this power the scales of a spectrum's axes fall. The smallest of 2048 is then 1/14 of the largest. */
+const DECAY = 0.35;
+
+/**
+ * Mixtures of a few matrices, plus noise, whose rows lie along the same axes in all experts: singular values fall by a power law, and
+ * the axes are turned, so that no column stands out. d must be a power of two.
+ */
+const decayingSpectrum: Generator = (problem, random) => {
+  const { cols } = problem;
+  if (!Number.isInteger(Math.log2(cols))) throw new RangeError(`${cols} columns are no power of two`);
+  const signs = Float64Array.from({ length: cols }, () => (random.uniform() < 0.5 ? -1 : 1) / Math.sqrt(cols));
+  return sharedStructure(problem, random).map((values) => {
+    for (let start = 0; start < values.length; start += cols) {
+      const row = values.subarray(start, start + cols);
+      for (let i = 0; i < cols; i++) row[i] = (row[i] as number) * (signs[i] as number) * (1 + i) ** -DECAY;
+      transformWalsh(row);
+    }
+    return values;
+  });
+};
+
+/** The Walsh–Hadamard transform, in place. The length is a power of two. */
+function transformWalsh(values: Float32Array): void {
+  for (let half = 1; half < values.length; half *= 2)
+    for (let start = 0; start < values.length; start += 2 * half)
+      for (let i = start; i < start + half; i++) {
+        const [a, b] = [values[i] as number, values[i + half] as number];
+        values[i] = a + b;
+        values[i + half] = a - b;
+      }
+}
+
+/** Columns with log-normal scales, rows with others in each expert, and one number in a thousand ten times as large. */
+const outlierColumns: Generator = (problem, random) => {
+  const { cols, rows } = problem;
+  const columns = Float64Array.from({ length: cols }, () => Math.exp(random.normal()));
+  return sharedStructure(problem, random).map((values) => {
+    const own = Float64Array.from({ length: rows }, () => Math.exp(random.normal() / 2));
+    return values.map((value, i) => {
+      const scale = (columns[i % cols] as number) * (own[Math.floor(i / cols)] as number);
+      return value * scale * (random.uniform() < 1e-3 ? 10 : 1);
+    });
+  });
 };
