@@ -184,7 +184,7 @@ describe('memory', () => {
 });
 
 test('the estimate grows with the steps', async () => {
-  const seconds = async (steps: number) => estimateSeconds(await plan({ steps }), 1e11);
+  const seconds = async (steps: number) => estimateSeconds(await plan({ steps }), { step: 1e11, rest: 1e11 });
   expect(await seconds(2000)).toBeGreaterThan(3 * (await seconds(400)));
 });
 

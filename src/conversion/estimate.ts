@@ -1,7 +1,8 @@
-/** Estimates the duration of a run from its arithmetic and the machine's measured rate. */
+/** Estimates the duration of a run from its arithmetic and the measured pace of the machine that fits. */
 import type { CompressionPlan } from './compression-plan.js';
-import { sourceBytes } from './group-plan.js';
+import { type GroupPlan, sourceBytes } from './group-plan.js';
 import { jobMetric, weighingOperations } from './metric-plan.js';
+import type { RunSettings } from './settings.js';
 
 /** The short fits from which an allocation is decided. */
 export interface ProbeOutlook {
@@ -20,34 +21,54 @@ export interface ProbeOutlook {
 
 /** A planned compression with the time that it will take. */
 export interface TimedPlan extends CompressionPlan {
-  /** Expected duration, from the measured rate of the machine that fits. Accurate to about a factor of two. */
+  /** Expected duration, from the measured pace of the machine that fits, if all steps are taken. */
   readonly estimatedSeconds: number;
   /** Absent if no allocation is wanted, or if the caller gave it. */
   readonly probes?: ProbeOutlook;
 }
 
-/** The rate of a solver step relative to a plain matrix product of the same shapes; measured, see docs/solver.md. */
-const STEP_EFFICIENCY = 0.75;
+/** The speed of a worker at a plan's groups, in floating-point operations a second: of a solver's steps, infinite if it has none, and of the rest of a job. */
+export interface Pace {
+  readonly step: number;
+  readonly rest: number;
+}
+
+/** The pace of a plan without groups. */
+export const FREE: Pace = { step: Number.POSITIVE_INFINITY, rest: Number.POSITIVE_INFINITY };
+
 /** A cautious disk rate, bytes a second. It bounds conversions that need little arithmetic. */
 const DISK_RATE = 300e6;
 
-/**
- * The expected duration of a compression in seconds, accurate to about a factor of two.
- * @param rate floating-point operations a second of one worker's plain matrix products at the groups' shapes
- */
+/** The floating-point operations of a group's job: of one step, of all that is not a step, and together. */
+export function jobOperations(
+  { method, problem, projection }: Pick<GroupPlan, 'method' | 'problem' | 'projection'>,
+  { solver, steps, weighing }: Pick<RunSettings, 'solver' | 'steps' | 'weighing'>,
+): { step: number; rest: number; whole: number } {
+  const metric = jobMetric(weighing?.metric, { projection, problem });
+  const of = (count: number): number =>
+    method.operations(problem, { solver, steps: count, metric: metric?.fit ? metric.form : undefined });
+  const step = of(steps + 1) - of(steps);
+  const whole = of(steps);
+  return { step, rest: whole - steps * step, whole };
+}
+
+/** The expected duration of a compression in seconds, if all steps are taken. */
 export function estimateSeconds(
   { groups, settings, memory, bytesBefore, bytesAfter }: CompressionPlan,
-  rate: number,
+  pace: Pace,
 ): number {
-  const { solver, steps, weighing } = settings;
-  const fits = groups.reduce((sum, group) => {
-    const metric = jobMetric(weighing?.metric, group);
-    const form = metric?.fit ? metric.form : undefined;
-    return sum + group.method.operations(group.problem, { solver, steps, metric: form });
-  }, 0);
-  const operations =
-    fits + (weighing?.metric ? weighingOperations({ ...weighing, metric: weighing.metric }, groups) : 0);
+  const { steps, weighing } = settings;
+  const fits = groups.map((group) => {
+    const { step, rest } = jobOperations(group, settings);
+    return (steps * step) / pace.step + rest / pace.rest;
+  });
+  const longest = Math.max(0, ...fits);
+  const together = fits.reduce((sum, it) => sum + it, 0) / memory.workers;
+  const metrics = weighing?.metric ? weighingOperations({ ...weighing, metric: weighing.metric }, groups) : 0;
   const experts = groups.reduce((sum, group) => sum + sourceBytes(group), 0);
-  const compute = operations / (rate * STEP_EFFICIENCY * memory.workers);
-  return compute + (bytesBefore + experts + bytesAfter) / DISK_RATE;
+  return (
+    Math.max(longest, together) +
+    metrics / ((Number.isFinite(pace.step) ? pace.step : pace.rest) * memory.workers) +
+    (bytesBefore + experts + bytesAfter) / DISK_RATE
+  );
 }

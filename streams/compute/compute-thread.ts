@@ -21,8 +21,7 @@ export type CallMethod =
   | 'beginExpert'
   | 'addTokens'
   | 'finishExpert'
-  | 'repair'
-  | 'gemmRate';
+  | 'repair';
 
 /** Messages to the thread. */
 export type ToThread =

@@ -12,7 +12,6 @@ import type { StoredEncoding } from '../../src/checkpoint/encoding.js';
 import { asStored, decodeMatrix } from '../../src/checkpoint/stored-matrix.js';
 import { createEngine, type EngineName } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
-import { measureGemmRate, type ProductShape } from '../../src/engine/gemm-rate.js';
 import { mapValues } from '../../src/map-values.js';
 import { decodeFactors, type StoredFactor, type StoredParts, storedFactors } from '../../src/methods/factor-storage.js';
 import type { Reconstruction } from '../../src/methods/method.js';
@@ -140,11 +139,6 @@ export class Compute {
   repair<M extends RepairMethod>(method: M, ...args: Parameters<ExpertRepair[M]>): ReturnType<ExpertRepair[M]> {
     // biome-ignore lint/suspicious/noExplicitAny: the parameters are those of this method
     return (this.repairs[method] as any)(...args);
-  }
-
-  /** Measures matrix products of (rows, rank) and (rank, cols): floating-point operations a second. */
-  gemmRate(shape: ProductShape): Promise<number> {
-    return measureGemmRate(this.engine, shape.rows, shape.cols, shape.rank);
   }
 
   private loaded(): Held {

@@ -1,7 +1,6 @@
 /** Runners on other machines: connections to workers (worker.ts). */
 import type { RemoteFitters } from '../../src/conversion/memory-plan.js';
 import type { ChosenEngine } from '../../src/engine/choose-engine.js';
-import type { ProductShape } from '../../src/engine/gemm-rate.js';
 import { InterruptedError, ProtocolError, UnlikeWorkersError } from '../../src/errors.js';
 import { partsOf, storedFactors } from '../../src/methods/factor-storage.js';
 import type { FitStep } from '../../src/methods/method.js';
@@ -21,7 +20,6 @@ import {
   expertName,
   jobEvent,
   metricName,
-  rateResult,
   sharedName,
   WORKER_SERVICE,
   type WorkerFacts,
@@ -58,25 +56,6 @@ export async function askWorkers(urls: readonly string[], peers: PeerOptions): P
     ...(limits.length && { maxTensorBytes: Math.min(...limits) }),
   };
   return { engine, threads: facts.map(({ threads }) => threads), urls };
-}
-
-/** Measures one session of the first worker at the shapes of a problem: floating-point operations a second. */
-export async function askRate(
-  { urls }: RemoteWorkers,
-  { rows, cols, rank }: ProductShape,
-  threads: number,
-  peers: PeerOptions,
-): Promise<number> {
-  const channel = await connect(urls[0] as string, { ...peers, service: WORKER_SERVICE });
-  try {
-    const ask = createRequester(channel);
-    const watch = new StallWatch(channel, peers);
-    await ask('open', { threads });
-    const rate = await watch.over(() => ask('rate', { rows, cols, rank }));
-    return checkParams(channel.peer, 'its rate', rateResult, rate);
-  } finally {
-    await channel.close();
-  }
 }
 
 async function askWorker(url: string, peers: PeerOptions): Promise<WorkerFacts> {

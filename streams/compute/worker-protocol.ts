@@ -19,12 +19,6 @@ export type WorkerFacts = z.infer<typeof workerFacts>;
 /** Parameters of "open", the first request of a session: the worker makes an engine with this many threads. */
 export const openParams = z.strictObject({ threads: size.max(1024) });
 
-/**
- * Parameters of "rate": the worker measures matrix products of these shapes, and answers floating-point operations a second.
- */
-export const rateParams = z.strictObject({ rows: size, cols: size, rank: size });
-export const rateResult = z.number().positive();
-
 const numberOrNan = z.union([z.number(), z.nan()]);
 
 const squaredError = { squaredError: numberOrNan, squaredNorm: z.number() };

@@ -24,7 +24,6 @@ import {
   MAX_JOB_BYTES,
   metricName,
   openParams,
-  rateParams,
   sharedName,
   WORKER_SERVICE,
   type WorkerFacts,
@@ -121,11 +120,6 @@ class WorkerSession {
       if (this.thread) return;
       this.thread = new ComputeThread({ engine: this.facts.name, threads });
       this.memory.sessions++;
-    },
-
-    rate: async (params) => {
-      const shape = checkParams(this.channel.peer, '"rate"', rateParams, params);
-      return this.opened().call('gemmRate', [shape]);
     },
 
     fit: async (_params, reply) => {

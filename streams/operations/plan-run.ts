@@ -3,11 +3,11 @@ import type { CalibrationRecord } from '../../src/calibration/record.js';
 import { type CompressionPlan, planCompression } from '../../src/conversion/compression-plan.js';
 import { estimateSeconds, type TimedPlan } from '../../src/conversion/estimate.js';
 import type { CompressOptions } from '../../src/conversion/settings.js';
-import { ComputeThread } from '../compute/compute-thread.js';
-import { askRate, askWorkers, type RemoteWorkers } from '../compute/remote-runner.js';
+import { askWorkers, type RemoteWorkers } from '../compute/remote-runner.js';
 import type { PeerOptions } from '../machines/peer-options.js';
 import { openSource, type Source } from '../machines/remote-files.js';
 import type { RunOptions } from '../run-options.js';
+import { measurePace } from './measure-pace.js';
 import { holding, openCalibration } from './open-calibration.js';
 
 /** A plan and the machines that it is for. */
@@ -48,26 +48,8 @@ export async function planRun(
 
 /** Adds the expected duration. */
 export async function withEstimate(
-  ...[{ planned, remote }, peers]: Parameters<typeof measureRate>
-): Promise<TimedPlan> {
-  const rate = await measureRate({ planned, remote }, peers);
-  return { ...planned, estimatedSeconds: estimateSeconds(planned, rate) };
-}
-
-/** Measures the machine that fits: floating-point operations a second of one of its workers. */
-export async function measureRate(
   { planned, remote }: Pick<PlannedRun, 'planned' | 'remote'>,
-  peers: PeerOptions = {},
-): Promise<number> {
-  const [largest] = planned.groups;
-  if (!largest) return 1;
-  const { threadsPerWorker: threads } = planned.memory;
-  if (remote) return askRate(remote, largest.method.product(largest.problem), threads, peers);
-  const { engine } = planned.settings;
-  const thread = new ComputeThread({ engine, threads });
-  try {
-    return await thread.call('gemmRate', [largest.method.product(largest.problem)]);
-  } finally {
-    await thread.close();
-  }
+  peers?: PeerOptions,
+): Promise<TimedPlan> {
+  return { ...planned, estimatedSeconds: estimateSeconds(planned, await measurePace(planned, remote, peers)) };
 }

@@ -12,7 +12,8 @@ import {
   withRank,
 } from './allocate.js';
 import { areSensitivitiesKnown } from './find-sensitivities.js';
-import { measureRate, planRun, withEstimate } from './plan-run.js';
+import { measurePace } from './measure-pace.js';
+import { planRun, withEstimate } from './plan-run.js';
 import { areProbesFinished, probeBytes, runProbes } from './probe.js';
 
 /** Options of `plan` beside those of the run that is planned. */
@@ -22,8 +23,8 @@ export interface PlanOptions extends Pick<RunOptions, 'peers' | 'workers' | 'onP
 }
 
 /**
- * Plans what `compress` would do with the same arguments. Reads headers, then measures the speed of the machine that fits for a
- * fraction of a second. Throws an `InputError` if the checkpoint or the options do not allow the run.
+ * Plans what `compress` would do with the same arguments. Reads headers, then fits a few random experts on the machine that fits, for a
+ * second or two. Throws an `InputError` if the checkpoint or the options do not allow the run.
  */
 export async function plan(
   model: Source,
@@ -51,10 +52,10 @@ export async function plan(
   const decided = allocation ? { ...withRank(options, outlook), allocation } : expectedOptions(options, outlook);
   const planned = await planRun(model, decided, run);
   await planned.record?.close();
-  const rate = await measureRate(planned, run.peers);
+  const pace = await measurePace(planned.planned, planned.remote, run.peers);
   const whole = { ...planned.planned, settings: { ...planned.planned.settings, allocation } };
   const probing = { ...whole, groups, settings: { ...whole.settings, steps }, bytesBefore: 0, bytesAfter: 0 };
-  const probeSeconds = finished ? 0 : estimateSeconds(probing, rate);
+  const probeSeconds = finished ? 0 : estimateSeconds(probing, pace);
   const probes = {
     fits: groups.length,
     steps,
@@ -63,5 +64,5 @@ export async function plan(
     diskBytes: probeBytes(groups),
     kept: outlook.probes.temporary === undefined,
   };
-  return { ...whole, estimatedSeconds: estimateSeconds(whole, rate) + probeSeconds, probes };
+  return { ...whole, estimatedSeconds: estimateSeconds(whole, pace) + probeSeconds, probes };
 }

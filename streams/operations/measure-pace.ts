@@ -1,0 +1,139 @@
+/** Measures how fast this run's groups are fitted: by a short fit of the run's own programs at its shapes, on random weights. */
+import { expertBytes } from '../../src/calibration/group-metric.js';
+import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
+import { FREE, jobOperations, type Pace } from '../../src/conversion/estimate.js';
+import type { GroupPlan } from '../../src/conversion/group-plan.js';
+import { jobMetric } from '../../src/conversion/metric-plan.js';
+import { holdsWeights } from '../../src/conversion/settings.js';
+import { createRandom } from '../../src/linalg/random.js';
+import type { GroupShape, MetricForm } from '../../src/methods/method.js';
+import { matrixElements } from '../../src/methods/mobe/metric.js';
+import type { OwnedData } from '../compute/job.js';
+import { type JobRunner, localRunner } from '../compute/job-runner.js';
+import { connectRunners, type RemoteWorkers } from '../compute/remote-runner.js';
+import type { PeerOptions } from '../machines/peer-options.js';
+import { describeJob } from '../stages/factorise.js';
+
+/** The steps of the longer fit take about so long. */
+const TRIAL_SECONDS = 1;
+/** The steps of the longer fit beyond those of the shorter one. */
+const MORE_STEPS = { least: 2, most: 60 } as const;
+/** One expert alone would be fitted exactly, and the fit would end early. */
+const LEAST_EXPERTS = 2;
+
+/**
+ * The pace of one of the workers while all of them are busy. A group that would take too long is fitted with fewer experts, and with
+ * as many fewer bases. Throws what a lost connection to a worker throws.
+ */
+export async function measurePace(
+  planned: CompressionPlan,
+  remote: RemoteWorkers | undefined,
+  peers: PeerOptions = {},
+): Promise<Pace> {
+  const [largest, ...others] = planned.groups;
+  if (!largest) return FREE;
+  const sizeOf = (group: GroupPlan): number => jobOperations(group, planned.settings).whole;
+  const group = others.reduce((most, other) => (sizeOf(other) > sizeOf(most) ? other : most), largest);
+  const { workers, threadsPerWorker: threads } = planned.memory;
+  const stop = new AbortController();
+  const runners = remote
+    ? await connectRunners(remote, 1, threads, peers, stop.signal)
+    : Array.from({ length: workers }, () => localRunner({ engine: planned.settings.engine, threads }, stop.signal));
+  try {
+    /** The mean duration of a job on each of the runners, at the same time. */
+    const time = async (experts: number, steps: number): Promise<number> => {
+      const began = performance.now();
+      const durations = runners.map(async (runner) => {
+        await fitSome(runner, planned, group, experts, steps);
+        return (performance.now() - began) / 1000;
+      });
+      return (await Promise.all(durations)).reduce((sum, it) => sum + it, 0) / runners.length;
+    };
+    const most = group.problem.experts;
+    let experts = Math.min(LEAST_EXPERTS, most);
+    let short = await time(experts, 1); // loads the engine and the programs, too
+    if (short < TRIAL_SECONDS && experts < most) {
+      experts = Math.min(most, Math.max(experts, Math.floor((experts * TRIAL_SECONDS) / (await time(experts, 1)))));
+      short = await time(experts, 1);
+    }
+    const { step, rest } = jobOperations({ ...group, problem: reduced(group, experts) }, planned.settings);
+    if (step === 0) return { step: Number.POSITIVE_INFINITY, rest: rest / short };
+    const expected = (short * step) / (step + rest);
+    const more = Math.min(MORE_STEPS.most, Math.max(MORE_STEPS.least, Math.round(TRIAL_SECONDS / expected)));
+    const each = Math.max(1e-6, ((await time(experts, 1 + more)) - short) / more);
+    return { step: step / each, rest: rest / Math.max(1e-6, short - each) };
+  } finally {
+    stop.abort();
+    await Promise.all(runners.map((runner) => runner.close()));
+  }
+}
+
+/** The problem of a group with fewer experts. */
+function reduced({ method, problem }: GroupPlan, experts: number): GroupShape {
+  const fewer = { ...problem, experts };
+  const bases = method.bases?.of(problem);
+  if (bases === undefined || experts === problem.experts) return fewer;
+  const share = Math.round((bases * experts) / problem.experts);
+  return method.bases?.change(fewer, Math.max(1, Math.min(experts - 1, share))) ?? fewer;
+}
+
+/** Fits some of a group's experts, with random weights. */
+async function fitSome(
+  runner: JobRunner,
+  { settings, memory, format }: CompressionPlan,
+  group: GroupPlan,
+  experts: number,
+  steps: number,
+): Promise<void> {
+  const problem = reduced(group, experts);
+  const trial = {
+    ...group,
+    problem,
+    experts: group.experts
+      .slice(0, experts)
+      .map((it) => ({ ...it, encoding: { kind: 'float', dtype: 'F32' } as const })),
+  };
+  const metric = jobMetric(settings.weighing?.metric, group);
+  const weighed = metric && { ...metric, experts: [], facts: undefined as never };
+  const written = holdsWeights({ format }) ? 'weights' : 'factors';
+  const { maxError: _, ...plain } = settings;
+  const job = describeJob(
+    { group: trial, sigma: undefined, metric: weighed },
+    { settings: { ...plain, steps }, memory, written },
+  );
+  const data: OwnedData = {
+    experts: randomWeights(problem),
+    ...(metric && { metric: Array.from({ length: experts }, () => identity(problem, metric.form)) }),
+  };
+  for await (const _ of runner.run(job, data, { onStep() {} })) {
+    // The result is not needed.
+  }
+}
+
+function randomWeights({ experts, rows, cols }: GroupShape): Uint8Array<ArrayBuffer>[] {
+  const random = createRandom(1);
+  const some = Float32Array.from({ length: 8191 }, () => random.normal());
+  return Array.from({ length: experts }, (_, expert) => {
+    const values = new Float32Array(rows * cols);
+    for (let i = 0; i < values.length; i++) values[i] = some[(i * (expert + 2)) % some.length] as number;
+    return new Uint8Array(values.buffer);
+  });
+}
+
+/** The metric of an expert, as a job has it, in which all errors count alike. */
+function identity({ rows, cols }: GroupShape, form: MetricForm): Uint8Array<ArrayBuffer> {
+  const values = new Float32Array(expertBytes({ rows, cols }, form) / 4);
+  let at = 0;
+  for (const [matrix, size] of [
+    [form.rows, rows],
+    [form.columns, cols],
+  ] as const) {
+    if (!matrix) continue;
+    const own = values.subarray(at, at + matrixElements(matrix, size));
+    at += own.length;
+    if (matrix.form === 'full') for (let i = 0; i < size; i++) own[i * (size + 1)] = 1;
+    else if (matrix.form === 'diagonal') own.fill(1);
+    else own[own.length - 1] = 1; // c of c·I + ZZᵀ
+  }
+  return new Uint8Array(values.buffer);
+}
