@@ -6,7 +6,7 @@ import type { GroupPlan } from '../../src/conversion/group-plan.js';
 import { jobMetric } from '../../src/conversion/metric-plan.js';
 import { holdsWeights } from '../../src/conversion/settings.js';
 import { createRandom } from '../../src/linalg/random.js';
-import type { GroupShape, MetricForm } from '../../src/methods/method.js';
+import type { FitStep, GroupShape, MetricForm } from '../../src/methods/method.js';
 import { matrixElements } from '../../src/methods/mobe/metric.js';
 import type { OwnedData } from '../compute/job.js';
 import { type JobRunner, localRunner } from '../compute/job-runner.js';
@@ -14,10 +14,9 @@ import { connectRunners, type RemoteWorkers } from '../compute/remote-runner.js'
 import type { PeerOptions } from '../machines/peer-options.js';
 import { describeJob } from '../stages/factorise.js';
 
-/** The steps of the longer fit take about so long. */
+/** The steps of the measured fit take about so long. */
 const TRIAL_SECONDS = 1;
-/** The steps of the longer fit beyond those of the shorter one. */
-const MORE_STEPS = { least: 2, most: 60 } as const;
+const STEPS = { least: 3, most: 60 } as const;
 /** One expert alone would be fitted exactly, and the fit would end early. */
 const LEAST_EXPERTS = 2;
 
@@ -40,28 +39,29 @@ export async function measurePace(
     ? await connectRunners(remote, 1, threads, peers, stop.signal)
     : Array.from({ length: workers }, () => localRunner({ engine: planned.settings.engine, threads }, stop.signal));
   try {
-    /** The mean duration of a job on each of the runners, at the same time. */
-    const time = async (experts: number, steps: number): Promise<number> => {
-      const began = performance.now();
-      const durations = runners.map(async (runner) => {
-        await fitSome(runner, planned, group, experts, steps);
-        return (performance.now() - began) / 1000;
-      });
-      return (await Promise.all(durations)).reduce((sum, it) => sum + it, 0) / runners.length;
+    /** The mean durations of a job on each of the runners, at the same time. */
+    const time = async (experts: number, steps: number): Promise<Durations> => {
+      const all = await Promise.all(runners.map((runner) => fitSome(runner, planned, group, experts, steps)));
+      const mean = (part: keyof Durations): number => all.reduce((sum, it) => sum + it[part], 0) / all.length;
+      return { step: mean('step'), whole: mean('whole') };
     };
     const most = group.problem.experts;
     let experts = Math.min(LEAST_EXPERTS, most);
-    let short = await time(experts, 1); // loads the engine and the programs, too
-    if (short < TRIAL_SECONDS && experts < most) {
-      experts = Math.min(most, Math.max(experts, Math.floor((experts * TRIAL_SECONDS) / (await time(experts, 1)))));
-      short = await time(experts, 1);
+    let sample = await time(experts, 1); // loads the engine and the programs, too
+    if (sample.whole < TRIAL_SECONDS) {
+      sample = await time(experts, 1);
+      const fitting = Math.min(most, Math.max(experts, Math.floor((experts * TRIAL_SECONDS) / sample.whole)));
+      if (fitting > experts) sample = await time(fitting, 1);
+      experts = fitting;
     }
     const { step, rest } = jobOperations({ ...group, problem: reduced(group, experts) }, planned.settings);
-    if (step === 0) return { step: Number.POSITIVE_INFINITY, rest: rest / short };
-    const expected = (short * step) / (step + rest);
-    const more = Math.min(MORE_STEPS.most, Math.max(MORE_STEPS.least, Math.round(TRIAL_SECONDS / expected)));
-    const each = Math.max(1e-6, ((await time(experts, 1 + more)) - short) / more);
-    return { step: step / each, rest: rest / Math.max(1e-6, short - each) };
+    if (step === 0) return { step: Number.POSITIVE_INFINITY, rest: rest / sample.whole };
+    const expected = (sample.whole * step) / (step + rest);
+    const steps = Math.min(STEPS.most, Math.max(STEPS.least, Math.round(TRIAL_SECONDS / expected)));
+    const measured = await time(experts, steps);
+    // Steps that are too short to be told of are as fast as the rest.
+    const each = measured.step || (measured.whole * step) / (steps * step + rest);
+    return { step: step / each, rest: rest / Math.max(1e-6, measured.whole - steps * each) };
   } finally {
     stop.abort();
     await Promise.all(runners.map((runner) => runner.close()));
@@ -77,6 +77,12 @@ function reduced({ method, problem }: GroupPlan, experts: number): GroupShape {
   return method.bases?.change(fewer, Math.max(1, Math.min(experts - 1, share))) ?? fewer;
 }
 
+/** The duration of a job, and that of one of its steps; 0 if these are unknown. In seconds. */
+interface Durations {
+  readonly step: number;
+  readonly whole: number;
+}
+
 /** Fits some of a group's experts, with random weights. */
 async function fitSome(
   runner: JobRunner,
@@ -84,7 +90,7 @@ async function fitSome(
   group: GroupPlan,
   experts: number,
   steps: number,
-): Promise<void> {
+): Promise<Durations> {
   const problem = reduced(group, experts);
   const trial = {
     ...group,
@@ -105,9 +111,18 @@ async function fitSome(
     experts: randomWeights(problem),
     ...(metric && { metric: Array.from({ length: experts }, () => identity(problem, metric.form)) }),
   };
-  for await (const _ of runner.run(job, data, { onStep() {} })) {
+  const began = performance.now();
+  const seconds = (): number => (performance.now() - began) / 1000;
+  const told: Array<{ readonly step: number; readonly at: number }> = [];
+  const onStep = ({ step }: FitStep): void => {
+    told.push({ step, at: seconds() });
+  };
+  for await (const _ of runner.run(job, data, { onStep })) {
     // The result is not needed.
   }
+  const [first, last] = [told[0], told.at(-1)];
+  const step = first && last && last !== first ? (last.at - first.at) / (last.step - first.step) : 0;
+  return { step, whole: seconds() };
 }
 
 function randomWeights({ experts, rows, cols }: GroupShape): Uint8Array<ArrayBuffer>[] {
