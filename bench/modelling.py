@@ -5,13 +5,15 @@
 Makes a Qwen3-MoE of 300 MB with random weights and compresses it with dist/ (npm run build), unless --model names a native folder.
 Each measurement is a process of its own, in f32. Needs torch, transformers and git.
 
-seconds: the shortest of some runs, of wall-clock time and of CPU time, without loading. On a busy machine CPU time is the steadier one.
+seconds: the shortest of some runs, of wall-clock time and of CPU time, without loading. On a busy machine (`load`, at the
+start and the end) only CPU time means something.
 peak: the largest resident memory of a forward, less that of the loaded model.
 """
 
 import argparse
 import ctypes
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -102,6 +104,7 @@ def main():
     import torch
     import transformers
 
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as work:
         work = pathlib.Path(work)
         if options.model is None:
@@ -128,7 +131,7 @@ def main():
         cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
         facts = {
             "date": time.strftime("%Y-%m-%d"),
-            "machine": {"cpu": cpu, "threads": options.threads, "torch": torch.__version__, "transformers": transformers.__version__},
+            "machine": {"cpu": cpu, "threads": options.threads, "load": [load, os.getloadavg()[0]], "torch": torch.__version__, "transformers": transformers.__version__},
             "model": "Qwen3-MoE, 2 layers, hidden 1024, 48 experts of 512, top 8, --bases 16, f32",
             "against": options.against,
             "rows": rows,
