@@ -1,5 +1,7 @@
+import { readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
-import { modellingFiles } from './modelling-files.js';
+import type { NativeForm } from './family.js';
+import { MODELLING_NAMES, modellingFiles } from './modelling-files.js';
 import { modelTypeOf, nativeForm } from './native-forms.js';
 
 const FORMS = [
@@ -31,8 +33,21 @@ test('AutoModel does not load it: vLLM would take that for a dense model', () =>
 
 test('it carries its modelling files, Ling also its own model', () => {
   const files = FORMS.map((form) => form && modellingFiles(form).map(({ target }) => target));
-  expect(files[0]).toEqual(['modeling_mobe.py']);
-  expect(files[2]).toEqual(['modeling_bailing_mobe.py', 'modeling_mobe.py']);
+  expect(files[0]).toEqual(['modeling_mobe.py', 'mobe_factors.py']);
+  expect(files[2]).toEqual(['modeling_bailing_mobe.py', 'modeling_mobe.py', 'mobe_factors.py']);
+});
+
+test('the files are there, and all that they import from beside them', () => {
+  for (const form of FORMS) {
+    const files = modellingFiles(form as NativeForm);
+    const names = files.map(({ target }) => target);
+    for (const { source } of files) {
+      const imports = readFileSync(source, 'utf8').matchAll(/^from \.(\w+) import/gm);
+      for (const [, module] of imports) expect(names).toContain(`${module}.py`);
+    }
+    // An expansion leaves them out.
+    expect(MODELLING_NAMES).toEqual(expect.arrayContaining(names));
+  }
 });
 
 test('a model that was not tested has no native form', () => {
