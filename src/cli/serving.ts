@@ -12,10 +12,10 @@ export function define(command: Command): void {
     });
 }
 
-const HOW_TO_SERVE = `A plugin lets vLLM serve native checkpoints (--format mobe). Their experts stay factors in memory. Its Python package is
-in ${PLUGIN_FOLDER}
+const HOW_TO_SERVE = `vLLM serves native checkpoints (--format mobe) with a plugin, which keeps their experts as factors in memory. The plugin is a
+Python package in ${PLUGIN_FOLDER}
 
-Install it beside vLLM, in the same Python environment, and serve a native checkpoint:
+Install it into the Python environment that has vLLM, and serve a native checkpoint:
   pip install "$(npx mobe serving --path)"
   vllm serve <native> --served-model-name mobe
 
@@ -23,4 +23,4 @@ Ask it from another terminal:
   curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"model": "mobe", "prompt": "Once upon a time", "max_tokens": 32}'
 
-Standard weights (--format hf, or "mobe expand <native> <out>") need no plugin. docs/serving.md says more.`;
+docs/serving.md says which vLLM, and what to type without a GPU. Standard weights (--format hf, or "mobe expand") need no plugin.`;
