@@ -8,8 +8,12 @@ PREFIX = "MoBE"
 
 def register_architectures():
     from vllm import ModelRegistry
-    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
+    try:
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+    except ImportError:
+        # Another version of vLLM, which serves other models as before. A native checkpoint tells of the version (native_config.py).
+        MODELS_CONFIG_MAP = {}
     for architecture in list(ModelRegistry.get_supported_archs()):
         if not architecture.startswith(PREFIX):
             ModelRegistry.register_model(PREFIX + architecture, f"{__package__}.models:{architecture}")

@@ -84,25 +84,27 @@ class Experts:
         self.name, self.projections, self.dtype = name, projections, dtype
         self.gated = "gate" in projections
         self.activation = (GATED if self.gated else UNGATED)[activation]
-        self.rebuilt, rows = {}, [0]
+        self.rebuilt, rows = {}, [(0, 0)]
         for short, it in projections.items():
             if isinstance(it, Dense):
                 self.count, self.device = it.weight.shape[0], it.weight.device
                 continue
             tensor = it.A.data if isinstance(it.A, Quantised) else it.A
             self.count, self.device = tensor.shape[0], tensor.device
-            rows.append(shape_of(it.A)[-1] * decoding_bytes(it.A, dtype))
+            _, p, rank = shape_of(it.A)
+            rows.append((p, rank * decoding_bytes(it.A, dtype)))
             if isinstance(it, Shared):
                 _, bases, _ = it.parts[0]
                 m, rank, columns = shape_of(bases)
                 self.rebuilt[short] = (rank, columns)
-                rows += [m * columns * decoding_bytes(bases, dtype), columns * dtype.itemsize if it.f != "none" else 0]
+                rows += [(rank, m * columns * decoding_bytes(bases, dtype)), (rank, columns * dtype.itemsize if it.f != "none" else 0)]
             elif isinstance(it.V, Quantised):
-                self.rebuilt[short] = shape_of(it.V)[1:]
-                rows.append(self.rebuilt[short][1] * decoding_bytes(it.V, dtype))
-        # Bytes of the F of one expert, and of the largest row that is decoded or mixed at a time.
+                self.rebuilt[short] = _, columns = shape_of(it.V)[1:]
+                rows.append((rank, columns * decoding_bytes(it.V, dtype)))
+        # Bytes of the F of one expert; of the largest row that is decoded or mixed at a time; and of the largest tile that is of use.
         self.expert_bytes = sum(rank * columns for rank, columns in self.rebuilt.values()) * dtype.itemsize
-        self.row_bytes = max(rows)
+        self.row_bytes = max(size for _, size in rows)
+        self.tile_bytes = max(count * size for count, size in rows)
 
     def rebuild(self, experts, workspace):
         """Puts F of these experts, ascending local numbers, into the workspace: {short: (len(experts), r, d)}."""

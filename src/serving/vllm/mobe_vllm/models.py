@@ -18,26 +18,21 @@ def __getattr__(name):
 
 @cache
 def native_class(base, name):
-    import vllm
-
     from .load_factors import FactorLoader
     from .native_format import read_native_format
     from .quantisation import MoBEQuantisation
-    from .settings import check_version, workspace_bytes
+    from .settings import workspace_bytes
 
     class Native(base):
         def __init__(self, *, vllm_config, prefix=""):
-            check_version(vllm.__version__)
             native = read_native_format(vllm_config.model_config.hf_config.mobe)
             bound = workspace_bytes(vllm_config.additional_config)
-            self_config = MoBEQuantisation(native, vllm_config.quant_config, bound)
+            quantisation = MoBEQuantisation(native, vllm_config.quant_config, bound)
             # The layers ask it for their methods when they are built.
-            vllm_config.quant_config = self_config
+            vllm_config.quant_config = quantisation
             super().__init__(vllm_config=vllm_config, prefix=prefix)
-            self_config.check_layers(name, vllm_config.parallel_config.pipeline_parallel_size > 1)
-            # Not as an attribute of the module before its __init__, and not as a submodule.
-            object.__setattr__(self, "mobe", self_config)
-            object.__setattr__(self, "mobe_folder", vllm_config.model_config.model)
+            quantisation.check_layers(name, vllm_config.parallel_config.pipeline_parallel_size > 1)
+            self.mobe, self.mobe_folder = quantisation, vllm_config.model_config.model
 
         def load_weights(self, weights):
             loader = FactorLoader(self, self.mobe, self.mobe_folder)

@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .architectures import native_architecture
 from .native_format import read_native_format
+from .settings import check_version
 
 MODEL_TYPE = "mobe"
 
@@ -23,6 +24,9 @@ class MoBEConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
+        import vllm
+
+        check_version(vllm.__version__)
         mobe = config_dict.get("mobe")
         read_native_format(mobe)
         family_type = mobe.get("source_model_type")

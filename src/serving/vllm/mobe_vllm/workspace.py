@@ -29,24 +29,20 @@ class Workspace:
     """
 
     def __init__(self, layers, bound, setting):
-        self.scratch = min(bound // SCRATCH_SHARE, MOST_SCRATCH)
-        least = {layer: layer.expert_bytes + max(layer.row_bytes - self.scratch, 0) + self.scratch for layer in layers}
-        worst = max(least, key=least.get)
-        if least[worst] > bound:
-            # With a scratch of a quarter of the bound, four thirds of an expert are enough.
-            needed = max(4 * max(layer.expert_bytes for layer in layers) // 3 + 1, 4 * max(layer.row_bytes for layer in layers))
+        row, tile = (max(getattr(layer, size) for layer in layers) for size in ("row_bytes", "tile_bytes"))
+        worst = max(layers, key=lambda layer: layer.expert_bytes)
+        self.scratch = max(row, min(bound // SCRATCH_SHARE, MOST_SCRATCH, tile))
+        if worst.expert_bytes + self.scratch > bound:
+            # With a quarter of the bound as scratch, four thirds of an expert are enough.
+            needed = max(worst.expert_bytes * SCRATCH_SHARE // (SCRATCH_SHARE - 1) + 1, worst.expert_bytes + row)
             raise ValueError(
                 f"{setting} is {bound} bytes, and one expert of {worst.name} needs a workspace of {needed} bytes: "
-                f'set it to at least that, e.g. --additional-config \'{{"{setting}": "{-(-needed // 2**20)}MiB"}}\''
+                f'set at least that, e.g. --additional-config \'{{"{setting}": "{-(-needed // 2**20)}MiB"}}\''
             )
-        self.chunks = {
-            layer: min(layer.count, (bound - self.scratch) // layer.expert_bytes) if layer.expert_bytes else layer.count
-            for layer in layers
-        }
-        size = max(self.chunks[layer] * layer.expert_bytes for layer in layers)
-        self.buffer = torch.empty(size, dtype=torch.uint8, device=layers[0].device)
-        # Without quantised factors and activations nothing is decoded or mixed in tiles.
-        self.scratch = self.scratch if any(layer.row_bytes for layer in layers) else 0
+        room = bound - self.scratch
+        self.chunks = {it: min(it.count, room // it.expert_bytes) if it.expert_bytes else it.count for it in layers}
+        size = max(self.chunks[it] * it.expert_bytes for it in layers)
+        self.buffer = torch.empty(size, dtype=torch.uint8, device=worst.device)
 
     @property
     def bytes(self):
