@@ -19,13 +19,13 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class Place:
     """Where a stored tensor goes. shape: of the whole tensor in the file. parameters: their names in the model.
 
-    dtype: that the tensor must have, None for any float. put: takes the tensor.
+    dtype: that the tensor must have, None for any float. put: takes the tensor; None if it is of experts of another rank.
     """
 
     shape: tuple
     parameters: tuple
     dtype: object
-    put: Callable
+    put: Callable | None
 
 
 class FactorLoader:
@@ -42,7 +42,7 @@ class FactorLoader:
         for number, (_, layer) in quantisation.layers.items():
             own = places_of(layer, names[id(layer)], native)
             self.places |= {native.layer_prefix(number) + name: place for name, place in own.items()}
-        self.missing = dict.fromkeys(self.places)
+        self.missing = dict.fromkeys(name for name, place in self.places.items() if place.put)
 
     def others(self, weights):
         """Stores the tensors of experts of factorised layers, and yields the others. weights: pairs of a name and a tensor."""
@@ -50,9 +50,10 @@ class FactorLoader:
             place = self.places.get(name)
             if place is not None:
                 self.check(name, tensor, place)
-                place.put(tensor)
-                self.loaded.update(place.parameters)
-                self.missing.pop(name, None)
+                if place.put:
+                    place.put(tensor)
+                    self.loaded.update(place.parameters)
+                    self.missing.pop(name, None)
             elif not self.is_of_experts(name):
                 yield name, tensor
             elif layer_of(name) in self.layers_here():
@@ -98,6 +99,8 @@ def places_of(layer, path, native):
     moe = layer.moe_config
     tp, rank, p, d = moe.tp_size, moe.tp_rank, method.rows, method.columns
     rows = slice(rank * p, (rank + 1) * p)
+    # The places on this rank of the experts that it has.
+    own = {number: place for place, number in enumerate(method.numbers)}
     places = {}
 
     def whole(name):
@@ -105,9 +108,10 @@ def places_of(layer, path, native):
 
     def stacked(stored, name, shape, dtype, span=slice(None)):
         """A tensor for each expert, of which the rank keeps the rows `span`."""
-        for place, number in enumerate(method.numbers):
-            put = lambda tensor, place=place: whole(name)[place].copy_(tensor[span])  # noqa: E731
-            places[stored.replace("{e}", str(number))] = Place(shape, (f"{path}.{name}",), dtype, put)
+        for number in range(method.total):
+            place = own.get(number)
+            put = place is not None and (lambda tensor, place=place: whole(name)[place].copy_(tensor[span]))
+            places[stored.replace("{e}", str(number))] = Place(shape, (f"{path}.{name}",), dtype, put or None)
 
     def factor(short, letter, stored, shape, sizes, span=slice(None)):
         for ending, (part, dtype) in stored_parts(shape, sizes.dtype, sizes.scale_group).items():
@@ -130,20 +134,16 @@ def places_of(layer, path, native):
             here = members.get(group)
             for ending, (part, dtype) in stored_parts((m, sizes.rank, d), sizes.bases_dtype, sizes.scale_group).items():
                 name = part_name(B, ending)
-                put = (lambda tensor, name=name: whole(name).copy_(tensor)) if here else ignore
+                put = (lambda tensor, name=name: whole(name).copy_(tensor)) if here else None
                 # The name in the file is the parameter's.
-                places[name] = Place(part, (f"{path}.{name}",) if here else (), dtype_of(ending, dtype), put)
+                places[name] = Place(part, (f"{path}.{name}",), dtype_of(ending, dtype), put)
             chosen = [number - group * size for number in here or []]
-            put = (lambda tensor, W=W, chosen=chosen: whole(W).copy_(tensor[chosen])) if here else ignore
-            places[W] = Place((size, m), (f"{path}.{W}",) if here else (), None, put)
+            put = (lambda tensor, W=W, chosen=chosen: whole(W).copy_(tensor[chosen])) if here else None
+            places[W] = Place((size, m), (f"{path}.{W}",), None, put)
 
     for entry, shorts in dense_tensors(method, native.experts):
-        add_dense(places, entry, shorts, method, path, whole, rows, tp)
+        add_dense(places, entry, shorts, method, own, path, whole, rows, tp)
     return places
-
-
-def ignore(tensor):
-    pass
 
 
 def dtype_of(ending, dtype):
@@ -166,8 +166,8 @@ def dense_tensors(method, layout):
     return found.values()
 
 
-def add_dense(places, entry, shorts, method, path, whole, rows, tp):
-    """Adds the Places of a dense tensor of one expert or of all, which may hold several projections."""
+def add_dense(places, entry, shorts, method, own, path, whole, rows, tp):
+    """Adds the Places of a dense tensor of one expert or of all, which may hold several projections. own: {number: place on this rank}"""
     p, d, count = method.rows * tp, method.columns, len(shorts)
     outputs, inputs = (d, p) if shorts == ["down"] else (p * count, d)
     shape = (inputs, outputs) if entry.get("transposed") else (outputs, inputs)
@@ -176,8 +176,8 @@ def add_dense(places, entry, shorts, method, path, whole, rows, tp):
         """(…, *shape) -> (short, the part of this rank (…, outputs, inputs)) of each projection"""
         tensor = tensor.mT if entry.get("transposed") else tensor
         for place, short in enumerate(shorts):
-            own = tensor[..., place::count, :] if entry.get("interleaved") else tensor.chunk(count, -2)[place]
-            yield short, own[..., rows] if short == "down" else own[..., rows, :]
+            part = tensor[..., place::count, :] if entry.get("interleaved") else tensor.chunk(count, -2)[place]
+            yield short, part[..., rows] if short == "down" else part[..., rows, :]
 
     parameters = tuple(f"{path}.{short}_dense" for short in shorts)
 
@@ -192,6 +192,7 @@ def add_dense(places, entry, shorts, method, path, whole, rows, tp):
     if "{e}" not in entry["name"]:
         places[entry["name"]] = Place((method.total, *shape), parameters, None, put_all)
         return
-    for place, number in enumerate(method.numbers):
-        put = lambda tensor, place=place: put_one(tensor, place)  # noqa: E731
-        places[entry["name"].replace("{e}", str(number))] = Place(shape, parameters, None, put)
+    for number in range(method.total):
+        place = own.get(number)
+        put = place is not None and (lambda tensor, place=place: put_one(tensor, place))
+        places[entry["name"].replace("{e}", str(number))] = Place(shape, parameters, None, put or None)
