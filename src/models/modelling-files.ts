@@ -20,7 +20,7 @@ export type ModellingFile = Pick<SideFile, 'source' | 'target'>;
 const file = (folder: string, name: string): ModellingFile => ({ source: `${folder}${name}.py`, target: `${name}.py` });
 
 /** Native checkpoints of all models have these. */
-const SHARED = [file(FOLDER, 'modeling_mobe'), file(PLUGIN, 'mobe_factors')];
+const SHARED = [file(FOLDER, 'modeling_mobe'), file(PLUGIN, 'mobe_factors'), file(PLUGIN, 'mobe_fused')];
 
 /** The modelling files of a native form. */
 export const modellingFiles = ({ module }: NativeForm): ModellingFile[] => [
@@ -33,6 +33,7 @@ export const MODELLING_NAMES: readonly string[] = [
   'modeling_mobe.py',
   'modeling_bailing_mobe.py',
   'mobe_factors.py',
+  'mobe_fused.py',
   // format_version 1
   'mobe_experts.py',
   'modeling_deepseek_mobe.py',

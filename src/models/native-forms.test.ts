@@ -33,8 +33,8 @@ test('AutoModel does not load it: vLLM would take that for a dense model', () =>
 
 test('it carries its modelling files, Ling also its own model', () => {
   const files = FORMS.map((form) => form && modellingFiles(form).map(({ target }) => target));
-  expect(files[0]).toEqual(['modeling_mobe.py', 'mobe_factors.py']);
-  expect(files[2]).toEqual(['modeling_bailing_mobe.py', 'modeling_mobe.py', 'mobe_factors.py']);
+  expect(files[0]).toEqual(['modeling_mobe.py', 'mobe_factors.py', 'mobe_fused.py']);
+  expect(files[2]).toEqual(['modeling_bailing_mobe.py', 'modeling_mobe.py', 'mobe_factors.py', 'mobe_fused.py']);
 });
 
 test('the files are there, and all that they import from beside them', () => {

@@ -32,19 +32,23 @@ import re
 import shutil
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, wraps
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers.configuration_utils import PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, PrefixChange, WeightConverter, WeightRenaming
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .mobe_factors import ACTIVATIONS, PACKED_BITS, Quantised, decoded, mix, part_name, shared_names, stored_parts
+from .mobe_fused import Pairs, available, fused_is_faster, fused_products, supported
 
 # A model type of its own makes transformers refuse the checkpoint unless it may run this file. Otherwise transformers would
 # fill the experts with random numbers.
@@ -55,6 +59,10 @@ SAME_MODEL = {"kimi_k2": "deepseek_v3"}
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 
 PROJECTIONS = ("gate", "up", "down")
+# Experts whose F are made by one product. More are hardly faster, and each takes as much memory as a matrix.
+CHUNK = 8
+# What experts classes call the experts that each token chose (t, k).
+CHOICES = ("top_k_index", "router_indices")
 
 
 def random_parameter(like, shape, dtype, std):
@@ -95,6 +103,10 @@ class Product:
         self.A, self.F, self.transposed = A, F, transposed
 
     def apply(self, x):
+        (p, r), d = self.A.shape, self.F.shape[-1]
+        # For very many rows it is less work to make the matrix.
+        if x.numel() // x.shape[-1] * (r * d + p * r - p * d) > p * r * d:
+            return F.linear(x, self.whole())
         return x @ self.A @ self.F if self.transposed else F.linear(F.linear(x, self.F), self.A)
 
     def whole(self):
@@ -120,28 +132,35 @@ class Lazy:
 
 
 class ExpertMatrix(Lazy):
-    """One expert's matrix as its class expects it. parts: gate and up, or one of them, or down.
+    """One expert's matrix as its class expects it. shorts: gate and up, or one of them, or down.
 
-    transposed: (inputs, outputs) instead of (outputs, inputs). interleaved: the outputs of gate and up alternate.
+    The matrices of `shorts` are made when they are needed, and not kept: a step makes other experts' F in the same memory.
     """
 
-    def __init__(self, parts, transposed, interleaved):
-        self.parts, self.transposed, self.interleaved = parts, transposed, interleaved
+    def __init__(self, experts, shorts, expert):
+        self.experts, self.shorts, self.expert = experts, shorts, expert
 
     def multiplied(self, function, x):
-        if function in (RIGHT_PRODUCTS if self.transposed else (F.linear,)):
-            return self.joined([part.apply(x) for part in self.parts])
-        return None
+        if function not in (RIGHT_PRODUCTS if self.experts.mobe_transposed else (F.linear,)):
+            return None
+        step = self.experts.mobe_step
+        fused = [step and step.fused(short, self.expert, x) for short in self.shorts]
+        return self.joined(
+            [
+                self.experts.mobe_matrix(short, self.expert).apply(x) if output is None else output
+                for short, output in zip(self.shorts, fused, strict=True)
+            ]
+        )
 
     def joined(self, outputs):
         """outputs: of each part, along the last axis."""
         if len(outputs) == 1:
             return outputs[0]
-        return torch.stack(outputs, -1).flatten(-2) if self.interleaved else torch.cat(outputs, -1)
+        return torch.stack(outputs, -1).flatten(-2) if self.experts.mobe_interleaved else torch.cat(outputs, -1)
 
     def whole(self):
-        turned = self.joined([part.whole().mT for part in self.parts])
-        return turned if self.transposed else turned.mT
+        turned = self.joined([self.experts.mobe_matrix(short, self.expert).whole().mT for short in self.shorts])
+        return turned if self.experts.mobe_transposed else turned.mT
 
 
 class ExpertMatrices(Lazy):
@@ -168,22 +187,144 @@ class ExpertMatrices(Lazy):
 RIGHT_PRODUCTS = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
 
 
+class ChosenRows(TorchFunctionMode):
+    """Notices which rows of the tokens an experts class takes: `chosen` are the rows `rows` of them."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens, self.chosen, self.rows = tokens, None, None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.Tensor.__getitem__ and args[0] is self.tokens and isinstance(args[1], torch.Tensor):
+            self.chosen, self.rows = result, args[1]
+        return result
+
+
+class Step:
+    """What one forward of a layer's experts makes, and keeps until its end.
+
+    F of a chunk of the experts in use are made by one product: the bases are read once for all of them. For few tokens on a GPU with
+    Triton a fused kernel makes the products of all tokens at once, without F (mobe_fused.py).
+    """
+
+    def __init__(self, experts, tokens, choices):
+        self.experts, self.choices, self.chunks, self.memory, self.products = experts, choices, {}, {}, {}
+        self.used = self.pairs = self.chosen_rows = None
+        few = torch.is_tensor(tokens) and choices is not None and tokens.dim() == choices.dim() == 2
+        if few and not torch.is_grad_enabled() and available(tokens.device):
+            self.chosen_rows = ChosenRows(tokens)
+
+    def mixed(self, short, expert):
+        """F of one expert (r, d)."""
+        chunk, made = self.chunks.get(short, ((), None))
+        if expert not in chunk:
+            # The last chunk's memory is needed for this one.
+            self.chunks.pop(short, None)
+            made = None
+            chunk = self.chunk(expert, self.experts.mobe_groups[short])
+            made = self.experts.mobe_mixed(short, chunk, self.memory)
+            self.chunks[short] = chunk, made
+        return made[chunk.index(expert)]
+
+    def chunk(self, expert, size):
+        """This expert and the next ones in use of its group. Experts run in ascending order."""
+        if self.used is None:
+            n = self.experts.mobe_number
+            self.used = list(range(n)) if self.choices is None else self.choices.unique().tolist()
+        end = (expert // size + 1) * size
+        return [expert, *(other for other in self.used if expert < other < end)][:CHUNK]
+
+    def fused(self, short, expert, x):
+        """The product of rows of the tokens with an expert's matrix, by the fused kernel; None if that is not the way."""
+        noticed = self.chosen_rows
+        if noticed is None or x is not noticed.chosen or short == "down":
+            return None
+        if short not in self.products:
+            self.products[short] = self.fused_products(short)
+        if self.products[short] is None:
+            return None
+        choice = (self.choices[noticed.rows] == expert).int().argmax(-1)
+        return self.products[short][noticed.rows, choice]
+
+    def fused_products(self, short):
+        """(t, k, p), or None if another way is faster or the kernel does not read these factors."""
+        experts, tokens = self.experts, self.chosen_rows.tokens
+        if experts.mobe_method == "svd" or short not in experts.mobe_groups:
+            return None
+        A, bases, coefficients = experts.mobe_shared(short)
+        if not all(supported(factor, tokens.dtype) for factor in (A, *bases)) or coefficients[0].dtype != tokens.dtype:
+            return None
+        (t, k), n, m = self.choices.shape, experts.mobe_number, sum(alpha.shape[1] for alpha in coefficients)
+        first = bases[0].data if isinstance(bases[0], Quantised) else bases[0]
+        p = (A.data if isinstance(A, Quantised) else A).shape[1]
+        r, d = (first.shape[1], bases[0].columns) if isinstance(bases[0], Quantised) else first.shape[1:]
+        if not fused_is_faster(t, k, n, m, p, r, d, tokens.element_size()):
+            return None
+        self.pairs = self.pairs or Pairs(self.choices, n)
+        name = experts.mobe_activation_names[short]
+        return fused_products(A, bases, coefficients, tokens, self.pairs, name).unflatten(0, (t, k))
+
+
+def in_step(forward):
+    """An experts class' forward, which has a Step while it runs."""
+    names = list(signature(forward).parameters)
+
+    @wraps(forward)
+    def run(self, *args, **kwargs):
+        given = dict(zip(names[1:], args, strict=False)) | kwargs
+        step = Step(self, given.get(names[1]), next((given[name] for name in CHOICES if torch.is_tensor(given.get(name))), None))
+        self.mobe_step = step
+        try:
+            with step.chosen_rows or nullcontext():
+                return forward(self, *args, **kwargs)
+        finally:
+            self.mobe_step = None
+
+    return run
+
+
 class Factorised:
     """Goes before a family's experts class in the bases of the class that the experts of a factorised layer get."""
 
+    # That of the forward that runs.
+    mobe_step = None
+
     def mobe_matrix(self, short, expert):
-        """gate, up or down of one expert. F is made anew each time: kept, it would be as large as the matrix."""
-        size = self.mobe_groups.get(short)
-        if size is None:
+        """gate, up or down of one expert."""
+        if short not in self.mobe_groups:
             return Dense(getattr(self, f"{short}_dense")[expert])
-        dtype = self.mobe_dtype.dtype
-        A = decoded(self.mobe_factor(f"{short}_A")[expert], dtype)
+        A = decoded(self.mobe_factor(f"{short}_A")[expert], self.mobe_dtype.dtype)
         if self.mobe_method == "svd":
-            return Product(A, decoded(self.mobe_factor(f"{short}_V")[expert], dtype), short == "down")
-        group, row = divmod(expert, size)
+            shared = decoded(self.mobe_factor(f"{short}_V")[expert], self.mobe_dtype.dtype)
+        elif self.mobe_step is None:
+            shared = self.mobe_mixed(short, [expert])[0]
+        else:
+            shared = self.mobe_step.mixed(short, expert)
+        return Product(A, shared, short == "down")
+
+    def mobe_mixed(self, short, chunk, memory=None):
+        """F of some experts of a group (experts, r, d). memory: {short: a tensor that held others}; used if there are no gradients."""
+        group = chunk[0] // self.mobe_groups[short]
         B, W = shared_names(short, group, self.mobe_parts[short])
-        mixed = mix(getattr(self, W)[row], self.mobe_factor(B), dtype)
-        return Product(A, self.mobe_activations[short](mixed), short == "down")
+        first = group * self.mobe_groups[short]
+        coefficients, bases = getattr(self, W)[[expert - first for expert in chunk]], self.mobe_factor(B)
+        activation, dtype = self.mobe_activations[short], self.mobe_dtype.dtype
+        if memory is None or torch.is_grad_enabled():
+            return activation(mix(coefficients, bases, dtype))
+        if short not in memory or len(memory[short]) < len(chunk):
+            shape = (*bases.data.shape[1:-1], bases.columns) if isinstance(bases, Quantised) else bases.shape[1:]
+            memory[short] = coefficients.new_empty(len(chunk), *shape)
+        made = mix(coefficients, bases, dtype, memory[short][: len(chunk)])
+        for own in made:
+            own.copy_(activation(own))
+        return made
+
+    def mobe_shared(self, short):
+        """A, the bases of all groups, and their coefficients."""
+        names = [shared_names(short, group, self.mobe_parts[short]) for group in range(self.mobe_parts[short])]
+        factors = [self.mobe_factor(B) for B, _ in names]
+        return self.mobe_factor(f"{short}_A"), factors, [getattr(self, W) for _, W in names]
 
     def mobe_factor(self, name):
         """A factor of all experts, or the bases: a parameter, or several as one quantised factor."""
@@ -199,12 +340,7 @@ def matrices(name):
 
     def get(self):
         shorts = self.mobe_replaced[name]
-        return ExpertMatrices(
-            lambda expert: ExpertMatrix(
-                [self.mobe_matrix(short, expert) for short in shorts], self.mobe_transposed, self.mobe_interleaved
-            ),
-            self.mobe_shapes[name],
-        )
+        return ExpertMatrices(lambda expert: ExpertMatrix(self, shorts, expert), self.mobe_shapes[name])
 
     return property(get)
 
@@ -214,7 +350,7 @@ def factorised_class(experts_class, names):
     # The undecorated forward is transformers' eager one. The others need tensors.
     forward = getattr(experts_class.forward, "__wrapped__", experts_class.forward)
     replaced = {name: matrices(name) for name in names}
-    own = {"__module__": experts_class.__module__, "forward": forward, **replaced}
+    own = {"__module__": experts_class.__module__, "forward": in_step(forward), **replaced}
     return type(experts_class.__name__, (Factorised, experts_class), own)
 
 
@@ -268,7 +404,9 @@ def factorise(experts, sizes, method, std):
     # Only its dtype is used: that of the model, whatever the model is cast to.
     experts.register_buffer("mobe_dtype", first.new_empty(0), persistent=False)
     experts.mobe_replaced, experts.mobe_method = replaced, method
-    experts.mobe_activations = {short: ACTIVATIONS[size["activation"]] for short, size in sizes.items() if method == "mobe"}
+    experts.mobe_activation_names = {short: size["activation"] for short, size in sizes.items() if method == "mobe"}
+    experts.mobe_activations = {short: ACTIVATIONS[name] for short, name in experts.mobe_activation_names.items()}
+    experts.mobe_number = n
     experts.mobe_parts = {short: size.get("groups", 1) for short, size in sizes.items()}
     experts.mobe_groups = {short: n // groups for short, groups in experts.mobe_parts.items()}
     experts.mobe_transposed, experts.mobe_interleaved = transposed, not getattr(experts, "is_concatenated", True)

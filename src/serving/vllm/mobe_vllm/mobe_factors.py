@@ -66,14 +66,22 @@ def stored_parts(shape, dtype, group):
     raise ValueError(f"factors of dtype {dtype} are newer than this file")
 
 
-def mix(coefficients, bases, dtype):
-    """Σ_k α_k B_k: (m), (m, r, d) -> (r, d). Of quantised bases no more numbers are decoded at once than there are in the sum."""
+def mix(coefficients, bases, dtype, out=None):
+    """Σ_k α_k B_k: (…, m), (m, r, d) -> (…, r, d). Of quantised bases no more numbers are decoded at once than r · d.
+
+    out: where the result goes, if no gradients are wanted: contiguous, of its shape and dtype.
+    """
     if not isinstance(bases, Quantised):
-        return (coefficients @ bases.flatten(1)).unflatten(0, bases.shape[1:])
+        flat = None if out is None else out.flatten(-2)
+        return torch.matmul(coefficients, bases.flatten(1), out=flat).unflatten(-1, bases.shape[1:])
     m, r = bases.data.shape[:2]
     rows = -(-r // m)
-    tiles = (bases[:, first : first + rows].decode(dtype) for first in range(0, r, rows))
-    return torch.cat([(coefficients @ tile.flatten(1)).unflatten(0, tile.shape[1:]) for tile in tiles])
+    tiles = (mix(coefficients, bases[:, first : first + rows].decode(dtype), dtype) for first in range(0, r, rows))
+    if out is None:
+        return torch.cat(list(tiles), -2)
+    for number, tile in enumerate(tiles):
+        out[..., number * rows : (number + 1) * rows, :] = tile
+    return out
 
 
 def part_name(name, ending):
