@@ -1,11 +1,11 @@
-import { execFile, spawn } from 'node:child_process';
+import { execFile, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { generateCheckpoint } from '../../fixtures/generate.js';
-import { CLI, TINY_MODEL } from '../../fixtures/paths.js';
+import { CLI, ROOT, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH, thoroughBut } from '../../fixtures/thorough.js';
 import { PAGE_FILE } from '../checkpoint/side-files.js';
@@ -115,6 +115,30 @@ test('plan prints sizes, memory, disk and time, or JSON', async () => {
   const json = JSON.parse((await mobe('plan', TINY_MODEL, '--bases', '8', '--json')).stdout);
   expect(json).toMatchObject({ parametersBefore: 5_239_744, parametersAfter: 3_931_072, settings: { bases: 8 } });
   expect(json.estimatedSeconds).toBeGreaterThan(0);
+});
+
+describe('serving', () => {
+  test('says how to install and use the plugin; --path prints its folder alone, a Python package', async () => {
+    const { code, stdout } = await mobe('serving');
+    expect(code).toBe(0);
+    for (const words of ['pip install "$(npx mobe serving --path)"', 'vllm serve', 'curl'])
+      expect(stdout).toContain(words);
+    const path = (await mobe('serving', '--path')).stdout.trimEnd();
+    expect(stdout).toContain(path);
+    expect(JSON.parse((await mobe('serving', '--json')).stdout)).toEqual({ path });
+    expect(readFileSync(join(path, 'pyproject.toml'), 'utf8')).toContain('vllm.general_plugins');
+  });
+
+  test('the npm package has all files of the plugin, and no others', THOROUGH, () => {
+    const args = ['pack', '--dry-run', '--ignore-scripts', '--json'];
+    const [packed] = JSON.parse(execFileSync('npm', args, { cwd: ROOT, encoding: 'utf8' }));
+    const folder = 'src/serving/vllm/';
+    const files: string[] = packed.files.map(({ path }: { path: string }) => path);
+    const modules = readdirSync(join(ROOT, folder, 'mobe_vllm')).filter((file) => file.endsWith('.py'));
+    expect(files.filter((path) => path.startsWith(folder)).sort()).toEqual(
+      [...modules.map((file) => `${folder}mobe_vllm/${file}`), `${folder}pyproject.toml`].sort(),
+    );
+  });
 });
 
 test('engines lists what works and what does not, with a remedy, or JSON', THOROUGH, async () => {

@@ -97,6 +97,12 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: () => import('./eval.js'),
   },
   {
+    name: 'serving',
+    args: '',
+    summary: 'say how vLLM serves a native checkpoint; --path prints where the plugin for it is',
+    load: () => import('./serving.js'),
+  },
+  {
     name: 'engines',
     args: '',
     summary: 'list the engines that can compute on this machine, and their speed; tries each for a few seconds',

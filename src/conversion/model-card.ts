@@ -31,13 +31,24 @@ function storage({ dtype, basesDtype, scaleGroup, allocation }: ModelCard['setti
   return `, in ${own ? describeDtypes({ own, shared }) : `the dtype of the experts, their bases in ${dtypeName(shared)}`}`;
 }
 
+/** Which programs load a native checkpoint. */
+const LOADING = `## Loading
+
+- transformers 5.24: \`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\`.
+- vLLM with the plugin in mobe-stream, for models that vLLM has: \`npm install mobe-stream\`, \`pip install "$(npx mobe serving --path)"\`, then
+  \`vllm serve folder\`.
+- vLLM without the plugin, SGLang and llama.cpp refuse it. \`npx mobe expand folder out\` makes standard weights for them, at least as large
+  as the source.
+
+`;
+
 /** The model card (README.md) of a converted checkpoint, as Markdown. */
 export function modelCard(card: ModelCard): string {
   const { source, settings, groups } = card;
   const projections = [...new Set(groups.map(({ projection }) => projection))].join(', ') || 'no projection';
   const { title, formula, reference } = namedMethod(settings.method) ?? DEFAULT_METHOD;
   const what = isNative(card)
-    ? `a native ${title} checkpoint: of the routed experts, ${projections} are stored as ${formula}${storage(settings)}. Load it with \`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)\``
+    ? `a native ${title} checkpoint: of the routed experts, ${projections} are stored as ${formula}${storage(settings)}`
     : `standard weights, in which ${projections} of the routed experts were replaced by ${formula}`;
   const rows = groups
     .filter(isFitted)
@@ -63,7 +74,7 @@ This is ${what}${reference ? ` (${reference})` : ''}. Made by mobe-stream; \`mob
 | parameters | ${formatCount(card.parametersBefore)} | ${formatCount(card.parametersAfter)} | ${formatPercent(card.parametersAfter / card.parametersBefore)} |
 | tensor bytes | ${formatBytes(card.bytesBefore)} | ${formatBytes(card.bytesAfter)} | ${formatPercent(card.bytesAfter / card.bytesBefore)} |
 
-## Settings
+${isNative(card) ? LOADING : ''}## Settings
 
 \`\`\`json
 ${JSON.stringify({ ...settings, allocation: undefined }, null, 2)}
