@@ -92,7 +92,6 @@ class MoBEMethod(FusedMoEMethodBase):
             f"its activation is {activation}": activation not in GATED | UNGATED,
             "its activation is clamped (swiglu_limit)": self.moe.swiglu_limit is not None or layer.swiglu_limit is not None,
             "shared experts run among the routed ones": layer.expert_map_manager.num_fused_shared_experts > 0,
-            "expert parallelism is on (use tensor parallelism)": self.moe.moe_parallel_config.use_ep,
             "it has redundant experts (EPLB)": self.moe.num_experts != self.moe.num_logical_experts,
         }
         for reason, holds in reasons.items():
