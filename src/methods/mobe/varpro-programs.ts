@@ -1,16 +1,30 @@
 /** The tensor programs of a varpro step, which varpro.ts runs. */
 import { trace } from '../../engine/graph.js';
-import { add, div, identity, matmul, mul, reshape, sqrt, sub, sum, total, type Value } from '../../engine/ops.js';
+import {
+  add,
+  constant,
+  div,
+  identity,
+  matmul,
+  mul,
+  reshape,
+  sqrt,
+  sub,
+  sum,
+  total,
+  type Value,
+} from '../../engine/ops.js';
 import type { MetricForm } from '../method.js';
 import { activateWithDerivative } from './activation.js';
-import { gram, type restart, type sharpen, solve, track } from './inverse.js';
+import { eliminate, gramBlocks, leafShape, solve, trackLeaves } from './block-solve.js';
+import { restart, track } from './inverse.js';
 import { keepsProduct, metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
-/** Newton–Schulz steps that update G⁻¹ from one solver step to the next. */
+/** Newton–Schulz steps that update the inverse of a leaf from one solver step to the next. */
 const TRACKING_STEPS = 3;
 /** Newton–Schulz steps of a new inverse before its residual is checked. */
-const FRESH_STEPS = 8;
+const FRESH_STEPS = 12;
 
 /** Muon's quintic polynomial, with the coefficients of its authors. Two rounds are enough here. */
 const QUINTIC_ROUNDS = 2;
@@ -27,7 +41,7 @@ const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =
  * The share of one batch in the loss and the gradients. Gradients lack the factor 2/N, because both updates are
  * scale-invariant. With a ridge, the loss of an expert is tr(P R C Rᵀ) + λ·tr(P A Aᵀ), λ = ridge·tr(F C Fᵀ)/r. λ depends on F too,
  * which gives the gradient a second term. A smallest ridge that nobody asked for is left out of both.
- * @param eliminates whether A is solved for by elimination, and not from an earlier X ≈ G⁻¹
+ * @param eliminates whether leaves of G are eliminated, and not inverted from earlier inverses X
  */
 export function traceGradient(
   problem: Problem,
@@ -39,15 +53,14 @@ export function traceGradient(
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
   const weighted = { C: C0, WC: keepsProduct(metric) ? [count, p, d] : undefined, P: P0 };
-  const known = { X: eliminates ? undefined : [count, r, r] };
+  const known = { X: eliminates ? undefined : leafShape(count, r) };
   const shapes = { B: [m, r * d], alpha: [count, m], ...known, W: [count, p, d], dB0: [m, r * d], ...weighted };
   return trace(shapes, ({ B, alpha, X: X0, W, dB0, C, WC, P }) => {
     const { value: F, derivative } = mixBases(problem, B, alpha);
     const FC = timesColumns(F, C);
-    const G = gram(F, FC, ridge);
-    const tracked = X0 && track(G, X0, TRACKING_STEPS);
+    const tracker = X0 && trackLeaves(X0, (G, X) => track(G, X, TRACKING_STEPS));
     const V = matmul(W, FC, { transposeB: true });
-    const A = tracked ? matmul(V, tracked.X) : solve(G, V);
+    const A = solve(gramBlocks(F, FC, ridge), V, tracker?.solveLeaf ?? eliminate);
     const R = sub(matmul(A, F), W);
     const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
     const PRC = timesRows(P, RC);
@@ -57,7 +70,7 @@ export function traceGradient(
     const price = ridge === undefined ? undefined : mul(sum(mul(A, timesRows(P, A)), [1, 2]), ridge / r);
     const D = reshape(mul(price ? add(slope, mul(FC, price)) : slope, derivative), [count, r * d]);
     return {
-      ...tracked,
+      ...tracker?.gather(),
       squared: price ? add(error, total(mul(price, sum(mul(F, FC), [1, 2])))) : error,
       dB: add(dB0, matmul(alpha, D, { transposeA: true })),
       dAlpha: matmul(D, B, { transposeB: true }),
@@ -65,19 +78,16 @@ export function traceGradient(
   });
 }
 
-/** Computes G⁻¹ from any start (`restart`), or improves an earlier result (`sharpen`). */
-export function traceInverse(
-  problem: Problem,
-  count: number,
-  iterate: typeof restart | typeof sharpen,
-  metric?: MetricForm,
-  ridge?: number,
-) {
+/** Inverts the leaves of G from any positive definite X, for example identities. */
+export function traceRestart(problem: Problem, count: number, metric?: MetricForm, ridge?: number) {
   const { cols: d, bases: m, rank: r } = problem;
   const { C } = metricShapes(problem, count, metric);
-  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r], C }, ({ B, alpha, X, C }) => {
+  return trace({ B: [m, r * d], alpha: [count, m], X: leafShape(count, r), C }, ({ B, alpha, X, C }) => {
     const F = mixBases(problem, B, alpha).value;
-    return { ...iterate(gram(F, timesColumns(F, C), ridge), X, FRESH_STEPS) };
+    const tracker = trackLeaves(X, (G, known) => restart(G, known, FRESH_STEPS));
+    const anything = constant(new Float32Array(count * r), [count, 1, r]);
+    solve(gramBlocks(F, timesColumns(F, C), ridge), anything, tracker.solveLeaf);
+    return { ...tracker.gather() };
   });
 }
 
