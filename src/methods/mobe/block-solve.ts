@@ -156,19 +156,22 @@ export function trackLeaves(known: Value, iterate: (G: Value, X: Value) => Inver
       return matmul(V, inverse.X);
     },
     gather() {
-      const [first, ...others] = found as [Inverse, ...Inverse[]];
-      if (others.length === 0) return first;
-      const rows = found.map(({ X }) => reshape(X, [count, elements(X.shape) / count]));
-      return {
-        X: concat(rows, 1),
-        residual: max(
-          concat(
-            found.map(({ residual }) => residual),
-            0,
-          ),
-          [0],
-        ),
-      };
+      const isOnly = known.shape.length === 3;
+      const asKnown = (X: Value): Value => (isOnly ? X : reshape(X, [count, elements(X.shape) / count]));
+      return joinInverses(
+        found.map(({ X, residual }) => ({ X: asKnown(X), residual })),
+        1,
+      );
     },
   };
+}
+
+/** Several inverses as one, joined along an axis. Its residual is the largest. */
+export function joinInverses(parts: readonly Inverse[], axis: number): Inverse {
+  const X = concat(
+    parts.map((it) => it.X),
+    axis,
+  );
+  const residuals = parts.map(({ residual }) => residual);
+  return { X, residual: parts.length === 1 ? (residuals[0] as Value) : max(concat(residuals, 0), [0]) };
 }

@@ -30,13 +30,24 @@ function metricElements(
   return elements(rows, p) + elements(columns, d);
 }
 
+/** The most experts that a program computes one after another. */
+const MAX_TURNS = 8;
+
+/**
+ * The number of experts that a program computes one after another. It is 1 unless an expert is so large that a batch has only one:
+ * then a program that takes several hands out the gradient of the bases less often. With more experts than bases, their gradients
+ * would take more memory than that of the bases.
+ */
+export const turnsOf = ({ bases }: Problem, batchExperts: number, metric?: MetricForm): number =>
+  batchExperts === 1 && metric === undefined ? Math.min(bases, MAX_TURNS) : 1;
+
 /** Bytes that a fit and the refit of every expert hold. */
 export function memory(problem: Problem, options: FitMemoryOptions): FitMemory {
   const { solver } = options;
   return {
     targets: targetBytes(problem, options),
     state: solver === 'varpro' ? varproState(problem) : adamState(problem),
-    batch: programBatches(problem, options) * programBytes(problem, options),
+    batch: programBatches(problem, options) * programBytes(problem, options) + turnBytes(problem, options),
   };
 }
 
@@ -91,6 +102,20 @@ const programBytes = (problem: Problem, { solver, metric }: FitMemoryOptions): n
 function restartBytes({ rank: r, cols: d }: Problem): number {
   const [leaf, ...others] = leafRows(r) as [number, ...number[]];
   return 4 * (5 * leaf * leaf + (others.length ? 2 * r * d + r * r : 0));
+}
+
+/**
+ * What experts in turn hold more: their D twice, and W twice unless targets are held. If batches are not all of one size, there are
+ * two programs.
+ */
+function turnBytes(problem: Problem, options: FitMemoryOptions): number {
+  const { experts: n, rows: p, cols: d, rank: r } = problem;
+  const { solver, batchExperts, holdTargets, metric } = options;
+  const turns = solver === 'varpro' ? turnsOf(problem, batchExperts, metric) : 1;
+  if (turns === 1) return 0;
+  const programs = n % Math.ceil(n / turns) ? 2 : 1;
+  const held = 4 * turns * (programs * (2 * r * d + p * d) + (holdTargets ? 0 : p * d));
+  return held + (programs - 1) * programBytes(problem, options);
 }
 
 /** The final refit and its check take as many operations for each expert as this number of solver steps. */

@@ -21,6 +21,7 @@ import type { FitState, Targets } from '../method.js';
 import { type BatchRange, solverBatches } from './batches.js';
 import { identityLeaves, leafElements, leafShape } from './block-solve.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
+import { turnsOf } from './costs.js';
 import { startingBases, startingCoefficients } from './initialise.js';
 import { type Problem, type Solution, type SolverOptions, stepReporter } from './problem.js';
 import { type Rates, Schedule } from './schedule.js';
@@ -116,14 +117,16 @@ class VarproSolver {
   ): Promise<VarproSolver> {
     const { experts: n, bases: m, rank: r, cols: d } = problem;
     const { metric } = targets;
-    const sizes = solverBatches(engine, problem, options.batchExperts, metric);
+    const turns = turnsOf(problem, options.batchExperts, metric);
+    const sizes = solverBatches(engine, problem, Math.max(turns, options.batchExperts), metric);
     const programs = new Map<number, Programs>();
     const eliminates = metric?.columns !== undefined && engine.kind === 'cpu';
+    const form = { eliminates, ridge: options.ridge, inTurn: turns > 1 };
     for (const { count } of sizes) {
       if (programs.has(count)) continue;
       programs.set(count, {
-        gradient: await engine.compile(traceGradient(problem, count, metric, eliminates, options.ridge)),
-        ...(!eliminates && { restart: await engine.compile(traceRestart(problem, count, metric, options.ridge)) }),
+        gradient: await engine.compile(traceGradient(problem, count, metric, form)),
+        ...(!eliminates && { restart: await engine.compile(traceRestart(problem, count, metric, form)) }),
       });
     }
     const shape = [m, r * d];
