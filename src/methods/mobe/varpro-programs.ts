@@ -14,6 +14,7 @@ import {
   sub,
   sum,
   total,
+  transpose,
   type Value,
 } from '../../engine/ops.js';
 import { mapValues } from '../../map-values.js';
@@ -109,7 +110,11 @@ function experts(
   const R = sub(matmul(A, F), W);
   const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
   const PRC = timesRows(P, RC);
-  const slope = matmul(A, PRC, { transposeA: true });
+  // ONNX Runtime multiplies by a large transposed copy faster than it transposes while it multiplies. The reshape keeps both apart.
+  const slope =
+    alpha.shape[0] === 1
+      ? matmul(reshape(transpose(A, [0, 2, 1]), [r, A.shape[1] as number]), PRC)
+      : matmul(A, PRC, { transposeA: true });
   const error = total(mul(R, PRC));
   /** ridge/r·tr(P A Aᵀ) of each expert, (count, 1, 1) */
   const price = ridge === undefined ? undefined : mul(sum(mul(A, timesRows(P, A)), [1, 2]), ridge / r);
