@@ -141,13 +141,14 @@ export function slice(a: Value, axis: number, start: number, end: number): Value
   return value(a.shape.with(at, end - start), { kind: 'slice', axis: at, start, end }, [a]);
 }
 
-/** Joins tensors along an axis. A negative axis counts from the last. Throws a `GraphError` if their other axes differ. */
+/** Joins tensors along an axis; one tensor remains as it is. A negative axis counts from the last. Throws a `GraphError` if their other axes differ. */
 export function concat(parts: readonly Value[], axis: number): Value {
   const [first] = parts;
   const at = first && axis < 0 ? axis + first.shape.length : axis;
   const others = (it: Value): string => it.shape.map((size, i) => (i === at ? '' : size)).join();
   if (first?.shape[at] === undefined || parts.some((it) => others(it) !== others(first)))
     throw new GraphError(`concat of ${parts.map(({ shape }) => `[${shape}]`).join(', ')} on axis ${axis}`);
+  if (parts.length === 1) return first;
   const size = parts.reduce((sum, { shape }) => sum + (shape[at] as number), 0);
   return value(first.shape.with(at, size), { kind: 'concat', axis: at }, parts);
 }

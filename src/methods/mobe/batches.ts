@@ -38,7 +38,7 @@ export function largestBatch(
   };
   const { C = [0], P = [0] } = metricShapes(problem, 1, metric);
   const matrices = 4 * Math.max(elements(C), elements(P));
-  const expert = Math.max(4 * Math.max(p * d, r * d, p * r, r * r), matrices);
+  const expert = Math.max(4 * Math.max(p * d, r * d, p * r), matrices);
   check(`The bases of a group (${m} of ${r} × ${d})`, 4 * m * r * d, 'Use fewer --bases, or --engine onnx-cpu.');
   check('The matrices of the metric', matrices, 'Use --engine onnx-cpu.');
   check(`The weights of one expert (${p} × ${d})`, expert, 'Use --engine onnx-cpu.');

@@ -1,10 +1,11 @@
 /** The memory and the operations of a fit. */
 import type { FitMemory, FitMemoryOptions, MetricForm, MetricMatrixForm } from '../method.js';
+import { leafElements, leafRows } from './block-solve.js';
 import { keepsProduct, matrixElements } from './metric.js';
 import type { Problem } from './problem.js';
 
 /**
- * Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; G, X and their products.
+ * Bytes alive at once for one expert of a batch: S, F, f′, D and their products; W, R; A, WFᵀ; blocks of G, X and their products.
  * A metric adds FC, RC, and WC if C is full; P(RC); and the expert's own C and P. A C of low rank adds FZ, RZ and Z, a P of low rank
  * Zᵀ(RC) and Z.
  */
@@ -29,13 +30,24 @@ function metricElements(
   return elements(rows, p) + elements(columns, d);
 }
 
+/** The most experts that a program computes one after another. */
+const MAX_TURNS = 8;
+
+/**
+ * The number of experts that a program computes one after another. It is 1 unless an expert is so large that a batch has only one:
+ * then a program that takes several hands out the gradient of the bases less often. With more experts than bases, their gradients
+ * would take more memory than that of the bases.
+ */
+export const turnsOf = ({ bases }: Problem, batchExperts: number, metric?: MetricForm): number =>
+  batchExperts === 1 && metric === undefined ? Math.min(bases, MAX_TURNS) : 1;
+
 /** Bytes that a fit and the refit of every expert hold. */
 export function memory(problem: Problem, options: FitMemoryOptions): FitMemory {
   const { solver } = options;
   return {
     targets: targetBytes(problem, options),
     state: solver === 'varpro' ? varproState(problem) : adamState(problem),
-    batch: programBatches(problem, options) * programBytes(problem, options),
+    batch: programBatches(problem, options) * programBytes(problem, options) + turnBytes(problem, options),
   };
 }
 
@@ -57,10 +69,10 @@ function targetBytes(
  * Seventeen arrays have the size of all bases: B, M, and the previous and the next of each; zeros; the gradient before and after
  * a batch; two copies of results that are not collected yet; five intermediate results of the update; and the final result. A
  * solver has allocated all of them after four steps; 15.6 were measured. The bases' Gram matrices exist four times, one of them
- * a copy, and G⁻¹ twice.
+ * a copy, and the inverses of leaves twice.
  */
 const varproState = ({ experts: n, cols: d, bases: m, rank: r }: Problem): number =>
-  4 * (17 * m * r * d + 4 * m * r * r + 2 * n * r * r);
+  4 * (17 * m * r * d + 4 * m * r * r + 2 * n * leafElements(r));
 
 function adamState({ experts: n, rows: p, cols: d, bases: m, rank: r }: Problem): number {
   // A and B have two moments each. All of these exist twice while they are updated.
@@ -82,9 +94,29 @@ function programBatches({ experts: n }: Problem, { solver, batchExperts }: FitMe
   return batchExperts + (solver === 'adam' ? rest || batchExperts : rest);
 }
 
-/** Bytes for each of these experts: those of a step, and for varpro five arrays like G in the program that starts an inverse. */
+/** Bytes for each of these experts: those of a step, and for varpro those of the program that starts inverses. */
 const programBytes = (problem: Problem, { solver, metric }: FitMemoryOptions): number =>
-  batchBytes(problem, metric) + (solver === 'varpro' ? 4 * 5 * problem.rank ** 2 : 0);
+  batchBytes(problem, metric) + (solver === 'varpro' ? restartBytes(problem) : 0);
+
+/** Five arrays like a leaf; if there are several leaves, also F in parts and blocks of G. */
+function restartBytes({ rank: r, cols: d }: Problem): number {
+  const [leaf, ...others] = leafRows(r) as [number, ...number[]];
+  return 4 * (5 * leaf * leaf + (others.length ? 2 * r * d + r * r : 0));
+}
+
+/**
+ * What experts in turn hold more: their D twice, and W twice unless targets are held. If batches are not all of one size, there are
+ * two programs.
+ */
+function turnBytes(problem: Problem, options: FitMemoryOptions): number {
+  const { experts: n, rows: p, cols: d, rank: r } = problem;
+  const { solver, batchExperts, holdTargets, metric } = options;
+  const turns = solver === 'varpro' ? turnsOf(problem, batchExperts, metric) : 1;
+  if (turns === 1) return 0;
+  const programs = n % Math.ceil(n / turns) ? 2 : 1;
+  const held = 4 * turns * (programs * (2 * r * d + p * d) + (holdTargets ? 0 : p * d));
+  return held + (programs - 1) * programBytes(problem, options);
+}
 
 /** The final refit and its check take as many operations for each expert as this number of solver steps. */
 const REFIT_STEPS = 8;
@@ -105,17 +137,24 @@ export function stepOperations(problem: Problem, solver: string, { rows, columns
   const unit = 2 * n * p * r * d;
   const mixing = 3 * 2 * n * m * r * d;
   if (solver === 'adam') return 3 * unit + mixing;
-  const gram = 2 * n * r * r * d;
-  // Without C, three steps of tracking. With it, an elimination and a refinement of A.
-  const inverse = columns ? 2 * (2 * n * r ** 3 + 2 * n * p * r * r) : 7 * 2 * n * r ** 3;
+  const gram = n * (r * r + leafElements(r)) * d;
   const update = m * (4 * r * r * d + 5 * 2 * r ** 3);
-  const plain = 3 * unit + gram + inverse + 2 * n * p * r * r + mixing + update;
+  const plain = 3 * unit + gram + n * solveOperations(r, p) + mixing + update;
   return (
     plain +
     timesMatrix(columns, n * r, d) +
     (columns?.form === 'full' ? unit : timesMatrix(columns, n * p, d)) +
     timesMatrix(rows, n * d, p)
   );
+}
+
+/** Operations of V·G⁻¹, for V of `rows` rows, and of three steps that track the leaves. */
+function solveOperations(size: number, rows: number): number {
+  if (leafRows(size).length === 1) return 2 * rows * size ** 2 + 7 * 2 * size ** 3;
+  const top = Math.ceil(size / 2);
+  const bottom = size - top;
+  const downdate = top * (bottom ** 2 + leafElements(bottom));
+  return solveOperations(top, rows + bottom) + downdate + 4 * rows * top * bottom + solveOperations(bottom, rows);
 }
 
 /** Operations of a product of `count` vectors with a matrix of this size. */

@@ -1,35 +1,22 @@
 /**
- * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX), and elimination for those of metrics. The iteration needs
- * only matrix products, so it runs on every engine. It converges quadratically if ‖I − GX‖ < 1. That holds for any positive
- * definite X that is scaled down until no eigenvalue of GX is above 1.
+ * Inverses of Gram matrices by Newton–Schulz iteration, X ← X(2I − GX). The iteration needs only matrix products, so it runs on
+ * every engine. It converges quadratically if ‖I − GX‖ < 1. That holds for any positive definite X that is scaled down until no
+ * eigenvalue of GX is above 1.
  */
-import {
-  add,
-  concat,
-  div,
-  identity,
-  matmul,
-  max,
-  mul,
-  slice,
-  sqrt,
-  square,
-  sub,
-  sum,
-  type Value,
-} from '../../engine/ops.js';
+import { add, div, identity, matmul, max, mul, sqrt, square, sub, sum, type Value } from '../../engine/ops.js';
 
 /** λ, as a share of G's mean diagonal, if no other is asked for. It keeps G positive definite. */
-const RIDGE = 1e-6;
+export const RIDGE = 1e-6;
 
 /** G = FC·Fᵀ + λ·mean(diag)·I, (n, r, r). F is (n, r, d), and so is FC, which is F·C in a metric. */
 export function gram(F: Value, FC = F, share = RIDGE): Value {
   const rank = F.shape.at(-2) as number;
   const G = matmul(FC, F, { transposeB: true });
-  const diagonal = identity(rank);
-  const ridge = add(mul(trace(G), share / rank), 1e-30); // the constant is for F = 0
-  return add(G, mul(diagonal, ridge));
+  return add(G, mul(identity(rank), ridgeOf(trace(G), rank, share)));
 }
+
+/** λ for a G of this trace (n, 1, 1). */
+export const ridgeOf = (trace: Value, rank: number, share: number): Value => add(mul(trace, share / rank), 1e-30); // the constant is for F = 0
 
 /** An approximate inverse. */
 export interface Inverse {
@@ -67,28 +54,5 @@ function iterate(start: Value, product: Value, scale: Value | undefined, iterati
   return { X, residual: max(sum(square(error), [1, 2]), [0]) };
 }
 
-/**
- * V G⁻¹ by elimination of halves, down to single rows, for a positive definite G (n, r, r) and V (n, p, r). In a metric, G is far worse
- * conditioned than F Fᵀ (10⁶ was seen), and a step of the bases changes its inverse by large factors. Iterations from the last inverse
- * then seldom converge, and no inverse in f32 is exact enough, but an elimination without one is. It takes about 17 small operations
- * for each row, so it is slow on graphics devices.
- *
- * With G = [A B; Bᵀ D], V = [V₁ V₂], [Z; T] = [V₁; Bᵀ]A⁻¹ and S = D − TB, it is [Z − YT, Y] with Y = (V₂ − ZB)S⁻¹.
- */
-export function solve(G: Value, V: Value): Value {
-  const size = G.shape.at(-1) as number;
-  if (size === 1) return div(V, G);
-  const half = Math.ceil(size / 2);
-  const p = V.shape[1] as number;
-  const top = slice(G, 1, 0, half);
-  const B = slice(top, 2, half, size);
-  const bottom = slice(G, 1, half, size);
-  const both = solve(slice(top, 2, 0, half), concat([slice(V, 2, 0, half), slice(bottom, 2, 0, half)], 1));
-  const Z = slice(both, 1, 0, p);
-  const T = slice(both, 1, p, p + size - half);
-  const Y = solve(sub(slice(bottom, 2, half, size), matmul(T, B)), sub(slice(V, 2, half, size), matmul(Z, B)));
-  return concat([sub(Z, matmul(Y, T)), Y], 2);
-}
-
 /** The trace of each matrix, (n, 1, 1). */
-const trace = (matrices: Value): Value => sum(mul(matrices, identity(matrices.shape.at(-1) as number)), [1, 2]);
+export const trace = (matrices: Value): Value => sum(mul(matrices, identity(matrices.shape.at(-1) as number)), [1, 2]);

@@ -227,7 +227,8 @@ describe('a fit', () => {
   });
 });
 
-test('without a metric the programs are those of commit 368e77b', async () => {
+// The hash changed when A became a solution by blocks. A change of it changes every fit.
+test('without a metric the programs are those whose results were measured', async () => {
   const hash = createHash('sha256');
   const spy: Engine = {
     ...engine,
@@ -241,7 +242,7 @@ test('without a metric the programs are those of commit 368e77b', async () => {
     const factors = await solveVarpro(spy, it, targetsOf(W), { ...OPTIONS, steps: 1 });
     await createRefit(spy, it, factors);
   }
-  expect(hash.digest('hex')).toBe('f348a185c6d9fbf363e0abe95fb302e9846b4e9eb662c58e083c84d1fa56917b');
+  expect(hash.digest('hex')).toBe('464b8b4fa63385d256be7049d9fde54e70e5341cc53a9464803116e0bb29befd');
 });
 
 describe('a ridge in the fit', () => {

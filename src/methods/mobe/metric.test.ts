@@ -100,7 +100,7 @@ describe('the gradient is that of the objective, by finite differences', () => {
       const lambda = ((ridge ?? 0) * (at(G, 0, 0) + at(G, 1, 1) + at(G, 2, 2))) / 3;
       return inverse(build(3, 3, (k, l) => at(G, k, l) + (k === l ? lambda : 0)));
     });
-    const program = await engine.compile(traceGradient(problem, 3, metric, eliminates, ridge));
+    const program = await engine.compile(traceGradient(problem, 3, metric, { eliminates, ridge }));
     const stacked = new WeightedTargets(engine, problem, targetsOf(W, metric), true);
     const tensor = (values: readonly number[], shape: number[]) => engine.tensor(Float32Array.from(values), shape);
     const out = await program.run({

@@ -71,6 +71,7 @@ describe('varpro', () => {
     ['tanh', { experts: 8, rows: 12, cols: 40, bases: 3, rank: 12, activation: 'tanh' }],
     ['experts no multiple of bases', { experts: 7, rows: 12, cols: 40, bases: 3, rank: 12, activation: 'silu' }],
     ['rank below the rows', { experts: 6, rows: 12, cols: 40, bases: 4, rank: 5, activation: 'silu' }],
+    ['several leaves', { experts: 3, rows: 140, cols: 160, bases: 2, rank: 131, activation: 'silu' }],
     ['one expert', { experts: 1, rows: 12, cols: 40, bases: 1, rank: 6, activation: 'silu' }],
     ['one basis', { experts: 6, rows: 12, cols: 40, bases: 1, rank: 12, activation: 'tanh' }],
     ['more bases than experts', { experts: 3, rows: 20, cols: 40, bases: 5, rank: 3, activation: 'silu' }],

@@ -1,16 +1,34 @@
 /** The tensor programs of a varpro step, which varpro.ts runs. */
 import { trace } from '../../engine/graph.js';
-import { add, div, identity, matmul, mul, reshape, sqrt, sub, sum, total, type Value } from '../../engine/ops.js';
+import {
+  add,
+  concat,
+  constant,
+  div,
+  identity,
+  matmul,
+  mul,
+  reshape,
+  slice,
+  sqrt,
+  sub,
+  sum,
+  total,
+  transpose,
+  type Value,
+} from '../../engine/ops.js';
+import { mapValues } from '../../map-values.js';
 import type { MetricForm } from '../method.js';
 import { activateWithDerivative } from './activation.js';
-import { gram, type restart, type sharpen, solve, track } from './inverse.js';
+import { eliminate, gramBlocks, joinInverses, leafShape, solve, trackLeaves } from './block-solve.js';
+import { type Inverse, restart, track } from './inverse.js';
 import { keepsProduct, metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
-/** Newton–Schulz steps that update G⁻¹ from one solver step to the next. */
+/** Newton–Schulz steps that update the inverse of a leaf from one solver step to the next. */
 const TRACKING_STEPS = 3;
 /** Newton–Schulz steps of a new inverse before its residual is checked. */
-const FRESH_STEPS = 8;
+const FRESH_STEPS = 12;
 
 /** Muon's quintic polynomial, with the coefficients of its authors. Two rounds are enough here. */
 const QUINTIC_ROUNDS = 2;
@@ -27,57 +45,105 @@ const mixBases = ({ activation, rank, cols }: Problem, B: Value, alpha: Value) =
  * The share of one batch in the loss and the gradients. Gradients lack the factor 2/N, because both updates are
  * scale-invariant. With a ridge, the loss of an expert is tr(P R C Rᵀ) + λ·tr(P A Aᵀ), λ = ridge·tr(F C Fᵀ)/r. λ depends on F too,
  * which gives the gradient a second term. A smallest ridge that nobody asked for is left out of both.
- * @param eliminates whether A is solved for by elimination, and not from an earlier X ≈ G⁻¹
  */
 export function traceGradient(
   problem: Problem,
   count: number,
   metric?: MetricForm,
-  eliminates = false,
-  ridge?: number,
+  { eliminates = false, ridge, inTurn = false }: GradientOptions = {},
 ) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
   const weighted = { C: C0, WC: keepsProduct(metric) ? [count, p, d] : undefined, P: P0 };
-  const known = { X: eliminates ? undefined : [count, r, r] };
+  const known = { X: eliminates ? undefined : leafShape(count, r) };
   const shapes = { B: [m, r * d], alpha: [count, m], ...known, W: [count, p, d], dB0: [m, r * d], ...weighted };
-  return trace(shapes, ({ B, alpha, X: X0, W, dB0, C, WC, P }) => {
-    const { value: F, derivative } = mixBases(problem, B, alpha);
-    const FC = timesColumns(F, C);
-    const G = gram(F, FC, ridge);
-    const tracked = X0 && track(G, X0, TRACKING_STEPS);
-    const V = matmul(W, FC, { transposeB: true });
-    const A = tracked ? matmul(V, tracked.X) : solve(G, V);
-    const R = sub(matmul(A, F), W);
-    const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
-    const PRC = timesRows(P, RC);
-    const slope = matmul(A, PRC, { transposeA: true });
-    const error = total(mul(R, PRC));
-    /** ridge/r·tr(P A Aᵀ) of each expert, (count, 1, 1) */
-    const price = ridge === undefined ? undefined : mul(sum(mul(A, timesRows(P, A)), [1, 2]), ridge / r);
-    const D = reshape(mul(price ? add(slope, mul(FC, price)) : slope, derivative), [count, r * d]);
+  return trace(shapes, ({ B, dB0, ...all }) => {
+    const parts = turns(all, inTurn).map((inputs) => experts(problem, { B, ...inputs }, ridge));
+    const D = concat(
+      parts.map((it) => it.D),
+      0,
+    );
     return {
-      ...tracked,
-      squared: price ? add(error, total(mul(price, sum(mul(F, FC), [1, 2])))) : error,
-      dB: add(dB0, matmul(alpha, D, { transposeA: true })),
+      ...(!eliminates &&
+        joinInverses(
+          parts.map((it) => it.inverse as Inverse),
+          0,
+        )),
+      squared: parts.map(({ squared }) => squared).reduce(add),
+      dB: add(dB0, matmul(all.alpha, D, { transposeA: true })),
       dAlpha: matmul(D, B, { transposeB: true }),
     } as Record<'X' | 'residual' | 'squared' | 'dB' | 'dAlpha', Value>;
   });
 }
 
-/** Computes G⁻¹ from any start (`restart`), or improves an earlier result (`sharpen`). */
-export function traceInverse(
+interface GradientOptions {
+  /** Whether leaves of G are eliminated, and not inverted from earlier inverses X. */
+  readonly eliminates?: boolean;
+  readonly ridge?: number | undefined;
+  /** Whether experts are computed one after another, and not all at once in each operation. */
+  readonly inTurn?: boolean;
+}
+
+/** Inputs that belong to experts, (count, …). What all experts share is (1, …). */
+type ExpertInputs = Record<'alpha', Value> & Partial<Record<'W' | 'X' | 'C' | 'WC' | 'P', Value | undefined>>;
+
+/** All inputs at once, or those of one expert after another. */
+function turns<I extends ExpertInputs>(all: I, inTurn: boolean): I[] {
+  if (!inTurn) return [all];
+  const own = (expert: number) => (it: Value | undefined) =>
+    it && it.shape[0] !== 1 ? slice(it, 0, expert, expert + 1) : it;
+  return Array.from({ length: all.alpha.shape[0] as number }, (_, expert) => mapValues(all, own(expert)) as I);
+}
+
+/** D (count, r·d), the loss of these experts, and the inverses of their leaves. */
+function experts(
+  problem: Problem,
+  { B, alpha, X, W, C, WC, P }: ExpertInputs & Record<'B' | 'W', Value>,
+  ridge?: number,
+) {
+  const { cols: d, rank: r } = problem;
+  const { value: F, derivative } = mixBases(problem, B, alpha);
+  const FC = timesColumns(F, C);
+  const tracker = X && trackLeaves(X, (G, known) => track(G, known, TRACKING_STEPS));
+  const V = matmul(W, FC, { transposeB: true });
+  const A = solve(gramBlocks(F, FC, ridge), V, tracker?.solveLeaf ?? eliminate);
+  const R = sub(matmul(A, F), W);
+  const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
+  const PRC = timesRows(P, RC);
+  // ONNX Runtime multiplies by a large transposed copy faster than it transposes while it multiplies. The reshape keeps both apart.
+  const slope =
+    alpha.shape[0] === 1
+      ? matmul(reshape(transpose(A, [0, 2, 1]), [r, A.shape[1] as number]), PRC)
+      : matmul(A, PRC, { transposeA: true });
+  const error = total(mul(R, PRC));
+  /** ridge/r·tr(P A Aᵀ) of each expert, (count, 1, 1) */
+  const price = ridge === undefined ? undefined : mul(sum(mul(A, timesRows(P, A)), [1, 2]), ridge / r);
+  return {
+    D: reshape(mul(price ? add(slope, mul(FC, price)) : slope, derivative), [alpha.shape[0] as number, r * d]),
+    squared: price ? add(error, total(mul(price, sum(mul(F, FC), [1, 2])))) : error,
+    inverse: tracker?.gather(),
+  };
+}
+
+/** Inverts the leaves of G from any positive definite X, for example identities. */
+export function traceRestart(
   problem: Problem,
   count: number,
-  iterate: typeof restart | typeof sharpen,
   metric?: MetricForm,
-  ridge?: number,
+  { ridge, inTurn = false }: Omit<GradientOptions, 'eliminates'> = {},
 ) {
   const { cols: d, bases: m, rank: r } = problem;
   const { C } = metricShapes(problem, count, metric);
-  return trace({ B: [m, r * d], alpha: [count, m], X: [count, r, r], C }, ({ B, alpha, X, C }) => {
-    const F = mixBases(problem, B, alpha).value;
-    return { ...iterate(gram(F, timesColumns(F, C), ridge), X, FRESH_STEPS) };
+  return trace({ B: [m, r * d], alpha: [count, m], X: leafShape(count, r), C }, ({ B, ...all }) => {
+    const parts = turns(all, inTurn).map(({ alpha, X, C }) => {
+      const F = mixBases(problem, B, alpha).value;
+      const tracker = trackLeaves(X, (G, known) => restart(G, known, FRESH_STEPS));
+      const experts = alpha.shape[0] as number;
+      const anything = constant(new Float32Array(experts * r), [experts, 1, r]);
+      solve(gramBlocks(F, timesColumns(F, C), ridge), anything, tracker.solveLeaf);
+      return tracker.gather();
+    });
+    return { ...joinInverses(parts, 0) };
   });
 }
 

@@ -9,8 +9,9 @@
  *
  *     G_i = F_i C_i F_iᵀ + λI    A_i = W_i C_i F_iᵀ G_i⁻¹    D_i = (2/N)(A_iᵀ P_i R_i C_i) ∘ f′
  *
- * B moves by one-sided Shampoo, α by Adam. G⁻¹ is updated from step to step by Newton–Schulz iteration, or computed anew by
- * elimination if there is a C and the engine runs on a CPU. docs/solver.md has the measurements behind the constants.
+ * B moves by one-sided Shampoo, α by Adam. A is found by elimination of blocks. The inverses of G's leaves are updated from step to
+ * step by Newton–Schulz iteration; if there is a C and the engine runs on a CPU, leaves are eliminated too. docs/solver.md has the
+ * measurements behind the constants.
  */
 import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
 import { DivergedError } from '../../errors.js';
@@ -18,18 +19,19 @@ import { createRandom } from '../../linalg/random.js';
 import { LossCurve } from '../loss-curve.js';
 import type { FitState, Targets } from '../method.js';
 import { type BatchRange, solverBatches } from './batches.js';
+import { identityLeaves, leafElements, leafShape } from './block-solve.js';
 import { COEFFICIENT_VARIANCE_DECAY, type Coefficients, moveCoefficients } from './coefficient-step.js';
+import { turnsOf } from './costs.js';
 import { startingBases, startingCoefficients } from './initialise.js';
-import { restart, sharpen } from './inverse.js';
 import { type Problem, type Solution, type SolverOptions, stepReporter } from './problem.js';
 import { type Rates, Schedule } from './schedule.js';
-import { GRAM_DECAY, traceGradient, traceInverse, traceUpdate } from './varpro-programs.js';
+import { GRAM_DECAY, traceGradient, traceRestart, traceUpdate } from './varpro-programs.js';
 import { WeightedTargets } from './weighted-targets.js';
 
-/** If ‖I − GX‖ is above this after tracking, the inverse is computed again. */
+/** If ‖I − GX‖ of a leaf is above this after tracking, the inverses are computed again. */
 const TRACKING_LIMIT = 0.5;
-/** The most rounds of a new inverse. After them it is used as it is. */
-const FRESH_ROUNDS = 4;
+/** The most rounds of a new inverse from one start. */
+const FRESH_ROUNDS = 3;
 
 /** The rate of α, in units of its root mean square. */
 const COEFFICIENT_RATE = 0.3;
@@ -58,13 +60,12 @@ export async function solveVarpro(
 
 interface Programs {
   readonly gradient: Program;
-  /** Programs that start an inverse; undefined if it is computed anew at every step. */
+  /** Starts the inverses; undefined if there are none. */
   readonly restart?: Program;
-  readonly sharpen?: Program;
 }
 
 interface Batch extends BatchRange, Programs {
-  /** X ≈ G⁻¹, (count, r, r), from step to step. Undefined if it is computed anew. */
+  /** The inverses of the leaves of each G, of `leafShape`, from step to step. Undefined if leaves are eliminated. */
   inverse: EngineTensor | undefined;
 }
 
@@ -116,17 +117,16 @@ class VarproSolver {
   ): Promise<VarproSolver> {
     const { experts: n, bases: m, rank: r, cols: d } = problem;
     const { metric } = targets;
-    const sizes = solverBatches(engine, problem, options.batchExperts, metric);
+    const turns = turnsOf(problem, options.batchExperts, metric);
+    const sizes = solverBatches(engine, problem, Math.max(turns, options.batchExperts), metric);
     const programs = new Map<number, Programs>();
     const eliminates = metric?.columns !== undefined && engine.kind === 'cpu';
+    const form = { eliminates, ridge: options.ridge, inTurn: turns > 1 };
     for (const { count } of sizes) {
       if (programs.has(count)) continue;
       programs.set(count, {
-        gradient: await engine.compile(traceGradient(problem, count, metric, eliminates, options.ridge)),
-        ...(!eliminates && {
-          restart: await engine.compile(traceInverse(problem, count, restart, metric, options.ridge)),
-          sharpen: await engine.compile(traceInverse(problem, count, sharpen, metric, options.ridge)),
-        }),
+        gradient: await engine.compile(traceGradient(problem, count, metric, form)),
+        ...(!eliminates && { restart: await engine.compile(traceRestart(problem, count, metric, form)) }),
       });
     }
     const shape = [m, r * d];
@@ -155,7 +155,7 @@ class VarproSolver {
     }
     const batches: Batch[] = sizes.map(({ first, count }) => {
       const known = saved?.[`inverse ${first}`] as Float32Array | undefined;
-      const start = () => (known ? engine.tensor(known, [count, r, r]) : identities(engine, count, r));
+      const start = () => engine.tensor(known ?? identityLeaves(count, r), leafShape(count, r));
       const inverse = eliminates ? undefined : start();
       return { first, count, inverse, ...(programs.get(count) as Programs) };
     });
@@ -183,10 +183,7 @@ class VarproSolver {
         this.replaceState(previous);
         previous = undefined;
         at.scale /= 2;
-        for (const batch of this.batches) {
-          this.forgetInverse(batch);
-          await this.invert(batch);
-        }
+        for (const batch of this.batches) await this.invert(batch);
         continue;
       }
       accepted = undefined;
@@ -241,7 +238,7 @@ class VarproSolver {
   private async save(schedule: Schedule, at: Progress, gradient: Gradient, curve: LossCurve): Promise<void> {
     const { states } = this.options;
     const { experts: n, bases: m, rank: r, cols: d } = this.problem;
-    if (!states?.due(4 * (3 * m * r * d + m * r * r + n * r * r + 4 * n * m + d))) return;
+    if (!states?.due(4 * (3 * m * r * d + m * r * r + n * leafElements(r) + 4 * n * m + d))) return;
     const { bases, momentum, gram, coefficients, moments } = this.state;
     const state: Record<string, Float32Array | Float64Array> = {
       progress: Float64Array.of(at.steps, at.scale, at.undos, at.meanBias, at.best, gradient.loss),
@@ -322,37 +319,29 @@ class VarproSolver {
         return out;
       }
       for (const tensor of [out.X, out.dB, out.dAlpha, out.squared]) tensor?.dispose();
-      await this.restartInverse(batch);
+      await this.invert(batch);
     }
   }
 
-  /** Computes G⁻¹ again, from the last good one, or from the identity if that does not converge. */
-  private async restartInverse(batch: Batch): Promise<void> {
-    if (await this.invert(batch)) return;
-    this.forgetInverse(batch);
-    await this.invert(batch);
-  }
-
-  private async invert(batch: Batch): Promise<boolean> {
-    if (!batch.inverse) return true;
-    const alpha = this.batchCoefficients(batch);
+  /** Computes the inverses again: from the last ones, or from identities if those do not converge. */
+  private async invert(batch: Batch): Promise<void> {
+    const { restart } = batch;
+    if (!restart || !batch.inverse) return;
+    const { count } = batch;
+    const { rank } = this.problem;
+    const inputs = { B: this.state.bases, alpha: this.batchCoefficients(batch), ...this.targets.getColumns(batch) };
     let residual = Number.POSITIVE_INFINITY;
-    for (let round = 0; round < FRESH_ROUNDS && !(residual < TRACKING_LIMIT); round++) {
-      const program = (round === 0 ? batch.restart : batch.sharpen) as Program;
-      const columns = this.targets.getColumns(batch);
-      const out = await program.run({ B: this.state.bases, alpha, X: batch.inverse, ...columns });
+    for (let round = 0; round < 2 * FRESH_ROUNDS && !(residual < TRACKING_LIMIT); round++) {
+      if (round === FRESH_ROUNDS) {
+        batch.inverse.dispose();
+        batch.inverse = this.engine.tensor(identityLeaves(count, rank), leafShape(count, rank));
+      }
+      const out = await restart.run({ ...inputs, X: batch.inverse });
       batch.inverse.dispose();
       batch.inverse = out.X as EngineTensor;
       residual = Math.sqrt((await this.take(out.residual as EngineTensor))[0] as number);
     }
-    alpha.dispose();
-    return residual < TRACKING_LIMIT;
-  }
-
-  private forgetInverse(batch: Batch): void {
-    if (!batch.inverse) return;
-    batch.inverse.dispose();
-    batch.inverse = identities(this.engine, batch.count, this.problem.rank);
+    inputs.alpha.dispose();
   }
 
   private async moveBases(
@@ -399,7 +388,7 @@ class VarproSolver {
     const programs = new Set<Program>([this.update]);
     for (const batch of this.batches) {
       batch.inverse?.dispose();
-      for (const program of [batch.gradient, batch.restart, batch.sharpen]) if (program) programs.add(program);
+      for (const program of [batch.gradient, batch.restart]) if (program) programs.add(program);
     }
     for (const program of programs) await program.dispose();
   }
@@ -409,11 +398,4 @@ function disposeState(state: State): void {
   state.bases.dispose();
   state.momentum.dispose();
   state.gram.dispose();
-}
-
-/** Identity matrices, (count, r, r). */
-function identities(engine: Engine, count: number, rank: number): EngineTensor {
-  const data = new Float32Array(count * rank * rank);
-  for (let i = 0; i < count * rank; i++) data[i * rank + (i % rank)] = 1;
-  return engine.tensor(data, [count, rank, rank]);
 }
