@@ -32,14 +32,18 @@ function metricElements(
 
 /** The most experts that a program computes one after another. */
 const MAX_TURNS = 8;
+/** An expert is large if its step takes more. Two of them are more than a usual batch on a CPU (`BATCH_BYTES`). */
+const LARGE_BYTES = 64 * 2 ** 20;
 
 /**
  * The number of experts that a program computes one after another. It is 1 unless an expert is so large that a batch has only one:
  * then a program that takes several hands out the gradient of the bases less often. With more experts than bases, their gradients
  * would take more memory than that of the bases.
  */
-export const turnsOf = ({ bases }: Problem, batchExperts: number, metric?: MetricForm): number =>
-  batchExperts === 1 && metric === undefined ? Math.min(bases, MAX_TURNS) : 1;
+export const turnsOf = (problem: Problem, batchExperts: number, metric?: MetricForm): number =>
+  batchExperts === 1 && metric === undefined && batchBytes(problem) > LARGE_BYTES
+    ? Math.min(problem.bases, MAX_TURNS)
+    : 1;
 
 /** Bytes that a fit and the refit of every expert hold. */
 export function memory(problem: Problem, options: FitMemoryOptions): FitMemory {
