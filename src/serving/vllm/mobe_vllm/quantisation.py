@@ -101,6 +101,9 @@ def describe(layers, workspace):
     for _, layer in layers.values():
         for name, parameter in layer.named_parameters(recurse=False):
             short, _, factor = name.partition("_")
+            if short not in ("gate", "up", "down", "B", "W"):
+                # vLLM keeps biases of the router here, too.
+                continue
             kind = {"B": "B", "W": "α"}.get(short) or ("dense projections" if factor == "dense" else "A and V")
             held[kind] += parameter.numel() * parameter.element_size()
     parts = ", ".join(f"{kind} {show(size)}" for kind, size in held.items() if size)
