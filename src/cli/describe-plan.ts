@@ -97,7 +97,7 @@ export function describePlan(planned: TimedPlan): string {
     ['memory', `about ${formatBytes(memory.expectedBytes)} of the ${formatBytes(settings.maxMemory)} allowed:`],
     ...describeTerms(memory.terms),
     ['disk', `${formatBytes(diskBytes)} in ${layout.shards.length} shard(s), ${settings.format} format`],
-    ['time', `about ${formatSeconds(estimatedSeconds)}`],
+    ['time', Number.isFinite(estimatedSeconds) ? `about ${formatSeconds(estimatedSeconds)}` : 'unknown'],
   );
   const notes = formatNotes(planNotes(planned));
   const { allocation } = settings;

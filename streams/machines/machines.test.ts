@@ -136,7 +136,6 @@ for (const [steps, cost] of [
       const handlers: Record<string, Handler> = {
         facts: async () => ({ name: 'onnx-cpu', device: 'a dead end', kind: 'cpu', threads: 1 }),
         open: async () => null,
-        rate: async () => 1e9,
         async fit(_params, { event }) {
           for (let step = 1; step <= steps; step++)
             await event({ kind: 'step', step, steps: 20, loss: 1, rate: 1, secondsLeft: 1 });

@@ -4,6 +4,7 @@ import type { CompressionPlan } from '../../src/conversion/compression-plan.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { holdsWeights } from '../../src/conversion/settings.js';
 import { DEFAULT_ENGINE } from '../../src/engine/create-engine.js';
+import { PeerError } from '../../src/errors.js';
 import { withThread } from '../compute/compute-thread.js';
 import { withRunners } from '../compute/runners.js';
 import { stateFiles } from '../compute/state-file.js';
@@ -15,7 +16,13 @@ import { type PlannedRun, withEstimate } from './plan-run.js';
 
 /** Reports the plan with its estimated duration, if anybody listens. */
 export async function tellPlan(planned: PlannedRun, { onProgress, peers }: RunOptions): Promise<void> {
-  if (onProgress) onProgress({ kind: 'plan', plan: await withEstimate(planned, peers) });
+  if (!onProgress) return;
+  const plan = await withEstimate(planned, peers).catch((error) => {
+    // The run deals with lost workers itself.
+    if (error instanceof PeerError) return { ...planned.planned, estimatedSeconds: Number.NaN };
+    throw error;
+  });
+  onProgress({ kind: 'plan', plan });
 }
 
 /** The facts about a plan that decide the bits of its fits, beside the settings and the device. */

@@ -17,6 +17,12 @@ import { describeJob } from '../stages/factorise.js';
 /** The steps of the measured fit take about so long. */
 const TRIAL_SECONDS = 1;
 const STEPS = { least: 3, most: 60 } as const;
+/** Larger matrices, in numbers, are fitted as smaller ones of this size: products of these have the rate of larger ones. */
+const LARGE_MATRIX = 768 * 2048;
+/** Sides of smaller matrices are multiples of this, so that blocks of codes and scales fit. */
+const MULTIPLE = 128;
+/** A worker that is silent for so long is not waited for: it is only an estimate. */
+const REMOTE_PATIENCE_MS = 60_000;
 /** One expert alone would be fitted exactly, and the fit would end early. */
 const LEAST_EXPERTS = 2;
 
@@ -36,7 +42,7 @@ export async function measurePace(
   const { workers, threadsPerWorker: threads } = planned.memory;
   const stop = new AbortController();
   const runners = remote
-    ? await connectRunners(remote, 1, threads, peers, stop.signal)
+    ? await connectRunners(remote, 1, threads, patient(peers), stop.signal)
     : Array.from({ length: workers }, () => localRunner({ engine: planned.settings.engine, threads }, stop.signal));
   try {
     /** The mean durations of a job on each of the runners, at the same time. */
@@ -54,7 +60,7 @@ export async function measurePace(
       if (fitting > experts) sample = await time(fitting, 1);
       experts = fitting;
     }
-    const { step, rest } = jobOperations({ ...group, problem: reduced(group, experts) }, planned.settings);
+    const { step, rest } = jobOperations(reduced(group, experts), planned.settings);
     if (step === 0) return { step: Number.POSITIVE_INFINITY, rest: rest / sample.whole };
     const expected = (sample.whole * step) / (step + rest);
     const steps = Math.min(STEPS.most, Math.max(STEPS.least, Math.round(TRIAL_SECONDS / expected)));
@@ -68,13 +74,29 @@ export async function measurePace(
   }
 }
 
-/** The problem of a group with fewer experts. */
-function reduced({ method, problem }: GroupPlan, experts: number): GroupShape {
-  const fewer = { ...problem, experts };
-  const bases = method.bases?.of(problem);
-  if (bases === undefined || experts === problem.experts) return fewer;
-  const share = Math.round((bases * experts) / problem.experts);
-  return method.bases?.change(fewer, Math.max(1, Math.min(experts - 1, share))) ?? fewer;
+const patient = ({ stallTimeoutMs = REMOTE_PATIENCE_MS, ...peers }: PeerOptions): PeerOptions => ({
+  ...peers,
+  stallTimeoutMs: Math.min(stallTimeoutMs, REMOTE_PATIENCE_MS),
+});
+
+/** A group with fewer experts, whose matrices are smaller if they are very large. */
+function reduced(group: GroupPlan, experts: number): GroupPlan {
+  const { method, problem, format } = group;
+  const side = Math.sqrt(Math.min(1, LARGE_MATRIX / (problem.rows * problem.cols)));
+  const shrunk = (size: number): number => (side === 1 ? size : MULTIPLE * Math.ceil((side * size) / MULTIPLE));
+  const [rows, cols] = [shrunk(problem.rows), shrunk(problem.cols)];
+  // Every method with factors has a rank.
+  const rank = 'rank' in problem && { rank: shrunk(problem.rank as number) };
+  const fewer: GroupShape = { ...problem, ...rank, experts, rows, cols };
+  const bases = method.bases?.of(problem) ?? 0;
+  const share = Math.max(1, Math.min(experts - 1, Math.round((bases * experts) / problem.experts)));
+  const matrices = group.experts.slice(0, experts);
+  return {
+    ...group,
+    problem: experts === problem.experts ? fewer : (method.bases?.change(fewer, share) ?? fewer),
+    format: { ...format, ...(format.transposed ? { rows: cols, cols: rows } : { rows, cols }) },
+    experts: matrices.map((it) => ({ ...it, encoding: { kind: 'float', dtype: 'F32' } as const })),
+  };
 }
 
 /** The duration of a job, and that of one of its steps; 0 if these are unknown. In seconds. */
@@ -91,15 +113,9 @@ async function fitSome(
   experts: number,
   steps: number,
 ): Promise<Durations> {
-  const problem = reduced(group, experts);
-  const trial = {
-    ...group,
-    problem,
-    experts: group.experts
-      .slice(0, experts)
-      .map((it) => ({ ...it, encoding: { kind: 'float', dtype: 'F32' } as const })),
-  };
-  const metric = jobMetric(settings.weighing?.metric, group);
+  const trial = reduced(group, experts);
+  const { problem } = trial;
+  const metric = jobMetric(settings.weighing?.metric, trial);
   const weighed = metric && { ...metric, experts: [], facts: undefined as never };
   const written = holdsWeights({ format }) ? 'weights' : 'factors';
   const { maxError: _, ...plain } = settings;
