@@ -23,6 +23,12 @@ const LARGE_MATRIX = 768 * 2048;
 const MULTIPLE = 128;
 /** A worker that is silent for so long is not waited for: it is only an estimate. */
 const REMOTE_PATIENCE_MS = 60_000;
+/** The time of a run that is shorter than this is not worth a second measurement. */
+const SHORT_RUN_SECONDS = 10;
+/** So many operations take no second on any machine. Experts that take no more are fitted together, as in the run. */
+const FEW_OPERATIONS = 4e9;
+/** A thread tells of its steps now and then. Over a shorter time than this they say little. */
+const LEAST_TOLD_SECONDS = 0.2;
 /** One expert alone would be fitted exactly, and the fit would end early. */
 const LEAST_EXPERTS = 2;
 
@@ -52,7 +58,8 @@ export async function measurePace(
       return { step: mean('step'), whole: mean('whole') };
     };
     const most = group.problem.experts;
-    let experts = Math.min(LEAST_EXPERTS, most);
+    const single = jobOperations(reduced(group, 1), { ...planned.settings, steps: 1 }).whole;
+    let experts = Math.min(most, Math.max(LEAST_EXPERTS, Math.floor(FEW_OPERATIONS / single)));
     let sample = await time(experts, 1); // loads the engine and the programs, too
     if (sample.whole < TRIAL_SECONDS) {
       sample = await time(experts, 1);
@@ -62,8 +69,10 @@ export async function measurePace(
     }
     const { step, rest } = jobOperations(reduced(group, experts), planned.settings);
     if (step === 0) return { step: Number.POSITIVE_INFINITY, rest: rest / sample.whole };
-    const expected = (sample.whole * step) / (step + rest);
-    const steps = Math.min(STEPS.most, Math.max(STEPS.least, Math.round(TRIAL_SECONDS / expected)));
+    const rough = (step + rest) / sample.whole;
+    const operations = planned.groups.reduce((sum, it) => sum + sizeOf(it), 0);
+    if (operations / rough < SHORT_RUN_SECONDS * workers) return { step: rough, rest: rough };
+    const steps = Math.min(STEPS.most, Math.max(STEPS.least, Math.round((TRIAL_SECONDS * rough) / step)));
     const measured = await time(experts, steps);
     // Steps that are too short to be told of are as fast as the rest.
     const each = measured.step || (measured.whole * step) / (steps * step + rest);
@@ -137,7 +146,8 @@ async function fitSome(
     // The result is not needed.
   }
   const [first, last] = [told[0], told.at(-1)];
-  const step = first && last && last !== first ? (last.at - first.at) / (last.step - first.step) : 0;
+  const long = first && last && last.at - first.at > LEAST_TOLD_SECONDS;
+  const step = long ? (last.at - first.at) / (last.step - first.step) : 0;
   return { step, whole: seconds() };
 }
 

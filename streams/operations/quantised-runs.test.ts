@@ -125,7 +125,7 @@ describe('an allocation', () => {
     expect(layout('calibrated').filter((it) => it.includes('.weight_packed I32')).length).toBeGreaterThan(0);
   });
 
-  test('on the trained fixture, all projections', THOROUGH, async () => {
+  test('on the trained fixture, all projections', { ...THOROUGH, timeout: 180_000 }, async () => {
     const { groups } = await compress(TINY_MODEL, at('trained'), {
       ...{ steps: 60, keep: 0.72, threads: 1, allocate: 'error', dtype: 'int5' },
       projections: ['gate_proj', 'up_proj', 'down_proj'],
