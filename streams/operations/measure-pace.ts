@@ -27,6 +27,8 @@ const REMOTE_PATIENCE_MS = 60_000;
 const SHORT_RUN_SECONDS = 10;
 /** So many operations take no second on any machine. Experts that take no more are fitted together, as in the run. */
 const FEW_OPERATIONS = 4e9;
+/** The pace of any machine, for runs of no more operations. */
+const SLOW: Pace = { step: FEW_OPERATIONS, rest: FEW_OPERATIONS };
 /** A thread tells of its steps now and then. Over a shorter time than this they say little. */
 const LEAST_TOLD_SECONDS = 0.2;
 /** One expert alone would be fitted exactly, and the fit would end early. */
@@ -45,6 +47,8 @@ export async function measurePace(
   if (!largest) return FREE;
   const sizeOf = (group: GroupPlan): number => jobOperations(group, planned.settings).whole;
   const group = others.reduce((most, other) => (sizeOf(other) > sizeOf(most) ? other : most), largest);
+  const operations = planned.groups.reduce((sum, it) => sum + sizeOf(it), 0);
+  if (operations < FEW_OPERATIONS) return SLOW;
   const { workers, threadsPerWorker: threads } = planned.memory;
   const stop = new AbortController();
   const runners = remote
@@ -70,7 +74,6 @@ export async function measurePace(
     const { step, rest } = jobOperations(reduced(group, experts), planned.settings);
     if (step === 0) return { step: Number.POSITIVE_INFINITY, rest: rest / sample.whole };
     const rough = (step + rest) / sample.whole;
-    const operations = planned.groups.reduce((sum, it) => sum + sizeOf(it), 0);
     if (operations / rough < SHORT_RUN_SECONDS * workers) return { step: rough, rest: rough };
     const steps = Math.min(STEPS.most, Math.max(STEPS.least, Math.round((TRIAL_SECONDS * rough) / step)));
     const measured = await time(experts, steps);
