@@ -32,7 +32,7 @@ import { type Race, type RaceOptions, race, type Weights } from './race.js';
 import { KINDS, type Kind, type Subject, subjects } from './subjects.js';
 
 const LADDER = [25, 50, 100, 200, 300, 350, 400, 450, 500, 600, 800, 1000, 1200, 1600, 2000, 2400];
-/** Of a real shape a thousand steps take an hour, so the levels are those of a reference that is cut short. */
+/** At a real shape a thousand steps of the reference take about an hour. The race ends there, and compares losses of earlier steps. */
 const REAL = { ladder: [8, 16, 32, 64, 128, 256], referenceSteps: 1000, share: 1 / 5 };
 /** Large groups are only timed: a few steps of the reference, and varpro for the same time. */
 const LARGE = { ladder: [16], referenceSteps: 100, share: 1 };

@@ -108,7 +108,7 @@ const heavyColumns: Generator = (problem, random) => {
   return iid(problem, random).map((values) => values.map((value, i) => value * (scales[i % problem.cols] as number)));
 };
 
-/** By this power the scales of a spectrum's axes fall. The smallest of 2048 is then 1/14 of the largest. */
+/** Axis i of a spectrum has the scale (1 + i)^−DECAY. The last of 2048 axes has 1/14 of the scale of the first. */
 const DECAY = 0.35;
 
 /**

@@ -53,7 +53,14 @@ export async function planCompression(
   facts?: RecordFacts,
   writes: 'checkpoint' | 'factor files' | 'float factors' = 'checkpoint',
 ): Promise<CompressionPlan> {
-  const plan = (own: CompressOptions): Promise<CompressionPlan> => planWithin(source, own, fitters, facts, writes);
+  // Engines are tried once, also if several numbers of groups are planned: their matrices have the same shapes.
+  let engine: Promise<ChosenEngine> | undefined;
+  const choose: typeof chooseEngine = (...choice) => {
+    engine ??= chooseEngine(...choice);
+    return engine;
+  };
+  const plan = (own: CompressOptions): Promise<CompressionPlan> =>
+    planWithin(source, own, choose, fitters, facts, writes);
   try {
     return await plan(options);
   } catch (error) {
@@ -85,6 +92,7 @@ async function groupsWithin(
 async function planWithin(
   source: Checkpoint,
   options: CompressOptions,
+  choose: typeof chooseEngine,
   fitters: RemoteFitters | undefined,
   facts: RecordFacts | undefined,
   writes: 'checkpoint' | 'factor files' | 'float factors',
@@ -97,7 +105,7 @@ async function planWithin(
   const groups = planGroups(model, given);
   if (groups[0]?.coded) checkPackedWeights(groups, given, writes);
   if (isNative(given)) for (const group of groups) checkPacked(group, source.config);
-  const engine = fitters?.engine ?? (await chooseEngine(given.engine, given.threads, productOf(groups[0])));
+  const engine = fitters?.engine ?? (await choose(given.engine, given.threads, productOf(groups[0])));
   const sizes = defaultSizes(model, given);
   const chosen = { ...given, ...sizes?.options, engine: engine.name };
   const size = facts && recordSize(facts, languageConfig(source.config));

@@ -189,6 +189,7 @@ export function planModelMemory({
   const activations = batchTokens * tokenBytes + WORKING_BYTES;
   const fixed = activations + kept;
   const allowed = Math.floor((bytes - fixed) / OVERHEAD);
+  // One byte more, because `allowed` is rounded down.
   if (allowed < largest) throw new BudgetTooSmallError(bytes, fixed + OVERHEAD * (largest + 1));
   const weightBytes = Math.min(allowed, largest + wholeBytes);
   // A pass keeps weights of one layer only, unless all can be kept.

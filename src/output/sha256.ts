@@ -33,7 +33,7 @@ const isShared = (bytes: Uint8Array): bytes is Uint8Array<SharedArrayBuffer> =>
 
 /** The threads of this process. Each lives from its first use on. */
 const threads: HashThread[] = [];
-/** As many as there are processors: blocks come from the page cache faster than one thread hashes them. */
+/** One thread hashes blocks more slowly than the page cache gives them. So there may be one for each processor. */
 const MOST_THREADS = availableParallelism();
 
 /** A thread that has nothing to do, a new one, or the one with the least to do. */

@@ -109,8 +109,8 @@ function restartBytes({ rank: r, cols: d }: Problem): number {
 }
 
 /**
- * What experts in turn hold more: their D twice, and W twice unless targets are held. If batches are not all of one size, there are
- * two programs.
+ * The memory that experts in turn take beyond that of one expert: twice the D of all of them, and twice their W unless targets are held.
+ * Batches of two sizes need two programs.
  */
 function turnBytes(problem: Problem, options: FitMemoryOptions): number {
   const { experts: n, rows: p, cols: d, rank: r } = problem;

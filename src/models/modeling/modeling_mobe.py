@@ -47,7 +47,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import MergeModulelist, PrefixChange, WeightConverter, WeightRenaming
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .mobe_factors import ACTIVATIONS, PACKED_BITS, Quantised, decoded, mix, part_name, shared_names, stored_parts
+from .mobe_factors import ACTIVATIONS, PACKED_BITS, Quantised, decoded, layer_of, mix, part_name, shared_names, stored_parts
 from .mobe_fused import Pairs, available, fused_is_faster, fused_products, supported
 
 # A model type of its own makes transformers refuse the checkpoint unless it may run this file. Otherwise transformers would
@@ -470,12 +470,6 @@ def stored_names(experts, layout):
             else:
                 stored = alone or "experts.{e}." + projection + ".weight"
                 yield from ((stored.replace("{e}", str(e)), f"{name}.{e}.weight") for e in numbers)
-
-
-def layer_of(name):
-    """The number of the layer that a module or a tensor belongs to."""
-    found = re.findall(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?=\.)", name)
-    return int(found[-1]) if found else None
 
 
 def find_experts(model, prefixes):

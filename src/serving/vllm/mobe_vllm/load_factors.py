@@ -9,8 +9,7 @@ from typing import Callable
 
 import torch
 
-from .mobe_factors import part_name, shared_names, stored_parts
-from .native_format import layer_of
+from .mobe_factors import layer_of, part_name, shared_names, stored_parts
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

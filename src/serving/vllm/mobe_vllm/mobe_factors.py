@@ -3,6 +3,7 @@
 modeling_mobe.py says what the factors are. This file needs torch alone: the modelling file and the plugin for vLLM share it.
 """
 
+import re
 from functools import partial
 
 import torch
@@ -95,3 +96,9 @@ def part_name(name, ending):
 def shared_names(short, group, groups):
     suffix = f"{short}_{group}" if groups > 1 else short
     return f"B_{suffix}", f"W_{suffix}"
+
+
+def layer_of(name):
+    """The number of the layer that a module or a tensor belongs to, or None."""
+    found = re.findall(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?=\.|$)", name)
+    return int(found[-1]) if found else None

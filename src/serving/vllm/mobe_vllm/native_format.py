@@ -1,6 +1,5 @@
 """The section `mobe` of a native checkpoint's config.json. Needs no other package."""
 
-import re
 from dataclasses import dataclass
 
 FORMAT_VERSION = 2
@@ -98,9 +97,3 @@ def read_sizes(entry, method, where):
     if bases < 1 or groups < 1 or bases % groups:
         raise broken(f"{where} has {bases} bases in {groups} groups")
     return Sizes(rank=rank, bases=bases, groups=groups, activation=required(entry, "activation", str, where), **dtypes)
-
-
-def layer_of(name):
-    """The number of the layer that a module or a tensor belongs to, or None."""
-    found = re.findall(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?=\.|$)", name)
-    return int(found[-1]) if found else None

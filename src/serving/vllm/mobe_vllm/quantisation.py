@@ -6,7 +6,7 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, resolve_quant_method
 
 from .method import MoBEMethod
-from .native_format import layer_of
+from .mobe_factors import layer_of
 from .settings import WORKSPACE_SETTING
 from .workspace import Workspace
 
