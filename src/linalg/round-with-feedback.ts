@@ -1,6 +1,7 @@
 /** Rounds a matrix to codes with scales such that its error in a metric is small: GPTQ's rule, in f64. */
 import { createFeedback, type ErrorFeedback } from './error-feedback.js';
 import { addProduct } from './multiply-transposed.js';
+import { refineRounding } from './refine-rounding.js';
 import { dot } from './vectors.js';
 
 /** The values that codes have, in units of their scale. */
@@ -26,6 +27,8 @@ export interface FeedbackRounding {
   readonly signedScales?: boolean | undefined;
   /** Scales to try, as shares of the one that puts the largest value at the last code; smaller ones clip it, and round others finer. */
   readonly shares: readonly number[];
+  /** Whether single codes are changed at the end while that lowers the error (refine-rounding.ts); true if undefined. */
+  readonly refine?: boolean | undefined;
   /** Rounds a scale to its dtype. */
   roundScale(scale: number): number;
 }
@@ -50,7 +53,8 @@ interface Group {
 /**
  * Rounds one column after another, and feeds the error of each forward to those after it (error-feedback.ts). Columns with a large
  * diagonal of G are rounded first, because later ones can make up for their errors; those of a scale group stay together. Each group
- * gets the scales with which its rounding, feedback included, leaves the least error. Deterministic.
+ * gets the scales with which its rounding, feedback included, leaves the least error. At the end single codes are changed while that
+ * lowers the error. Deterministic.
  */
 export function roundWithFeedback({ gram, ...rounding }: FeedbackRounding): RoundedMatrix {
   const { values, scaleGroup, scaleRows = 1 } = rounding;
@@ -58,12 +62,12 @@ export function roundWithFeedback({ gram, ...rounding }: FeedbackRounding): Roun
   const rows = values.length / cols;
   if (!Number.isInteger(rows)) throw new RangeError(`${values.length} values are no rows of ${cols}`);
   const { order, groups } = roundingOrder(gram, cols, scaleGroup);
-  const feedback = createFeedback(permuted(gram, order), cols);
+  const inOrder = permuted(gram, order);
+  const feedback = createFeedback(inOrder, cols);
   const moved = new Float64Array(values.length);
   for (let at = 0; at < values.length; at += cols)
     for (let j = 0; j < cols; j++) moved[at + j] = values[at + (order[j] as number)] as number;
 
-  const result = new Float32Array(values.length);
   const scales = new Float32Array(Math.ceil(rows / scaleRows) * groups.length);
   /** W − Z of the columns that are rounded. */
   const errors = new Float64Array(values.length);
@@ -89,13 +93,20 @@ export function roundWithFeedback({ gram, ...rounding }: FeedbackRounding): Roun
       scales[(top / scaleRows) * groups.length + index] = roundBlock(block, first, feedback, rounding);
       for (let i = 0; i < block.rows; i++)
         for (let j = 0; j < block.cols; j++) {
-          const at = (top + i) * cols;
-          const rounded = block.rounded[i * width + j] as number;
-          result[at + (order[first + j] as number)] = rounded;
-          errors[at + first + j] = (moved[at + first + j] as number) - rounded;
+          const at = (top + i) * cols + first + j;
+          errors[at] = (moved[at] as number) - (block.rounded[i * width + j] as number);
         }
     }
   }
+  if (rounding.refine ?? true) {
+    const scaleOf = (row: number, j: number): number =>
+      scales[Math.floor(row / scaleRows) * groups.length + Math.floor((order[j] as number) / scaleGroup)] as number;
+    refineRounding({ values: moved, errors, gram: inOrder, scaleOf, round: rounding.grid.round });
+  }
+  const result = new Float32Array(values.length);
+  for (let at = 0; at < values.length; at += cols)
+    for (let j = 0; j < cols; j++)
+      result[at + (order[j] as number)] = (moved[at + j] as number) - (errors[at + j] as number);
   return { values: result, scales };
 }
 
