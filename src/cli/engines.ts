@@ -1,7 +1,7 @@
 import { availableParallelism } from 'node:os';
 import type { Command } from 'commander';
 import { fastest } from '../engine/choose-engine.js';
-import { ENGINE_NAMES } from '../engine/create-engine.js';
+import { ENGINE_NAMES, FOR_CHECKS } from '../engine/create-engine.js';
 import { type BrokenEngine, probeEngine, type WorkingEngine, works } from '../engine/probe.js';
 import { type LinkedTensorflow, linkTensorflow } from '../engine/tensorflow/link-tensorflow.js';
 import { formatBytes } from '../format.js';
@@ -40,7 +40,11 @@ The speed is that of plain f32 matrix products, measured here. A graphics device
       for (const name of ENGINE_NAMES)
         engines.push(await probeEngine(name, { threads: flags.threads ?? availableParallelism(), rate: 'any' }));
       const auto = fastest(engines.filter(works)).name;
-      const listed = engines.map((engine) => ({ works: works(engine), ...engine }));
+      const listed = engines.map((engine) => ({
+        works: works(engine),
+        forChecks: engine.name in FOR_CHECKS,
+        ...engine,
+      }));
       print({ engines: listed, auto }, describe(engines, auto));
     });
 }
@@ -61,7 +65,10 @@ function describe(engines: ReadonlyArray<WorkingEngine | BrokenEngine>, auto: st
     ),
   );
   const reasons = engines.flatMap((engine) => (works(engine) ? [] : [`${engine.name}: ${engine.reason}.`]));
-  return [table, ...reasons, `--engine auto would take ${auto}.`].join('\n\n');
+  const checks = engines.flatMap(({ name }) =>
+    FOR_CHECKS[name] ? [`${name} is for checks alone: ${FOR_CHECKS[name]}.`] : [],
+  );
+  return [table, ...reasons, ...checks, `--engine auto would take ${auto}.`].join('\n\n');
 }
 
 const formatRate = (rate: number): string => (rate < 1e10 ? (rate / 1e9).toFixed(2) : (rate / 1e9).toFixed(0));

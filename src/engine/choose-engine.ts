@@ -1,5 +1,5 @@
 import { EngineUnavailableError } from '../errors.js';
-import { DEFAULT_ENGINE, ENGINE_NAMES, type EngineName } from './create-engine.js';
+import { DEFAULT_ENGINE, ENGINE_NAMES, type EngineName, FOR_CHECKS } from './create-engine.js';
 import { cpuName } from './device-name.js';
 import type { EngineFacts } from './engine.js';
 import type { ProductShape } from './gemm-rate.js';
@@ -16,7 +16,7 @@ export interface ChosenEngine extends EngineFacts {
 }
 
 /**
- * Chooses an engine before work begins. `auto` measures every engine on products of the given shape. Throws an
+ * Chooses an engine before work begins. `auto` measures the engines that are not for checks alone on products of the given shape. Throws an
  * `EngineUnavailableError` if the named engine does not work.
  */
 export async function chooseEngine(choice: EngineChoice, threads: number, shape?: ProductShape): Promise<ChosenEngine> {
@@ -24,7 +24,8 @@ export async function chooseEngine(choice: EngineChoice, threads: number, shape?
   if (choice === 'auto') {
     const probes: Array<WorkingEngine | BrokenEngine> = [];
     // Engines that are measured at the same time slow each other down.
-    for (const name of ENGINE_NAMES) probes.push(await probeEngine(name, { threads, rate: shape ?? 'any' }));
+    for (const name of ENGINE_NAMES)
+      if (!FOR_CHECKS[name]) probes.push(await probeEngine(name, { threads, rate: shape ?? 'any' }));
     return fastest(probes.filter(works));
   }
   const probe = await probeEngine(choice, { threads });
@@ -32,11 +33,16 @@ export async function chooseEngine(choice: EngineChoice, threads: number, shape?
   return probe;
 }
 
-/** The fastest GPU if it is faster than the default engine, else the default engine. A GPU emulated in software counts as a CPU. */
+/**
+ * The fastest GPU if it is faster than the default engine, else the default engine. A GPU emulated in software counts as a CPU. Engines
+ * for checks are not taken.
+ */
 export function fastest(engines: readonly WorkingEngine[]): ChosenEngine {
   const rate = ({ gemmRate = 0 }: WorkingEngine): number => gemmRate;
   const standard = engines.find(({ name }) => name === DEFAULT_ENGINE);
-  const gpus = engines.filter(({ kind }) => kind === 'gpu').sort((a, b) => rate(b) - rate(a));
+  const gpus = engines
+    .filter(({ kind, name }) => kind === 'gpu' && !FOR_CHECKS[name])
+    .sort((a, b) => rate(b) - rate(a));
   const [best] = gpus;
   if (best && (!standard || rate(best) > rate(standard))) return best;
   return standard ?? { name: DEFAULT_ENGINE, device: cpuName(), kind: 'cpu' };

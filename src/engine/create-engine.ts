@@ -18,6 +18,11 @@ export const ENGINE_NAMES = Object.keys(ENGINES) as [EngineName, ...EngineName[]
 /** The engine that works on every machine. */
 export const DEFAULT_ENGINE: EngineName = 'onnx-cpu';
 
+/** Engines that are for checks alone, and why: `auto` never takes them. */
+export const FOR_CHECKS: Readonly<Partial<Record<EngineName, string>>> = {
+  'onnx-cuda': 'its runtime copies all tensors of a step to the GPU and back',
+};
+
 /** Starts an engine. Throws an `EngineUnavailableError` if it cannot run here; it never falls back to another device. */
 export async function createEngine(name: EngineName, options: EngineOptions): Promise<Engine> {
   try {

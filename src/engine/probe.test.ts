@@ -64,7 +64,12 @@ describe('the choice', () => {
   const cpu = engine('onnx-cpu', 'cpu', 200e9);
 
   test.each<[string, WorkingEngine[], string]>([
-    ['the fastest GPU', [cpu, engine('onnx-webgpu', 'gpu', 5e12), engine('onnx-cuda', 'gpu', 9e12)], 'onnx-cuda'],
+    ['the fastest GPU', [cpu, engine('onnx-webgpu', 'gpu', 5e12), engine('tensorflow', 'gpu', 9e12)], 'tensorflow'],
+    [
+      'no engine for checks',
+      [cpu, engine('onnx-webgpu', 'gpu', 5e12), engine('onnx-cuda', 'gpu', 9e12)],
+      'onnx-webgpu',
+    ],
     ['no GPU slower than the CPU', [cpu, engine('onnx-webgpu', 'gpu', 100e9)], 'onnx-cpu'],
     ['no GPU in software, however fast', [cpu, engine('onnx-webgpu', 'cpu', 5e12)], 'onnx-cpu'],
     ['the CPU where nothing else works', [cpu], 'onnx-cpu'],
