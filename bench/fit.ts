@@ -4,7 +4,10 @@
  *
  *   PYTHON=python3 npm run bench:fit -- [flags]        the interpreter needs torch
  *
- *   --groups fixture,synthetic   groups to race: fixture, synthetic, real shape, large, or all. The last two take hours
+ *   --groups fixture,synthetic   groups to race: fixture, synthetic, real shape, large, gpu, or all. All but the first two take hours on a
+ *                                CPU. bench/gpu.sh runs the last on a GPU
+ *   --engine onnx-cpu            for varpro; auto takes the fastest
+ *   --device cpu                 for the reference: cpu or cuda
  *   --only <text>                only groups whose name contains the text
  *   --activation silu,tanh
  *   --reference-steps 10000
@@ -20,6 +23,7 @@ import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { env } from 'onnxruntime-node';
 import { formatTable, left, right } from '../src/cli/table.js';
+import { chooseEngine, ENGINE_CHOICES } from '../src/engine/choose-engine.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg/moments.js';
 import { factorParameters, REFERENCE_ACTIVATIONS } from '../src/methods/mobe/problem.js';
 import { groupedSvd, perExpertSvd, sharedBasisSvd } from '../src/methods/svd/baselines.js';
@@ -36,6 +40,8 @@ const LADDER = [25, 50, 100, 200, 300, 350, 400, 450, 500, 600, 800, 1000, 1200,
 const REAL = { ladder: [8, 16, 32, 64, 128, 256], referenceSteps: 1000, share: 1 / 5 };
 /** Large groups are only timed: a few steps of the reference, and varpro for the same time. */
 const LARGE = { ladder: [16], referenceSteps: 100, share: 1 };
+/** Nobody has run a race on a GPU yet. */
+const GPU = { ladder: [50, 100, 200, 400, 800], referenceSteps: 2000, share: 1 / 5 };
 const QUICK = { ladder: [25, 50, 100], referenceSteps: 300, share: 1 };
 const QUICK_GROUPS = ['layer 1 gate_proj', 'shared structure'];
 
@@ -47,6 +53,8 @@ const { values: flags } = parseArgs({
     'reference-steps': { type: 'string', default: '10000' },
     threads: { type: 'string', default: '1' },
     seed: { type: 'string', default: '1' },
+    engine: { type: 'string', default: 'onnx-cpu' },
+    device: { type: 'string', default: 'cpu' },
     out: { type: 'string' },
     quick: { type: 'boolean', default: false },
   },
@@ -58,10 +66,15 @@ const kinds = choice(flags.groups, KINDS);
 const chosen = subjects().filter(({ name, kind }) =>
   quick ? QUICK_GROUPS.includes(name) : kinds.includes(kind) && name.includes(flags.only),
 );
+const threads = whole('threads');
+const [engineChoice] = choice(flags.engine, ENGINE_CHOICES);
+if (!engineChoice) throw new TypeError('--engine names none');
 const options = {
   python: pythonWithTorch(),
-  threads: whole('threads'),
+  threads,
   seed: whole('seed'),
+  engine: (await chooseEngine(engineChoice, threads)).name,
+  device: flags.device,
 };
 
 /** Relative squared errors of singular value decompositions with as many parameters. */
@@ -122,6 +135,7 @@ function pythonWithTorch(): string | undefined {
 function pace(kind: Kind): Pick<RaceOptions, 'ladder' | 'referenceSteps' | 'share'> {
   if (kind === 'large') return LARGE;
   if (kind === 'real shape') return REAL;
+  if (kind === 'gpu') return GPU;
   return quick ? QUICK : { ladder: LADDER, referenceSteps: whole('reference-steps'), share: 1 / 5 };
 }
 
@@ -144,13 +158,14 @@ function prepare({ name, kind, problem }: Subject, experts: readonly Float32Arra
 
 function write(): void {
   const versions = { mobe: VERSION, onnxruntime: env.versions.node, torch: results[0]?.reference?.torch };
-  const { threads, seed } = options;
+  const { threads, seed, engine } = options;
   const record = {
     startedAt,
     machine: { ...machine, load },
     versions,
     threads,
     seed,
+    engine,
     summary: KINDS.flatMap(summary),
     races: results,
   };

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { REFERENCE_CURVES } from '../fixtures/paths.js';
+import type { EngineName } from '../src/engine/create-engine.js';
 import type { Activation } from '../src/methods/mobe/problem.js';
 import { bestSoFar, goalOf, type Level, type Point, type Reached, reach, thin } from './levels.js';
 import type { FitOutcome, FitRequest } from './solve.js';
@@ -29,6 +30,10 @@ export interface RaceOptions {
   readonly share: number;
   readonly threads: number;
   readonly seed: number;
+  /** The engine of varpro. */
+  readonly engine: EngineName;
+  /** PyTorch's device: "cpu" or "cuda". */
+  readonly device: string;
   readonly log: (line: string) => void;
 }
 
@@ -40,6 +45,8 @@ export interface Run extends FitOutcome {
 /** The reference's run. */
 export interface Reference {
   readonly torch: string;
+  /** The GPU's name, or "cpu". */
+  readonly device: string;
   readonly steps: number;
   readonly seconds: number;
   /** The part of `seconds` before the first step. */
@@ -84,10 +91,10 @@ export function race(subject: Subject, activation: Activation, weights: Weights,
   const goal = goalOf(levels)?.loss ?? 0;
   if (reference) log(`reference: ${goal.toFixed(4)} in ${reference.seconds.toFixed(1)} s, ${reference.steps} steps`);
   const limit = reference ? AIM * options.share * reference.seconds : Number.POSITIVE_INFINITY;
-  const { seed, threads } = options;
+  const { seed, threads, engine } = options;
   const ours: Run[] = [];
   const run = (planned: number): Run => {
-    const outcome = solve(weights.file, { bases, activation, steps: planned, seed, threads });
+    const outcome = solve(weights.file, { bases, activation, steps: planned, seed, threads, engine });
     log(`varpro: ${outcome.loss.toFixed(4)} in ${outcome.seconds.toFixed(1)} s, ${planned} steps planned`);
     ours.push({ planned, ...outcome });
     return { planned, ...outcome };
@@ -124,6 +131,7 @@ interface Trained {
 
 interface TrainOutput {
   torch: string;
+  device: string;
   sigma: number;
   peak_rss_bytes: number;
   groups: [
@@ -142,9 +150,9 @@ function train(
   bases: number,
   activation: Activation,
   { file, sigma, meanSquare }: Weights,
-  { referenceSteps, threads }: RaceOptions,
+  { referenceSteps, threads, device }: RaceOptions,
 ): Trained {
-  const flags = { bases, activation, steps: referenceSteps, threads };
+  const flags = { bases, activation, steps: referenceSteps, threads, device };
   const args = Object.entries(flags).flatMap(([name, value]) => [`--${name}`, String(value)]);
   const output = child<TrainOutput>(python, [TRAIN, file, ...args], threads);
   const [{ steps, seconds, start_seconds: startSeconds, curve: raw, relative_squared_error }] = output.groups;
@@ -155,6 +163,7 @@ function train(
   const last = (raw.at(-1) as TrainOutput['groups'][0]['curve'][0])[2] * unit;
   const reference: Reference = {
     torch: output.torch,
+    device: output.device,
     steps,
     seconds,
     startSeconds,

@@ -1,7 +1,7 @@
 /**
  * Runs one fit by varpro in a process of its own, so that its peak memory can be measured:
  *
- *   node solve.js experts.npy '{"bases": 8, "activation": "silu", "steps": 400, "seed": 1, "threads": 1}'
+ *   node solve.js experts.npy '{"bases": 8, "activation": "silu", "steps": 400, "seed": 1, "threads": 1, "engine": "onnx-cpu"}'
  *
  * Like that of bench/reference/train.py, the clock starts after modules are loaded and weights are read. It stops at the last A. The
  * error of the result is measured afterwards.
@@ -10,7 +10,7 @@ import { readFileSync } from 'node:fs';
 import 'onnxruntime-node';
 import { usualBatch } from '../src/conversion/memory-plan.js';
 import { peakRssBytes } from '../src/conversion/run-report.js';
-import { createEngine } from '../src/engine/create-engine.js';
+import { createEngine, type EngineName } from '../src/engine/create-engine.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg/moments.js';
 import type { Targets } from '../src/methods/method.js';
 import { mobe } from '../src/methods/mobe/mobe.js';
@@ -28,6 +28,7 @@ export interface FitRequest {
   readonly steps: number;
   readonly seed: number;
   readonly threads: number;
+  readonly engine: EngineName;
 }
 
 /** Result of a fit. */
@@ -41,10 +42,12 @@ export interface FitOutcome {
   /** Mean squared error of A·f(αB), in units of σ². */
   readonly loss: number;
   readonly peakRssBytes: number;
+  /** What the engine ran on. */
+  readonly device: string;
 }
 
 const [file, request] = process.argv.slice(2) as [string, string];
-const { bases, activation, threads, ...options } = JSON.parse(request) as FitRequest;
+const { bases, activation, threads, engine: engineName, ...options } = JSON.parse(request) as FitRequest;
 const { parts, shape } = decodeNpy(readFileSync(file));
 const [experts, rows, cols] = shape as [number, number, number];
 
@@ -58,12 +61,12 @@ const targets: Targets = {
     for (let i = 0; i < target.length; i++) target[i] = (weights[i] as number) / sigma;
   },
 };
-const engine = await createEngine('onnx-cpu', { threads });
+const engine = await createEngine(engineName, { threads });
 const ends: number[] = [];
 const solution = await solveVarpro(engine, problem, targets, {
   ...options,
   learningRate: undefined,
-  batchExperts: Math.min(experts, usualBatch({ method: mobe, problem }, 'cpu')),
+  batchExperts: Math.min(experts, usualBatch({ method: mobe, problem }, engine.kind)),
   holdTargets: true,
   label: file,
   onStep: () => ends.push(clock()),
@@ -93,5 +96,6 @@ const outcome: FitOutcome = {
   medianStepSeconds: median(stepTimes),
   loss: squared / (experts * W.length),
   peakRssBytes: peak,
+  device: engine.device,
 };
 console.log(JSON.stringify(outcome));

@@ -7,7 +7,7 @@ import type { Problem } from '../src/methods/mobe/problem.js';
 import { detectModel } from '../src/models/detect.js';
 import { LocalFiles } from '../src/sources/files.js';
 
-export const KINDS = ['fixture', 'synthetic', 'real shape', 'large'] as const;
+export const KINDS = ['fixture', 'synthetic', 'real shape', 'large', 'gpu'] as const;
 export type Kind = (typeof KINDS)[number];
 
 /** A group of experts to fit. */
@@ -41,6 +41,8 @@ export function subjects(): Subject[] {
     synthetic('decaying spectrum', shape(16, 768, 2048, 4), decayingSpectrum, 'real shape'),
     synthetic('outlier columns', shape(16, 768, 2048, 4), outlierColumns, 'real shape'),
     synthetic('large, iid', shape(16, 768, 2048, 4), iid, 'large'),
+    synthetic('a group of Qwen3-30B', shape(128, 768, 2048, 32), sharedStructure, 'gpu'),
+    synthetic('16 experts of DeepSeek-V3', shape(16, 2048, 7168, 4), sharedStructure, 'gpu'),
   ];
 }
 
