@@ -16,8 +16,11 @@ export interface DenseWay {
   readonly name: string;
   readonly series: string;
   readonly width: number;
-  /** How weights are rounded: each by itself, or with error feedback in the record's metric, with scales above 0 or of any sign. */
-  readonly rounding: 'nearest' | 'feedback' | 'feedback, signed scales';
+  /**
+   * How weights are rounded: each by itself, or with error feedback in the record's metric: as published, or by our rounding, with scales
+   * above 0 or of any sign.
+   */
+  readonly rounding: 'nearest' | 'as published' | 'feedback' | 'feedback, signed scales';
   readonly everySeed: boolean;
 }
 
@@ -32,7 +35,7 @@ const UNIFORM = ['--allocate', 'uniform'];
 
 const dense = (width: number, rounding: DenseWay['rounding'], name: string): DenseWay => ({
   ...{ kind: 'dense', name: `${name} int${width}`, series: name, width, rounding },
-  everySeed: rounding === 'feedback' && width < 4,
+  everySeed: (rounding === 'feedback' || rounding === 'as published') && width < 4,
 });
 
 const DTYPES = ['bfloat16', 'int8', 'fp8', 'int6', 'int5', 'int4'];
@@ -63,6 +66,7 @@ const fitted = (share: number, everySeed: boolean, repaired = ''): FactorWay => 
 export const WAYS: readonly BytesWay[] = [
   ...[2, 3, 4, 8].flatMap((width) => [dense(width, 'nearest', 'nearest'), dense(width, 'feedback', 'GPTQ')]),
   ...[2, 3].map((width) => dense(width, 'feedback, signed scales', 'GPTQ, signed scales')),
+  ...[2, 3, 4].map((width) => dense(width, 'as published', 'GPTQ as published,')),
   ...DTYPES.map(
     (dtype): FactorWay => ({
       ...{ kind: 'factors', name: `m = 8, ${dtype}`, series: 'factors, m = 8' },

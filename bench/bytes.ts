@@ -17,6 +17,7 @@
 import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { TINY_MODEL } from '../fixtures/paths.js';
+import { codesOf, roundScale } from '../src/checkpoint/encode-matrix.js';
 import { storedBytes } from '../src/checkpoint/encoding.js';
 import { openCheckpoint } from '../src/checkpoint/open-checkpoint.js';
 import { formatTable, left, right } from '../src/cli/table.js';
@@ -30,6 +31,7 @@ import { earlierMeasurements, openRuns, readFlags, WINDOW, writeMeasurements } f
 import { type Round, writeRounded } from './dense-copy.js';
 import { mean } from './levels.js';
 import { machine } from './machine.js';
+import { publishedGptq } from './published-gptq.js';
 
 const TOKENS = 32768;
 /** Evaluations at once, each on one thread, because the model is too small for more. */
@@ -102,8 +104,11 @@ async function make(way: BytesWay, seed: number): Promise<Made> {
     const signedScales = way.rounding === 'feedback, signed scales';
     let bytes = 0;
     const round: Round = (weights, size, gram) => {
-      const { data, scales } = storedBytes(integerEncoding(form), size.rows, size.cols);
+      const encoding = integerEncoding(form);
+      const { data, scales } = storedBytes(encoding, size.rows, size.cols);
       bytes += data + scales;
+      if (way.rounding === 'as published')
+        return publishedGptq(weights, gram, form, (scale) => roundScale(codesOf(encoding).blocks, scale));
       return quantiseMatrix(weights, size, form, way.rounding === 'nearest' ? undefined : { gram, signedScales });
     };
     await writeRounded(folder, record.folder, round);
@@ -185,8 +190,8 @@ function summary(): string {
 function targets(): string[] {
   const found = new Map(rows().map((row) => [row.way.name, row]));
   const kl = (name: string): number => found.get(name)?.divergence ?? Number.NaN;
-  const logarithmic = (share: number): number => {
-    const [two, three] = [found.get('GPTQ int2'), found.get('GPTQ int3')];
+  const between = (rival: string, share: number): number => {
+    const [two, three] = [found.get(`${rival} int2`), found.get(`${rival} int3`)];
     if (!two || !three) return Number.NaN;
     const part = (share - two.share) / (three.share - two.share);
     return two.divergence ** (1 - part) * three.divergence ** part;
@@ -195,21 +200,21 @@ function targets(): string[] {
   const ratios: Array<[string, number, number]> = [
     ['int8 factors against bf16 factors', kl('m allocated, int8') / kl('m allocated, bfloat16'), TARGETS.int8],
     ['fp8 factors against bf16 factors', kl('m allocated, fp8') / kl('m allocated, bfloat16'), TARGETS.fp8],
-    ...['', ', down repaired'].flatMap(
-      (repaired): Array<[string, number, number]> => [
+  ];
+  for (const rival of ['GPTQ', 'GPTQ as published,'])
+    for (const repaired of ['', ', down repaired'])
+      ratios.push(
         [
-          `factors${repaired} against GPTQ at the bytes of 3 bits`,
-          kl(`m and dtypes at 20.3 %${repaired}`) / kl('GPTQ int3'),
+          `factors${repaired} against ${rival} int3, of the same bytes`,
+          kl(`m and dtypes at 20.3 %${repaired}`) / kl(`${rival} int3`),
           TARGETS.threeBits,
         ],
         [
-          `factors${repaired} against what lies between GPTQ's 2 and 3 bits at ${100 * share} %`,
-          kl(`m and dtypes at 17.0 %${repaired}`) / logarithmic(share),
+          `factors${repaired} at ${100 * share} % against what lies between ${rival} int2 and int3`,
+          kl(`m and dtypes at 17.0 %${repaired}`) / between(rival, share),
           of,
         ],
-      ],
-    ),
-  ];
+      );
   return ratios
     .filter(([, ratio]) => Number.isFinite(ratio))
     .map(([what, ratio, target]) => `KL of ${what}: ${ratio.toFixed(3)} ×, target ${target} ×`);
