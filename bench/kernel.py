@@ -4,7 +4,7 @@
     python bench/kernel.py --check        the results alone, at a tiny shape in Triton's interpreter; needs no GPU
 
 dense    W of gate and up in memory, as without compression
-plain    F and W of the experts in use are rebuilt at each step, then as dense
+plain    F of the experts in use is rebuilt at each step, and x is multiplied with F, then with A
 fused    mobe_fused.py
 
 Measured are the products of gate_proj and up_proj, which are the factorised ones, as CUDA graphs. Several layers take turns, so that
@@ -54,14 +54,20 @@ def layer(factors, shape, device, quantised):
     return [(random(n, p, r, over=r), random(m, r, d, over=1), own) for own in alpha]
 
 
-def rebuilt(factors, projection, experts, W):
-    """Writes W of these experts, in chunks of 8 whose F are made at once."""
+def rebuilt(factors, projection, experts, F):
+    """Writes F of these experts, in chunks of 8 that are made at once."""
+    _, B, alpha = projection
+    for chunk in experts.split(8):
+        F[chunk] = factors.ACTIVATIONS["silu"](factors.mix(alpha[chunk], B, F.dtype))
+    return F
+
+
+def multiplied(factors, projection, experts, W, F):
+    """Writes W of these experts."""
     import torch
 
-    A, B, alpha = projection
     for chunk in experts.split(8):
-        F = factors.ACTIVATIONS["silu"](factors.mix(alpha[chunk], B, W.dtype))
-        W[chunk] = torch.bmm(factors.decoded(A[chunk], W.dtype), F)
+        W[chunk] = torch.bmm(factors.decoded(projection[0][chunk], W.dtype), rebuilt(factors, projection, chunk, F)[chunk])
     return W
 
 
@@ -69,27 +75,34 @@ def ways(factors, fused, layers, shape, choices, x):
     """{way: (setup, step)}: setup() makes what the way holds in memory; step(held, layer number) gives y of gate and up."""
     import torch
 
-    n, p, d = (shape[key] for key in "npd")
+    n, p, d, r = (shape[key] for key in "npdr")
     used = choices.unique()
 
     def dense(weights):
         pairs = fused.Pairs(choices, n)
-        rows = x[pairs.token].float()[None]
-        return [fused.expert_products(W, rows, pairs, x.dtype) for W in weights]
+        return [fused.expert_products(W, x[None], pairs, x.dtype, pairs.token) for W in weights]
 
-    def empty():
-        return [torch.zeros(n, p, d, device=x.device, dtype=x.dtype) for _ in range(2)]
+    def empty(rows):
+        return [torch.zeros(n, rows, d, device=x.device, dtype=x.dtype) for _ in range(2)]
+
+    def weights():
+        return [[multiplied(factors, *it) for it in zip(own, [used] * 2, empty(p), empty(r), strict=True)] for own in layers]
 
     def by_kernel(projections):
         pairs = fused.Pairs(choices, n)
         return [fused.fused_products(A, [B], [alpha], x, pairs, "silu") for A, B, alpha in projections]
 
     def plain(held, number):
-        return dense([rebuilt(factors, projection, used, W) for projection, W in zip(layers[number], held, strict=True)])
+        pairs, made = fused.Pairs(choices, n), []
+        for projection, F in zip(layers[number], held, strict=True):
+            u = torch.empty(pairs.order.numel(), r, device=x.device, dtype=x.dtype)
+            fused.expert_products(rebuilt(factors, projection, used, F), x[None], pairs, x.dtype, pairs.token, out=u)
+            made.append(fused.expert_products(projection[0], u[None], pairs, x.dtype))
+        return made
 
     return {
-        "dense": (lambda: [[rebuilt(factors, it, used, W) for it, W in zip(own, empty(), strict=True)] for own in layers], lambda held, number: dense(held[number])),
-        "plain": (empty, plain),
+        "dense": (weights, lambda held, number: dense(held[number])),
+        "plain": (lambda: empty(r), plain),
         "fused": (lambda: None, lambda held, number: by_kernel(layers[number])),
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ m bases of a group, r rank.
 
 There are two ways. `run_in_use` rebuilds the experts that tokens were sent to, and needs to know them on the host. `run_all` rebuilds
 every expert and multiplies its output by a weight that may be 0: its shapes do not depend on data, so a CUDA graph can hold it. That was
-not run on a GPU; the tests run both ways on the CPU.
+not run on a GPU; the tests run both ways on the CPU. For few tokens there may be a third, the fused kernel (fused_experts.py).
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from .mobe_factors import ACTIVATIONS, Quantised
+from .mobe_factors import ACTIVATIONS, Quantised, shape_of
 from .workspace import decoding_bytes
 
 # Activations between the projections, by vLLM's names: of gate and up, and of experts without a gate.
@@ -52,10 +52,6 @@ class Shared:
     A: object
     parts: tuple
     f: str
-
-
-def shape_of(factor):
-    return (*factor.data.shape[:-1], factor.columns) if isinstance(factor, Quantised) else tuple(factor.shape)
 
 
 def tiles(factor, dtype, scratch):

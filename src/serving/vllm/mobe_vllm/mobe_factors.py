@@ -39,6 +39,11 @@ class Quantised:
         return (codes.float() * scale).to(dtype)
 
 
+def shape_of(factor):
+    """The shape of a factor's numbers."""
+    return (*factor.data.shape[:-1], factor.columns) if isinstance(factor, Quantised) else tuple(factor.shape)
+
+
 def unpack(words, columns, bits):
     """Fields of `bits` bits of i32 words, lowest first; a field may go on in the next word -> codes (…, columns) i64"""
     start = torch.arange(columns, device=words.device) * bits
