@@ -43,6 +43,8 @@ class MoBEMethod(FusedMoEMethodBase):
         self.name, self.sizes, self.shared = name, sizes, shared
         self.key = f"{name}#{next(KEYS)}"
         self.experts = self.workspace = None
+        # The fused kernel, and the most pairs of tokens and experts that it computes (quantisation.py).
+        self.run_few, self.most_pairs = None, 0
 
     def maybe_roundup_sizes(self, hidden_size, intermediate_size_per_partition, act_dtype, moe_parallel_config):
         return hidden_size, intermediate_size_per_partition
@@ -151,7 +153,11 @@ class MoBEMethod(FusedMoEMethodBase):
         if self.on_input:
             # vLLM does so for one expert a token only.
             x, topk_weights = x * topk_weights.to(x.dtype), torch.ones_like(topk_weights)
-        run = run_all if is_captured(x) else run_in_use
+        # By shapes alone: the same way is taken before a CUDA graph is recorded, which compiles the kernel, and while it is.
+        if 0 < topk_ids.numel() <= self.most_pairs:
+            run = self.run_few
+        else:
+            run = run_all if is_captured(x) else run_in_use
         return run(self.experts, x, topk_weights, ids, self.workspace)
 
 

@@ -21,13 +21,13 @@ def native_class(base, name):
     from .load_factors import FactorLoader
     from .native_format import read_native_format
     from .quantisation import MoBEQuantisation
-    from .settings import workspace_bytes
+    from .settings import kernel_wanted, workspace_bytes
 
     class Native(base):
         def __init__(self, *, vllm_config, prefix=""):
             native = read_native_format(vllm_config.model_config.hf_config.mobe)
-            bound = workspace_bytes(vllm_config.additional_config)
-            quantisation = MoBEQuantisation(native, vllm_config.quant_config, bound)
+            bound, kernel = workspace_bytes(vllm_config.additional_config), kernel_wanted(vllm_config.additional_config)
+            quantisation = MoBEQuantisation(native, vllm_config.quant_config, bound, kernel)
             # The layers ask it for their methods when they are built.
             vllm_config.quant_config = quantisation
             super().__init__(vllm_config=vllm_config, prefix=prefix)

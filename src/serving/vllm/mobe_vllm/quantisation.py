@@ -15,11 +15,14 @@ logger = init_logger("vllm.mobe")
 
 
 class MoBEQuantisation(QuantizationConfig):
-    """native: a NativeFormat. base: the quantisation config of what is not factorised, or None. bound: of the workspace, in bytes."""
+    """native: a NativeFormat. base: the quantisation config of what is not factorised, or None. bound: of the workspace, in bytes.
 
-    def __init__(self, native, base, bound):
+    kernel: whether the fused kernel is wanted.
+    """
+
+    def __init__(self, native, base, bound, kernel):
         super().__init__()
-        self.native, self.base, self.bound = native, base, bound
+        self.native, self.base, self.bound, self.kernel = native, base, bound, kernel
         # {layer: (name, RoutedExperts)} of the layers whose experts are factors here.
         self.layers = {}
         if base is not None:
@@ -93,6 +96,29 @@ class MoBEQuantisation(QuantizationConfig):
         for method in methods:
             method.workspace = workspace
         logger.info("%s", describe(self.layers, workspace))
+        if self.kernel:
+            self.use_kernel(methods)
+
+    def use_kernel(self, methods):
+        """Gives each layer that the fused kernel can compute the number of tokens up to which it does."""
+        # Without the setting, Triton is not imported.
+        from .fused_experts import most_tokens, run_fused, why_not
+
+        reasons = {}
+        for method in methods:
+            k = method.moe.experts_per_token
+            method.most_pairs = k * most_tokens(method.experts, k, method.workspace)
+            method.run_few = run_fused
+            if not method.most_pairs:
+                reason = why_not(method.experts) or "rebuilding experts is faster, or the workspace is too small for it, even for one token"
+                reasons.setdefault(reason, method.name)
+        for reason, name in reasons.items():
+            logger.warning("MoBE: the fused kernel is not used for %s: %s", name, reason)
+        tokens = sorted({method.most_pairs // method.moe.experts_per_token for method in methods if method.most_pairs})
+        if tokens:
+            count = sum(method.most_pairs > 0 for method in methods)
+            few = f"{tokens[0]}" if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}"
+            logger.info("MoBE: the fused kernel computes steps of up to %s tokens, in %d of %d layers", few, count, len(methods))
 
 
 def describe(layers, workspace):

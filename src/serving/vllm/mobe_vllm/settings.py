@@ -9,6 +9,11 @@ TESTED = ((0, 32),)
 WORKSPACE_SETTING = "mobe_workspace"
 WORKSPACE_VARIABLE = "MOBE_WORKSPACE"
 DEFAULT_WORKSPACE = "512MiB"
+KERNEL_SETTING = "mobe_kernel"
+KERNEL_VARIABLE = "MOBE_KERNEL"
+# Nothing was run on a GPU yet, so a server gets the kernel only if it asks for it.
+DEFAULT_KERNEL = "off"
+SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -35,9 +40,27 @@ def parse_bytes(text, source):
     return int(float(found[1]) * UNITS[found[2]])
 
 
-def workspace_bytes(additional_config):
-    """The bound of the workspace: `--additional-config`, else the environment, else the default."""
+def parse_switch(value, source):
+    """"on", "off", or the like, or a truth value -> bool. source: the setting's name, for the error."""
+    word = str(value).strip().lower()
+    if word not in SWITCH:
+        raise ValueError(f"{source} is {value!r}: write on or off")
+    return SWITCH[word]
+
+
+def setting(additional_config, name, variable, default, parse):
+    """A setting: of `--additional-config`, else of the environment, else the default."""
     settings = additional_config if isinstance(additional_config, dict) else {}
-    if settings.get(WORKSPACE_SETTING) is not None:
-        return parse_bytes(settings[WORKSPACE_SETTING], f"--additional-config {WORKSPACE_SETTING}")
-    return parse_bytes(os.environ.get(WORKSPACE_VARIABLE) or DEFAULT_WORKSPACE, WORKSPACE_VARIABLE)
+    if settings.get(name) is not None:
+        return parse(settings[name], f"--additional-config {name}")
+    return parse(os.environ.get(variable) or default, variable)
+
+
+def workspace_bytes(additional_config):
+    """The bound of the workspace."""
+    return setting(additional_config, WORKSPACE_SETTING, WORKSPACE_VARIABLE, DEFAULT_WORKSPACE, parse_bytes)
+
+
+def kernel_wanted(additional_config):
+    """Whether the fused kernel is to compute few tokens (fused_experts.py)."""
+    return setting(additional_config, KERNEL_SETTING, KERNEL_VARIABLE, DEFAULT_KERNEL, parse_switch)
