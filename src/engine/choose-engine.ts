@@ -20,7 +20,7 @@ export interface ChosenEngine extends EngineFacts {
  * `EngineUnavailableError` if the named engine does not work.
  */
 export async function chooseEngine(choice: EngineChoice, threads: number, shape?: ProductShape): Promise<ChosenEngine> {
-  if (choice === DEFAULT_ENGINE) return { name: choice, device: cpuName(), kind: 'cpu' };
+  if (choice === DEFAULT_ENGINE) return defaultEngine();
   if (choice === 'auto') {
     const probes: Array<WorkingEngine | BrokenEngine> = [];
     // Engines that are measured at the same time slow each other down.
@@ -45,5 +45,12 @@ export function fastest(engines: readonly WorkingEngine[]): ChosenEngine {
     .sort((a, b) => rate(b) - rate(a));
   const [best] = gpus;
   if (best && (!standard || rate(best) > rate(standard))) return best;
-  return standard ?? { name: DEFAULT_ENGINE, device: cpuName(), kind: 'cpu' };
+  return standard ?? defaultEngine();
 }
+
+const defaultEngine = (): ChosenEngine => ({
+  name: DEFAULT_ENGINE,
+  device: cpuName(),
+  kind: 'cpu',
+  writesParts: true,
+});

@@ -7,14 +7,26 @@ import type { Graph } from './graph.js';
 /** A tensor held by the engine that made it. */
 export interface EngineTensor {
   readonly shape: readonly number[];
+  /**
+   * Rows `first` to `first + count` of the first axis, in the same memory. Only of engines with `writesParts`. The part need not be
+   * disposed of, and is valid as long as the tensor.
+   */
+  part?(first: number, count: number): EngineTensor;
   /** Frees the tensor. It must not be used afterwards. */
   dispose(): void;
 }
 
 /** A compiled graph. */
 export interface Program {
-  /** Runs the graph. The results are new tensors, which the caller must dispose of. The inputs do not change. */
-  run(inputs: Readonly<Record<string, EngineTensor>>): Promise<Record<string, EngineTensor>>;
+  /**
+   * Runs the graph. The results are new tensors, which the caller must dispose of. The inputs do not change.
+   * @param into tensors to which results are written, by the names of these. They must share no memory with an input. Only of engines
+   * with `writesParts`
+   */
+  run(
+    inputs: Readonly<Record<string, EngineTensor>>,
+    into?: Readonly<Record<string, EngineTensor>>,
+  ): Promise<Record<string, EngineTensor>>;
   dispose(): Promise<void>;
 }
 
@@ -27,6 +39,8 @@ export interface EngineFacts {
   readonly kind: 'cpu' | 'gpu';
   /** Most bytes one tensor can have; undefined if only memory limits it. */
   readonly maxTensorBytes?: number | undefined;
+  /** Whether results can be written to tensors that exist, and to parts of them. It is so where tensors lie in this process's memory. */
+  readonly writesParts?: boolean | undefined;
 }
 
 /** Compiles graphs and holds their tensors, f32 and row-major. */

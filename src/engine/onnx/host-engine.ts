@@ -8,15 +8,28 @@ import { elements } from '../ops.js';
 import { outputName } from './encode.js';
 import { type Session, Sessions } from './sessions.js';
 
-/** Result buffers given back by `dispose`, by length: a solver asks for the same sizes thousands of times. */
+/**
+ * Result buffers given back by `dispose`, by length: a solver asks for the same sizes thousands of times. Free buffers are kept while
+ * a program exists, so that what follows a fit has their memory.
+ */
 class BufferPool {
   private readonly free = new Map<number, Float32Array[]>();
+  private programs = 0;
+
+  open(): void {
+    this.programs++;
+  }
+
+  close(): void {
+    if (--this.programs === 0) this.free.clear();
+  }
 
   take(length: number): Float32Array {
     return this.free.get(length)?.pop() ?? new Float32Array(length);
   }
 
   give(buffer: Float32Array): void {
+    if (this.programs === 0) return;
     const list = this.free.get(buffer.length);
     if (list) list.push(buffer);
     else this.free.set(buffer.length, [buffer]);
@@ -32,6 +45,14 @@ class HostTensor implements EngineTensor {
     /** The pool that gets the memory back; undefined if the array is the caller's. */
     private readonly pool?: BufferPool,
   ) {}
+
+  part(first: number, count: number): HostTensor {
+    const [rows = 1, ...rest] = this.shape;
+    if (first + count > rows)
+      throw new EngineError(`a tensor of ${rows} rows has no rows ${first} to ${first + count}`);
+    const size = elements(rest);
+    return new HostTensor(this.live.subarray(first * size, (first + count) * size), [count, ...rest]);
+  }
 
   dispose(): void {
     if (this.disposed) return;
@@ -58,22 +79,29 @@ class HostProgram implements Program {
     private readonly pool: BufferPool,
   ) {}
 
-  async run(inputs: Readonly<Record<string, EngineTensor>>): Promise<Record<string, EngineTensor>> {
+  async run(
+    inputs: Readonly<Record<string, EngineTensor>>,
+    into: Readonly<Record<string, EngineTensor>> = {},
+  ): Promise<Record<string, EngineTensor>> {
     const feeds: Record<string, ort.Tensor> = {};
     for (const [name, tensor] of matchInputs(this.graph, inputs))
       feeds[name] = new ort.Tensor('float32', unwrap(tensor, name), tensor.shape);
     const results: Record<string, EngineTensor> = {};
     const fetches: Record<string, ort.Tensor> = {};
     for (const [name, { shape }] of this.graph.outputs) {
-      const buffer = this.pool.take(elements(shape));
-      results[name] = new HostTensor(buffer, shape, this.pool);
-      fetches[outputName(name)] = new ort.Tensor('float32', buffer, shape);
+      const given = into[name];
+      if (given && String(given.shape) !== String(shape))
+        throw new EngineError(`result "${name}" is [${shape}], the tensor for it [${given.shape}]`);
+      const tensor = given ?? new HostTensor(this.pool.take(elements(shape)), shape, this.pool);
+      results[name] = tensor;
+      fetches[outputName(name)] = new ort.Tensor('float32', unwrap(tensor, name), shape);
     }
     await this.session.run(feeds, fetches);
     return results;
   }
 
   dispose(): Promise<void> {
+    this.pool.close();
     return this.session.release();
   }
 }
@@ -84,7 +112,12 @@ export function createHostEngine(facts: EngineFacts, options: ort.InferenceSessi
   const sessions = new Sessions(facts, options);
   return {
     ...facts,
-    compile: async (graph) => new HostProgram(await sessions.open(graph), graph, pool),
+    writesParts: true,
+    compile: async (graph) => {
+      const session = await sessions.open(graph);
+      pool.open();
+      return new HostProgram(session, graph, pool);
+    },
     tensor: (data, shape) => new HostTensor(data, shape),
     read: async (tensor) => unwrap(tensor, 'read'),
   };

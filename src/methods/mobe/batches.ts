@@ -13,7 +13,7 @@ export interface BatchRange {
 }
 
 /** Splits experts 0 … n−1 into batches of at most `size`, as evenly as possible. */
-function splitBatches(experts: number, size: number): BatchRange[] {
+export function splitBatches(experts: number, size: number): BatchRange[] {
   const batches = Math.ceil(experts / Math.max(1, size));
   return Array.from({ length: batches }, (_, i) => {
     const first = Math.floor((i * experts) / batches);

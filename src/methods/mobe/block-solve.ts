@@ -158,20 +158,12 @@ export function trackLeaves(known: Value, iterate: (G: Value, X: Value) => Inver
     gather() {
       const isOnly = known.shape.length === 3;
       const asKnown = (X: Value): Value => (isOnly ? X : reshape(X, [count, elements(X.shape) / count]));
-      return joinInverses(
-        found.map(({ X, residual }) => ({ X: asKnown(X), residual })),
+      const X = concat(
+        found.map((it) => asKnown(it.X)),
         1,
       );
+      const residuals = found.map(({ residual }) => residual);
+      return { X, residual: isOnly ? (residuals[0] as Value) : max(concat(residuals, 0), [0]) };
     },
   };
-}
-
-/** Several inverses as one, joined along an axis. Its residual is the largest. */
-export function joinInverses(parts: readonly Inverse[], axis: number): Inverse {
-  const X = concat(
-    parts.map((it) => it.X),
-    axis,
-  );
-  const residuals = parts.map(({ residual }) => residual);
-  return { X, residual: parts.length === 1 ? (residuals[0] as Value) : max(concat(residuals, 0), [0]) };
 }

@@ -30,20 +30,22 @@ function metricElements(
   return elements(rows, p) + elements(columns, d);
 }
 
-/** The most experts that a program computes one after another. */
+/** The most experts whose D are collected, and the most bytes of these. */
 const MAX_TURNS = 8;
+const TURNS_BYTES = 256 * 2 ** 20;
 /** An expert is large if its step takes more. Two of them are more than a usual batch on a CPU (`BATCH_BYTES`). */
 const LARGE_BYTES = 64 * 2 ** 20;
 
 /**
- * The number of experts that a program computes one after another. It is 1 unless an expert is so large that a batch has only one:
- * then a program that takes several hands out the gradient of the bases less often. With more experts than bases, their gradients
- * would take more memory than that of the bases.
+ * The number of experts whose D are collected before they are added to the gradient of the bases. It is 1 unless an expert is so large
+ * that a batch has only one: each addition reads and writes a gradient of all bases. With more experts than bases, their D would take
+ * more memory than that gradient.
  */
-export const turnsOf = (problem: Problem, batchExperts: number, metric?: MetricForm): number =>
-  batchExperts === 1 && metric === undefined && batchBytes(problem) > LARGE_BYTES
-    ? Math.min(problem.bases, MAX_TURNS)
-    : 1;
+export function turnsOf(problem: Problem, batchExperts: number, metric?: MetricForm, largeBytes = LARGE_BYTES): number {
+  if (batchExperts > 1 || metric !== undefined || batchBytes(problem) <= largeBytes) return 1;
+  const most = Math.floor(TURNS_BYTES / (4 * problem.rank * problem.cols));
+  return Math.max(1, Math.min(problem.bases, MAX_TURNS, most));
+}
 
 /** Bytes that a fit and the refit of every expert hold. */
 export function memory(problem: Problem, options: FitMemoryOptions): FitMemory {

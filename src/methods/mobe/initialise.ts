@@ -4,6 +4,7 @@ import { trace } from '../../engine/graph.js';
 import { add, matmul } from '../../engine/ops.js';
 import { createRandom, type Random } from '../../linalg/random.js';
 import type { Targets } from '../method.js';
+import { columnsOf, partOf } from './basis-parts.js';
 import { type BatchRange, solverBatches } from './batches.js';
 import type { Activation, Problem, SolverOptions } from './problem.js';
 
@@ -76,6 +77,8 @@ function normals(count: number, deviation: number, random: Random): Float32Array
 export interface Start {
   /** B_j ∝ Σ_i c_ji · P_i W_i, (m, r·d). */
   readonly bases: EngineTensor;
+  /** A tensor of the same shape that is free; undefined if the bases have one part. */
+  readonly spare: EngineTensor | undefined;
   /** The scale of each input axis, (1, 1, d). */
   readonly columns: EngineTensor;
 }
@@ -87,32 +90,41 @@ export async function startingBases(
   targets: Targets,
   { batchExperts, seed }: SolverOptions,
   random: Random,
+  parts: readonly BatchRange[],
 ): Promise<Start> {
   const { experts: n, bases: m, rank: r, cols: d } = problem;
   const shares = normals(m * n, STARTING_SCALE / Math.sqrt(n), random); // c, (m, n)
-  let bases = engine.tensor(new Float32Array(m * r * d), [m, r * d]);
-  const programs = new Map<number, Program>();
+  const zeros = (): EngineTensor => engine.tensor(new Float32Array(m * r * d), [m, r * d]);
+  let bases = zeros();
+  let spare = parts.length > 1 ? zeros() : undefined;
+  const programs = new Map<string, Program>();
   const energy = new Float64Array(d);
   for (const range of solverBatches(engine, problem, batchExperts)) {
-    const { first, count } = range;
-    let program = programs.get(count);
-    if (!program) {
-      const graph = trace({ B: [m, r * d], shares: [m, count], Y: [count, r * d] }, (it) => ({
-        B: add(it.B, matmul(it.shares, it.Y)),
-      }));
-      program = await engine.compile(graph);
-      programs.set(count, program);
-    }
-    const part = new Float32Array(m * count);
-    for (let j = 0; j < m; j++) part.set(shares.subarray(j * n + first, j * n + first + count), j * count);
+    const { count } = range;
     const scrambled = engine.tensor(scrambleRows(problem, targets, range, seed, energy), [count, r * d]);
-    const { B } = await program.run({ B: bases, shares: engine.tensor(part, [m, count]), Y: scrambled });
+    let next = spare;
+    for (const part of parts) {
+      const key = `${part.count} ${count}`;
+      let program = programs.get(key);
+      if (!program) {
+        const graph = trace({ B: [part.count, r * d], shares: [part.count, count], Y: [count, r * d] }, (it) => ({
+          B: add(it.B, matmul(it.shares, it.Y)),
+        }));
+        program = await engine.compile(graph);
+        programs.set(key, program);
+      }
+      const own = engine.tensor(columnsOf(shares, n, part, range), [part.count, count]);
+      const inputs = { B: partOf(bases, part), shares: own, Y: scrambled };
+      const { B } = await program.run(inputs, next && { B: partOf(next, part) });
+      next ??= B as EngineTensor;
+    }
     scrambled.dispose();
-    bases.dispose();
-    bases = B as EngineTensor;
+    if (spare) spare = bases;
+    else bases.dispose();
+    bases = next as EngineTensor;
   }
   for (const program of programs.values()) await program.dispose();
-  return { bases, columns: engine.tensor(columnScales(energy), [1, 1, d]) };
+  return { bases, spare, columns: engine.tensor(columnScales(energy), [1, 1, d]) };
 }
 
 /** The starting α, (n, m). */

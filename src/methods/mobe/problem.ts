@@ -53,7 +53,10 @@ export interface Solution extends SharedFactors {
 }
 
 /** The options of a solver. */
-export type SolverOptions = Omit<FitOptions, 'solver' | 'sigma'>;
+export interface SolverOptions extends Omit<FitOptions, 'solver' | 'sigma'> {
+  /** Small limits for tests of what only large groups need: of a part of the bases (`basisParts`), and of an expert that is not large (`turnsOf`). */
+  readonly limits?: { readonly part: number; readonly expert: number } | undefined;
+}
 
 /** Returns a function that reports steps with the expected remaining time. */
 export function stepReporter(onStep: SolverOptions['onStep']): (step: Omit<FitStep, 'secondsLeft'>) => void {

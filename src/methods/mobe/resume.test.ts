@@ -96,10 +96,10 @@ describe.each(['varpro', 'adam'] as const)('%s', (solver) => {
   });
 });
 
-test.each([2, 3, 20])('steps that are undone, some before the save at step %i and some after', async (step) => {
+test.each([1, 2, 20])('a step that is undone, before or after the save at step %i', async (step) => {
   const options: SolverOptions = {
     steps: 40,
-    learningRate: 10, // far too high: three of the first steps are undone
+    learningRate: 10, // far too high: the first step is undone twice
     batchExperts: 7,
     holdTargets: true,
     seed: 1,
@@ -115,6 +115,6 @@ test.each([2, 3, 20])('steps that are undone, some before the save at step %i an
     },
   });
   await expect(run).rejects.toThrow('killed');
-  expect(states.saved?.progress?.[2]).toBe(Math.min(3, step - 1));
+  expect(states.saved?.progress?.[2]).toBe(step === 1 ? 0 : 2);
   expect(await solvers.varpro({ ...options, states })).toEqual(whole);
 });

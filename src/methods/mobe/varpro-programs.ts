@@ -1,15 +1,13 @@
-/** The tensor programs of a varpro step, which varpro.ts runs. */
+/** The tensor programs of a varpro step, which gradient-pass.ts and moving-bases.ts run. */
 import { trace } from '../../engine/graph.js';
 import {
   add,
-  concat,
   constant,
   div,
   identity,
   matmul,
   mul,
   reshape,
-  slice,
   sqrt,
   sub,
   sum,
@@ -17,11 +15,10 @@ import {
   transpose,
   type Value,
 } from '../../engine/ops.js';
-import { mapValues } from '../../map-values.js';
 import type { MetricForm } from '../method.js';
 import { activateWithDerivative } from './activation.js';
-import { eliminate, gramBlocks, joinInverses, leafShape, solve, trackLeaves } from './block-solve.js';
-import { type Inverse, restart, track } from './inverse.js';
+import { eliminate, gramBlocks, leafShape, solve, trackLeaves } from './block-solve.js';
+import { restart, track } from './inverse.js';
 import { keepsProduct, metricShapes, timesColumns, timesRows } from './metric.js';
 import type { Problem } from './problem.js';
 
@@ -50,55 +47,53 @@ export function traceGradient(
   problem: Problem,
   count: number,
   metric?: MetricForm,
-  { eliminates = false, ridge, inTurn = false }: GradientOptions = {},
+  { eliminates = false, ridge, gathers = false }: GradientOptions = {},
 ) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
   const weighted = { C: C0, WC: keepsProduct(metric) ? [count, p, d] : undefined, P: P0 };
   const known = { X: eliminates ? undefined : leafShape(count, r) };
-  const shapes = { B: [m, r * d], alpha: [count, m], ...known, W: [count, p, d], dB0: [m, r * d], ...weighted };
-  return trace(shapes, ({ B, dB0, ...all }) => {
-    const parts = turns(all, inTurn).map((inputs) => experts(problem, { B, ...inputs }, ridge));
-    const D = concat(
-      parts.map((it) => it.D),
-      0,
-    );
-    return {
-      ...(!eliminates &&
-        joinInverses(
-          parts.map((it) => it.inverse as Inverse),
-          0,
-        )),
-      squared: parts.map(({ squared }) => squared).reduce(add),
-      dB: add(dB0, matmul(all.alpha, D, { transposeA: true })),
-      dAlpha: matmul(D, B, { transposeB: true }),
-    } as Record<'X' | 'residual' | 'squared' | 'dB' | 'dAlpha', Value>;
+  const dB = gathers ? undefined : [m, r * d];
+  const shapes = { B: [m, r * d], alpha: [count, m], ...known, W: [count, p, d], dB0: dB, ...weighted };
+  return trace(shapes, ({ dB0, ...inputs }) => {
+    const { D, squared, inverse } = experts(problem, inputs, ridge);
+    const sums = dB0 ? gather(inputs.B, dB0, inputs.alpha, D) : { D };
+    return { ...inverse, squared, ...sums } as Record<'X' | 'residual' | 'squared' | 'dB' | 'D' | 'dAlpha', Value>;
   });
 }
+
+/** The gradient of bases, whose α is (count, bases), with that of the experts before; and the gradient of these α. */
+const gather = (B: Value, dB0: Value, alpha: Value, D: Value) => ({
+  dB: add(dB0, matmul(alpha, D, { transposeA: true })),
+  dAlpha: matmul(D, B, { transposeB: true }),
+});
+
+/** Adds D of some experts to the gradient of some bases. */
+export const traceGather = ({ rank: r, cols: d }: Problem, count: number, bases: number) => {
+  const shapes = { B: [bases, r * d], dB0: [bases, r * d], alpha: [count, bases], D: [count, r * d] };
+  return trace(shapes, ({ B, dB0, alpha, D }) => gather(B, dB0, alpha, D));
+};
 
 interface GradientOptions {
   /** Whether leaves of G are eliminated, and not inverted from earlier inverses X. */
   readonly eliminates?: boolean;
   readonly ridge?: number | undefined;
-  /** Whether experts are computed one after another, and not all at once in each operation. */
-  readonly inTurn?: boolean;
-}
-
-/** Inputs that belong to experts, (count, …). What all experts share is (1, …). */
-type ExpertInputs = Record<'alpha', Value> & Partial<Record<'W' | 'X' | 'C' | 'WC' | 'P', Value | undefined>>;
-
-/** All inputs at once, or those of one expert after another. */
-function turns<I extends ExpertInputs>(all: I, inTurn: boolean): I[] {
-  if (!inTurn) return [all];
-  const own = (expert: number) => (it: Value | undefined) =>
-    it && it.shape[0] !== 1 ? slice(it, 0, expert, expert + 1) : it;
-  return Array.from({ length: all.alpha.shape[0] as number }, (_, expert) => mapValues(all, own(expert)) as I);
+  /** Whether D is a result, for `traceGather`, in place of the gradients. */
+  readonly gathers?: boolean;
 }
 
 /** D (count, r·d), the loss of these experts, and the inverses of their leaves. */
 function experts(
   problem: Problem,
-  { B, alpha, X, W, C, WC, P }: ExpertInputs & Record<'B' | 'W', Value>,
+  {
+    B,
+    alpha,
+    X,
+    W,
+    C,
+    WC,
+    P,
+  }: Record<'B' | 'alpha' | 'W', Value> & Partial<Record<'X' | 'C' | 'WC' | 'P', Value | undefined>>,
   ridge?: number,
 ) {
   const { cols: d, rank: r } = problem;
@@ -126,24 +121,15 @@ function experts(
 }
 
 /** Inverts the leaves of G from any positive definite X, for example identities. */
-export function traceRestart(
-  problem: Problem,
-  count: number,
-  metric?: MetricForm,
-  { ridge, inTurn = false }: Omit<GradientOptions, 'eliminates'> = {},
-) {
+export function traceRestart(problem: Problem, count: number, metric?: MetricForm, ridge?: number) {
   const { cols: d, bases: m, rank: r } = problem;
   const { C } = metricShapes(problem, count, metric);
-  return trace({ B: [m, r * d], alpha: [count, m], X: leafShape(count, r), C }, ({ B, ...all }) => {
-    const parts = turns(all, inTurn).map(({ alpha, X, C }) => {
-      const F = mixBases(problem, B, alpha).value;
-      const tracker = trackLeaves(X, (G, known) => restart(G, known, FRESH_STEPS));
-      const experts = alpha.shape[0] as number;
-      const anything = constant(new Float32Array(experts * r), [experts, 1, r]);
-      solve(gramBlocks(F, timesColumns(F, C), ridge), anything, tracker.solveLeaf);
-      return tracker.gather();
-    });
-    return { ...joinInverses(parts, 0) };
+  return trace({ B: [m, r * d], alpha: [count, m], X: leafShape(count, r), C }, ({ B, alpha, X, C }) => {
+    const F = mixBases(problem, B, alpha).value;
+    const tracker = trackLeaves(X, (G, known) => restart(G, known, FRESH_STEPS));
+    const anything = constant(new Float32Array(count * r), [count, 1, r]);
+    solve(gramBlocks(F, timesColumns(F, C), ridge), anything, tracker.solveLeaf);
+    return { ...tracker.gather() };
   });
 }
 
