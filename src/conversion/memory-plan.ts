@@ -172,11 +172,12 @@ function arrange(
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
   const groupBytes = most(sourceBytes) * Math.max(workers + prefetch, parts);
   const { solver } = settings;
+  const { writesParts } = engine;
   const slices = sliceBytes(groups, settings, workers);
   const termsOf = (batchExperts: number): MemoryTerms => {
     const all = groups.map((group) => {
       const metric = formOf(group, weighing);
-      const fit = group.method.memory(group.problem, { solver, holdTargets, batchExperts, metric });
+      const fit = group.method.memory(group.problem, { solver, writesParts, holdTargets, batchExperts, metric });
       if (!holdsWeights(settings)) return withRounding(fit, group);
       if (!isRounded(group, settings)) return fit;
       return withFeedback(fit, group.problem, group.format.transposed, jobMetric(weighing?.metric, group)?.form);

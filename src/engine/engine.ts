@@ -47,8 +47,11 @@ export interface EngineFacts {
 export interface Engine extends EngineFacts {
   /** Makes a graph ready to run. Throws `TensorTooLargeError` and `EngineError` where the device cannot run it. */
   compile(graph: Graph): Promise<Program>;
-  /** Makes a tensor, row-major. The engine may use the array in place: do not write to it while the tensor lives. */
-  tensor(data: Float32Array, shape: readonly number[]): EngineTensor;
+  /**
+   * Makes a tensor, row-major. The engine may use the array in place: do not write to it while the tensor lives.
+   * @param owned the array has a buffer to itself, and the caller does not use it again: the engine may reuse or free its memory
+   */
+  tensor(data: Float32Array, shape: readonly number[], owned?: boolean): EngineTensor;
   /** A tensor's content, row-major. The array may be the tensor's own memory: use it before you dispose of the tensor. */
   read(tensor: EngineTensor): Promise<Float32Array>;
 }

@@ -290,6 +290,8 @@ export interface FitMemory {
 /** The options that decide what a fit holds. */
 export interface FitMemoryOptions {
   readonly solver: string;
+  /** As in `EngineFacts`. */
+  readonly writesParts?: boolean | undefined;
   readonly batchExperts: number;
   readonly holdTargets: boolean;
   readonly metric?: MetricForm | undefined;

@@ -2,7 +2,7 @@ import { availableParallelism, totalmem } from 'node:os';
 import { expertBytes } from '../../src/calibration/group-metric.js';
 import { matrixBytes } from '../../src/checkpoint/stored-matrix.js';
 import { expectedPeak, memoryTerms, type Workload } from '../../src/conversion/memory-terms.js';
-import { chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
+import { type ChosenEngine, chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
 import type { EngineName } from '../../src/engine/create-engine.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { withRounding } from '../../src/methods/factor-storage.js';
@@ -50,7 +50,7 @@ export async function work(
   const chosen = await chooseEngine(engine, threads);
   const { name, device, kind, maxTensorBytes } = chosen;
   const facts: WorkerFacts = { name, device, kind, threads, ...(maxTensorBytes !== undefined && { maxTensorBytes }) };
-  const memory = new Reservations(chosen.name, maxMemory);
+  const memory = new Reservations(chosen, maxMemory);
   return listen({ ...at, service: WORKER_SERVICE, ...hooks }, async (channel) => {
     const session = new WorkerSession(channel, facts, memory, hooks);
     try {
@@ -86,13 +86,13 @@ class Reservations {
   private readonly running = new Set<RunningFit>();
 
   constructor(
-    private readonly engine: EngineName,
+    readonly engine: ChosenEngine,
     private readonly limit: number,
   ) {}
 
   /** Throws `BudgetTooSmallError` where a fit does not fit beside what is held. */
   take(fit: RunningFit): void {
-    const needed = expectedPeak(memoryTerms(workload(this.engine, this.sessions, [...this.running, fit])));
+    const needed = expectedPeak(memoryTerms(workload(this.engine.name, this.sessions, [...this.running, fit])));
     if (needed > this.limit) throw new BudgetTooSmallError(this.limit, needed);
     this.running.add(fit);
   }
@@ -139,7 +139,9 @@ class WorkerSession {
       const matrices = metric
         ? sizes.map((_, expert) => [metricName(expert), expertBytes(problem, metric.form)] as const)
         : [];
-      const fit = method.memory(problem, { ...options, solver, metric: metric?.fit ? metric.form : undefined });
+      const { writesParts } = this.memory.engine;
+      const form = metric?.fit ? metric.form : undefined;
+      const fit = method.memory(problem, { ...options, solver, writesParts, metric: form });
       const rounds = job.tensors.some(({ written }) => written !== undefined);
       const running = {
         stored,

@@ -122,7 +122,8 @@ test('a worker, and the run that it fits for', { timeout: PATIENCE_MS }, async (
   const { groups, settings, engine, memory } = await planCompression(checkpoint, options);
   const [group] = groups as [GroupPlan];
   const { solver } = settings;
-  const fit = group.method.memory(group.problem, { ...memory, solver });
+  const { writesParts } = engine;
+  const fit = group.method.memory(group.problem, { ...memory, solver, writesParts });
   const reserved = workload('onnx-cpu', 1, [{ stored: sourceBytes(group), metric: 0, fit }]);
 
   const worker = recorded('worker');

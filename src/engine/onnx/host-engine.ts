@@ -6,11 +6,12 @@ import type { Graph } from '../graph.js';
 import { matchInputs } from '../match-inputs.js';
 import { elements } from '../ops.js';
 import { outputName } from './encode.js';
+import { freeArray, freeCopies } from './free-memory.js';
 import { type Session, Sessions } from './sessions.js';
 
 /**
  * Result buffers given back by `dispose`, by length: a solver asks for the same sizes thousands of times. Free buffers are kept while
- * a program exists, so that what follows a fit has their memory.
+ * a program exists. Then they are freed, so that what follows a fit has their memory.
  */
 class BufferPool {
   private readonly free = new Map<number, Float32Array[]>();
@@ -21,7 +22,9 @@ class BufferPool {
   }
 
   close(): void {
-    if (--this.programs === 0) this.free.clear();
+    if (--this.programs > 0) return;
+    for (const buffers of this.free.values()) for (const buffer of buffers) freeArray(buffer);
+    this.free.clear();
   }
 
   take(length: number): Float32Array {
@@ -29,9 +32,9 @@ class BufferPool {
   }
 
   give(buffer: Float32Array): void {
-    if (this.programs === 0) return;
     const list = this.free.get(buffer.length);
-    if (list) list.push(buffer);
+    if (this.programs === 0) freeArray(buffer);
+    else if (list) list.push(buffer);
     else this.free.set(buffer.length, [buffer]);
   }
 }
@@ -96,7 +99,7 @@ class HostProgram implements Program {
       results[name] = tensor;
       fetches[outputName(name)] = new ort.Tensor('float32', unwrap(tensor, name), shape);
     }
-    await this.session.run(feeds, fetches);
+    freeCopies(await this.session.run(feeds, fetches), fetches);
     return results;
   }
 
@@ -118,7 +121,7 @@ export function createHostEngine(facts: EngineFacts, options: ort.InferenceSessi
       pool.open();
       return new HostProgram(session, graph, pool);
     },
-    tensor: (data, shape) => new HostTensor(data, shape),
+    tensor: (data, shape, owned = false) => new HostTensor(data, shape, owned ? pool : undefined),
     read: async (tensor) => unwrap(tensor, 'read'),
   };
 }

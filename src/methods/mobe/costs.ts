@@ -1,5 +1,6 @@
 /** The memory and the operations of a fit. */
 import type { FitMemory, FitMemoryOptions, MetricForm, MetricMatrixForm } from '../method.js';
+import { basisParts } from './basis-parts.js';
 import { leafElements, leafRows } from './block-solve.js';
 import { keepsProduct, matrixElements } from './metric.js';
 import type { Problem } from './problem.js';
@@ -52,8 +53,8 @@ export function memory(problem: Problem, options: FitMemoryOptions): FitMemory {
   const { solver } = options;
   return {
     targets: targetBytes(problem, options),
-    state: solver === 'varpro' ? varproState(problem) : adamState(problem),
-    batch: programBatches(problem, options) * programBytes(problem, options) + turnBytes(problem, options),
+    state: solver === 'varpro' ? varproState(problem, options) : adamState(problem),
+    batch: programBatches(problem, options) * programBytes(problem, options) + collectedBytes(problem, options),
   };
 }
 
@@ -72,13 +73,17 @@ function targetBytes(
 }
 
 /**
- * Seventeen arrays have the size of all bases: B, M, and the previous and the next of each; zeros; the gradient before and after
- * a batch; two copies of results that are not collected yet; five intermediate results of the update; and the final result. A
- * solver has allocated all of them after four steps; 15.6 were measured. The bases' Gram matrices exist four times, one of them
- * a copy, and the inverses of leaves twice.
+ * Four arrays have the size of all bases (moving-bases.ts). The rest of a step takes thirteen like the largest part: zeros; spare
+ * tensors for a sum and for a momentum; intermediate results of the start, of adding to a sum, and three of the update; and two
+ * copies each of a sum, a momentum and new bases that are not collected yet. The largest part's Gram matrices exist four times more. The
+ * inverses of leaves exist three times more for a batch.
  */
-const varproState = ({ experts: n, cols: d, bases: m, rank: r }: Problem): number =>
-  4 * (17 * m * r * d + 4 * m * r * r + 2 * n * leafElements(r));
+function varproState(problem: Problem, { writesParts, batchExperts }: FitMemoryOptions): number {
+  const { experts: n, cols: d, bases: m, rank: r } = problem;
+  const part = Math.max(...basisParts(problem, { writesParts }).map(({ count }) => count));
+  const leaves = (n + 3 * Math.min(n, batchExperts)) * leafElements(r);
+  return 4 * ((4 * m + 13 * part) * r * d + (m + 4 * part) * r * r + leaves);
+}
 
 function adamState({ experts: n, rows: p, cols: d, bases: m, rank: r }: Problem): number {
   // A and B have two moments each. All of these exist twice while they are updated.
@@ -111,17 +116,19 @@ function restartBytes({ rank: r, cols: d }: Problem): number {
 }
 
 /**
- * The memory that experts in turn take beyond that of one expert: twice the D of all of them, and twice their W unless targets are held.
- * Batches of two sizes need two programs.
+ * The D that are collected for parts of the bases, and the copies of two batches' D; and the weights of a batch of one expert unless
+ * targets are held. Collections of two sizes have two programs, with an intermediate result each.
  */
-function turnBytes(problem: Problem, options: FitMemoryOptions): number {
+function collectedBytes(problem: Problem, options: FitMemoryOptions): number {
   const { experts: n, rows: p, cols: d, rank: r } = problem;
-  const { solver, batchExperts, holdTargets, metric } = options;
-  const turns = solver === 'varpro' ? turnsOf(problem, batchExperts, metric) : 1;
-  if (turns === 1) return 0;
+  const { solver, writesParts = false, batchExperts, holdTargets, metric } = options;
+  if (solver !== 'varpro') return 0;
+  const parts = basisParts(problem, { writesParts });
+  const turns = writesParts ? turnsOf(problem, batchExperts, metric) : 1;
+  if (turns === 1) return parts.length > 1 ? 4 * 3 * Math.min(n, batchExperts) * r * d : 0;
+  const part = Math.max(...parts.map(({ count }) => count));
   const programs = n % Math.ceil(n / turns) ? 2 : 1;
-  const held = 4 * turns * (programs * (2 * r * d + p * d) + (holdTargets ? 0 : p * d));
-  return held + (programs - 1) * programBytes(problem, options);
+  return 4 * ((turns + 2 + (programs - 1) * part) * r * d + (holdTargets ? 0 : p * d));
 }
 
 /** The final refit and its check take as many operations for each expert as this number of solver steps. */

@@ -87,6 +87,8 @@ const eliminatesLeaves = ({ kind }: Engine, { metric }: Targets): boolean =>
   metric?.columns !== undefined && kind === 'cpu';
 
 export class GradientPass {
+  private disposed = false;
+
   private constructor(
     private readonly engine: Engine,
     private readonly problem: Problem,
@@ -137,7 +139,7 @@ export class GradientPass {
         ...(gathers && { gathers: gathering.get(range.count) as ReadonlyMap<number, Program> }),
       })),
       parts,
-      inTurn ? engine.tensor(new Float32Array(most * r * d), [most, r * d]) : undefined,
+      inTurn ? engine.tensor(new Float32Array(most * r * d), [most, r * d], true) : undefined,
     );
   }
 
@@ -156,7 +158,7 @@ export class GradientPass {
       if (!batch.inverse) continue;
       const { shape } = batch.inverse;
       batch.inverse.dispose();
-      batch.inverse = this.engine.tensor(saved[inverseName(batch.first)] as Float32Array, shape);
+      batch.inverse = this.engine.tensor(saved[inverseName(batch.first)] as Float32Array, shape, true);
     }
   }
 
@@ -287,7 +289,10 @@ export class GradientPass {
     return values;
   }
 
+  /** May be called again. */
   async dispose(): Promise<void> {
+    if (this.disposed) return;
+    this.disposed = true;
     await this.targets.dispose();
     this.rows?.dispose();
     const programs = new Set<Program>();

@@ -94,7 +94,7 @@ export async function startingBases(
 ): Promise<Start> {
   const { experts: n, bases: m, rank: r, cols: d } = problem;
   const shares = normals(m * n, STARTING_SCALE / Math.sqrt(n), random); // c, (m, n)
-  const zeros = (): EngineTensor => engine.tensor(new Float32Array(m * r * d), [m, r * d]);
+  const zeros = (): EngineTensor => engine.tensor(new Float32Array(m * r * d), [m, r * d], true);
   let bases = zeros();
   let spare = parts.length > 1 ? zeros() : undefined;
   const programs = new Map<string, Program>();

@@ -58,6 +58,7 @@ const partName = (name: string, parts: readonly BatchRange[], i: number): string
 export class MovingBases {
   /** The bases before the last step. */
   private previous: EngineTensor | undefined;
+  private finished = false;
 
   private constructor(
     private readonly engine: Engine,
@@ -85,10 +86,14 @@ export class MovingBases {
     for (const { count } of parts) {
       if (updates.has(count)) continue;
       updates.set(count, await engine.compile(traceUpdate({ ...problem, bases: count })));
-      zeros.set(count, engine.tensor(new Float32Array(count * r * d), [count, r * d]));
+      zeros.set(count, engine.tensor(new Float32Array(count * r * d), [count, r * d], true));
     }
     const { bases, spare, columns, momentum, gram } = isStart(found)
-      ? { ...found, ...noMomentum(engine, problem, parts) }
+      ? {
+          ...found,
+          momentum: parts.map(({ count }) => zeros.get(count) as EngineTensor),
+          gram: parts.map(({ count }) => engine.tensor(new Float32Array(count * r * r), [count, r, r], true)),
+        }
       : savedArrays(engine, problem, parts, found);
     return new MovingBases(engine, parts, updates, zeros, columns, bases, spare, momentum, gram);
   }
@@ -103,12 +108,12 @@ export class MovingBases {
     return this.previous !== undefined;
   }
 
-  /** A gradient of zeros, of which `free` frees nothing. */
+  /** A gradient of zeros. */
   get zero(): BasisGradient {
     return this.parts.map(({ count }) => this.zeros.get(count) as EngineTensor);
   }
 
-  /** Frees a part of a gradient. */
+  /** Frees a part of a gradient or of the momentum, unless it is a part of `zero`. */
   free(part: EngineTensor, i: number): void {
     if (part !== this.zero[i]) part.dispose();
   }
@@ -161,7 +166,7 @@ export class MovingBases {
         'B' | 'M' | 'Q',
         EngineTensor
       >;
-      this.momentum[i]?.dispose();
+      this.free(this.momentum[i] as EngineTensor, i);
       this.gram[i]?.dispose();
       this.free(gradient[i] as EngineTensor, i);
       this.momentum[i] = out.M;
@@ -175,7 +180,7 @@ export class MovingBases {
 
   private another(): EngineTensor {
     const { shape } = this.current;
-    return this.engine.tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)), shape);
+    return this.engine.tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)), shape, true);
   }
 
   /** The arrays of a saved state, with those of a gradient. They are those of the tensors where the engine allows it. */
@@ -197,40 +202,28 @@ export class MovingBases {
   savedGradient(saved: FitState): BasisGradient {
     return this.parts.map((_, i) => {
       const array = saved[partName('gradient bases', this.parts, i)] as Float32Array;
-      return this.engine.tensor(array, this.momentum[i]?.shape as readonly number[]);
+      return this.engine.tensor(array, this.momentum[i]?.shape as readonly number[], true);
     });
   }
 
-  /** The bases. No step may follow. */
-  async read(): Promise<Float32Array> {
-    const values = await this.engine.read(this.current);
-    // Of several parts, the bases lie in memory of their own, which nothing else uses.
-    return this.parts.length > 1 ? values : values.slice();
+  /** Frees everything but the bases. No step may follow. */
+  async finish(): Promise<void> {
+    for (const tensor of [this.previous, this.spare, this.columns, ...this.gram, ...this.zeros.values()])
+      tensor?.dispose();
+    for (const [i, part] of this.momentum.entries()) this.free(part, i);
+    for (const update of this.updates.values()) await update.dispose();
+    this.finished = true;
   }
 
   async dispose(): Promise<void> {
-    const tensors = [this.current, this.previous, this.spare, this.columns, ...this.momentum, ...this.gram];
-    for (const tensor of [...tensors, ...this.zeros.values()]) tensor?.dispose();
-    for (const update of this.updates.values()) await update.dispose();
+    if (!this.finished) await this.finish();
+    this.current.dispose();
   }
 }
 
 const isStart = (
   found: FitState | Pick<BasisArrays, 'bases' | 'spare' | 'columns'>,
 ): found is Pick<BasisArrays, 'bases' | 'spare' | 'columns'> => 'spare' in found;
-
-function noMomentum(
-  engine: Engine,
-  { rank: r, cols: d }: Problem,
-  parts: readonly BatchRange[],
-): Pick<BasisArrays, 'momentum' | 'gram'> {
-  const zeros = (...shape: number[]): EngineTensor =>
-    engine.tensor(new Float32Array(shape.reduce((a, b) => a * b, 1)), shape);
-  return {
-    momentum: parts.map(({ count }) => zeros(count, r * d)),
-    gram: parts.map(({ count }) => zeros(count, r, r)),
-  };
-}
 
 function savedArrays(
   engine: Engine,
@@ -239,7 +232,7 @@ function savedArrays(
   saved: FitState,
 ): BasisArrays {
   const tensor = (name: string, shape: readonly number[]): EngineTensor =>
-    engine.tensor(saved[name] as Float32Array, shape);
+    engine.tensor(saved[name] as Float32Array, shape, true);
   return {
     bases: tensor('bases', [m, r * d]),
     spare: undefined,

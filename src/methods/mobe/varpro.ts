@@ -64,6 +64,7 @@ interface Progress {
 
 class VarproSolver {
   private constructor(
+    private readonly engine: Engine,
     private readonly problem: Problem,
     private readonly options: SolverOptions,
     private readonly pass: GradientPass,
@@ -101,7 +102,7 @@ class VarproSolver {
         };
     if (saved) pass.restore(saved);
     else await pass.invert(bases, coefficients.coefficients);
-    return new VarproSolver(problem, options, pass, bases, coefficients, saved);
+    return new VarproSolver(engine, problem, options, pass, bases, coefficients, saved);
   }
 
   async solve(): Promise<Solution> {
@@ -157,7 +158,11 @@ class VarproSolver {
       this.bases.revert();
       coefficients = previous;
     }
-    return { bases: await this.bases.read(), coefficients, steps: at.steps, loss, losses: curve.points };
+    // The result is a copy of the bases, so everything else is freed before.
+    await this.pass.dispose();
+    await this.bases.finish();
+    const bases = (await this.engine.read(this.bases.tensor)).slice();
+    return { bases, coefficients, steps: at.steps, loss, losses: curve.points };
   }
 
   private basisStep({ rate, decay, momentum }: Rates, { scale, steps }: Progress): BasisStep {
