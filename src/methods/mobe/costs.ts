@@ -73,16 +73,16 @@ function targetBytes(
 }
 
 /**
- * Four arrays have the size of all bases (moving-bases.ts). The rest of a step takes thirteen like the largest part: zeros; spare
- * tensors for a sum and for a momentum; intermediate results of the start, of adding to a sum, and three of the update; and two
- * copies each of a sum, a momentum and new bases that are not collected yet. The largest part's Gram matrices exist four times more. The
- * inverses of leaves exist three times more for a batch.
+ * Four arrays have the size of all bases (moving-bases.ts). The rest of a step takes eleven like the largest part: zeros; spare
+ * tensors for a sum and for a momentum; two intermediate results of the start, two of adding to a sum, and two of the update; and
+ * copies of a momentum and of new bases. 10.2 and 10.4 were measured. The largest part's Gram matrices exist four times more. The inverses
+ * of leaves exist three times more for a batch.
  */
 function varproState(problem: Problem, { writesParts, batchExperts }: FitMemoryOptions): number {
   const { experts: n, cols: d, bases: m, rank: r } = problem;
   const part = Math.max(...basisParts(problem, { writesParts }).map(({ count }) => count));
   const leaves = (n + 3 * Math.min(n, batchExperts)) * leafElements(r);
-  return 4 * ((4 * m + 13 * part) * r * d + (m + 4 * part) * r * r + leaves);
+  return 4 * ((4 * m + 11 * part) * r * d + (m + 4 * part) * r * r + leaves);
 }
 
 function adamState({ experts: n, rows: p, cols: d, bases: m, rank: r }: Problem): number {
@@ -116,7 +116,7 @@ function restartBytes({ rank: r, cols: d }: Problem): number {
 }
 
 /**
- * The D that are collected for parts of the bases, and the copies of two batches' D; and the weights of a batch of one expert unless
+ * The D that are collected for parts of the bases, and a copy of a batch's D; and the weights of a batch of one expert unless
  * targets are held. Collections of two sizes have two programs, with an intermediate result each.
  */
 function collectedBytes(problem: Problem, options: FitMemoryOptions): number {
@@ -125,10 +125,10 @@ function collectedBytes(problem: Problem, options: FitMemoryOptions): number {
   if (solver !== 'varpro') return 0;
   const parts = basisParts(problem, { writesParts });
   const turns = writesParts ? turnsOf(problem, batchExperts, metric) : 1;
-  if (turns === 1) return parts.length > 1 ? 4 * 3 * Math.min(n, batchExperts) * r * d : 0;
+  if (turns === 1) return parts.length > 1 ? 4 * 2 * Math.min(n, batchExperts) * r * d : 0;
   const part = Math.max(...parts.map(({ count }) => count));
   const programs = n % Math.ceil(n / turns) ? 2 : 1;
-  return 4 * ((turns + 2 + (programs - 1) * part) * r * d + (holdTargets ? 0 : p * d));
+  return 4 * ((turns + 1 + (programs - 1) * part) * r * d + (holdTargets ? 0 : p * d));
 }
 
 /** The final refit and its check take as many operations for each expert as this number of solver steps. */
