@@ -82,6 +82,11 @@ const SHAPES: ReadonlyArray<readonly [string, GeneratedModel | undefined, Compre
   ['groups and slices of fused tensors', TURNED, { method: 'svd', format: 'hf', rank: 2, threads: 1 }],
   ['decoded targets', WIDE, { bases: 2, rank: 8, steps: 2, threads: 1, batchExperts: 8 }],
   ["a solver's state", FLAT, { bases: 40, steps: 4, threads: 1, batchExperts: 4 }],
+  [
+    "a solver's state, in parts",
+    { layers: 1, experts: 36, rows: 512, cols: 1792 },
+    { bases: 24, steps: 1, threads: 2, projections: ['gate_proj', 'up_proj'], maxMemory: 1010 * 2 ** 20 },
+  ],
   ['batches of two sizes', BALANCED, { bases: 2, steps: 2, threads: 1, batchExperts: 40 }],
 ];
 const cost = thoroughBut('the process and its threads', "a solver's state");
