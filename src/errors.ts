@@ -12,3 +12,4 @@ export * from './errors/record.js';
 export * from './errors/run.js';
 export * from './errors/shard-header.js';
 export * from './errors/torch.js';
+export * from './errors/web.js';

@@ -17,6 +17,17 @@ export const isPath = (location: string): boolean => schemeOf(location) === unde
 export const normaliseLocation = (location: string): string =>
   isPath(location) ? resolve(location) : location.replace(/\/+$/, '');
 
+/**
+ * A location in normal form without its secrets, as files, messages and records name it: `https://user:password@host/a/?key=1`
+ * becomes `https://host/a`. Passwords are sent in headers, and queries with each request.
+ */
+export function publicLocation(location: string): string {
+  const normal = normaliseLocation(location);
+  if (isPath(normal) || schemeOf(normal) === PIPE) return normal;
+  const plain = /^https?:/i.test(normal) ? normal.replace(/[?#].*$/s, '').replace(/\/+$/, '') : normal;
+  return plain.replace(/^((?:https?|wss?):\/\/)[^/]*@/i, '$1').replace(/^(\w+:\/\/)[^/]*:[^/]*@/, '$1');
+}
+
 /** The location of a file in a folder. `folder` must be in normal form. */
 export const fileIn = (folder: string, path: string): string =>
   isPath(folder) ? join(folder, path) : `${folder}/${path}`;

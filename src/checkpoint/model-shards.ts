@@ -90,6 +90,7 @@ async function openIndexed(listing: Listing, index: ShardIndex, gone: readonly s
     const tensors = index.placed.get(missing)?.length ?? 0;
     throw new MissingShardError(fileIn(root, missing), whyMissing(listing, missing, tensors));
   }
+  await files.readHeads?.([...index.placed.keys()].map((file) => fileIn(root, file)));
   const memory = new HeaderMemory();
   const shards: Shard[] = [];
   const unlisted: string[] = [];
@@ -159,6 +160,7 @@ async function openWithoutIndex(listing: Listing): Promise<ModelShards> {
   const { root, names, dangling, files } = listing;
   if (dangling.includes(SINGLE_FILE)) throw new MissingShardError(fileIn(root, SINGLE_FILE), DANGLING);
   const chosen = chooseFiles(listing);
+  await files.readHeads?.(chosen.map((file) => fileIn(root, file)));
   const shards: Shard[] = [];
   const memory = new HeaderMemory();
   for (const file of chosen) shards.push(await openShard(fileIn(root, file), files, memory));

@@ -95,12 +95,16 @@ async function readFingerprints({ config, shards, files }: Checkpoint): Promise<
         for (const { name, dtype, shape, start } of tensors) hash.update(`${name} ${dtype} ${shape} ${start}`);
       }
       const first = tensors[0]?.start ?? bytes;
-      for (let i = 0; i < FINGERPRINT_SAMPLES; i++) {
-        const start = first + Math.floor(((bytes - first) * i) / FINGERPRINT_SAMPLES);
-        const end = Math.min(bytes, start + FINGERPRINT_SAMPLE_BYTES);
-        const block = await files.readRange({ file: path, start, end });
-        for (const hash of [whole, content]) hash.update(block);
-      }
+      const starts = Array.from(
+        { length: FINGERPRINT_SAMPLES },
+        (_, i) => first + Math.floor(((bytes - first) * i) / FINGERPRINT_SAMPLES),
+      );
+      const blocks = await Promise.all(
+        starts.map((start) =>
+          files.readRange({ file: path, start, end: Math.min(bytes, start + FINGERPRINT_SAMPLE_BYTES) }),
+        ),
+      );
+      for (const block of blocks) for (const hash of [whole, content]) hash.update(block);
       contents[basename(path)] = content.digest('hex').slice(0, 32);
     }
   } finally {

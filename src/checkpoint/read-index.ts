@@ -1,8 +1,7 @@
 /** Reads `model.safetensors.index.json` without an object or a string for each entry. There can be half a million. */
 import { InvalidJsonError, UnsafePathError } from '../errors.js';
-import type { Files } from '../sources/files.js';
 import { isPlainPath } from './plain-path.js';
-import { notJson, parseJson, readBytes } from './read-json.js';
+import { notJson, parseJson, readBytes, type WholeFiles } from './read-json.js';
 import { parseSpan, parseString, type Span, scanObject, stringAt, wholeText } from './scan-json.js';
 
 export interface ShardIndex {
@@ -15,7 +14,7 @@ export interface ShardIndex {
 }
 
 /** Reads an index as Python does: the last of duplicate keys counts, in `weight_map` too (`owners`). */
-export async function readIndex(path: string, files: Files): Promise<ShardIndex> {
+export async function readIndex(path: string, files: WholeFiles): Promise<ShardIndex> {
   const json = Buffer.from((await readBytes(path, files)).buffer);
   let map: Span | undefined;
   try {

@@ -11,8 +11,11 @@ const MAX_JSON_BYTES = 256 * 1024 * 1024;
 /** Configs have about six levels. The limit protects functions that walk them recursively. */
 const MAX_JSON_DEPTH = 64;
 
+/** What is needed to read whole files. */
+export type WholeFiles = Pick<Files, 'size' | 'readRange'>;
+
 /** Reads a whole file. Throws an `InvalidJsonError` if it is larger than any real one, and an `LfsPointerError`. */
-export async function readBytes(path: string, files: Files): Promise<Uint8Array<ArrayBuffer>> {
+export async function readBytes(path: string, files: WholeFiles): Promise<Uint8Array<ArrayBuffer>> {
   const end = await files.size(path);
   if (end > MAX_JSON_BYTES) throw new InvalidJsonError(path, `it has ${end} bytes, the limit is ${MAX_JSON_BYTES}`);
   const bytes = await files.readRange({ file: path, start: 0, end });

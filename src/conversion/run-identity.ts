@@ -44,13 +44,14 @@ export async function runIdentity(
   const times = new Map(held.map((it) => [fileIn(source.folder, it.path), it.modified]));
   const modified = Object.fromEntries(source.shards.map(({ path }) => [basename(path), times.get(path)]));
   const { headers, contents } = await fingerprints(source);
+  const commit = await source.files.commit?.(source.folder);
   return parseIdentity(
     JSON.parse(
       JSON.stringify({
         wanted: { kind, sourceFingerprint, settings },
         version: VERSION,
         layout: hash.digest('hex'),
-        circumstances,
+        circumstances: { ...circumstances, commit },
         headers,
         modified,
         contents,
@@ -81,6 +82,10 @@ function differenceBetween(before: unknown, now: Identity): string | undefined {
   const difference = describeDifference({ ...wanted, sourceFingerprint }, now.wanted);
   if (difference) return difference;
   if (identity.headers !== now.headers) return 'made from another source';
+  // Another commit may have the same weights and other small files.
+  const { commit } = now.circumstances;
+  if (circumstances.commit !== undefined && circumstances.commit !== commit)
+    return `it reads commit ${circumstances.commit}, and its source is ${commit === undefined ? 'another one' : `at ${commit}`} now: name that commit behind an "@" to finish it`;
   for (const [name, value] of Object.entries(now.circumstances))
     if (circumstances[name] !== value) return `${name} ${circumstances[name]}, now ${value}`;
   if (identity.layout !== now.layout) return 'its shards are laid out otherwise';

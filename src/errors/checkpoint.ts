@@ -26,9 +26,12 @@ export class PipeSourceError extends InputError {
 export class NotACheckpointError extends InputError {
   constructor(
     readonly folder: string,
-    reason: string,
+    readonly reason: string,
+    hint?: string,
   ) {
-    super(`${folder} is not a checkpoint: ${reason}. Give the folder that holds config.json and *.safetensors.`);
+    super(
+      `${folder} is not a checkpoint: ${reason}. Give the folder that holds config.json and *.safetensors.${hint === undefined ? '' : ` ${hint}`}`,
+    );
   }
 }
 

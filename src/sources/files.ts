@@ -48,6 +48,13 @@ export interface Files extends RangeReader {
    * cannot have such links.
    */
   dangling?(folder: string): Promise<string[]>;
+  /** The commit that all files are of. Absent, or undefined, for sources that have no commits. */
+  commit?(folder: string): Promise<string | undefined>;
+  /**
+   * Fetches the beginnings of shards, several at a time, and keeps them until `close`: their headers are read next. Absent where
+   * a read does not wait for a network.
+   */
+  readHeads?(files: readonly string[]): Promise<void>;
   /** The size of a file in bytes. */
   size(file: string): Promise<number>;
   /** Throws `SourceChangedError` if a file has changed since it was first opened. */

@@ -13,6 +13,7 @@ export function joinFiles(...folders: readonly SourceFolder[]): Files {
   return {
     list: async (folder) => filesOf(folder).list(folder),
     dangling: async (folder) => (await filesOf(folder).dangling?.(folder)) ?? [],
+    commit: async (folder) => filesOf(folder).commit?.(folder),
     size: async (file) => filesOf(file).size(file),
     read: async (file, position, target) => filesOf(file).read(file, position, target),
     readRange: async (range) => filesOf(range.file).readRange(range),

@@ -44,7 +44,7 @@ describe('a source', () => {
     expect(asked).toEqual(['registered://a/b', 'registered://a/b']);
   });
 
-  test.each(['s3://bucket/model', 'http://host/model', 'file:///model'])(
+  test.each(['gs://bucket/model', 'ftp://host/model', 'file:///model'])(
     '%s is refused with what is known',
     (location) => {
       registerSource('known', () => new LocalFiles());

@@ -1,26 +1,22 @@
 /** Opens a source: a location, opened according to its scheme, or an object of the caller. */
 import { type Checkpoint, openCheckpoint } from '../checkpoint/open-checkpoint.js';
-import { PipeSourceError, UnknownSchemeError } from '../errors.js';
-import type { FileSystem } from '../file-system.js';
-import { normaliseLocation, PIPE, schemeOf } from '../location.js';
-import type { PeerOptions } from '../transport/peer-options.js';
-import { type Files, LocalFiles, type SourceFolder } from './files.js';
+import { NotACheckpointError, PipeSourceError, UnknownSchemeError } from '../errors.js';
+import { isPath, normaliseLocation, PIPE, publicLocation, schemeOf } from '../location.js';
+import { LocalFiles, type SourceFolder } from './files.js';
+import { hubFiles } from './hub/hub-files.js';
+import { plainFiles } from './plain-server/plain-files.js';
+import type { OpenFiles, SourceOptions } from './source-options.js';
+
+export type { OpenFiles, SourceOptions } from './source-options.js';
 
 /** A location, a folder with an object that reads it, or an open checkpoint. */
 export type Source = string | SourceFolder | Checkpoint;
 
-/** Options for opening a source. */
-export interface SourceOptions {
-  /** Token, certificates and timeouts for other machines. */
-  readonly peers?: PeerOptions | undefined;
-  /** File operations for local files; default: those of the system. */
-  readonly fileSystem?: FileSystem | undefined;
-}
-
-/** Makes an object that reads the files at a location. It connects at the first read, not before. */
-export type OpenFiles = (location: string, options: SourceOptions) => Files;
-
-const schemes = new Map<string, OpenFiles>();
+const schemes = new Map<string, OpenFiles>([
+  ['hf', hubFiles],
+  ['https', plainFiles],
+  ['http', plainFiles],
+]);
 
 /** Registers `open` for locations of a scheme, for example "ws" for `ws://…`. It replaces an earlier one. */
 export function registerSource(scheme: string, open: OpenFiles): void {
@@ -35,12 +31,30 @@ export function openFiles(source: Source, options: SourceOptions = {}): SourceFo
   if (typeof source !== 'string') return source;
   const scheme = schemeOf(source);
   if (scheme === PIPE) throw new PipeSourceError();
-  const folder = normaliseLocation(source);
-  if (scheme === undefined) return { folder, files: new LocalFiles(options.fileSystem) };
+  const folder = publicLocation(source);
+  if (scheme === undefined) return { folder, files: withHint(source, new LocalFiles(options.fileSystem)) };
   const open = schemes.get(scheme);
-  if (!open) throw new UnknownSchemeError(source, [...schemes.keys()]);
-  return { folder, files: open(folder, options) };
+  if (!open) throw new UnknownSchemeError(folder, [...schemes.keys()]);
+  return { folder, files: open(normaliseLocation(source), options) };
 }
+
+/** Local files. If their folder is not there but could be the name of a model on the hub, the error says so. */
+function withHint(source: string, files: LocalFiles): LocalFiles {
+  if (!HUB_NAME.test(source)) return files;
+  const list = files.list.bind(files);
+  files.list = async (folder) => {
+    try {
+      return await list(folder);
+    } catch (error) {
+      if (!(error instanceof NotACheckpointError) || folder !== publicLocation(source)) throw error;
+      throw new NotACheckpointError(folder, error.reason, `The model of that name on the hub is hf://${source}.`);
+    }
+  };
+  return files;
+}
+
+/** What could be the name of a model on the hub. */
+const HUB_NAME = /^\w[\w.-]*\/\w[\w.-]*$/;
 
 /** Opens and validates a checkpoint. Throws an `InputError` that names the file and the problem. */
 export async function openSource(source: Source, options: SourceOptions = {}): Promise<Checkpoint> {
@@ -48,5 +62,8 @@ export async function openSource(source: Source, options: SourceOptions = {}): P
   return openCheckpoint(openFiles(source, options));
 }
 
-/** The name of a source in messages. */
-export const sourceName = (source: Source): string => (typeof source === 'string' ? source : source.folder);
+/** The name of a source in messages, without secrets. */
+export function sourceName(source: Source): string {
+  if (typeof source !== 'string') return source.folder;
+  return isPath(source) ? source : publicLocation(source);
+}

@@ -1,6 +1,7 @@
 /** Reads the files of a checkpoint that another machine serves (serve.ts), as if they were in a local folder. */
 import { isHidden, isPlainPath } from '../../src/checkpoint/plain-path.js';
 import { ReadError, RemoteChangedError, UnsafePathError } from '../../src/errors.js';
+import { publicLocation } from '../../src/location.js';
 import type { ByteRange, FileEntry, Files } from '../../src/sources/files.js';
 import { registerSource, type SourceOptions } from '../../src/sources/open-source.js';
 import { connectFiles, type FileInfo, type RemoteFiles } from '../../src/transport/served-files.js';
@@ -28,7 +29,7 @@ export function remoteFiles(url: string, { peers = {} }: SourceOptions): Files {
     connection ??= open();
     return connection;
   };
-  const relative = (file: string): string => file.slice(url.length + 1);
+  const relative = (file: string): string => file.slice(publicLocation(url).length + 1);
   /** The files, or the links to missing files, sorted by path. Hidden ones are left out, as in a local folder. */
   const entries = async (dangling: boolean): Promise<FileEntry[]> => {
     const all = (await (await connected()).list()).filter(({ file }) => !isHidden(file));

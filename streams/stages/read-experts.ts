@@ -6,6 +6,9 @@ import type { RangeReader } from '../../src/sources/files.js';
 import type { ByteBudget } from '../flow/byte-budget.js';
 import type { TensorRecord } from '../records.js';
 
+/** Reads in flight. Over a network each waits for its answer; on a disk more are not faster. The group's memory is granted before. */
+const READS_IN_FLIGHT = 4;
+
 /**
  * Takes the bytes of a whole group from the budget before it reads the first expert. A later stage gives them back by
  * `release`. Throws `ReadError` and other errors of the reader.
@@ -19,7 +22,28 @@ export async function* readExperts(
     const { release } = await budget.acquire(sourceBytes(group));
     const order = group.experts.map((matrix, expert) => ({ matrix, expert, ...matrix.data }));
     order.sort((a, b) => compareNames(a.file, b.file) || a.start - b.start);
-    for (const { matrix, expert } of order) yield { group, expert, data: await readMatrix(reader, matrix), release };
+    yield* inOrder(order, async ({ matrix, expert }) => ({
+      ...{ group, expert, release },
+      data: await readMatrix(reader, matrix),
+    }));
+  }
+}
+
+/** Yields what `read` makes of each item, in order, with several reads in flight. */
+async function* inOrder<T, R>(items: readonly T[], read: (item: T) => Promise<R>): AsyncGenerator<R> {
+  const waiting: Array<Promise<R>> = [];
+  let next = 0;
+  try {
+    while (next < items.length || waiting.length > 0) {
+      while (next < items.length && waiting.length < READS_IN_FLIGHT) {
+        const started = read(items[next++] as T);
+        started.catch(() => {}); // awaiting it later throws the error
+        waiting.push(started);
+      }
+      yield await (waiting.shift() as Promise<R>);
+    }
+  } finally {
+    await Promise.allSettled(waiting); // all reads must have ended before the caller closes the files
   }
 }
 

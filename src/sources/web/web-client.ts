@@ -1,0 +1,182 @@
+/** HTTP requests: connections, redirects, stalls. What answers mean is decided elsewhere. */
+import { type ClientRequest, Agent as HttpAgent, request as httpRequest, type IncomingMessage } from 'node:http';
+import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
+import { BadRedirectError } from '../../errors.js';
+import { VERSION } from '../../version.js';
+import { TryAgain } from './try-again.js';
+
+/** The most requests at a time. Storage hosts give each connection a share; more than this is not faster. */
+const MOST_REQUESTS = 8;
+const MOST_REDIRECTS = 5;
+/** The body of an answer that is not wanted is read up to this size, so that its connection can be used again. */
+const MOST_UNWANTED_BYTES = 64 * 1024;
+
+export interface WebRequest {
+  readonly method: 'GET' | 'HEAD';
+  readonly url: string;
+  readonly headers: Readonly<Record<string, string>>;
+  /** Decides whether a redirect is followed. Without it, all are. */
+  readonly follow?: (target: URL, from: URL) => boolean;
+}
+
+/** An answer whose body has not been read. */
+export interface Answer {
+  readonly status: number;
+  readonly headers: IncomingMessage['headers'];
+  /** The address that answered, after redirects. */
+  readonly url: URL;
+  /** Reads the body. Throws if it ends early. */
+  pour(onChunk: (chunk: Uint8Array) => void): Promise<void>;
+  /** Reads a body of at most `most` bytes; undefined if it is larger. */
+  bytes(most: number): Promise<Buffer | undefined>;
+}
+
+/** Makes requests, and keeps connections open from one to the next. */
+export class WebClient {
+  private readonly http = new HttpAgent({ keepAlive: true });
+  private readonly https = new HttpsAgent({ keepAlive: true });
+  private free = MOST_REQUESTS;
+  private readonly waiting: Array<() => void> = [];
+
+  constructor(private readonly stallMs: number) {}
+
+  /**
+   * Sends a request, follows redirects, and hands the answer to `use`. Credentials (`Authorization`, `Cookie`) are not sent to
+   * another origin than the first. Throws `TryAgain` if nothing comes for `stallMs`, and the errors of `node:http`.
+   */
+  async exchange<T>(wanted: WebRequest, use: (answer: Answer) => Promise<T>): Promise<T> {
+    if (this.free > 0) this.free--;
+    else await new Promise<void>((resolve) => this.waiting.push(resolve));
+    try {
+      const { follow = () => true } = wanted;
+      const first = new URL(wanted.url);
+      let url = first;
+      for (let redirects = 0; ; redirects++) {
+        const headers = url.origin === first.origin ? wanted.headers : withoutCredentials(wanted.headers);
+        const result = await this.send(wanted.method, url, headers, async (answer) => {
+          const target = redirectTarget(answer);
+          if (!target || !follow(target, url)) return { value: await use(answer) };
+          if (redirects === MOST_REDIRECTS) throw new BadRedirectError(first.host, 'it redirects in a circle');
+          if (target.protocol !== url.protocol && target.protocol !== 'https:')
+            throw new BadRedirectError(first.host, `it redirects to ${target.protocol}//${target.host}`);
+          await answer.bytes(MOST_UNWANTED_BYTES);
+          return { target };
+        });
+        if ('value' in result) return result.value;
+        url = result.target;
+      }
+    } finally {
+      const next = this.waiting.shift();
+      if (next) next();
+      else this.free++;
+    }
+  }
+
+  private async send<T>(
+    method: string,
+    url: URL,
+    headers: Readonly<Record<string, string>>,
+    use: (answer: Answer) => Promise<T>,
+  ): Promise<T> {
+    const options = {
+      method,
+      // Ranges are of the bytes as stored.
+      headers: { 'user-agent': `mobe-stream/${VERSION}`, 'accept-encoding': 'identity', ...headers },
+    };
+    const request =
+      url.protocol === 'https:'
+        ? httpsRequest(url, { ...options, agent: this.https })
+        : httpRequest(url, { ...options, agent: this.http });
+    const stall = watch(request, this.stallMs);
+    let message: IncomingMessage | undefined;
+    try {
+      message = await new Promise<IncomingMessage>((resolve, reject) => {
+        request.once('response', resolve).on('error', reject).end();
+      });
+      stall.progress();
+      return await use(answerOf(message, url, method, stall.progress));
+    } catch (error) {
+      throw stall.stalled() ? new TryAgain(`nothing came for ${this.stallMs / 1000} s`) : error;
+    } finally {
+      stall.stop();
+      // The connection is used again if the body was read to its end.
+      if (!message?.readableEnded) request.destroy();
+    }
+  }
+
+  /** Closes the connections that are not in use. A later request opens new ones. */
+  close(): void {
+    for (const { freeSockets } of [this.http, this.https])
+      for (const sockets of Object.values(freeSockets)) for (const socket of sockets ?? []) socket.destroy();
+  }
+}
+
+/** Ends a request when nothing has come for too long. */
+function watch(request: ClientRequest, stallMs: number) {
+  let stalled = false;
+  const timer = setTimeout(() => {
+    stalled = true;
+    request.destroy(new Error('stalled'));
+  }, stallMs);
+  return {
+    progress: () => void timer.refresh(),
+    stop: () => clearTimeout(timer),
+    stalled: () => stalled,
+  };
+}
+
+function answerOf(message: IncomingMessage, url: URL, method: string, progress: () => void): Answer {
+  const pour = (onChunk: (chunk: Uint8Array) => void): Promise<void> =>
+    new Promise((resolve, reject) => {
+      const early = (): void => reject(new TryAgain('the connection was cut before the end of the answer'));
+      message
+        .on('data', (chunk: Uint8Array) => {
+          progress();
+          try {
+            onChunk(chunk);
+          } catch (error) {
+            reject(error);
+            message.destroy();
+          }
+        })
+        .once('end', () => (message.complete ? resolve() : early()))
+        .once('error', early)
+        .once('close', early); // after "end" it changes nothing
+    });
+  return {
+    status: message.statusCode ?? 0,
+    headers: message.headers,
+    url,
+    pour,
+    async bytes(most) {
+      if (method !== 'HEAD' && Number(message.headers['content-length'] ?? 0) > most) return undefined;
+      const chunks: Uint8Array[] = [];
+      let length = 0;
+      const tooLong = new Error('too long');
+      try {
+        await pour((chunk) => {
+          length += chunk.byteLength;
+          if (length > most) throw tooLong;
+          chunks.push(chunk);
+        });
+      } catch (error) {
+        if (error === tooLong) return undefined;
+        throw error;
+      }
+      return Buffer.concat(chunks);
+    },
+  };
+}
+
+const REDIRECTS: ReadonlySet<number> = new Set([301, 302, 303, 307, 308]);
+
+/** Where an answer redirects to. */
+export function redirectTarget({ status, headers, url }: Answer): URL | undefined {
+  if (!REDIRECTS.has(status) || headers.location === undefined || !URL.canParse(headers.location, url.href))
+    return undefined;
+  const target = new URL(headers.location, url);
+  return /^https?:$/.test(target.protocol) ? target : undefined;
+}
+
+const withoutCredentials = (headers: Readonly<Record<string, string>>): Record<string, string> =>
+  Object.fromEntries(Object.entries(headers).filter(([name]) => !/^(?:authorization|cookie)$/i.test(name)));

@@ -1,0 +1,37 @@
+import { persist, type ServerState, TryAgain } from './try-again.js';
+import { WebClient } from './web-client.js';
+import { WEB_TIMING, type WebOptions } from './web-options.js';
+
+/** Whoever waits for longer than this is told. */
+const MENTIONED_WAIT_MS = 5_000;
+/** Lists of files and answers of an API. A page of the hub's tree has 1000 entries of some 300 bytes. */
+const MOST_TEXT_BYTES = 64 * 1024 * 1024;
+
+/** A client of one server, with the patience for it. */
+export interface Web {
+  readonly server: ServerState;
+  readonly client: WebClient;
+  /** `persist` with this server. */
+  persist<T>(what: string, attempt: (progress: () => void) => Promise<T>): Promise<T>;
+}
+
+/** @param server its name without secrets */
+export function openWeb(server: string, limitRemedy: string, { timing, onWait }: WebOptions): Web {
+  const state: ServerState = { name: server, reached: false, limitRemedy };
+  const all = { ...WEB_TIMING, ...timing };
+  const told = (reason: string, ms: number): void => {
+    if (ms >= MENTIONED_WAIT_MS) onWait?.(`${server}: ${reason}`, ms);
+  };
+  return {
+    server: state,
+    client: new WebClient(all.stallMs),
+    persist: (what, attempt) => persist(state, what, all, attempt, told),
+  };
+}
+
+/** Reads a text, for example an answer of an API. Throws `TryAgain` if it is too large. */
+export async function textOf(answer: { bytes(most: number): Promise<Buffer | undefined> }): Promise<string> {
+  const bytes = await answer.bytes(MOST_TEXT_BYTES);
+  if (!bytes) throw new TryAgain(`it sends more than ${MOST_TEXT_BYTES} bytes where a list was asked for`);
+  return bytes.toString('utf8');
+}
