@@ -46,13 +46,13 @@ export function plainPlace(
     return { url: url.href, headers };
   };
 
-  /** Finds a file's size and version; undefined if it is not there. */
-  const probe = async (path: string): Promise<WebFile | undefined> => {
+  /** Finds a file's size and version; undefined if it is not there. An expected file must not be forbidden. */
+  const probe = async (path: string, expected = path === CONFIG_FILE): Promise<WebFile | undefined> => {
     const { url } = linkTo(path);
-    const found = await look({ method: 'HEAD', url, headers }, path);
+    const found = await look({ method: 'HEAD', url, headers }, path, expected);
     // Some servers do not answer HEAD, or tell no length.
     return found === 'unknown'
-      ? known(await look({ method: 'GET', url, headers: { ...headers, range: 'bytes=0-0' } }, path), path)
+      ? known(await look({ method: 'GET', url, headers: { ...headers, range: 'bytes=0-0' } }, path, expected), path)
       : found;
   };
   const known = (found: WebFile | 'unknown' | undefined, path: string): WebFile | undefined => {
@@ -60,7 +60,7 @@ export function plainPlace(
       throw new ServerFailedError(web.server.name, `${folder}/${path}`, 'it does not tell the length of the file', 1);
     return found;
   };
-  const look = (request: WebRequest, path: string): Promise<WebFile | 'unknown' | undefined> =>
+  const look = (request: WebRequest, path: string, expected: boolean): Promise<WebFile | 'unknown' | undefined> =>
     web.persist(`${folder}/${path}`, () =>
       web.client.exchange(request, async (answer) => {
         const { status, headers: told } = answer;
@@ -69,7 +69,7 @@ export function plainPlace(
         if (passing) throw passing;
         if (status === 404 || status === 410) return undefined;
         // Storage that may not be listed answers 403 for what is not there.
-        if (status === 403 && path !== CONFIG_FILE) return undefined;
+        if (status === 403 && !expected) return undefined;
         if (status === 401 || status === 403) throw await refusal(answer);
         // Servers of web pages answer every address with a page.
         if (/^text\/html/.test(told['content-type'] ?? '') && !/\.(?:html|md)$/.test(path)) return undefined;
@@ -105,7 +105,7 @@ export function plainPlace(
     link: async ({ path }) => linkTo(path),
     refusal,
     async current(file) {
-      return (await probe(file.path)) ?? { bytes: 0, version: 0 };
+      return (await probe(file.path, true)) ?? { bytes: 0, version: 0 };
     },
   };
   return place;
