@@ -245,6 +245,7 @@ export {
   type Source,
   type SourceOptions,
 } from './sources/open-source.js';
+export type { WebOptions, WebTiming } from './sources/web/web-options.js';
 export { openTorchFile } from './torch/open-torch-file.js';
 
 // Outputs.

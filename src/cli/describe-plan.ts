@@ -2,6 +2,7 @@ import type { TimedPlan } from '../conversion/estimate.js';
 import { describeEncodings, formatRanges } from '../conversion/group-plan.js';
 import type { MemoryTerms } from '../conversion/memory-terms.js';
 import { formatBytes, formatCount, formatPercent, formatSeconds } from '../format.js';
+import { isPath } from '../location.js';
 import { describeDtypes, hasCodes } from '../methods/factor-storage.js';
 import { PROJECTIONS } from '../models/family.js';
 import { allocationRows, allocationTable } from './describe-allocation.js';
@@ -39,13 +40,17 @@ function storedRows(groups: TimedPlan['groups']): string[][] {
   return [...kinds].map(([kind, count]) => ['stored as', kinds.size === 1 ? kind : `${kind}: ${count} group(s)`]);
 }
 
+/** What a run reads from another machine. */
+const toRead = ({ folder, shards }: TimedPlan['source']): string =>
+  isPath(folder) ? '' : `, ${formatBytes(shards.reduce((sum, { bytes }) => sum + bytes, 0))} to be read from there`;
+
 /** A plan as text. */
 export function describePlan(planned: TimedPlan): string {
   const { source, model, groups, memory, settings, engine, layout, diskBytes, estimatedSeconds } = planned;
   const { parametersBefore, parametersAfter, bytesBefore, bytesAfter, quantised } = planned;
   const projections = PROJECTIONS.filter((it) => groups.some(({ projection }) => projection === it));
   const rows = [
-    ['source', `${source.folder} (${model.family.name}, ${source.shards.length} shards)`],
+    ['source', `${source.folder} (${model.family.name}, ${source.shards.length} shards${toRead(source)})`],
     [
       'convert',
       groups.length

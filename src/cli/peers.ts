@@ -2,9 +2,11 @@
 import { InvalidArgumentError, Option } from 'commander';
 import type { ListenAt, PeerOptions } from '../../streams/machines/peer-options.js';
 import { OptionError } from '../errors.js';
+import { formatSeconds, printable } from '../format.js';
 import type { Listener } from '../transport/listen.js';
 import { readToken, TOKEN_VARIABLE } from '../transport/token.js';
 import { readOptionFile } from './options.js';
+import { progressLine } from './progress-line.js';
 import type { Tell } from './tell.js';
 
 export interface PeerFlags {
@@ -54,8 +56,14 @@ export function hostAndPort(text: string): { host: string; port: number } {
 const readIf = async (option: string, file: string | undefined): Promise<Buffer | undefined> =>
   file === undefined ? undefined : readOptionFile(option, file);
 
+/** Says on stderr that a server is waited for, so that a wait of minutes does not look like a hang. */
+function tellWait(reason: string, ms: number): void {
+  progressLine().clear();
+  process.stderr.write(`${printable(reason)}; next try in ${formatSeconds(ms / 1000)}\n`);
+}
+
 export async function peerOptions(flags: PeerFlags): Promise<PeerOptions> {
-  return { token: await readToken(flags.tokenFile), ca: await readIf('--ca', flags.ca) };
+  return { token: await readToken(flags.tokenFile), ca: await readIf('--ca', flags.ca), onWait: tellWait };
 }
 
 export async function listenOptions({ listen, ...flags }: ListenFlags): Promise<ListenAt> {

@@ -10,4 +10,6 @@ export interface PeerOptions {
   readonly stallTimeoutMs?: number;
   /** A connection broke and is being made again. */
   readonly onDetached?: (reason: Error) => void;
+  /** A server that is read over HTTP is waited for, for more than some seconds. */
+  readonly onWait?: (reason: string, ms: number) => void;
 }

@@ -8,7 +8,7 @@ import { webFiles } from '../web/web-files.js';
 import { plainPlace } from './plain-place.js';
 
 /** The files at an `http://` or `https://` address. A user and a password in it are sent as basic authentication. */
-export function plainFiles(location: string, { web: options = {} }: SourceOptions): Files {
+export function plainFiles(location: string, options: SourceOptions): Files {
   const folder = publicLocation(location);
   if (!URL.canParse(location)) throw new InvalidLocationError(folder, 'it is not an address', 'https://host/folder/');
   const address = new URL(location);

@@ -37,7 +37,7 @@ afterAll(() => server.close());
 
 const [FIRST, LENGTH] = [1000, 200_000];
 async function read(path = 'file', versions: Versions = new Map()): Promise<Uint8Array> {
-  const web = openWeb('the server', 'Wait.', { timing: TIMING });
+  const web = openWeb('the server', 'Wait.', { web: { timing: TIMING } });
   const place: WebPlace = {
     list: async () => ({ files: [] }),
     link: async () => ({ url: `${server.url}/${path}`, headers: { authorization: 'Bearer secret' } }),

@@ -1,3 +1,4 @@
+import type { PeerOptions } from '../../transport/peer-options.js';
 import { persist, type ServerState, TryAgain } from './try-again.js';
 import { WebClient } from './web-client.js';
 import { WEB_TIMING, type WebOptions } from './web-options.js';
@@ -15,8 +16,15 @@ export interface Web {
   persist<T>(what: string, attempt: (progress: () => void) => Promise<T>): Promise<T>;
 }
 
+/** The part of `SourceOptions` that is for servers. */
+export interface WebSourceOptions {
+  readonly web?: WebOptions | undefined;
+  readonly peers?: Pick<PeerOptions, 'onWait'> | undefined;
+}
+
 /** @param server its name without secrets */
-export function openWeb(server: string, limitRemedy: string, { timing, onWait }: WebOptions): Web {
+export function openWeb(server: string, limitRemedy: string, { web = {}, peers = {} }: WebSourceOptions): Web {
+  const { timing, onWait = peers.onWait } = web;
   const state: ServerState = { name: server, reached: false, limitRemedy };
   const all = { ...WEB_TIMING, ...timing };
   const told = (reason: string, ms: number): void => {
