@@ -26,7 +26,7 @@ const NAMES = [
 ];
 const model = Object.fromEntries(NAMES.map((name) => [name, new Uint8Array(readFileSync(join(TINY_MODEL, name)))]));
 const LOCATION = 'hf://org/tiny';
-const TIMING = { stallMs: 300, firstWaitMs: 1, mostWaitMs: 5, patienceMs: 400, firstPatienceMs: 100 };
+const TIMING = { stallMs: 5000, firstWaitMs: 1, mostWaitMs: 20, patienceMs: 400, firstPatienceMs: 100 };
 
 let server: HubServer;
 beforeAll(async () => {

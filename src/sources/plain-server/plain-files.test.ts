@@ -10,7 +10,7 @@ import * as errors from '../../errors.js';
 import { publicLocation } from '../../location.js';
 import { plainFiles } from './plain-files.js';
 
-const TIMING = { stallMs: 300, firstWaitMs: 1, mostWaitMs: 5, patienceMs: 200, firstPatienceMs: 200 };
+const TIMING = { stallMs: 5000, firstWaitMs: 1, mostWaitMs: 5, patienceMs: 200, firstPatienceMs: 200 };
 const text = (value: unknown): Uint8Array =>
   new TextEncoder().encode(typeof value === 'string' ? value : JSON.stringify(value));
 const model = Object.fromEntries(

@@ -10,6 +10,9 @@ const MOST_WHOLE_BYTES = 32 * 1024 * 1024;
 /** Storage hosts sometimes answer 200 where 206 was asked for. After this many times in a row, they have no ranges. */
 const MOST_WHOLE_ANSWERS = 3;
 
+/** Ranges from here on are read in the way that is quick for long ones. */
+const BULK_BYTES = 64 * 1024;
+
 /** The versions of files as the answers tell them: for each address without its query, the ETag or the date. */
 export type Versions = Map<string, string>;
 
@@ -33,35 +36,38 @@ export async function fetchRange(
     const first = position + done;
     const last = position + target.byteLength - 1;
     const headers = { ...link.headers, range: `bytes=${first}-${last}` };
-    await web.client.exchange({ method: 'GET', url: link.url, headers }, async (answer) => {
-      if (link.expires && [401, 403, 404, 410].includes(answer.status)) {
-        place.forgetLink?.(file);
-        throw new TryAgain(`its storage answers with status ${answer.status}`);
-      }
-      let skip = 0;
-      if (answer.status === 206) checkContentRange(answer, file, name, first, last);
-      else if (answer.status === 200) {
-        const whole = Number(answer.headers['content-length'] ?? file.bytes);
-        if (whole !== file.bytes) throw new SourceChangedError(name, `it had ${file.bytes} bytes, now ${whole}`);
-        if (file.bytes > MOST_WHOLE_BYTES && last - first + 1 < file.bytes) {
-          if (++wholeAnswers >= MOST_WHOLE_ANSWERS) throw new NoRangesError(web.server.name, name);
-          throw new TryAgain('it sends the whole file where a range was asked for');
+    await web.client.exchange(
+      { method: 'GET', url: link.url, headers, bulk: last - first >= BULK_BYTES },
+      async (answer) => {
+        if (link.expires && [401, 403, 404, 410].includes(answer.status)) {
+          place.forgetLink?.(file);
+          throw new TryAgain(`its storage answers with status ${answer.status}`);
         }
-        skip = first;
-      } else throw await refusal(answer, place, file, name, first);
-      checkVersion(answer, versions, name);
-      await answer.pour((chunk) => {
-        const ignored = Math.min(skip, chunk.byteLength);
-        skip -= ignored;
-        // A whole file may go on behind the range.
-        const wanted = chunk.subarray(ignored, ignored + target.byteLength - done);
-        if (answer.status === 206 && wanted.byteLength + ignored < chunk.byteLength)
-          throw new TryAgain('it sends more bytes than it announces');
-        target.set(wanted, done);
-        done += wanted.byteLength;
-        if (wanted.byteLength > 0) progress();
-      });
-    });
+        let skip = 0;
+        if (answer.status === 206) checkContentRange(answer, file, name, first, last);
+        else if (answer.status === 200) {
+          const whole = Number(answer.headers['content-length'] ?? file.bytes);
+          if (whole !== file.bytes) throw new SourceChangedError(name, `it had ${file.bytes} bytes, now ${whole}`);
+          if (file.bytes > MOST_WHOLE_BYTES && last - first + 1 < file.bytes) {
+            if (++wholeAnswers >= MOST_WHOLE_ANSWERS) throw new NoRangesError(web.server.name, name);
+            throw new TryAgain('it sends the whole file where a range was asked for');
+          }
+          skip = first;
+        } else throw await refusal(answer, place, file, name, first);
+        checkVersion(answer, versions, name);
+        await answer.pour((chunk) => {
+          const ignored = Math.min(skip, chunk.byteLength);
+          skip -= ignored;
+          // A whole file may go on behind the range.
+          const wanted = chunk.subarray(ignored, ignored + target.byteLength - done);
+          if (answer.status === 206 && wanted.byteLength + ignored < chunk.byteLength)
+            throw new TryAgain('it sends more bytes than it announces');
+          target.set(wanted, done);
+          done += wanted.byteLength;
+          if (wanted.byteLength > 0) progress();
+        });
+      },
+    );
     if (done < target.byteLength) throw new TryAgain('the answer has fewer bytes than were asked for');
   });
 }

@@ -38,7 +38,7 @@ const CERTIFICATE = /CERT|SELF_SIGNED|UNABLE_TO_VERIFY|UNABLE_TO_GET_ISSUER/;
 /**
  * Runs `attempt` until it succeeds. It is repeated after a `TryAgain` and after failures of the network, later after each
  * failure, with jitter, so that several readers do not come back in step. `progress` starts the count anew. Any other error is
- * thrown at once. Throws `ServerFailedError` and `RateLimitedError` when patience ends.
+ * thrown at once. There are always two attempts. Throws `ServerFailedError` and `RateLimitedError` when patience ends.
  * @param what names what is read, in messages
  */
 export async function persist<T>(
@@ -87,7 +87,7 @@ export async function persist<T>(
       const full = Math.min(timing.mostWaitMs, timing.firstWaitMs * 2 ** failures++);
       const wait = full * (0.5 + Math.random() / 2);
       const patience = server.reached ? timing.patienceMs : timing.firstPatienceMs;
-      if (Date.now() + wait - since > patience)
+      if (tries > 1 && Date.now() + wait - since > patience)
         throw limited
           ? new RateLimitedError(server.name, `${tries} requests were refused`, server.limitRemedy)
           : new ServerFailedError(server.name, what, reason, tries);

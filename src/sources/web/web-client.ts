@@ -1,8 +1,9 @@
 /** HTTP requests: connections, redirects, stalls. What answers mean is decided elsewhere. */
-import { type ClientRequest, Agent as HttpAgent, request as httpRequest, type IncomingMessage } from 'node:http';
+import { Agent as HttpAgent, request as httpRequest, type IncomingMessage } from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
 import { BadRedirectError } from '../../errors.js';
 import { VERSION } from '../../version.js';
+import { type BulkConnection, openBulkConnection } from './bulk-connection.js';
 import { TryAgain } from './try-again.js';
 
 /** The most requests at a time. Storage hosts give each connection a share; more than this is not faster. */
@@ -11,10 +12,15 @@ const MOST_REDIRECTS = 5;
 /** The body of an answer that is not wanted is read up to this size, so that its connection can be used again. */
 const MOST_UNWANTED_BYTES = 64 * 1024;
 
+/** Ranges are of the bytes as stored. */
+const OWN_HEADERS = { 'user-agent': `mobe-stream/${VERSION}`, 'accept-encoding': 'identity' };
+
 export interface WebRequest {
   readonly method: 'GET' | 'HEAD';
   readonly url: string;
   readonly headers: Readonly<Record<string, string>>;
+  /** Whether a long body is expected. */
+  readonly bulk?: boolean;
   /** Decides whether a redirect is followed. Without it, all are. */
   readonly follow?: (target: URL, from: URL) => boolean;
 }
@@ -35,6 +41,10 @@ export interface Answer {
 export class WebClient {
   private readonly http = new HttpAgent({ keepAlive: true });
   private readonly https = new HttpsAgent({ keepAlive: true });
+  /** Connections for long ranges that are not in use, by origin. */
+  private readonly idle = new Map<string, BulkConnection[]>();
+  /** Origins whose answers such connections do not understand. */
+  private readonly unusual = new Set<string>();
   private free = MOST_REQUESTS;
   private readonly waiting: Array<() => void> = [];
 
@@ -53,7 +63,7 @@ export class WebClient {
       let url = first;
       for (let redirects = 0; ; redirects++) {
         const headers = url.origin === first.origin ? wanted.headers : withoutCredentials(wanted.headers);
-        const result = await this.send(wanted.method, url, headers, async (answer) => {
+        const read = async (answer: Answer): Promise<{ value: T } | { target: URL }> => {
           const target = redirectTarget(answer);
           if (!target || !follow(target, url)) return { value: await use(answer) };
           if (redirects === MOST_REDIRECTS) throw new BadRedirectError(first.host, 'it redirects in a circle');
@@ -61,7 +71,11 @@ export class WebClient {
             throw new BadRedirectError(first.host, `it redirects to ${target.protocol}//${target.host}`);
           await answer.bytes(MOST_UNWANTED_BYTES);
           return { target };
-        });
+        };
+        const result =
+          wanted.bulk && !this.unusual.has(url.origin)
+            ? await this.sendBulk(wanted.method, url, headers, read)
+            : await this.send(wanted.method, url, headers, read);
         if ('value' in result) return result.value;
         url = result.target;
       }
@@ -78,11 +92,7 @@ export class WebClient {
     headers: Readonly<Record<string, string>>,
     use: (answer: Answer) => Promise<T>,
   ): Promise<T> {
-    const options = {
-      method,
-      // Ranges are of the bytes as stored.
-      headers: { 'user-agent': `mobe-stream/${VERSION}`, 'accept-encoding': 'identity', ...headers },
-    };
+    const options = { method, headers: { ...OWN_HEADERS, ...headers } };
     const request =
       url.protocol === 'https:'
         ? httpsRequest(url, { ...options, agent: this.https })
@@ -104,15 +114,56 @@ export class WebClient {
     }
   }
 
+  /** `send` for a long range. */
+  private async sendBulk<T>(
+    method: string,
+    url: URL,
+    headers: Readonly<Record<string, string>>,
+    use: (answer: Answer) => Promise<T>,
+  ): Promise<T> {
+    const idle = this.idle.get(url.origin) ?? [];
+    this.idle.set(url.origin, idle);
+    let connection = idle.pop();
+    while (connection && !connection.reusable) connection = idle.pop();
+    connection ??= openBulkConnection(url);
+    connection.hold(true);
+    const stall = watch(connection, this.stallMs);
+    try {
+      const { status, headers: told, length, pour } = await connection.get(url, { ...OWN_HEADERS, ...headers });
+      stall.progress();
+      if (status >= 300 || (status === 206 && length !== undefined))
+        return await use({
+          ...{ status, headers: told, url },
+          pour: (onChunk) =>
+            pour((chunk) => {
+              stall.progress();
+              onChunk(chunk);
+            }),
+          // The body of a refusal is not needed.
+          bytes: async () => undefined,
+        });
+    } catch (error) {
+      throw stall.stalled() ? new TryAgain(`nothing came for ${this.stallMs / 1000} s`) : error;
+    } finally {
+      stall.stop();
+      connection.hold(false);
+      if (connection.reusable) idle.push(connection);
+      else connection.destroy();
+    }
+    this.unusual.add(url.origin);
+    return this.send(method, url, headers, use);
+  }
+
   /** Closes the connections that are not in use. A later request opens new ones. */
   close(): void {
     for (const { freeSockets } of [this.http, this.https])
       for (const sockets of Object.values(freeSockets)) for (const socket of sockets ?? []) socket.destroy();
+    for (const connections of this.idle.values()) for (const connection of connections.splice(0)) connection.destroy();
   }
 }
 
 /** Ends a request when nothing has come for too long. */
-function watch(request: ClientRequest, stallMs: number) {
+function watch(request: Pick<BulkConnection, 'destroy'>, stallMs: number) {
   let stalled = false;
   const timer = setTimeout(() => {
     stalled = true;
