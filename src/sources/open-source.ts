@@ -5,6 +5,7 @@ import { isPath, normaliseLocation, PIPE, publicLocation, schemeOf } from '../lo
 import { LocalFiles, type SourceFolder } from './files.js';
 import { hubFiles } from './hub/hub-files.js';
 import { plainFiles } from './plain-server/plain-files.js';
+import { s3Files } from './s3/s3-files.js';
 import type { OpenFiles, SourceOptions } from './source-options.js';
 
 export type { OpenFiles, SourceOptions } from './source-options.js';
@@ -16,6 +17,7 @@ const schemes = new Map<string, OpenFiles>([
   ['hf', hubFiles],
   ['https', plainFiles],
   ['http', plainFiles],
+  ['s3', s3Files],
 ]);
 
 /** Registers `open` for locations of a scheme, for example "ws" for `ws://…`. It replaces an earlier one. */

@@ -2,7 +2,6 @@
  * A checkpoint on a plain file server, which does not list its files. Its shards are named by its index, other files by the
  * manifest of a result or by its configs, and the rest are tried by their usual names.
  */
-import { createHash } from 'node:crypto';
 import { CONFIG_FILE, INDEX_FILE, SINGLE_FILE } from '../../checkpoint/file-names.js';
 import { isPlainPath } from '../../checkpoint/plain-path.js';
 import { readIndex } from '../../checkpoint/read-index.js';
@@ -12,6 +11,7 @@ import { inLanes } from '../../in-lanes.js';
 import { MANIFEST_FILE } from '../../output/manifest.js';
 import { fetchRange, type Versions } from '../web/fetch-range.js';
 import { passingRefusal } from '../web/try-again.js';
+import { versionOf } from '../web/version-of.js';
 import type { Web } from '../web/web.js';
 import type { Answer, WebRequest } from '../web/web-client.js';
 import type { Link, WebFile, WebListing, WebPlace } from '../web/web-place.js';
@@ -184,10 +184,3 @@ function ownModules(text: string, path: string): string[] {
 /** Python modules beside a file that it imports. */
 const relativeImports = (code: string): string[] =>
   [...code.matchAll(/^\s*from\s+\.(\w+)\s+import/gm)].map(([, name]) => `${name}.py`);
-
-/** A number of 48 bits that stands for an ETag or a date. */
-const versionOf = ({ etag, 'last-modified': date }: Answer['headers']): number =>
-  createHash('sha256')
-    .update(`${etag ?? date}`)
-    .digest()
-    .readUIntBE(0, 6);
