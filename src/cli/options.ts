@@ -9,7 +9,7 @@ import { parseBytes } from '../format.js';
 
 export const MODEL = [
   '<model>',
-  'checkpoint (config.json and *.safetensors): a folder, hf://org/name[@revision][/folder] on the Hugging Face hub, https://host/folder/ on a server with ranges, or ws://host:port/ of "mobe serve"',
+  'checkpoint (config.json and *.safetensors): a folder, hf://org/name[@revision][/folder] on the Hugging Face hub, https://host/folder/ on a server with ranges, s3://bucket/folder, or ws://host:port/ of "mobe serve"',
 ] as const;
 
 export const json = (): Option => new Option('--json', 'print the result to stdout as one JSON object');

@@ -12,7 +12,7 @@ export function define(command: Command): void {
   command
     .argument(
       '<model>',
-      'the source: a folder, hf://…, https://… or ws://host:port/ of "mobe serve". Given alone, it is the result, which is checked by its manifest',
+      'the source: a folder, hf://…, https://…, s3://… or ws://host:port/ of "mobe serve". Given alone, it is the result, which is checked by its manifest',
     )
     .argument('[out]', 'folder that compress, export or expand wrote')
     .addOption(engine())

@@ -1,8 +1,10 @@
 /** Checkpoints on plain file servers, which do not list their files. */
+import { execFile } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { promisify } from 'node:util';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { TINY_MODEL } from '../../../fixtures/paths.js';
+import { CLI, TEST_CERTIFICATE, TEST_KEY, TINY_MODEL } from '../../../fixtures/paths.js';
 import { refuse, sendFile, startWebServer, type WebServer } from '../../../fixtures/web-server.js';
 import { type Checkpoint, openCheckpoint } from '../../checkpoint/open-checkpoint.js';
 import { listSideFiles } from '../../checkpoint/side-files.js';
@@ -103,6 +105,25 @@ describe('a checkpoint on a file server', () => {
     await expect(checkpoint.files.checkUnchanged()).rejects.toThrow(errors.SourceChangedError);
     await expect(checkpoint.files.readRange({ file, start: 0, end: 10 })).rejects.toThrow(errors.SourceChangedError);
   });
+});
+
+test('an encrypted connection: the certificate must be trusted', async () => {
+  const tls = { key: readFileSync(TEST_KEY), cert: readFileSync(TEST_CERTIFICATE) };
+  const encrypted = await startWebServer((asked, response) => {
+    const bytes = model[asked.path.slice(1)];
+    return bytes ? sendFile(asked, response, bytes) : refuse(response, 404);
+  }, tls);
+  // Node reads this variable when it starts.
+  const inspect = (trusted: string) =>
+    promisify(execFile)(process.execPath, [CLI, 'inspect', encrypted.url, '--json'], {
+      env: { ...process.env, NODE_EXTRA_CA_CERTS: trusted },
+    });
+  const [{ stdout }, refused] = await Promise.all([inspect(TEST_CERTIFICATE), inspect('').catch((it) => it)]);
+  expect(JSON.parse(stdout)).toMatchObject({ folder: encrypted.url });
+  expect(refused.stderr).toContain('NODE_EXTRA_CA_CERTS');
+  const ranges = encrypted.asked.filter(({ path, range }) => path.endsWith('.safetensors') && range !== undefined);
+  expect(ranges.map(({ range }) => range)).toEqual(Array(3).fill('bytes=0-196607'));
+  await encrypted.close();
 });
 
 describe('secrets of an address', () => {
