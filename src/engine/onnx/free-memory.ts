@@ -8,9 +8,9 @@ const LEAST_BYTES = 2 ** 16;
 const { port1: closed } = new MessageChannel();
 closed.close();
 
-/** Frees the memory of an array at once. The array is empty then. */
+/** Frees the memory of an array at once. The array is empty then. Memory that it shares with other arrays is left as it is. */
 export function freeArray({ buffer, byteLength }: Float32Array): void {
-  if (byteLength >= LEAST_BYTES) closed.postMessage(null, [buffer as ArrayBuffer]);
+  if (byteLength >= LEAST_BYTES && byteLength === buffer.byteLength) closed.postMessage(null, [buffer as ArrayBuffer]);
 }
 
 /**

@@ -48,7 +48,7 @@ from transformers.core_model_loading import MergeModulelist, PrefixChange, Weigh
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .mobe_factors import ACTIVATIONS, PACKED_BITS, Quantised, decoded, layer_of, mix, part_name, shared_names, stored_parts
-from .mobe_fused import Pairs, available, fused_is_faster, fused_products, supported
+from .mobe_fused import Pairs, available, fused_is_faster, fused_products, supported, wanted
 
 # A model type of its own makes transformers refuse the checkpoint unless it may run this file. Otherwise transformers would
 # fill the experts with random numbers.
@@ -205,14 +205,14 @@ class Step:
     """What one forward of a layer's experts makes, and keeps until its end.
 
     F of a chunk of the experts in use are made by one product: the bases are read once for all of them. For few tokens on a GPU with
-    Triton a fused kernel makes the products of all tokens at once, without F (mobe_fused.py).
+    Triton, and MOBE_KERNEL=on, a fused kernel makes the products of all tokens at once, without F (mobe_fused.py).
     """
 
     def __init__(self, experts, tokens, choices):
         self.experts, self.choices, self.chunks, self.memory, self.products = experts, choices, {}, {}, {}
         self.used = self.pairs = self.chosen_rows = None
         few = torch.is_tensor(tokens) and choices is not None and tokens.dim() == choices.dim() == 2
-        if few and not torch.is_grad_enabled() and available(tokens.device):
+        if few and wanted() and not torch.is_grad_enabled() and available(tokens.device):
             self.chosen_rows = ChosenRows(tokens)
 
     def mixed(self, short, expert):

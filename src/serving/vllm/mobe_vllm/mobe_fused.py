@@ -46,6 +46,11 @@ def available(device):
     return device.type == "cuda" or (device.type == "cpu" and interpreted())
 
 
+def wanted():
+    """Whether MOBE_KERNEL=on asks the modelling file for the kernels. Nobody has run them on a GPU yet, so they are off by default."""
+    return os.environ.get("MOBE_KERNEL", "off").strip().lower() in ("on", "true", "1")
+
+
 def interpreted():
     """Whether Triton's interpreter runs the kernels. It multiplies the bits of bf16 numbers as integers, so they are widened there."""
     return os.environ.get("TRITON_INTERPRET") == "1"
