@@ -158,7 +158,7 @@ describe('by its scheme', () => {
     await expect(compress(at('model'), 's3://bucket/out', OPTIONS)).rejects.toThrow('"-", ws://…, wss://…');
     await expect(fitFactors(at('model'), 'ws://host:1/', OPTIONS)).rejects.toThrow(UnknownSchemeError);
     for (const read of [inspect, plan, streamCheckpoint]) {
-      await expect(read('hf://Qwen/Qwen3')).rejects.toThrow('a folder of this machine, ws://…, wss://…');
+      await expect(read('ftp://host/model')).rejects.toThrow('a folder of this machine, hf://…, https://…, http://…');
       await expect(read('-')).rejects.toThrow(PipeSourceError);
     }
   });
