@@ -1,5 +1,5 @@
 /** Locations: names of places to read from or write to. */
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 
 /** The location of a pipe: standard output for writing, standard input for reading. */
 export const PIPE = '-';
@@ -26,6 +26,21 @@ export function publicLocation(location: string): string {
   if (isPath(normal) || schemeOf(normal) === PIPE) return normal;
   const plain = /^https?:/i.test(normal) ? normal.replace(/[?#].*$/s, '').replace(/\/+$/, '') : normal;
   return plain.replace(/^((?:https?|wss?):\/\/)[^/]*@/i, '$1').replace(/^(\w+:\/\/)[^/]*:[^/]*@/, '$1');
+}
+
+/**
+ * A model's name for people: a folder's name, or `org/name` of the hub.
+ * @param location in normal form, without secrets
+ */
+export function modelName(location: string): string {
+  const hub = /^hf:\/\/([^/@]+\/[^/@]+)/i.exec(location)?.[1];
+  if (hub !== undefined) return hub;
+  const name = location.slice(location.lastIndexOf('/') + 1);
+  try {
+    return isPath(location) ? basename(location) : decodeURIComponent(name);
+  } catch {
+    return name;
+  }
 }
 
 /** The location of a file in a folder. `folder` must be in normal form. */

@@ -5,6 +5,7 @@ import { OptionError } from '../errors.js';
 import { formatSeconds, printable } from '../format.js';
 import type { Listener } from '../transport/listen.js';
 import { readToken, TOKEN_VARIABLE } from '../transport/token.js';
+import { interruptible } from './interrupt.js';
 import { readOptionFile } from './options.js';
 import { progressLine } from './progress-line.js';
 import type { Tell } from './tell.js';
@@ -76,15 +77,13 @@ export async function listenOptions({ listen, ...flags }: ListenFlags): Promise<
 export async function runService(listener: Listener, what: string, tell: Tell, done?: Promise<unknown>): Promise<void> {
   const { url } = listener;
   tell({ event: 'listening', url }, `${what} at ${url} (Ctrl-C ends it)`);
-  let interrupt: () => void = () => {};
-  const interrupted = new Promise<void>((resolve) => {
-    interrupt = resolve;
-  });
-  process.once('SIGINT', interrupt).once('SIGTERM', interrupt);
+  // A read from a server that has stopped answering does not keep the process.
+  const { signal, stop } = interruptible(() => {});
+  const interrupted = new Promise<void>((resolve) => signal.addEventListener('abort', () => resolve()));
   try {
     await Promise.race([interrupted, ...(done ? [done] : [])]);
   } finally {
-    process.off('SIGINT', interrupt).off('SIGTERM', interrupt);
     await listener.close();
+    stop();
   }
 }

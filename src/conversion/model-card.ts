@@ -9,7 +9,7 @@ import { isNative, type OutputFormat } from './settings.js';
 
 /** The facts in a model card. */
 export interface ModelCard {
-  /** The source's folder name. */
+  /** The source's name (`modelName`). */
   source: string;
   format: OutputFormat;
   parametersBefore: number;

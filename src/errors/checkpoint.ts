@@ -1,15 +1,24 @@
 /** Errors in a checkpoint folder. */
 import { InputError } from './base.js';
 
-/** The location's scheme is unknown. */
+/** The location's scheme is unknown, or cannot be written to. */
 export class UnknownSchemeError extends InputError {
-  /** @param known schemes that can be opened there, besides folders */
+  /**
+   * @param location without secrets
+   * @param known schemes that can be opened there, besides folders
+   * @param use what the location is for
+   */
   constructor(
     readonly location: string,
     readonly known: readonly string[],
+    use: 'read' | 'write' = 'read',
   ) {
     const places = ['a folder of this machine', ...known.map((it) => (/^\w/.test(it) ? `${it}://…` : `"${it}"`))];
-    super(`${location} cannot be opened: its scheme is unknown here. Known are ${places.join(', ')}.`);
+    super(
+      use === 'read'
+        ? `${location} cannot be opened: its scheme is unknown here. Known are ${places.join(', ')}.`
+        : `${location} cannot be written to. What can is ${places.join(', ')}.`,
+    );
   }
 }
 

@@ -4,7 +4,7 @@ import type { FactorContext } from '../../src/conversion/factor-files.js';
 import { FactorFolder } from '../../src/conversion/factor-folder.js';
 import type { GroupPlan } from '../../src/conversion/group-plan.js';
 import { UnknownSchemeError } from '../../src/errors.js';
-import { isPath } from '../../src/location.js';
+import { isPath, publicLocation } from '../../src/location.js';
 import { checkOutside } from '../../src/output/folder-checks.js';
 import type { FolderOptions, OpenedOutput } from './open-folder.js';
 import type { OutputPlace } from './open-output.js';
@@ -30,7 +30,7 @@ export async function openFactors(
   { force, fileSystem: fs }: FolderOptions,
 ): Promise<OpenedOutput> {
   if (typeof place !== 'string') return { output: place };
-  if (!isPath(place)) throw new UnknownSchemeError(place, []);
+  if (!isPath(place)) throw new UnknownSchemeError(publicLocation(place), [], 'write');
   await checkOutside(place, inputs);
   const { sourceFingerprint, settings } = context;
   const short = { sourceFingerprint, settings: shortSettings(settings) };

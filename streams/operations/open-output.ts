@@ -1,6 +1,6 @@
 /** Opens the place that a conversion writes to: a location, opened according to its scheme, or an object of the caller. */
 import { UnknownSchemeError } from '../../src/errors.js';
-import { PIPE, schemeOf } from '../../src/location.js';
+import { PIPE, publicLocation, schemeOf } from '../../src/location.js';
 import type { Output } from '../../src/output/output.js';
 import { pipeOutput, remoteOutput } from '../machines/remote-output.js';
 import type { RunOptions } from '../run-options.js';
@@ -29,7 +29,7 @@ export async function openOutput(place: OutputPlace, request: OutputRequest, run
   const scheme = schemeOf(place);
   if (scheme === undefined) return openFolder(place, request, run);
   const open = schemes.get(scheme);
-  if (!open) throw new UnknownSchemeError(place, [...schemes.keys()]);
+  if (!open) throw new UnknownSchemeError(publicLocation(place), [...schemes.keys()], 'write');
   return open(place, request, run);
 }
 

@@ -157,6 +157,8 @@ describe('by its scheme', () => {
     await expect(compress(at('model'), 's3://bucket/out', OPTIONS)).rejects.toThrow(UnknownSchemeError);
     await expect(compress(at('model'), 's3://bucket/out', OPTIONS)).rejects.toThrow('"-", ws://…, wss://…');
     await expect(fitFactors(at('model'), 'ws://host:1/', OPTIONS)).rejects.toThrow(UnknownSchemeError);
+    const secret = compress(at('model'), 'https://user:secret@host/out', OPTIONS);
+    await expect(secret).rejects.toThrow('https://host/out cannot be written to. What can is a folder');
     for (const read of [inspect, plan, streamCheckpoint]) {
       await expect(read('ftp://host/model')).rejects.toThrow('a folder of this machine, hf://…, https://…, http://…');
       await expect(read('-')).rejects.toThrow(PipeSourceError);

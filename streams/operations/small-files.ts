@@ -1,6 +1,5 @@
 /** Writes the files of a result beside its shards: side files, config, index, model card, manifest and record. */
 import { readFile } from 'node:fs/promises';
-import { basename } from 'node:path';
 import { CONFIG_FILE } from '../../src/checkpoint/open-checkpoint.js';
 import { CARD_FILE, listSideFiles } from '../../src/checkpoint/side-files.js';
 import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
@@ -13,6 +12,7 @@ import {
   REPORT_FILE,
   type StoredReport,
 } from '../../src/conversion/run-report.js';
+import { modelName } from '../../src/location.js';
 import type { ModellingFile } from '../../src/models/modelling-files.js';
 import { type ConfigChanges, editConfig } from '../../src/models/native.js';
 import { encodeIndex } from '../../src/output/layout.js';
@@ -99,7 +99,7 @@ async function writeCompanions(
   const sizes = { parametersBefore, parametersAfter, bytesBefore, bytesAfter };
   await output.writeText(
     CARD_FILE,
-    modelCard({ source: basename(source.folder), format, ...sizes, settings: record.settings, groups }),
+    modelCard({ source: modelName(source.folder), format, ...sizes, settings: record.settings, groups }),
   );
 }
 

@@ -1,6 +1,7 @@
 /** Locations on the Hugging Face hub: `hf://org/name[@revision][/folder]`. */
 import { isPlainPath } from '../../checkpoint/plain-path.js';
 import { InvalidLocationError } from '../../errors.js';
+import { publicLocation } from '../../location.js';
 
 export interface HubLocation {
   /** As it was given. */
@@ -21,13 +22,14 @@ const LOCATION = new RegExp(`^hf://([^/@]+)/([^/@]+)(?:@(${REVISION}))?(?:/(.*))
 /** Parses a location without a slash at its end. Throws an `InvalidLocationError`. */
 export function parseHubLocation(location: string): HubLocation {
   const [, org = '', name = '', revision = 'main', below = ''] = LOCATION.exec(location) ?? [];
-  if (org === '') throw new InvalidLocationError(location, 'it does not name a repository', FORM);
+  const shown = publicLocation(location);
+  if (org === '') throw new InvalidLocationError(shown, 'it does not name a repository', FORM);
   if (/^(?:datasets|spaces|buckets)$/.test(org))
-    throw new InvalidLocationError(location, `it names one of the hub's ${org}, not a model`, FORM);
+    throw new InvalidLocationError(shown, `it names one of the hub's ${org}, not a model`, FORM);
   // huggingface_hub's validate_repo_id has the same rule.
   for (const part of [org, name])
     if (!/^\w(?:[\w.-]*\w)?$/.test(part) || /--|\.\./.test(part))
-      throw new InvalidLocationError(location, `"${part}" is no name on the hub`, FORM);
-  if (below !== '' && !isPlainPath(below)) throw new InvalidLocationError(location, `"${below}" is no folder`, FORM);
+      throw new InvalidLocationError(shown, `"${part}" is no name on the hub`, FORM);
+  if (below !== '' && !isPlainPath(below)) throw new InvalidLocationError(shown, `"${below}" is no folder`, FORM);
   return { location, repo: `${org}/${name}`, revision: decodeURIComponent(revision), below };
 }

@@ -85,6 +85,12 @@ export function plainPlace(
 
   const refusal = async ({ status }: Answer, file?: WebFile): Promise<MobeError> => {
     const name = file ? `${folder}/${file.path}` : folder;
+    if (status === 403 && address.search !== '')
+      return new NoAccessError(
+        name,
+        `${web.server.name} forbids it (status 403)`,
+        'Check what stands behind the "?" of the address: a signature may be wrong, or have expired.',
+      );
     if (status === 401 || status === 403)
       return headers.authorization === undefined
         ? new NoAccessError(

@@ -1,5 +1,6 @@
 /** Opens checkpoints in S3 and in services that speak its protocol. */
 import { InvalidLocationError } from '../../errors.js';
+import { publicLocation } from '../../location.js';
 import type { Files } from '../files.js';
 import { lazyFiles } from '../lazy-files.js';
 import type { SourceOptions } from '../source-options.js';
@@ -13,7 +14,11 @@ export function parseS3Location(location: string): S3Folder {
   // Rules of names: docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
   const [, bucket, below] = /^s3:\/\/([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:\/(.+))?$/i.exec(location) ?? [];
   if (bucket === undefined)
-    throw new InvalidLocationError(location, 'it does not name a bucket', 's3://bucket or s3://bucket/folder');
+    throw new InvalidLocationError(
+      publicLocation(location),
+      'it does not name a bucket',
+      's3://bucket or s3://bucket/folder',
+    );
   return { location, bucket, prefix: below === undefined ? '' : `${below}/` };
 }
 
