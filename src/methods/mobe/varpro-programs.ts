@@ -82,20 +82,11 @@ interface GradientOptions {
   readonly gathers?: boolean;
 }
 
+/** B, and what belongs to experts, (count, …). What all experts share is (1, …). */
+type ExpertInputs = Record<'B' | 'alpha' | 'W', Value> & Partial<Record<'X' | 'C' | 'WC' | 'P', Value | undefined>>;
+
 /** D (count, r·d), the loss of these experts, and the inverses of their leaves. */
-function experts(
-  problem: Problem,
-  {
-    B,
-    alpha,
-    X,
-    W,
-    C,
-    WC,
-    P,
-  }: Record<'B' | 'alpha' | 'W', Value> & Partial<Record<'X' | 'C' | 'WC' | 'P', Value | undefined>>,
-  ridge?: number,
-) {
+function experts(problem: Problem, { B, alpha, X, W, C, WC, P }: ExpertInputs, ridge?: number) {
   const { cols: d, rank: r } = problem;
   const { value: F, derivative } = mixBases(problem, B, alpha);
   const FC = timesColumns(F, C);

@@ -137,6 +137,8 @@ async function listFiles(folder: string, { probe, place, web, versions }: Finder
     });
   /** The content of a file; undefined if it is not there. */
   const contentOf = async (path: string): Promise<Uint8Array | undefined> => {
+    const known = read.get(path);
+    if (known) return known;
     await look([path]);
     const file = found.get(path);
     if (!file) return undefined;
@@ -157,9 +159,7 @@ async function listFiles(folder: string, { probe, place, web, versions }: Finder
   if (found.has(MANIFEST_FILE)) await look(filesOf(await textOf(MANIFEST_FILE)));
   const modules = [CONFIG_FILE, 'tokenizer_config.json', 'processor_config.json', 'preprocessor_config.json'];
   const code: string[] = [];
-  for (const path of modules)
-    if (found.has(path))
-      code.push(...ownModules(read.has(path) ? new TextDecoder().decode(read.get(path)) : await textOf(path), path));
+  for (const path of modules) if (found.has(path)) code.push(...ownModules(await textOf(path), path));
   for (let i = 0; i < code.length && i < MOST_MODULES; i++) {
     const imported = relativeImports(await textOf(code[i] as string));
     code.push(...imported.filter((it) => !code.includes(it)));
