@@ -42,7 +42,7 @@ export interface FitOutcome {
   /** Mean squared error of A·f(αB), in units of σ². */
   readonly loss: number;
   readonly peakRssBytes: number;
-  /** What the engine ran on. */
+  /** The name of the device on which the engine ran. */
   readonly device: string;
 }
 

@@ -11,7 +11,7 @@ const MAX_JSON_BYTES = 256 * 1024 * 1024;
 /** Configs have about six levels. The limit protects functions that walk them recursively. */
 const MAX_JSON_DEPTH = 64;
 
-/** What is needed to read whole files. */
+/** The methods of `Files` that read whole files. */
 export type WholeFiles = Pick<Files, 'size' | 'readRange'>;
 
 /** Reads a whole file. Throws an `InvalidJsonError` if it is larger than any real one, and an `LfsPointerError`. */

@@ -40,7 +40,7 @@ function storedRows(groups: TimedPlan['groups']): string[][] {
   return [...kinds].map(([kind, count]) => ['stored as', kinds.size === 1 ? kind : `${kind}: ${count} group(s)`]);
 }
 
-/** What a run reads from another machine. */
+/** The words about the bytes that a run reads from another machine. A folder needs none. */
 const toRead = ({ folder, shards }: TimedPlan['source']): string =>
   isPath(folder) ? '' : `, ${formatBytes(shards.reduce((sum, { bytes }) => sum + bytes, 0))} to be read from there`;
 

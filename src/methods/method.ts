@@ -290,7 +290,7 @@ export interface FitMemory {
 /** The options that decide what a fit holds. */
 export interface FitMemoryOptions {
   readonly solver: string;
-  /** As in `EngineFacts`. */
+  /** Whether the engine writes to parts of tensors (`EngineFacts`). */
   readonly writesParts?: boolean | undefined;
   readonly batchExperts: number;
   readonly holdTargets: boolean;

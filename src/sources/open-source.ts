@@ -55,7 +55,7 @@ function withHint(source: string, files: LocalFiles): LocalFiles {
   return files;
 }
 
-/** What could be the name of a model on the hub. */
+/** The form of a model's name on the hub. */
 const HUB_NAME = /^\w[\w.-]*\/\w[\w.-]*$/;
 
 /** Opens and validates a checkpoint. Throws an `InputError` that names the file and the problem. */

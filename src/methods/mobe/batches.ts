@@ -6,18 +6,18 @@ import type { MetricForm } from '../method.js';
 import { metricShapes } from './metric.js';
 import type { Problem } from './problem.js';
 
-/** A range of experts. */
+/** A range of experts, or of bases. */
 export interface BatchRange {
   readonly first: number;
   readonly count: number;
 }
 
-/** Splits experts 0 … n−1 into batches of at most `size`, as evenly as possible. */
-export function splitBatches(experts: number, size: number): BatchRange[] {
-  const batches = Math.ceil(experts / Math.max(1, size));
+/** Splits 0 … n−1 into ranges of at most `size`, as evenly as possible. */
+export function splitBatches(n: number, size: number): BatchRange[] {
+  const batches = Math.ceil(n / Math.max(1, size));
   return Array.from({ length: batches }, (_, i) => {
-    const first = Math.floor((i * experts) / batches);
-    return { first, count: Math.floor(((i + 1) * experts) / batches) - first };
+    const first = Math.floor((i * n) / batches);
+    return { first, count: Math.floor(((i + 1) * n) / batches) - first };
   });
 }
 

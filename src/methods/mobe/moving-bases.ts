@@ -23,7 +23,7 @@ export interface BasisStep {
   readonly number: number;
 }
 
-/** What a fit starts with, or goes on with. */
+/** The arrays with which a fit starts or resumes. */
 interface BasisArrays {
   /** (m, r·d) */
   readonly bases: EngineTensor;

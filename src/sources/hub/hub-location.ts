@@ -4,7 +4,7 @@ import { InvalidLocationError } from '../../errors.js';
 import { publicLocation } from '../../location.js';
 
 export interface HubLocation {
-  /** As it was given. */
+  /** The location as the user gave it. */
   readonly location: string;
   /** `org/name`. */
   readonly repo: string;

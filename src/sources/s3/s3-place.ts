@@ -10,7 +10,7 @@ import type { S3Settings } from './s3-settings.js';
 
 /** A folder of a bucket. */
 export interface S3Folder {
-  /** As it was given. */
+  /** The location as the user gave it. */
   readonly location: string;
   readonly bucket: string;
   /** Empty for the whole bucket, else it ends with a slash. */

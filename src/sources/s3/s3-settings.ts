@@ -10,7 +10,7 @@ export interface S3Credentials {
   readonly accessKeyId: string;
   readonly secretAccessKey: string;
   readonly sessionToken?: string | undefined;
-  /** Where they were found. */
+  /** The variables or the file that has the keys. */
   readonly source: string;
 }
 

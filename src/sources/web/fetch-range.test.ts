@@ -1,4 +1,4 @@
-/** What a server may do wrong: each fault is met again, told or both, and no wrong byte comes through. */
+/** Faults of servers: the reader asks again or says what is wrong, and lets no wrong byte through. */
 import type { ServerResponse } from 'node:http';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import {
