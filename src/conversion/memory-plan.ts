@@ -121,10 +121,11 @@ function planRemote(
     ),
   );
   const plan = (workers: number, prefetch: number): MemoryPlan => {
-    const groupBytes = largest * (workers + prefetch);
+    const held = Math.min(workers + prefetch, groups.length);
+    const groupBytes = largest * held;
     const terms = memoryTerms({
       tensors,
-      ...weighingTerms(groups, weighing, workers + prefetch),
+      ...weighingTerms(groups, weighing, held),
       sliceBytes: sliceBytes(groups, settings, workers),
       connections: Array<number>(workers).fill(largest + largestMetric(groups, weighing)),
       groupBytes,
@@ -170,7 +171,9 @@ function arrange(
   const parts = holdParts ? Math.max(...groups.map((group) => group.groups)) : 1;
   const most = (measure: (group: GroupPlan) => number): number =>
     groups.reduce((top, group) => Math.max(top, measure(group)), 0);
-  const groupBytes = most(sourceBytes) * Math.max(workers + prefetch, parts);
+  // No more groups are in memory than the run has.
+  const held = Math.min(Math.max(workers + prefetch, parts), groups.length);
+  const groupBytes = most(sourceBytes) * held;
   const { solver } = settings;
   const { writesParts } = engine;
   const slices = sliceBytes(groups, settings, workers);
@@ -185,7 +188,7 @@ function arrange(
     const largest = (term: keyof FitMemory): number => all.reduce((top, fit) => Math.max(top, fit[term]), 0);
     const fit: FitMemory = { targets: largest('targets'), state: largest('state'), batch: largest('batch') };
     const fits = Array<FitMemory>(workers).fill(fit);
-    const { threads: weighers, metricBytes } = weighingTerms(groups, weighing, Math.max(workers + prefetch, parts));
+    const { threads: weighers, metricBytes } = weighingTerms(groups, weighing, held);
     return memoryTerms({
       tensors,
       engine: engine.name,
