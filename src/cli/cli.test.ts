@@ -240,6 +240,17 @@ test('a result that is not right makes verify exit with 1 and name it', async ()
   expect(stderr).toContain('tokenizer.json');
 });
 
+test('a reader that ends before all is printed is no failure', async () => {
+  const child = spawn(process.execPath, [CLI, 'inspect', TINY_MODEL, '--json'], { stdio: ['ignore', 'pipe', 'pipe'] });
+  child.stdout.destroy();
+  let stderr = '';
+  child.stderr.on('data', (text: Buffer) => {
+    stderr += text;
+  });
+  expect(await once(child, 'close')).toEqual([0, null]);
+  expect(stderr).toBe('');
+});
+
 describe.skipIf(process.platform === 'win32')('interrupted', () => {
   interface Ended {
     code: number | null;

@@ -33,6 +33,12 @@ for (const { name, args, summary } of COMMANDS)
 program.configureHelp({ subcommandTerm: (command) => `${command.name()} ${command.usage()}` });
 program.hook('preSubcommand', (_, command) => load(command));
 
+// The reader of a pipe may end first ("mobe inspect … | head"). A result that is itself sent there has an error of its own.
+for (const stream of [process.stdout, process.stderr])
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+  });
+
 async function load(command: Command): Promise<void> {
   const entry = COMMANDS.find(({ name }) => name === command.name());
   (await entry?.load())?.define(command);
