@@ -30,8 +30,11 @@ export interface ProgressDisplay {
   stop(): void;
 }
 
-/** Starts a display. It also turns Ctrl-C and SIGTERM into an orderly stop; a second signal ends the process at once. */
-export function showProgress(): ProgressDisplay {
+/**
+ * Starts a display. It also turns Ctrl-C and SIGTERM into an orderly stop; a second signal ends the process at once.
+ * @param howToGoOn what to do after an interruption in the middle of a step; empty for commands that begin anew
+ */
+export function showProgress(howToGoOn = ''): ProgressDisplay {
   const bar = process.stderr.isTTY
     ? new cliProgress.SingleBar({
         format: '{title} [{bar}] {percentage}% {detail}',
@@ -95,10 +98,7 @@ export function showProgress(): ProgressDisplay {
       bar?.stop();
       write('stopping (Ctrl-C again stops at once) …');
     },
-    () =>
-      write(
-        'Interrupted in the middle of a step. Run the same command again to resume from the finished and saved work.',
-      ),
+    () => write(`Interrupted in the middle of a step. ${howToGoOn}`.trimEnd()),
   );
   return {
     hooks: { onProgress, signal: interruption.signal },

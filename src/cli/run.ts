@@ -27,7 +27,7 @@ export async function runAndPrint(
 ): Promise<void> {
   if (flags.report && !isPath(out))
     throw new OptionError('--report', 'the page is written into the result, so the result must be a local folder');
-  const display = showProgress();
+  const display = showProgress('Run the same command again to resume from the finished and saved work.');
   let result: RunResult;
   try {
     const peers = await peerOptions(flags);
