@@ -76,24 +76,43 @@ def read_native_format(mobe):
             raise broken(f"{where} is {entry!r}")
         sizes = read_sizes(entry, method, where)
         for layer in required(entry, "layers", list, where):
+            if not isinstance(layer, int) or isinstance(layer, bool) or layer < 0:
+                raise broken(f"{where}.layers has {layer!r}")
             for projection in required(entry, "projections", list, where):
                 short = str(projection).removesuffix("_proj")
                 if short not in PROJECTIONS:
                     raise broken(f"{where}.projections has {projection!r}")
                 layers.setdefault(layer, {})[short] = sizes
-    if not layers or not all(isinstance(layer, int) for layer in layers):
+    if not layers:
         raise broken("mobe.factors has no layers")
     if "{layer}" not in prefix:
         raise broken(f"mobe.prefix is {prefix!r}")
-    return NativeFormat(prefix, layers, mobe.get("experts") or [])
+    return NativeFormat(prefix, layers, read_layout(required(mobe, "experts", list, "mobe")))
+
+
+def read_layout(experts):
+    for number, entry in enumerate(experts):
+        where = f"mobe.experts[{number}]"
+        if not isinstance(entry, dict):
+            raise broken(f"{where} is {entry!r}")
+        required(entry, "name", str, where)
+        required(entry, "projections", list, where)
+    return experts
 
 
 def read_sizes(entry, method, where):
     rank = required(entry, "rank", int, where)
-    dtypes = {key: entry.get(key) for key in ("dtype", "bases_dtype", "scale_group")}
+    if rank < 1:
+        raise broken(f"{where}.rank is {rank}")
+    # Stored only of quantised factors.
+    dtypes = {key: required(entry, key, str, where) for key in ("dtype", "bases_dtype") if entry.get(key) is not None}
+    if dtypes:
+        dtypes["scale_group"] = required(entry, "scale_group", int, where)
+        if dtypes["scale_group"] < 1:
+            raise broken(f"{where}.scale_group is {dtypes['scale_group']}")
     if method == "svd":
         return Sizes(rank=rank, **dtypes)
-    bases, groups = required(entry, "bases", int, where), entry.get("groups", 1)
+    bases, groups = required(entry, "bases", int, where), required({"groups": 1, **entry}, "groups", int, where)
     if bases < 1 or groups < 1 or bases % groups:
         raise broken(f"{where} has {bases} bases in {groups} groups")
     return Sizes(rank=rank, bases=bases, groups=groups, activation=required(entry, "activation", str, where), **dtypes)
