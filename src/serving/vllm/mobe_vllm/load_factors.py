@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 import torch
+from safetensors import SafetensorError
 
 from .mobe_factors import layer_of, part_name, shared_names, stored_parts
 
@@ -45,7 +46,7 @@ class FactorLoader:
 
     def others(self, weights):
         """Stores the tensors of experts of factorised layers, and yields the others. weights: pairs of a name and a tensor."""
-        for name, tensor in weights:
+        for name, tensor in self.read(weights):
             place = self.places.get(name)
             if place is not None:
                 self.check(name, tensor, place)
@@ -57,6 +58,15 @@ class FactorLoader:
                 yield name, tensor
             elif layer_of(name) in self.layers_here():
                 raise ValueError(f"{name} in {self.folder} is not expected in a factorised layer: {self.unexpected(name)}")
+
+    def read(self, weights):
+        """The pairs as vLLM reads them. Its message on a damaged file names neither file nor folder."""
+        try:
+            yield from weights
+        except SafetensorError as error:
+            raise ValueError(
+                f"a file of tensors in {self.folder} is damaged ({error}): copy the checkpoint again; `mobe verify` says which file"
+            ) from error
 
     def layers_here(self):
         return {layer_of(name) for name in self.places}
