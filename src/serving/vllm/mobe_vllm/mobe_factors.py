@@ -1,6 +1,7 @@
 """The stored factors of native MoBE checkpoints: their dtypes, the names of their tensors, and numbers made of them.
 
-modeling_mobe.py says what the factors are. This file needs torch alone: the modelling file and the plugin for vLLM share it.
+modeling_mobe.py says what the factors are. This file needs torch alone: the modelling file and the plugin for vLLM share it, also how
+a setting is read.
 """
 
 import re
@@ -19,6 +20,7 @@ ACTIVATIONS = {
 }
 CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 PACKED_BITS = {"int4": 4, "int5": 5, "int6": 6}
+SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 
 
 class Quantised:
@@ -107,3 +109,11 @@ def layer_of(name):
     """The number of the layer that a module or a tensor belongs to, or None."""
     found = re.findall(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)(?=\.|$)", name)
     return int(found[-1]) if found else None
+
+
+def switched_on(value, setting):
+    """Whether a setting is on: "on", "off", or the like, or a truth value. setting: its name, for the error."""
+    word = str(value).strip().lower()
+    if word not in SWITCH:
+        raise ValueError(f"{setting} is {value!r}: write on or off")
+    return SWITCH[word]

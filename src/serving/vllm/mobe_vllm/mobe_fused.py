@@ -26,7 +26,7 @@ try:
 except ImportError:
     triton = None
 
-from .mobe_factors import Quantised, shape_of
+from .mobe_factors import Quantised, shape_of, switched_on
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Experts and pairs of a block: the smallest sides of a product on tensor cores.
@@ -48,7 +48,7 @@ def available(device):
 
 def wanted():
     """Whether MOBE_KERNEL=on asks the modelling file for the kernels. Nobody has run them on a GPU yet, so they are off by default."""
-    return os.environ.get("MOBE_KERNEL", "off").strip().lower() in ("on", "true", "1")
+    return switched_on(os.environ.get("MOBE_KERNEL") or "off", "MOBE_KERNEL")
 
 
 def interpreted():

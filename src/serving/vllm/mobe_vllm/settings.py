@@ -4,6 +4,8 @@ import os
 import re
 import warnings
 
+from .mobe_factors import switched_on
+
 # Minor versions of vLLM that were tested.
 TESTED = ((0, 32),)
 WORKSPACE_SETTING = "mobe_workspace"
@@ -13,7 +15,6 @@ KERNEL_SETTING = "mobe_kernel"
 KERNEL_VARIABLE = "MOBE_KERNEL"
 # Nothing was run on a GPU yet, so a server gets the kernel only if it asks for it.
 DEFAULT_KERNEL = "off"
-SWITCH = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
 UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -40,14 +41,6 @@ def parse_bytes(text, source):
     return int(float(found[1]) * UNITS[found[2]])
 
 
-def parse_switch(value, source):
-    """"on", "off", or the like, or a truth value -> bool. source: the setting's name, for the error."""
-    word = str(value).strip().lower()
-    if word not in SWITCH:
-        raise ValueError(f"{source} is {value!r}: write on or off")
-    return SWITCH[word]
-
-
 def setting(additional_config, name, variable, default, parse):
     """A setting: of `--additional-config`, else of the environment, else the default."""
     settings = additional_config if isinstance(additional_config, dict) else {}
@@ -63,4 +56,4 @@ def workspace_bytes(additional_config):
 
 def kernel_wanted(additional_config):
     """Whether the fused kernel is to compute few tokens (fused_experts.py)."""
-    return setting(additional_config, KERNEL_SETTING, KERNEL_VARIABLE, DEFAULT_KERNEL, parse_switch)
+    return setting(additional_config, KERNEL_SETTING, KERNEL_VARIABLE, DEFAULT_KERNEL, switched_on)
