@@ -15,6 +15,7 @@ KERNEL_SETTING = "mobe_kernel"
 KERNEL_VARIABLE = "MOBE_KERNEL"
 # Nothing was run on a GPU yet, so a server gets the kernel only if it asks for it.
 DEFAULT_KERNEL = "off"
+SETTINGS = (WORKSPACE_SETTING, KERNEL_SETTING)
 UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
@@ -42,8 +43,11 @@ def parse_bytes(text, source):
 
 
 def setting(additional_config, name, variable, default, parse):
-    """A setting: of `--additional-config`, else of the environment, else the default."""
+    """A setting: of `--additional-config`, else of the environment, else the default. Other plugins have settings there, too."""
     settings = additional_config if isinstance(additional_config, dict) else {}
+    unknown = [key for key in settings if key.startswith("mobe") and key not in SETTINGS]
+    if unknown:
+        raise ValueError(f"--additional-config has {unknown[0]}, which mobe-vllm does not know: it has {' and '.join(SETTINGS)}")
     if settings.get(name) is not None:
         return parse(settings[name], f"--additional-config {name}")
     return parse(os.environ.get(variable) or default, variable)
