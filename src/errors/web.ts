@@ -99,6 +99,19 @@ export class NoRangesError extends PeerRefusalError {
   }
 }
 
+/** The content of a file that was read whole is not what its server says. The work done with it cannot be used. */
+export class DamagedDownloadError extends RunError {
+  constructor(
+    readonly file: string,
+    readonly expected: string,
+    readonly found: string,
+  ) {
+    super(
+      `${file} arrived damaged: its SHA-256 is ${expected} by the hub, and ${found} of the bytes that came. Run the command again; if it happens again, a proxy or the storage host changes the bytes.`,
+    );
+  }
+}
+
 /** A redirect leads in a circle or to a connection without encryption. */
 export class BadRedirectError extends PeerRefusalError {
   constructor(

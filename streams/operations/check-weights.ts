@@ -45,6 +45,8 @@ export async function checkWeights(
     }
     return isFloatDtype(tensor.dtype) ? [plainMatrix(tensor)] : [];
   });
+  // In this order, a file from a hub is checked against its hash too.
+  matrices.sort(({ data: a }, { data: b }) => (a.file === b.file ? a.start - b.start : a.file < b.file ? -1 : 1));
   const total = matrices.reduce((sum, { data }) => sum + data.end - data.start, 0);
   onProgress?.({ kind: 'phase', phase: 'check', groups: 0, bytes: total });
   const bad: BadTensor[] = [];

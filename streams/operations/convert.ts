@@ -9,6 +9,7 @@ import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/
 import { type Circumstances, runIdentity } from '../../src/conversion/run-identity.js';
 import type { GroupReport } from '../../src/conversion/run-report.js';
 import {
+  DamagedDownloadError,
   DegenerateGroupError,
   DivergedError,
   InputError,
@@ -118,7 +119,8 @@ async function fill(conversion: Conversion, place: Output, { identity }: RunIden
 
 /** Whether a later run can use the work that was finished before an error. */
 function isWorthKeeping(error: unknown, { format }: ConversionPlan, groups: readonly GroupReport[]): boolean {
-  if (error instanceof SourceChangedError) return false; // the work may mix old and new content
+  // The work may mix old and new content, or be made from damaged bytes.
+  if (error instanceof SourceChangedError || error instanceof DamagedDownloadError) return false;
   if (format === 'factors') return true; // each file is complete in itself
   // Some weights of the source cannot be fitted. The other groups stay useful once these weights are repaired.
   if (error instanceof NonFiniteWeightError || error instanceof DegenerateGroupError) return groups.length > 0;

@@ -1,13 +1,17 @@
 /** Models on the hub are read by ranges, at one commit, and each refusal says what to do. */
+import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { HUB_TOKEN, type HubServer, startHub } from '../../../fixtures/hub-server.js';
 import { TINY_MODEL } from '../../../fixtures/paths.js';
 import { temporaryFolder } from '../../../fixtures/temporary-folder.js';
-import { refuse, sometimes } from '../../../fixtures/web-server.js';
+import { refuse, sendFile, sometimes } from '../../../fixtures/web-server.js';
+import { checkWeights } from '../../../streams/operations/check-weights.js';
+import { streamCheckpoint } from '../../../streams/operations/stream.js';
 import { fingerprint, openCheckpoint } from '../../checkpoint/open-checkpoint.js';
 import * as errors from '../../errors.js';
+import { nullOutput } from '../../output/null-output.js';
 import type { Files } from '../files.js';
 import { hubFiles } from './hub-files.js';
 import { parseHubLocation } from './hub-location.js';
@@ -224,6 +228,24 @@ describe('a model on the hub', () => {
     await expect(openCheckpoint(open())).rejects.toThrow(/wait for 3600 s\. .*token in HF_TOKEN/);
     server.hub.fault = (_, response) => refuse(response, 429);
     await expect(openCheckpoint(open())).rejects.toThrow(errors.RateLimitedError);
+  });
+
+  test('damage on the way is found by commands that read a shard from start to end', async () => {
+    const name = NAMES[5] as string;
+    const whole = model[name] as Uint8Array;
+    const damaged = Uint8Array.from(whole);
+    damaged[whole.length - 5] = 1 ^ (whole[whole.length - 5] as number);
+    const oid = createHash('sha256').update(whole).digest('hex');
+    server.storage.fault = (asked, response) => asked.path.endsWith(oid) && sendFile(asked, response, damaged);
+    const run = open();
+    const { files } = run;
+    for (const command of [() => streamCheckpoint(run, nullOutput()), () => checkWeights(run)]) {
+      await expect(command()).rejects.toThrow(errors.DamagedDownloadError);
+      await expect(command()).rejects.toThrow(`${LOCATION}/${name} arrived damaged: its SHA-256 is ${oid}`);
+    }
+    server.storage.fault = undefined;
+    await streamCheckpoint(run, nullOutput());
+    await files.close();
   });
 
   test('a shard that differs from the list is refused', async () => {

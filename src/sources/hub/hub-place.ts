@@ -30,7 +30,7 @@ const treeEntry = z.object({
   type: z.string(),
   path: z.string(),
   size: z.int().nonnegative().optional(),
-  lfs: z.object({ oid: z.string(), size: z.int().nonnegative() }).optional(),
+  lfs: z.object({ oid: z.string().regex(/^[0-9a-f]{64}$/), size: z.int().nonnegative() }).optional(),
 });
 type TreeEntry = z.infer<typeof treeEntry>;
 
@@ -42,8 +42,6 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
   const api = `${endpoint}/api/models/${repo}`;
   const links = new Map<string, Promise<Link>>();
   let commit = '';
-  /** The SHA-256 of files that git-lfs or xet stores, by path. */
-  const hashes = new Map<string, string>();
 
   /** Asks the API. Redirects to another repository are not followed. */
   const ask = <T>(url: string, schema: z.ZodType<T>): Promise<{ value: T; next: string | undefined }> =>
@@ -112,9 +110,8 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
       const page: { value: TreeEntry[]; next: string | undefined } = await ask(url, listOf(treeEntry));
       for (const { type, path, size = 0, lfs } of page.value) {
         if (type !== 'file') continue;
-        if (lfs) hashes.set(path, lfs.oid);
         const relative = below === '' ? path : path.slice(below.length + 1);
-        if (isPlainPath(path)) files.push({ path: relative, bytes: lfs?.size ?? size, version: 0 });
+        if (isPlainPath(path)) files.push({ path: relative, bytes: lfs?.size ?? size, version: 0, sha256: lfs?.oid });
       }
       // The token goes to no other host.
       if (page.next !== undefined && new URL(page.next, host).origin !== host)
@@ -147,7 +144,7 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
         if (answer.status !== 200 && !target)
           throw passingRefusal(answer.status, answer.headers) ?? (await refusal(answer, file));
         await answer.bytes(0);
-        check(answer, file, path);
+        check(answer, file);
         if (!target) return { url: answer.url.href, headers };
         if (host.startsWith('https:') && target.protocol !== 'https:')
           throw new TryAgain(`it redirects to ${target.protocol}//${target.host}`);
@@ -156,7 +153,7 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
     );
   };
 
-  const check = ({ headers: told }: Answer, file: WebFile, path: string): void => {
+  const check = ({ headers: told }: Answer, file: WebFile): void => {
     const name = `${location}/${file.path}`;
     const size = told['x-linked-size'];
     if (size !== undefined && Number(size) !== file.bytes)
@@ -164,10 +161,9 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
     const now = told['x-repo-commit'];
     if (now !== undefined && now !== commit)
       throw new SourceChangedError(name, `commit ${commit} was asked for, and ${now} is sent`);
-    const hash = hashes.get(path);
     const etag = unquoted(told['x-linked-etag']);
-    if (hash !== undefined && etag !== undefined && etag !== hash)
-      throw new SourceChangedError(name, `its hash was ${hash}, now ${etag}`);
+    if (file.sha256 !== undefined && etag !== undefined && etag !== file.sha256)
+      throw new SourceChangedError(name, `its hash was ${file.sha256}, now ${etag}`);
   };
 
   return {

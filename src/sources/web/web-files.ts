@@ -3,6 +3,7 @@ import { isHidden, isPlainPath } from '../../checkpoint/plain-path.js';
 import { ReadError, SourceChangedError, UnsafePathError } from '../../errors.js';
 import { inLanes } from '../../in-lanes.js';
 import { type Files, LocalFiles, READ_BYTES } from '../files.js';
+import { checkWhole } from './check-whole.js';
 import { fetchRange, type Versions } from './fetch-range.js';
 import type { Web } from './web.js';
 import type { WebFile, WebListing, WebPlace } from './web-place.js';
@@ -25,6 +26,8 @@ export function webFiles(folder: string, web: Web, place: WebPlace): Files {
   /** Beginnings of files, until `close`. */
   const heads = new Map<string, Promise<Uint8Array>>();
   const used = new Set<WebFile>();
+  const nameOf = ({ path }: WebFile): string => `${folder}/${path}`;
+  const checked = checkWhole(nameOf);
   let listing: Promise<Listing> | undefined;
 
   const listed = (): Promise<Listing> => {
@@ -48,7 +51,7 @@ export function webFiles(folder: string, web: Web, place: WebPlace): Files {
   };
   const fetch = async (file: WebFile, position: number, target: Uint8Array): Promise<void> => {
     used.add(file);
-    const name = `${folder}/${file.path}`;
+    const name = nameOf(file);
     const starts: number[] = [];
     for (let done = 0; done < target.byteLength; done += READ_BYTES) starts.push(done);
     await inLanes(starts.length, starts, (done) =>
@@ -85,11 +88,13 @@ export function webFiles(folder: string, web: Web, place: WebPlace): Files {
       const file = await fileOf(name);
       if (file.local !== undefined) return local.read(file.local, position, target);
       if (position + target.byteLength > file.bytes) throw new ReadError(name, file.bytes, 'the file ends there');
-      const head = heads.get(file.path);
-      const start = head ? (await head).subarray(position, position + target.byteLength) : new Uint8Array(0);
-      target.set(start);
-      if (start.byteLength < target.byteLength)
-        await fetch(file, position + start.byteLength, target.subarray(start.byteLength));
+      await checked(file, position, target, async () => {
+        const head = heads.get(file.path);
+        const start = head ? (await head).subarray(position, position + target.byteLength) : new Uint8Array(0);
+        target.set(start);
+        if (start.byteLength < target.byteLength)
+          await fetch(file, position + start.byteLength, target.subarray(start.byteLength));
+      });
     },
     async readRange({ file, start, end }) {
       const bytes = new Uint8Array(end - start);
@@ -102,7 +107,7 @@ export function webFiles(folder: string, web: Web, place: WebPlace): Files {
       await inLanes(HEADS_AT_ONCE, used, async (file) => {
         const now = await place.current?.(file);
         if (now && (now.bytes !== file.bytes || now.version !== file.version))
-          throw new SourceChangedError(`${folder}/${file.path}`, 'the server tells another version');
+          throw new SourceChangedError(nameOf(file), 'the server tells another version');
       });
     },
     async close() {

@@ -9,6 +9,8 @@ export interface WebFile {
   readonly bytes: number;
   /** A number that changes with the file's content, as well as the server tells. */
   readonly version: number;
+  /** The SHA-256 of its content in hexadecimal, if the server tells it. */
+  readonly sha256?: string | undefined;
   /** A local copy with the same content. */
   readonly local?: string | undefined;
 }
