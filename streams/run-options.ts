@@ -7,6 +7,7 @@ import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
 import type { FileSystem } from '../src/file-system.js';
 import type { FitStep } from '../src/methods/method.js';
+import type { WebOptions } from '../src/sources/web/web-options.js';
 import type { OwnStage } from './flow/own-stage.js';
 import type { StageClocks } from './flow/stage-clock.js';
 import type { PeerOptions } from './machines/peer-options.js';
@@ -78,6 +79,8 @@ export interface RunOptions extends RunHooks {
    * released when the work on it is finished. The caller closes it.
    */
   readonly record?: CalibrationRecord | undefined;
+  /** Settings and waits for a place on the hub or in S3 that the result goes to. */
+  readonly web?: WebOptions | undefined;
   /** URLs of the machines that fit (`mobe worker`). Without any, this machine fits. */
   readonly workers?: readonly string[];
 }

@@ -10,6 +10,7 @@ import {
   keepQuantized,
   MODEL,
   maxError,
+  OUT,
   report,
   saveEvery,
   sequenceLength,
@@ -20,7 +21,7 @@ import { ca, tokenFile, workers } from './peers.js';
 export function define(command: Command): void {
   command
     .argument(...MODEL)
-    .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
+    .argument(...OUT)
     .addOption(format());
   addFactorisationOptions(command)
     .addOption(
@@ -48,6 +49,7 @@ export function define(command: Command): void {
 Examples
   mobe compress Qwen3-30B-A3B Qwen3-30B-A3B-MoBE                      24 % fewer expert parameters, native format
   mobe compress Qwen3-30B-A3B Qwen3-30B-A3B-MoBE-hf --format hf       standard weights, which load like the source
+  mobe compress hf://Qwen/Qwen3-30B-A3B hf://me/Qwen3-30B-A3B-MoBE    from the hub to the hub; the model is made private
   mobe compress Ling-Lite Ling-MoBE --bases 4 --layers 0-9 --max-memory 12GiB`,
     )
     .action(async (model: string, out: string, flags) => {

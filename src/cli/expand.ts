@@ -1,11 +1,11 @@
 import type { Command } from 'commander';
-import { compressOptions, engine, force, json, shardSize, threads } from './options.js';
+import { compressOptions, engine, force, json, OUT, shardSize, threads } from './options.js';
 import { ca, tokenFile } from './peers.js';
 
 export function define(command: Command): void {
   command
     .argument('<native>', 'folder of a native MoBE checkpoint')
-    .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
+    .argument(...OUT)
     .addOption(shardSize())
     .addOption(engine())
     .addOption(threads())

@@ -9,6 +9,7 @@ import {
   keepQuantized,
   MODEL,
   maxError,
+  OUT,
   report,
   shardSize,
   threads,
@@ -19,7 +20,7 @@ export function define(command: Command): void {
   command
     .argument(...MODEL)
     .argument('<factors>', 'folder of the factor files')
-    .argument('<out>', 'folder to write, new or empty; or ws://host:port/ of "mobe receive", or "-" for a pipe')
+    .argument(...OUT)
     .addOption(format())
     .addOption(shardSize())
     .addOption(keepQuantized())

@@ -1,9 +1,13 @@
 import { InterruptedError, MobeError } from '../errors.js';
 import { printable } from '../format.js';
-import { isPath } from '../location.js';
+import { isPath, schemeOf } from '../location.js';
 
 function howToGoOn(out: string): string {
-  const place = isPath(out) ? `in ${out}:` : `at ${out}: once "mobe receive" listens there for the same folder,`;
+  const place = isPath(out)
+    ? `in ${out}:`
+    : /^wss?$/.test(schemeOf(out) ?? '')
+      ? `at ${out}: once "mobe receive" listens there for the same folder,`
+      : `for ${out}, there and on this machine:`;
   return `Finished work is kept ${place} run the same command again to resume.\n`;
 }
 

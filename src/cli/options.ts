@@ -12,6 +12,11 @@ export const MODEL = [
   'checkpoint (config.json and *.safetensors): a folder, hf://org/name[@revision][/folder] on the Hugging Face hub, https://host/folder/ on a server with ranges, s3://bucket/folder, or ws://host:port/ of "mobe serve"',
 ] as const;
 
+export const OUT = [
+  '<out>',
+  'folder to write, new or empty; hf://org/name[@branch] or s3://bucket/folder, where finished shards go while the rest is made; ws://host:port/ of "mobe receive"; or "-" for a pipe',
+] as const;
+
 export const json = (): Option => new Option('--json', 'print the result to stdout as one JSON object');
 export const force = (): Option =>
   new Option('--force', 'start again: replace the files of an earlier run, finished or not, in the output folder');

@@ -326,6 +326,16 @@ export function parametersOf(tensor: TensorInfo, source: Checkpoint): number {
 export const outputBytes = ({ layout }: ConversionPlan): number =>
   layout.shards.reduce((sum, { bytes }) => sum + bytes, 0);
 
+/** Shards that are on the disk together while finished ones are sent away: being filled, waiting, being sent. */
+const HELD_SHARDS = 5;
+
+/** About how many bytes are on the disk at a time if finished shards are sent away. Copies are written before most groups. */
+export function heldBytes(plan: ConversionPlan): number {
+  const copied = plan.copies.reduce((sum, copy) => sum + copyBytes(copy), 0);
+  const largest = Math.max(0, ...plan.layout.shards.map(({ bytes }) => bytes));
+  return Math.min(outputBytes(plan), copied + HELD_SHARDS * largest);
+}
+
 /**
  * Lays out factor files, one for each group. `parametersAfter` and `bytesAfter` are those of a native checkpoint with these
  * factors.

@@ -47,18 +47,37 @@ export async function examineOutput(folder: string, wanted: WantedOutput, force:
   const held = await listOutput(folder);
   if (!held?.length) return { replaces: [] };
   const report = await readReport(folder);
-  // A record may come from anybody, and the files that it lists are removed. So only names that are in the folder count.
-  const own = report ? topLevel([...report.files, ...PAGE_FILES]) : undefined;
-  if (force) return { replaces: held.filter((name) => own?.has(name) ?? isCheckpointFile(name)) };
-  if (!report) throw notEmpty(folder, held);
-  const difference = describeDifference(report, wanted);
-  if (difference) throw new OutputNotEmptyError(folder, `holds another result (${difference})`);
+  const replaces = replaceable(folder, held, report, wanted, force);
+  if (force || !report) return { replaces };
   for (const file of report.files) {
     await access(join(folder, file)).catch(() => {
       throw new OutputNotEmptyError(folder, `holds this result, but ${file} is missing from it`);
     });
   }
   return { done: report };
+}
+
+/**
+ * The files of an earlier result that a run replaces; without `force` there are none. Throws `OutputNotEmptyError` if they are in
+ * the way.
+ * @param held names of the files at the place
+ * @param report the record among them
+ */
+export function replaceable(
+  place: string,
+  held: readonly string[],
+  report: StoredReport | undefined,
+  wanted: WantedOutput,
+  force: boolean,
+): string[] {
+  // A record may come from anybody, and the files that it lists are removed. So only names that are at the place count.
+  const own = report ? topLevel([...report.files, ...PAGE_FILES]) : undefined;
+  if (force) return held.filter((name) => own?.has(name) ?? isCheckpointFile(name));
+  if (held.length === 0) return [];
+  if (!report) throw notEmpty(place, held);
+  const difference = describeDifference(report, wanted);
+  if (difference) throw new OutputNotEmptyError(place, `holds another result (${difference})`);
+  return [];
 }
 
 const isCheckpointFile = (name: string): boolean =>

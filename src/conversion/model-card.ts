@@ -58,9 +58,10 @@ export function modelCard(card: ModelCard): string {
   const errors = rows.length
     ? `## Relative error ‖W − Ŵ‖/‖W‖ of what is stored\n\n| group | error | steps |\n|---|---|---|\n${rows.join('\n')}\n`
     : '';
+  // The hub refuses cards whose base model cannot be the name of one.
+  const base = /^\w[\w.-]*(?:\/\w[\w.-]*)?$/.test(source) ? `base_model: ${source}\n` : '';
   return `---
-base_model: ${source}
-tags:
+${base}tags:
 - mobe
 - mixture-of-experts
 ---

@@ -19,9 +19,12 @@ export class OfflineError extends PeerRefusalError {
   constructor(
     readonly location: string,
     missing: string,
+    use: 'read' | 'write' = 'read',
   ) {
     super(
-      `${location} cannot be read offline: ${missing}. Unset HF_HUB_OFFLINE to read from the hub, or download the model into the cache first ("hf download").`,
+      use === 'write'
+        ? `${location} cannot be written to: ${missing}. Unset it.`
+        : `${location} cannot be read offline: ${missing}. Unset HF_HUB_OFFLINE to read from the hub, or download the model into the cache first ("hf download").`,
     );
   }
 }
@@ -107,7 +110,7 @@ export class DamagedDownloadError extends RunError {
     readonly found: string,
   ) {
     super(
-      `${file} arrived damaged: its SHA-256 is ${expected} by the hub, and ${found} of the bytes that came. Run the command again; if it happens again, a proxy or the storage host changes the bytes.`,
+      `${file} arrived damaged: its hash is ${expected} by the hub, and ${found} of the bytes that came. Run the command again; if it happens again, a proxy or the storage host changes the bytes.`,
     );
   }
 }
@@ -133,6 +136,56 @@ export class ServerFailedError extends RunError {
   ) {
     super(
       `Reading ${what} from ${server} failed${tries > 1 ? ` (${tries} times without progress)` : ''}: ${reason}. ${remedy}`,
+    );
+  }
+}
+
+/** A file cannot be sent: the server failed again and again, cannot be reached, or answers wrongly. */
+export class UploadFailedError extends RunError {
+  constructor(
+    readonly server: string,
+    what: string,
+    reason: string,
+    tries: number,
+    remedy = 'Check the address and the network, then run the command again: it goes on where it stopped.',
+  ) {
+    super(
+      `Sending ${what} to ${server} failed${tries > 1 ? ` (${tries} times without progress)` : ''}: ${reason}. ${remedy}`,
+    );
+  }
+}
+
+/** The credentials are missing, or do not allow to write. */
+export class NoWriteAccessError extends PeerRefusalError {
+  constructor(
+    readonly location: string,
+    reason: string,
+    remedy: string,
+  ) {
+    super(`${location} cannot be written to: ${reason}. ${remedy}`);
+  }
+}
+
+/** The account or the server has no room for the result. */
+export class StorageFullError extends RunError {
+  constructor(
+    readonly location: string,
+    reason: string,
+  ) {
+    super(
+      `${location} has no room for this result: ${reason}. Make room or have the limit raised there, then run the command again: it goes on where it stopped.`,
+    );
+  }
+}
+
+/** Another result was put at the place while this run worked. */
+export class UploadConflictError extends RunError {
+  constructor(
+    readonly location: string,
+    reason: string,
+  ) {
+    super(
+      `${location} changed while this run worked: ${reason}. Nothing of this run is to be seen there. Move the other files away, then run the command again: what was sent is not sent again.`,
     );
   }
 }

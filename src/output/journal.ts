@@ -28,8 +28,22 @@ const commit = z.strictObject({ files: paths, last: paths, replaces: paths });
 /** The renames that end a run. The entry is written before the first of them. */
 export type CommitEntry = Readonly<z.infer<typeof commit>>;
 
+const sentFile = z.strictObject({
+  file: z.string().refine(isPlainPath),
+  bytes: z.int().nonnegative(),
+  sha256: z.string(),
+  version: z.string().optional(),
+});
+
+/** A shard that is at the place of the result, known by its content. */
+export type SentEntry = Readonly<z.infer<typeof sentFile>>;
+
 const journalEntry = z.union([
   z.strictObject({ part: partEntry }),
+  /** A shard that was sent away and is not on this disk any more. */
+  z.strictObject({ sent: sentFile }),
+  /** Files that the result replaces at the place that it is sent to. */
+  z.strictObject({ replaces: paths }),
   /** A finished unit and its note. */
   z.strictObject({ done: z.string(), note: z.unknown() }),
   z.strictObject({ commit }),

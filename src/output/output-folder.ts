@@ -14,6 +14,7 @@ import {
   type PartEntry,
   partsOf,
   readJournal,
+  type SentEntry,
 } from './journal.js';
 import type { ShardLayout } from './layout.js';
 import { type HashedPart, hashParts } from './manifest.js';
@@ -58,6 +59,8 @@ export class OutputFolder implements Output {
   private journal: Journal | undefined;
   /** The journal entries of the finished units that `resume` has found. */
   finishedEntries: readonly JournalEntry[] = [];
+  /** Shards that are not in the folder any more. */
+  away: readonly SentEntry[] = [];
   private unsynced = 0;
   /** The last `sync`. */
   private syncing: Promise<void> = Promise.resolve();
@@ -160,25 +163,38 @@ export class OutputFolder implements Output {
     return join(this.folder, PARTIAL_FOLDER, file);
   }
 
+  /** The journal that an interrupted run has left. */
+  get foundEntries(): readonly JournalEntry[] {
+    return this.found?.entries ?? [];
+  }
+
+  /** @param sent shards that are not in the folder any more, because they were sent away */
   async resume(
     layouts: readonly ShardLayout[],
     units: readonly Unit[],
     onBytes: (bytes: number) => void,
+    sent: readonly SentEntry[] = [],
   ): Promise<FinishedUnits> {
     if (!this.found || !this.run) return new Map();
     const changed = new Set(this.run.changedSources(this.found.identity));
     const valid = units.filter(({ sources = [] }) => !sources.some((it) => changed.has(it)));
-    const { shards, finished, entries } = await recoverUnits(
+    const { shards, finished, entries, away } = await recoverUnits(
       this.partial(),
       this.found,
       layouts,
       valid,
       this.fs,
       onBytes,
+      sent.map(({ file }) => file),
     );
     for (const [file, shard] of shards) this.hold(file, shard);
     this.finishedEntries = entries;
-    await this.openJournal({ identity: this.run.identity, entries });
+    this.away = sent.filter(({ file }) => away.includes(file));
+    const replaced = this.found.entries.filter((entry) => 'replaces' in entry);
+    await this.openJournal({
+      identity: this.run.identity,
+      entries: [...replaced, ...this.away.map((it) => ({ sent: it })), ...entries],
+    });
     return finished;
   }
 
@@ -199,6 +215,7 @@ export class OutputFolder implements Output {
   async reserve(layout: ShardLayout): Promise<void> {
     checkPlain(this.folder, layout.file);
     if (this.shards.has(layout.file)) return; // it exists since before the interruption
+    if (this.away.some(({ file }) => file === layout.file)) return;
     if (this.run && !this.journal) await this.openJournal({ identity: this.run.identity, entries: [] });
     this.hold(layout.file, await ShardWriter.create(this.partial(layout.file), layout, this.fs));
   }
@@ -217,6 +234,33 @@ export class OutputFolder implements Output {
       void this.sync();
       await before;
     }
+  }
+
+  /** Completes a shard of which every byte was written, and closes it. It can then be sent away. Returns its path. */
+  async detach(file: string): Promise<string> {
+    const shard = this.shards.get(file) as ShardWriter;
+    await this.sync(); // the journal must not know less than the place that it is sent to
+    this.shards.delete(file);
+    this.files.delete(file);
+    await shard.finish();
+    return this.partial(file);
+  }
+
+  /** Puts into the journal, and on disk, that a shard was sent away. Then removes it from the folder. */
+  async free(sent: SentEntry): Promise<void> {
+    await this.note({ sent });
+    await this.fs.remove(this.partial(sent.file));
+  }
+
+  /** Adds an entry to the journal and puts it on disk. */
+  async note(entry: JournalEntry): Promise<void> {
+    await this.record(entry);
+    await this.sync();
+  }
+
+  /** The files that are complete here, with their paths. */
+  get held(): ReadonlyArray<readonly [string, string]> {
+    return [...this.files].map((file) => [file, this.partial(file)]);
   }
 
   /** Whether all parts of a unit were written. */

@@ -67,10 +67,36 @@ export interface Recovered {
   readonly finished: FinishedUnits;
   /** The entries of the finished units. All other work is done again. */
   readonly entries: readonly JournalEntry[];
+  /** The shards that were sent away complete. */
+  readonly away: readonly string[];
+}
+
+/** Decides which units are finished. A shard of which any is not counts as lost, since nothing can be written into it. */
+function believe(
+  entries: readonly JournalEntry[],
+  sound: ReadonlySet<PartEntry>,
+  layouts: readonly ShardLayout[],
+  units: readonly Unit[],
+  away: readonly string[],
+) {
+  const fileOf = new Map(layouts.flatMap(({ file, tensors }) => tensors.map(({ name }) => [name, file] as const)));
+  const sent = new Set(away);
+  const isAway = (tensor: string): boolean => sent.has(fileOf.get(tensor) ?? '');
+  for (;;) {
+    const believed = entries.filter(
+      (entry) => !('part' in entry) || sound.has(entry.part) || isAway(entry.part.tensor),
+    );
+    const { finished, entries: kept } = finishedUnits(units, believed);
+    const unfinished = units.filter(({ id }) => !finished.has(id));
+    const torn = unfinished.flatMap(({ parts }) => parts.filter(({ tensor }) => isAway(tensor)));
+    if (torn.length === 0) return { finished, kept, sent: [...sent] };
+    for (const { tensor } of torn) sent.delete(fileOf.get(tensor) as string);
+  }
 }
 
 /**
  * Checks the entries of a journal against the bytes on disk.
+ * @param away shards that were sent away. What the journal says of them is believed, unless work on them is unfinished.
  * @param onBytes called with the number of bytes read so far; may throw to stop
  */
 export async function recoverUnits(
@@ -80,12 +106,17 @@ export async function recoverUnits(
   units: readonly Unit[],
   fs: FileSystem,
   onBytes: (bytes: number) => void,
+  away: readonly string[] = [],
 ): Promise<Recovered> {
   const shards = new Map<string, ShardWriter>();
   const holders = new Map<string, ShardWriter>();
   try {
     for (const layout of layouts) {
       const path = join(partial, layout.file);
+      if (away.includes(layout.file)) {
+        await fs.remove(path); // the run was interrupted before it did that
+        continue;
+      }
       const shard = await ShardWriter.reopen(path, layout, fs);
       if (!shard) {
         await fs.remove(path);
@@ -101,13 +132,12 @@ export async function recoverUnits(
       checked += part.end - part.start;
       onBytes(checked);
     });
-    const believed = entries.filter((entry) => !('part' in entry) || sound.has(entry.part));
-    const { finished, entries: kept } = finishedUnits(units, believed);
+    const { finished, kept, sent } = believe(entries, sound, layouts, units, away);
     for (const { id, parts } of units) {
       if (!finished.has(id)) continue;
       for (const { tensor, offset, bytes } of parts) holders.get(tensor)?.trust(tensor, offset, bytes);
     }
-    return { shards, finished, entries: kept };
+    return { shards, finished, entries: kept, away: sent };
   } catch (error) {
     for (const shard of shards.values()) await shard.abandon();
     throw error;

@@ -15,6 +15,10 @@ export interface StateFolder {
   leave(keep: boolean): Promise<boolean>;
 }
 
+/** The folder on this machine for what a run needs whose result goes to an address. There is one for each address. */
+export const workFolder = (url: string): string =>
+  join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'mobe', sha256(url).slice(0, 32));
+
 /** Holds the hash of the run's identity. */
 const OWNER_FILE = '.run';
 
@@ -33,8 +37,7 @@ export async function openStateFolder(
 ): Promise<StateFolder | undefined> {
   let lock: FolderLock | undefined;
   try {
-    const cache = process.env.XDG_CACHE_HOME || join(homedir(), '.cache');
-    const path = join(cache, 'mobe', sha256(url).slice(0, 32));
+    const path = workFolder(url);
     const held = await lockFolder(path, false, fs);
     lock = held;
     const run = new TextEncoder().encode(sha256(JSON.stringify(identity)));

@@ -3,7 +3,7 @@
  * committed.
  */
 import { listSideFiles } from '../../src/checkpoint/side-files.js';
-import { type ConversionPlan, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
+import { type ConversionPlan, heldBytes, LOADABLE_LAST, outputBytes } from '../../src/conversion/conversion-plan.js';
 import { groupUnits } from '../../src/conversion/group-places.js';
 import { compareGroups, type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import { type Circumstances, runIdentity } from '../../src/conversion/run-identity.js';
@@ -74,7 +74,11 @@ export async function convert(conversion: Conversion): Promise<RunResult> {
     const opened =
       plan.format === 'factors'
         ? await openFactors(out, { kind: record.kind, groups: plan.groups, context: record, inputs }, run)
-        : await openOutput(out, { wanted: record, neededBytes: outputBytes(plan), inputs, identity }, run);
+        : await openOutput(
+            out,
+            { wanted: record, neededBytes: outputBytes(plan), heldBytes: heldBytes(plan), inputs, identity },
+            run,
+          );
     if ('done' in opened) return { ...opened.done, already: true, notes: plan.source.notes };
     return await fill(conversion, opened.output, identity);
   } finally {

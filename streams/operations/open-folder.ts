@@ -11,6 +11,8 @@ export interface OutputRequest {
   readonly wanted: WantedOutput;
   /** Bytes the run will write. */
   readonly neededBytes: number;
+  /** Bytes that are on this disk at a time if finished shards leave it. */
+  readonly heldBytes?: number;
   /** Folders in which the result must not lie. Entries that are not local paths are ignored. */
   readonly inputs: readonly string[];
   /** Identity of the run; undefined if it cannot be resumed after an interruption. */

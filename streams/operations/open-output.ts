@@ -5,6 +5,7 @@ import type { Output } from '../../src/output/output.js';
 import { pipeOutput, remoteOutput } from '../machines/remote-output.js';
 import type { RunOptions } from '../run-options.js';
 import { type OpenedOutput, type OutputRequest, openFolder } from './open-folder.js';
+import { uploadOutput } from './open-upload.js';
 
 /** A location, or an output object. An object takes one result: the run commits or abandons it. */
 export type OutputPlace = string | Output;
@@ -16,6 +17,8 @@ const schemes = new Map<string, OpenOutput>([
   [PIPE, pipeOutput],
   ['ws', remoteOutput],
   ['wss', remoteOutput],
+  ['hf', uploadOutput],
+  ['s3', uploadOutput],
 ]);
 
 /** Registers `open` for locations of a scheme, for example "ws" for `ws://…`. It replaces an earlier one. */

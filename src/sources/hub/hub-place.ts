@@ -191,19 +191,19 @@ const within =
   };
 
 /** The repository of an address of the hub. */
-const repoIn = (pathname: string): string | undefined =>
+export const repoIn = (pathname: string): string | undefined =>
   /\/api\/models\/([^/]+\/[^/]+)(?:\/|$)/.exec(pathname)?.[1] ?? /^\/([^/]+\/[^/]+)\/resolve\//.exec(pathname)?.[1];
 
 /** The address of the next page (RFC 8288). */
-const nextPage = ({ headers }: Answer): string | undefined =>
+export const nextPage = ({ headers }: Answer): string | undefined =>
   /<([^>]+)>\s*;\s*rel="?next"?/.exec([headers.link ?? ''].flat().join(','))?.[1];
 
-const encodePath = (path: string): string => path.split('/').map(encodeURIComponent).join('/');
+export const encodePath = (path: string): string => path.split('/').map(encodeURIComponent).join('/');
 
 const unquoted = (etag: string | string[] | undefined): string | undefined =>
   typeof etag === 'string' ? etag.replace(/^(?:W\/)?"?|"?$/g, '') : undefined;
 
-function parsed(text: string): unknown {
+export function parsed(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch {

@@ -4,7 +4,7 @@ import { BadCredentialsError, type MobeError, NoAccessError, NotThereError, Serv
 import { passingRefusal } from '../web/try-again.js';
 import { versionOf } from '../web/version-of.js';
 import { textOf, type Web } from '../web/web.js';
-import type { Answer } from '../web/web-client.js';
+import type { Answer, WebRequest } from '../web/web-client.js';
 import type { Link, WebFile, WebListing, WebPlace } from '../web/web-place.js';
 import type { S3Settings } from './s3-settings.js';
 
@@ -25,24 +25,37 @@ export function bucketAddress({ bucket }: S3Folder, { region, endpoint }: S3Sett
     : `https://${bucket}.s3.${region}.amazonaws.com`;
 }
 
+/** Signs requests, if there are credentials. */
+export type Sign = (
+  method: WebRequest['method'],
+  url: string,
+  headers?: Readonly<Record<string, string>>,
+) => Promise<Link>;
+
+export function s3Signer({ credentials, region }: S3Settings): Sign {
+  const keys = new Map<string, ArrayBuffer>();
+  return async (method, url, headers = {}) => {
+    if (!credentials) return { url, headers };
+    const { accessKeyId, secretAccessKey, sessionToken } = credentials;
+    const signer = new AwsV4Signer({
+      ...{ method, url, headers, accessKeyId, secretAccessKey, region, service: 's3', cache: keys },
+      ...(sessionToken !== undefined && { sessionToken }),
+    });
+    const { url: address, headers: all } = await signer.sign();
+    return { url: address.href, headers: Object.fromEntries(all) };
+  };
+}
+
+/** The address of a file of a folder. */
+export const objectAddress = (folder: S3Folder, settings: S3Settings, path: string): string =>
+  `${bucketAddress(folder, settings)}/${`${folder.prefix}${path}`.split('/').map(encodeURIComponent).join('/')}`;
+
 export function s3Place(folder: S3Folder, settings: S3Settings, web: Web): WebPlace {
   const { location, bucket, prefix } = folder;
   const { credentials, region } = settings;
   const address = bucketAddress(folder, settings);
-  const keys = new Map<string, ArrayBuffer>();
-
-  const signed = async (method: 'GET' | 'HEAD', url: string): Promise<Link> => {
-    if (!credentials) return { url, headers: {} };
-    const { accessKeyId, secretAccessKey, sessionToken } = credentials;
-    const signer = new AwsV4Signer({
-      ...{ method, url, accessKeyId, secretAccessKey, region, service: 's3', cache: keys },
-      ...(sessionToken !== undefined && { sessionToken }),
-    });
-    const { url: address, headers } = await signer.sign();
-    return { url: address.href, headers: Object.fromEntries(headers) };
-  };
-  const addressOf = ({ path }: WebFile): string =>
-    `${address}/${`${prefix}${path}`.split('/').map(encodeURIComponent).join('/')}`;
+  const signed = s3Signer(settings);
+  const addressOf = ({ path }: WebFile): string => objectAddress(folder, settings, path);
 
   const listPage = (after: string | undefined): Promise<string> =>
     web.persist(location, async () => {
@@ -119,7 +132,7 @@ export function s3Place(folder: S3Folder, settings: S3Settings, web: Web): WebPl
 }
 
 /** The text of the first element of a name. */
-const tag = (name: string, xml: string): string | undefined => {
+export const tag = (name: string, xml: string): string | undefined => {
   const text = new RegExp(`<${name}>(.*?)</${name}>`, 's').exec(xml)?.[1];
   return text?.replace(/&(?:#x([0-9a-f]+)|#(\d+)|(\w+));/gi, (whole, hex, decimal, entity) =>
     hex || decimal

@@ -1,7 +1,7 @@
 /** Repeats requests that failed, for as long as that is worth it. */
 import type { IncomingHttpHeaders } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MobeError, RateLimitedError, ServerFailedError } from '../../errors.js';
+import { MobeError, RateLimitedError, ServerFailedError, UploadFailedError } from '../../errors.js';
 import type { WebTiming } from './web-options.js';
 
 /** A failure after which the same request may succeed. */
@@ -25,6 +25,8 @@ export interface ServerState {
   reached: boolean;
   /** What to do if it limits the rate of requests. */
   readonly limitRemedy: string;
+  /** Whether files are sent to it; otherwise they are read. */
+  readonly writing?: boolean;
 }
 
 /** A server may ask for this many waits without progress in between. */
@@ -47,7 +49,12 @@ export async function persist<T>(
   timing: WebTiming,
   attempt: (progress: () => void) => Promise<T>,
   onWait: (reason: string, ms: number) => void = () => {},
+  signal?: AbortSignal,
 ): Promise<T> {
+  const failed = (reason: string, tries: number, remedy?: string): MobeError =>
+    server.writing
+      ? new UploadFailedError(server.name, what, reason, tries, remedy)
+      : new ServerFailedError(server.name, what, reason, tries, remedy);
   let [failures, tries, told, since] = [0, 0, 0, Date.now()];
   const progress = (): void => {
     server.reached = true;
@@ -61,26 +68,19 @@ export async function persist<T>(
     } catch (error) {
       tries++;
       const reason = reasonOf(error);
-      if (reason === undefined) throw error;
+      if (reason === undefined || signal?.aborted) throw error;
       const code = (error as NodeJS.ErrnoException).code ?? '';
-      if (CERTIFICATE.test(code))
-        throw new ServerFailedError(
-          server.name,
-          what,
-          reason,
-          1,
-          'Name a certificate to trust in NODE_EXTRA_CA_CERTS.',
-        );
-      if (PERMANENT.test(code) && !server.reached) throw new ServerFailedError(server.name, what, reason, 1);
+      if (CERTIFICATE.test(code)) throw failed(reason, 1, 'Name a certificate to trust in NODE_EXTRA_CA_CERTS.');
+      if (PERMANENT.test(code) && !server.reached) throw failed(reason, 1);
       const { toldMs, limited } = error instanceof TryAgain ? error : { toldMs: undefined, limited: false };
       if (toldMs !== undefined) {
         const seconds = Math.ceil(toldMs / 1000);
         if (toldMs > timing.longestToldWaitMs || ++told > MOST_TOLD_WAITS)
           throw limited
             ? new RateLimitedError(server.name, `it asks to wait for ${seconds} s`, server.limitRemedy)
-            : new ServerFailedError(server.name, what, `${reason}, and it asks to wait for ${seconds} s`, tries);
+            : failed(`${reason}, and it asks to wait for ${seconds} s`, tries);
         onWait(reason, toldMs);
-        await sleep(toldMs + Math.random() * Math.min(1000, toldMs / 5));
+        await sleep(toldMs + Math.random() * Math.min(1000, toldMs / 5), undefined, { signal });
         since += toldMs; // the server's own wait does not use up patience
         continue;
       }
@@ -90,9 +90,9 @@ export async function persist<T>(
       if (tries > 1 && Date.now() + wait - since > patience)
         throw limited
           ? new RateLimitedError(server.name, `${tries} requests were refused`, server.limitRemedy)
-          : new ServerFailedError(server.name, what, reason, tries);
+          : failed(reason, tries);
       onWait(reason, wait);
-      await sleep(wait);
+      await sleep(wait, undefined, { signal });
     }
   }
 }

@@ -1,5 +1,5 @@
 /** HTTP requests: connections, redirects, stalls. What answers mean is decided elsewhere. */
-import { Agent as HttpAgent, request as httpRequest, type IncomingMessage } from 'node:http';
+import { type ClientRequest, Agent as HttpAgent, request as httpRequest, type IncomingMessage } from 'node:http';
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https';
 import { BadRedirectError } from '../../errors.js';
 import { VERSION } from '../../version.js';
@@ -15,10 +15,26 @@ const MOST_UNWANTED_BYTES = 64 * 1024;
 /** Ranges are of the bytes as stored. */
 const OWN_HEADERS = { 'user-agent': `mobe-stream/${VERSION}`, 'accept-encoding': 'identity' };
 
+/** Bodies from here on are sent only when the server has said that it wants them (RFC 9110, 10.1.1). */
+const EXPECTED_BYTES = 1024 * 1024;
+/** A server that says nothing for so long is sent the body. */
+const EXPECT_MS = 1000;
+/** A server that puts together what it was sent may be silent for this many times as long as others. */
+const SLOW = 10;
+
+/** The body of a request. It is read again for each attempt. */
+export interface Body {
+  readonly bytes: number;
+  chunks(): AsyncIterable<Uint8Array>;
+}
+
 export interface WebRequest {
-  readonly method: 'GET' | 'HEAD';
+  readonly method: 'GET' | 'HEAD' | 'PUT' | 'POST' | 'DELETE';
   readonly url: string;
   readonly headers: Readonly<Record<string, string>>;
+  readonly body?: Body;
+  /** Whether the server may work for minutes before it answers. */
+  readonly slow?: boolean;
   /** Whether a long body is expected. */
   readonly bulk?: boolean;
   /** Decides whether a redirect is followed. Without it, all are. */
@@ -48,7 +64,11 @@ export class WebClient {
   private free = MOST_REQUESTS;
   private readonly waiting: Array<() => void> = [];
 
-  constructor(private readonly stallMs: number) {}
+  /** @param signal ends all requests */
+  constructor(
+    private readonly stallMs: number,
+    private readonly signal?: AbortSignal,
+  ) {}
 
   /**
    * Sends a request, follows redirects, and hands the answer to `use`. Credentials (`Authorization`, `Cookie`) are not sent to
@@ -74,8 +94,8 @@ export class WebClient {
         };
         const result =
           wanted.bulk && !this.unusual.has(url.origin)
-            ? await this.sendBulk(wanted.method, url, headers, read)
-            : await this.send(wanted.method, url, headers, read);
+            ? await this.sendBulk(url, headers, read)
+            : await this.send(wanted, url, headers, read);
         if ('value' in result) return result.value;
         url = result.target;
       }
@@ -87,21 +107,27 @@ export class WebClient {
   }
 
   private async send<T>(
-    method: string,
+    { method, body, slow = false }: Pick<WebRequest, 'method' | 'body' | 'slow'>,
     url: URL,
     headers: Readonly<Record<string, string>>,
     use: (answer: Answer) => Promise<T>,
   ): Promise<T> {
-    const options = { method, headers: { ...OWN_HEADERS, ...headers } };
+    const options = {
+      method,
+      headers: { ...OWN_HEADERS, ...headers, ...(body && bodyHeaders(body)) },
+      ...(this.signal && { signal: this.signal }),
+    };
     const request =
       url.protocol === 'https:'
         ? httpsRequest(url, { ...options, agent: this.https })
         : httpRequest(url, { ...options, agent: this.http });
-    const stall = watch(request, this.stallMs);
+    const stall = watch(request, this.stallMs * (slow ? SLOW : 1));
     let message: IncomingMessage | undefined;
     try {
       message = await new Promise<IncomingMessage>((resolve, reject) => {
-        request.once('response', resolve).on('error', reject).end();
+        request.once('response', resolve).on('error', reject);
+        if (body) sendBody(request, body, stall.progress).catch(reject);
+        else request.end();
       });
       stall.progress();
       return await use(answerOf(message, url, method, stall.progress));
@@ -116,7 +142,6 @@ export class WebClient {
 
   /** `send` for a long range. */
   private async sendBulk<T>(
-    method: string,
     url: URL,
     headers: Readonly<Record<string, string>>,
     use: (answer: Answer) => Promise<T>,
@@ -151,7 +176,7 @@ export class WebClient {
       else connection.destroy();
     }
     this.unusual.add(url.origin);
-    return this.send(method, url, headers, use);
+    return this.send({ method: 'GET' }, url, headers, use);
   }
 
   /** Closes the connections that are not in use. A later request opens new ones. */
@@ -160,6 +185,33 @@ export class WebClient {
       for (const sockets of Object.values(freeSockets)) for (const socket of sockets ?? []) socket.destroy();
     for (const connections of this.idle.values()) for (const connection of connections.splice(0)) connection.destroy();
   }
+}
+
+const bodyHeaders = ({ bytes }: Body): Record<string, string | number> => ({
+  'content-length': bytes,
+  ...(bytes >= EXPECTED_BYTES && { expect: '100-continue' }),
+});
+
+/** Sends a body as fast as the connection takes it, and stops when the answer comes early. */
+async function sendBody(request: ClientRequest, { bytes, chunks }: Body, progress: () => void): Promise<void> {
+  let answered = false;
+  request.once('response', () => {
+    answered = true;
+  });
+  if (bytes >= EXPECTED_BYTES) {
+    request.flushHeaders();
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, EXPECT_MS);
+      for (const event of ['continue', 'response', 'close']) request.once(event, () => resolve());
+      request.once('close', () => clearTimeout(timer));
+    });
+  }
+  for await (const chunk of chunks()) {
+    if (answered) return;
+    await new Promise<void>((resolve, reject) => request.write(chunk, (error) => (error ? reject(error) : resolve())));
+    progress();
+  }
+  if (!answered) request.end();
 }
 
 /** Ends a request when nothing has come for too long. */

@@ -27,6 +27,8 @@ export interface WebOptions {
   /** Where settings and credentials are looked for (HF_TOKEN, AWS_REGION, …); default: `process.env`. */
   readonly env?: Readonly<Record<string, string | undefined>> | undefined;
   readonly timing?: Partial<WebTiming> | undefined;
+  /** The size of the parts in which long files are sent to S3. */
+  readonly partBytes?: number | undefined;
   /** Called before a wait of more than some seconds, with its reason. */
   readonly onWait?: ((reason: string, ms: number) => void) | undefined;
 }

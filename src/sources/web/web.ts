@@ -22,18 +22,33 @@ export interface WebSourceOptions {
   readonly peers?: Pick<PeerOptions, 'onWait'> | undefined;
 }
 
-/** @param server its name without secrets */
-export function openWeb(server: string, limitRemedy: string, { web = {}, peers = {} }: WebSourceOptions): Web {
+/** How a server is used to write. */
+export interface WritingWeb {
+  /** Ends all requests and waits. */
+  readonly signal: AbortSignal;
+}
+
+/**
+ * @param server its name without secrets
+ * @param writing for sending files; without it they are read
+ */
+export function openWeb(
+  server: string,
+  limitRemedy: string,
+  { web = {}, peers = {} }: WebSourceOptions,
+  writing?: WritingWeb,
+): Web {
   const { timing, onWait = peers.onWait } = web;
-  const state: ServerState = { name: server, reached: false, limitRemedy };
+  const state: ServerState = { name: server, reached: false, limitRemedy, writing: writing !== undefined };
+  const signal = writing?.signal;
   const all = { ...WEB_TIMING, ...timing };
   const told = (reason: string, ms: number): void => {
     if (ms >= MENTIONED_WAIT_MS) onWait?.(`${server}: ${reason}`, ms);
   };
   return {
     server: state,
-    client: new WebClient(all.stallMs),
-    persist: (what, attempt) => persist(state, what, all, attempt, told),
+    client: new WebClient(all.stallMs, signal),
+    persist: (what, attempt) => persist(state, what, all, attempt, told, signal),
   };
 }
 

@@ -1,0 +1,169 @@
+/**
+ * An output that is sent to a place on a server while it is written. Shards are filled in a folder of this machine, since their
+ * bytes come in any order. A shard is sent when all work on it is finished, and then removed here.
+ */
+import { type FileSystem, nodeFileSystem } from '../file-system.js';
+import type { ShardLayout } from '../output/layout.js';
+import type { Output } from '../output/output.js';
+import type { OutputFolder } from '../output/output-folder.js';
+import type { Unit } from '../output/unfinished-run.js';
+import { fileContent, hashOf } from './content.js';
+import type { SentFile, Sink } from './sink.js';
+
+/** Complete shards that may wait on this disk while another is sent. Then the work waits. */
+const MOST_WAITING = 2;
+
+/** A shard on this disk. */
+interface Filling {
+  readonly layout: ShardLayout;
+  /** Units that write into it and are not finished. */
+  readonly open: Set<Unit>;
+}
+
+export interface UploadOptions {
+  /** Files of an earlier result at the place. */
+  readonly replaces: readonly string[];
+  /** Ends what is being sent. */
+  readonly stop: AbortController;
+  readonly fs?: FileSystem | undefined;
+}
+
+export function uploadFolder(
+  folder: OutputFolder,
+  sink: Sink,
+  { replaces: found, stop, fs = nodeFileSystem }: UploadOptions,
+): Output {
+  const filling = new Map<string, Filling>();
+  const fileOf = new Map<string, string>();
+  /** The units of copies, by tensor. They are finished when their bytes are written. */
+  const copies = new Map<string, Unit[]>();
+  const sent: SentFile[] = [];
+  let replaces = found;
+  let noted = false;
+  let begun: Promise<void> | undefined;
+  let tail: Promise<void> = Promise.resolve();
+  let waiting = 0;
+  let failure: unknown;
+  let lost: (error: Error) => void = () => {};
+
+  const carry = async (file: string, bytes: number): Promise<void> => {
+    if (failure) return;
+    try {
+      const path = await folder.detach(file);
+      const content = fileContent(path, bytes, fs);
+      const sha256 = await hashOf(content, 'sha256');
+      begun ??= sink.begin(replaces.filter((it) => !sent.some((own) => own.file === it)));
+      await begun;
+      const done = await sink.send({ file, bytes, sha256 }, content);
+      await folder.free(done);
+      sent.push(done);
+    } catch (error) {
+      failure ??= error;
+      lost(error as Error);
+    } finally {
+      waiting--;
+    }
+  };
+  /** Sends the shard if all work on it is finished. */
+  const look = (file: string): void => {
+    const shard = filling.get(file);
+    if (!shard || shard.open.size > 0) return;
+    filling.delete(file);
+    waiting++;
+    tail = tail.then(() => carry(file, shard.layout.bytes));
+  };
+  const finished = (unit: Unit): void => {
+    for (const file of new Set(unit.parts.map(({ tensor }) => fileOf.get(tensor) ?? ''))) {
+      filling.get(file)?.open.delete(unit);
+      look(file);
+    }
+  };
+  const room = async (): Promise<void> => {
+    while (waiting > MOST_WAITING && !failure) await tail;
+    if (failure) throw failure;
+  };
+
+  return {
+    workspace: folder.workspace,
+    // Saved states are of use only if there is room for them beside the shards.
+    elsewhere: true,
+    get finishedParts() {
+      return folder.finishedParts;
+    },
+    async resume(layouts, units, onBytes) {
+      const entries = folder.foundEntries;
+      const before = entries.flatMap((entry) => ('sent' in entry ? [entry.sent] : []));
+      for (const entry of entries) if ('replaces' in entry) replaces = entry.replaces;
+      const latest = [...new Map(before.map((it) => [it.file, it])).values()];
+      const there = latest.length > 0 ? await sink.held(latest) : [];
+      const done = await folder.resume(layouts, units, onBytes, there);
+      sent.push(...folder.away);
+      noted = done.size > 0;
+      for (const layout of layouts) {
+        for (const { name } of layout.tensors) fileOf.set(name, layout.file);
+        if (!sent.some(({ file }) => file === layout.file)) filling.set(layout.file, { layout, open: new Set() });
+      }
+      for (const unit of units) {
+        if (done.has(unit.id) || unit.parts.every(({ bytes }) => bytes === 0)) continue;
+        for (const { tensor } of unit.parts) filling.get(fileOf.get(tensor) ?? '')?.open.add(unit);
+        if (unit.noted) continue;
+        for (const { tensor } of unit.parts) copies.set(tensor, [...(copies.get(tensor) ?? []), unit]);
+      }
+      return done;
+    },
+    async reserve(layout) {
+      await folder.reserve(layout);
+      if (!noted) await folder.note({ replaces: [...replaces] });
+      noted = true;
+      look(layout.file); // an earlier run may have finished it without sending it
+    },
+    async write(tensor, offset, data, hashes) {
+      await folder.write(tensor, offset, data, hashes);
+      const written = copies.get(tensor)?.filter((unit) => folder.covers(unit)) ?? [];
+      for (const unit of written) {
+        for (const { tensor: of } of unit.parts)
+          copies.set(
+            of,
+            (copies.get(of) ?? []).filter((it) => it !== unit),
+          );
+        finished(unit);
+      }
+      await room();
+    },
+    async finish(unit, note) {
+      await folder.finish(unit, note);
+      finished([...filling.values()].flatMap(({ open }) => [...open]).find(({ id }) => id === unit.id) ?? unit);
+      await room();
+    },
+    sync: () => folder.sync(),
+    writeText: (file, text) => folder.writeText(file, text),
+    writeFile: (file, bytes, content) => folder.writeFile(file, bytes, content),
+    async commit(last) {
+      await tail;
+      if (failure) throw failure;
+      const small: Array<readonly [SentFile, ReturnType<typeof fileContent>]> = [];
+      for (const [file, path] of folder.held) {
+        const { size } = await fs.stat(path);
+        const content = fileContent(path, size, fs);
+        small.push([{ file, bytes: size, sha256: await hashOf(content, 'sha256') }, content]);
+      }
+      begun ??= sink.begin(replaces);
+      await begun;
+      await sink.publish({ sent, small, last, replaces });
+      sink.close();
+      await folder.abandon();
+    },
+    async abandon(keep) {
+      stop.abort();
+      failure ??= new Error('abandoned');
+      await tail;
+      const kept = await folder.abandon(keep);
+      if (!kept) await sink.discard([...new Set(fileOf.values())]);
+      sink.close();
+      return kept;
+    },
+    onLost: (listener) => {
+      lost = listener;
+    },
+  };
+}
