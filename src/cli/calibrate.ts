@@ -16,7 +16,7 @@ import {
   threads,
   wholeNumber,
 } from './options.js';
-import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { progressLine } from './progress-line.js';
 
 interface Flags extends CalibrateOptions, PeerFlags {
@@ -42,6 +42,7 @@ export function define(command: Command): void {
     .addOption(force())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .option('--script', 'print where the Python script is that writes a record with transformers, for any other model')
     .on('option:script', () => {
@@ -49,7 +50,7 @@ export function define(command: Command): void {
       process.exit();
     })
     .action(async (model: string, record: string, flags: Flags) => {
-      const { json: asJson, force: again, tokenFile: file, ca: authority, ...options } = flags;
+      const { json: asJson, force: again, tokenFile: file, ca: authority, cache: keep, ...options } = flags;
       const { calibrate } = await import('../../streams/operations/calibrate.js');
       const line = progressLine();
       const interruption = interruptible(
@@ -57,7 +58,7 @@ export function define(command: Command): void {
         () => line.write('Interrupted in the middle of a layer. Run the same command again to resume.'),
       );
       try {
-        const peers = await peerOptions({ tokenFile: file, ca: authority });
+        const peers = await peerOptions({ tokenFile: file, ca: authority, cache: keep });
         const result = await calibrate(model, record, options, {
           ...{ signal: interruption.signal, peers, force: again ?? false },
           onPlan: (plan) => line.write(describeRecordPlan(plan)),

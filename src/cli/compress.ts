@@ -16,7 +16,7 @@ import {
   sequenceLength,
   shardSize,
 } from './options.js';
-import { ca, tokenFile, workers } from './peers.js';
+import { ca, cache, tokenFile, workers } from './peers.js';
 
 export function define(command: Command): void {
   command
@@ -42,6 +42,7 @@ export function define(command: Command): void {
     .addOption(workers())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .addHelpText(
       'after',

@@ -1,6 +1,6 @@
 import type { Command } from 'commander';
 import { compressOptions, engine, force, json, OUT, shardSize, threads } from './options.js';
-import { ca, tokenFile } from './peers.js';
+import { ca, cache, tokenFile } from './peers.js';
 
 export function define(command: Command): void {
   command
@@ -12,6 +12,7 @@ export function define(command: Command): void {
     .addOption(force())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .action(async (native: string, out: string, flags) => {
       const { expand } = await import('../../streams/operations/expand.js');

@@ -14,7 +14,7 @@ import {
   shardSize,
   threads,
 } from './options.js';
-import { ca, tokenFile } from './peers.js';
+import { ca, cache, tokenFile } from './peers.js';
 
 export function define(command: Command): void {
   command
@@ -32,6 +32,7 @@ export function define(command: Command): void {
     .addOption(force())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .action(async (model: string, factors: string, out: string, flags) => {
       const { exportFactors } = await import('../../streams/operations/export.js');

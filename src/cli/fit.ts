@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { addFactorisationOptions } from './factorisation-options.js';
 import { compressOptions, force, json, MODEL, report, saveEvery } from './options.js';
-import { ca, tokenFile, workers } from './peers.js';
+import { ca, cache, tokenFile, workers } from './peers.js';
 
 export function define(command: Command): void {
   command.argument(...MODEL).argument('<factors>', 'folder for the factor files');
@@ -12,6 +12,7 @@ export function define(command: Command): void {
     .addOption(workers())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .action(async (model: string, factors: string, flags) => {
       const { fitFactors } = await import('../../streams/operations/fit.js');

@@ -3,7 +3,7 @@ import type { ImportOptions } from '../../streams/operations/import.js';
 import { FLOAT_NAMES } from '../checkpoint/factor-dtype.js';
 import { REFERENCE_ACTIVATIONS } from '../methods/mobe/problem.js';
 import { compressOptions, engine, force, json, MODEL, threads } from './options.js';
-import { ca, tokenFile } from './peers.js';
+import { ca, cache, tokenFile } from './peers.js';
 
 export function define(command: Command): void {
   command
@@ -27,6 +27,7 @@ export function define(command: Command): void {
     .addOption(force())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .action(async (model: string, wab: string, factors: string, flags) => {
       const { importFactors } = await import('../../streams/operations/import.js');

@@ -7,7 +7,7 @@ import { formatBytes, formatCount, formatPercent } from '../format.js';
 import type { PeerOptions } from '../transport/peer-options.js';
 import { formatNotes } from './notes.js';
 import { json, MODEL } from './options.js';
-import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { formatTable, left, right } from './table.js';
 
 export function define(command: Command): void {
@@ -16,6 +16,7 @@ export function define(command: Command): void {
     .addOption(new Option('--check', 'also read every weight, and list the tensors that hold NaN or infinite values'))
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .addHelpText(
       'after',

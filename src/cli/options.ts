@@ -83,7 +83,7 @@ export const expertsPerToken = (): Option =>
 
 /** Converts the parsed options of a command to the options of the library. */
 export function compressOptions(flags: Record<string, unknown>): CompressOptions {
-  const { json, force, allowLarger, report, tokenFile, ca, workers, saveEvery, ...options } = flags;
+  const { json, force, allowLarger, report, tokenFile, ca, cache, workers, saveEvery, ...options } = flags;
   return options as CompressOptions;
 }
 

@@ -13,6 +13,7 @@ import type { Tell } from './tell.js';
 export interface PeerFlags {
   readonly tokenFile?: string | undefined;
   readonly ca?: string | undefined;
+  readonly cache?: boolean | undefined;
 }
 
 export interface ListenFlags {
@@ -29,6 +30,11 @@ export const tokenFile = (): Option =>
   );
 export const ca = (): Option =>
   new Option('--ca <file>', 'file with the certificate (PEM) to trust for wss://, instead of the public authorities');
+export const cache = (): Option =>
+  new Option(
+    '--cache',
+    'keep the files of hf:// models in the cache of the Hugging Face hub (HF_HOME), where other commands and programs find them; they are downloaded whole',
+  );
 export const workers = (): Option =>
   new Option(
     '--workers <urls>',
@@ -64,7 +70,10 @@ function tellWait(reason: string, ms: number): void {
 }
 
 export async function peerOptions(flags: PeerFlags): Promise<PeerOptions> {
-  return { token: await readToken(flags.tokenFile), ca: await readIf('--ca', flags.ca), onWait: tellWait };
+  return {
+    ...{ token: await readToken(flags.tokenFile), ca: await readIf('--ca', flags.ca), onWait: tellWait },
+    cache: flags.cache,
+  };
 }
 
 export async function listenOptions({ listen, ...flags }: ListenFlags): Promise<ListenAt> {

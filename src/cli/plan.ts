@@ -6,7 +6,7 @@ import { curveTable } from './describe-allocation.js';
 import { describePlan } from './describe-plan.js';
 import { addFactorisationOptions, format } from './factorisation-options.js';
 import { compressOptions, json, keepQuantized, MODEL, maxError, shardSize } from './options.js';
-import { ca, peerOptions, tokenFile, workers } from './peers.js';
+import { ca, cache, peerOptions, tokenFile, workers } from './peers.js';
 import { planNotes } from './plan-notes.js';
 import { showProgress } from './progress.js';
 
@@ -25,6 +25,7 @@ export function define(command: Command): void {
     .addOption(workers())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .action(async (model: string, flags) => {
       const { plan } = await import('../../streams/operations/plan.js');

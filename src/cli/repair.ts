@@ -1,6 +1,6 @@
 import { type Command, Option } from 'commander';
 import { compressOptions, engine, force, json, MODEL, report, shardSize, threads } from './options.js';
-import { ca, tokenFile } from './peers.js';
+import { ca, cache, tokenFile } from './peers.js';
 
 export function define(command: Command): void {
   command
@@ -25,6 +25,7 @@ export function define(command: Command): void {
     .addOption(force())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .addHelpText(
       'after',

@@ -5,7 +5,7 @@ import { OptionError } from '../errors.js';
 import type { EvaluateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
 import { engine, expertsPerToken, maxMemory, positiveInteger, readOptionFile, threads } from './options.js';
-import { ca, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, type PeerFlags, peerOptions, tokenFile } from './peers.js';
 import { progressLine } from './progress-line.js';
 
 export interface ScoringFlags extends EvaluateOptions, PeerFlags {}
@@ -26,11 +26,12 @@ export const addScoringOptions = (command: Command): Command =>
     .addOption(engine())
     .addOption(threads())
     .addOption(tokenFile())
-    .addOption(ca());
+    .addOption(ca())
+    .addOption(cache());
 
 /** Runs `work` with scoring options and hooks, and shows its progress. */
 export async function scoring<T>(
-  { tokenFile: tokens, ca: authority, ...options }: ScoringFlags,
+  { tokenFile: tokens, ca: authority, cache: keep, ...options }: ScoringFlags,
   work: (options: EvaluateOptions, hooks: EvaluateHooks) => Promise<T>,
 ): Promise<T> {
   const line = progressLine();
@@ -38,7 +39,7 @@ export async function scoring<T>(
   try {
     return await work(options, {
       signal: interruption.signal,
-      peers: await peerOptions({ tokenFile: tokens, ca: authority }),
+      peers: await peerOptions({ tokenFile: tokens, ca: authority, cache: keep }),
       onWindow: (model, done, windows) => line.update(`${model}: window ${done} of ${windows}`),
     });
   } finally {

@@ -3,7 +3,7 @@ import { formatBytes } from '../format.js';
 import { PIPE } from '../location.js';
 import { interruptible } from './interrupt.js';
 import { MODEL } from './options.js';
-import { ca, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, peerOptions, tokenFile } from './peers.js';
 import type { ProgressDisplay } from './progress.js';
 import { byteTeller, jsonLines, type Tell, teller } from './tell.js';
 
@@ -13,6 +13,7 @@ export function define(command: Command): void {
     .argument('[to]', '"-" for standard output, or ws://host:port/ of "mobe receive"', '-')
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(jsonLines())
     .addHelpText(
       'after',

@@ -5,7 +5,7 @@ import { groupLabel } from '../conversion/group-plan.js';
 import { VerificationError } from '../errors.js';
 import { formatBytes, formatSeconds } from '../format.js';
 import { compressOptions, engine, json, threads } from './options.js';
-import { ca, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, peerOptions, tokenFile } from './peers.js';
 import { formatTable, left, right } from './table.js';
 
 export function define(command: Command): void {
@@ -19,6 +19,7 @@ export function define(command: Command): void {
     .addOption(threads())
     .addOption(tokenFile())
     .addOption(ca())
+    .addOption(cache())
     .addOption(json())
     .action(async (first: string, second: string | undefined, flags) => {
       const { verify } = await import('../../streams/operations/verify.js');

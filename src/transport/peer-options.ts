@@ -10,6 +10,8 @@ export interface PeerOptions {
   readonly stallTimeoutMs?: number;
   /** A connection broke and is being made again. */
   readonly onDetached?: (reason: Error) => void;
+  /** Keeps files of the hub that are read in its cache. Otherwise nothing is kept, and the cache is only read. */
+  readonly cache?: boolean | undefined;
   /** A server that is read over HTTP is waited for, for more than some seconds. */
   readonly onWait?: (reason: string, ms: number) => void;
 }

@@ -1,12 +1,13 @@
 /** Models on the hub are read by ranges, at one commit, and each refusal says what to do. */
 import { createHash } from 'node:crypto';
-import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import type { ServerResponse } from 'node:http';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { HUB_TOKEN, type HubServer, startHub } from '../../../fixtures/hub-server.js';
 import { TINY_MODEL } from '../../../fixtures/paths.js';
 import { temporaryFolder } from '../../../fixtures/temporary-folder.js';
-import { refuse, sendFile, sometimes } from '../../../fixtures/web-server.js';
+import { type Asked, refuse, sendFile, sometimes } from '../../../fixtures/web-server.js';
 import { checkWeights } from '../../../streams/operations/check-weights.js';
 import { streamCheckpoint } from '../../../streams/operations/stream.js';
 import { fingerprint, openCheckpoint } from '../../checkpoint/open-checkpoint.js';
@@ -218,6 +219,59 @@ describe('a model on the hub', () => {
     expect(server.hub.asked).toEqual([]);
   });
 
+  const openKept = (cache: string, env: Record<string, string> = {}) => ({
+    folder: LOCATION,
+    files: hubFiles(LOCATION, {
+      peers: { cache: true },
+      web: { timing: TIMING, env: { HF_ENDPOINT: server.hub.url, HF_HUB_CACHE: join(root, cache), ...env } },
+    }),
+  });
+
+  test('with --cache, files are kept in the layout of huggingface_hub, once more than a header is read', async () => {
+    const repo = join(root, 'kept', 'models--org--tiny');
+    const opened = await openCheckpoint(openKept('kept'));
+    const snapshot = join(repo, 'snapshots', OLD);
+    expect(readdirSync(snapshot).some((name) => name.endsWith('.safetensors'))).toBe(false);
+    await streamCheckpoint(opened, nullOutput());
+    expect(readFileSync(join(repo, 'refs', 'main'), 'utf8')).toBe(OLD);
+    for (const name of NAMES) {
+      const bytes = model[name] as Uint8Array;
+      expect(Buffer.compare(readFileSync(join(snapshot, name)), bytes)).toBe(0);
+      const large = name.endsWith('.safetensors');
+      const hash = large ? createHash('sha256') : createHash('sha1').update(`blob ${bytes.byteLength}\0`);
+      expect(readlinkSync(join(snapshot, name))).toBe(join('../../blobs', hash.update(bytes).digest('hex')));
+    }
+    expect(readdirSync(join(repo, 'blobs'))).toHaveLength(NAMES.length);
+    server.storage.asked.length = 0;
+    await streamCheckpoint(await openCheckpoint(openKept('kept')), nullOutput());
+    await streamCheckpoint(await openCheckpoint(openKept('kept', { HF_HUB_OFFLINE: '1' })), nullOutput());
+    expect(server.storage.asked).toEqual([]);
+  });
+
+  test('with --cache, a damaged or interrupted download leaves nothing in the cache', async () => {
+    const blobs = join(root, 'damaged', 'models--org--tiny', 'blobs');
+    const oid = createHash('sha256')
+      .update(model[NAMES[5] as string] as Uint8Array)
+      .digest('hex');
+    for (const fault of [
+      (asked: Asked, response: ServerResponse) =>
+        sendFile(asked, response, new Uint8Array((model[NAMES[5] as string] as Uint8Array).byteLength)),
+      (_: Asked, response: ServerResponse) => refuse(response, 500),
+    ]) {
+      server.storage.fault = (asked, response) =>
+        asked.path.endsWith(oid) && !asked.range?.startsWith('bytes=0-196607') && fault(asked, response);
+      const { folder, files } = openKept('damaged');
+      const range = { file: `${folder}/${NAMES[5]}`, start: 0, end: 500_000 };
+      await expect(files.readRange(range)).rejects.toThrow(errors.MobeError);
+      expect(readdirSync(blobs)).toEqual([]);
+      server.storage.fault = undefined;
+      await files.readRange(range);
+      expect(readdirSync(blobs)).toEqual([oid]);
+      await files.close();
+      rmSync(join(root, 'damaged'), { recursive: true });
+    }
+  });
+
   test('a limit of requests is waited for as the hub tells, and is not exceeded for ever', async () => {
     const isApi = ({ path }: { path: string }): boolean => path.startsWith('/api');
     server.hub.fault = sometimes(1, isApi, (_, response) => refuse(response, 429, { ratelimit: '"api";r=0;t=1' }));
@@ -241,7 +295,7 @@ describe('a model on the hub', () => {
     const { files } = run;
     for (const command of [() => streamCheckpoint(run, nullOutput()), () => checkWeights(run)]) {
       await expect(command()).rejects.toThrow(errors.DamagedDownloadError);
-      await expect(command()).rejects.toThrow(`${LOCATION}/${name} arrived damaged: its SHA-256 is ${oid}`);
+      await expect(command()).rejects.toThrow(`${LOCATION}/${name} arrived damaged: its hash is ${oid}`);
     }
     server.storage.fault = undefined;
     await streamCheckpoint(run, nullOutput());

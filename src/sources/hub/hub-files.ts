@@ -15,6 +15,6 @@ export function hubFiles(location: string, options: SourceOptions): Files {
     const settings = await hubSettings(options.web?.env ?? process.env);
     const remedy = `Wait some minutes${settings.token ? '' : ', or give a token in HF_TOKEN: the limits are higher with one'}, then run the command again.`;
     const web = openWeb(new URL(settings.endpoint).origin, remedy, options);
-    return webFiles(location, web, hubPlace(wanted, settings, web));
+    return webFiles(location, web, hubPlace(wanted, settings, web, options.peers?.cache));
   });
 }

@@ -21,7 +21,7 @@ import { passingRefusal, TryAgain } from '../web/try-again.js';
 import { textOf, type Web } from '../web/web.js';
 import { type Answer, redirectTarget } from '../web/web-client.js';
 import type { Link, WebFile, WebListing, WebPlace } from '../web/web-place.js';
-import { COMMIT, cachedCommit, cachedFiles, withLocalCopies } from './hub-cache.js';
+import { COMMIT, cachedCommit, cachedFiles, keepFile, noteCommit, withLocalCopies } from './hub-cache.js';
 import type { HubLocation } from './hub-location.js';
 import type { HubSettings } from './hub-settings.js';
 
@@ -29,12 +29,14 @@ const modelInfo = z.object({ sha: z.string().regex(COMMIT) });
 const treeEntry = z.object({
   type: z.string(),
   path: z.string(),
+  oid: z.string(),
   size: z.int().nonnegative().optional(),
   lfs: z.object({ oid: z.string().regex(/^[0-9a-f]{64}$/), size: z.int().nonnegative() }).optional(),
 });
 type TreeEntry = z.infer<typeof treeEntry>;
 
-export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): WebPlace {
+/** @param keeps whether files that are read are kept in the cache */
+export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web, keeps = false): WebPlace {
   const { location, repo, revision, below } = wanted;
   const { endpoint, token, cache, offline } = settings;
   const host = new URL(endpoint).origin;
@@ -42,6 +44,8 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
   const api = `${endpoint}/api/models/${repo}`;
   const links = new Map<string, Promise<Link>>();
   let commit = '';
+  /** The names of contents in git, by path. */
+  const contents = new Map<string, string>();
 
   /** Asks the API. Redirects to another repository are not followed. */
   const ask = <T>(url: string, schema: z.ZodType<T>): Promise<{ value: T; next: string | undefined }> =>
@@ -108,9 +112,10 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
     let url: string | undefined = `${api}/tree/${commit}${folder}?recursive=true`;
     while (url !== undefined) {
       const page: { value: TreeEntry[]; next: string | undefined } = await ask(url, listOf(treeEntry));
-      for (const { type, path, size = 0, lfs } of page.value) {
+      for (const { type, path, oid, size = 0, lfs } of page.value) {
         if (type !== 'file') continue;
         const relative = below === '' ? path : path.slice(below.length + 1);
+        contents.set(relative, lfs?.oid ?? oid);
         if (isPlainPath(path)) files.push({ path: relative, bytes: lfs?.size ?? size, version: 0, sha256: lfs?.oid });
       }
       // The token goes to no other host.
@@ -118,6 +123,7 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
         throw new ServerFailedError(web.server.name, location, 'its list of files goes on at another host', 1);
       url = page.next === undefined ? undefined : new URL(page.next, host).href;
     }
+    if (keeps) await noteCommit(cache, wanted, commit);
     return { files: await withLocalCopies(cache, wanted, commit, files), commit };
   };
 
@@ -179,6 +185,10 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web): 
     },
     forgetLink: (file) => void links.delete(file.path),
     refusal,
+    ...(keeps &&
+      !offline && {
+        keep: (file, fetch) => keepFile(cache, wanted, commit, file, contents.get(file.path) as string, fetch),
+      }),
   };
 }
 

@@ -23,6 +23,8 @@ const HEADS_AT_ONCE = 8;
 export function webFiles(folder: string, web: Web, place: WebPlace): Files {
   const local = new LocalFiles();
   const versions: Versions = new Map();
+  /** Local copies that were made here. */
+  const copies = new Map<WebFile, Promise<string>>();
   /** Beginnings of files, until `close`. */
   const heads = new Map<string, Promise<Uint8Array>>();
   const used = new Set<WebFile>();
@@ -69,6 +71,16 @@ export function webFiles(folder: string, web: Web, place: WebPlace): Files {
     return head;
   };
 
+  const copyOf = (file: WebFile): Promise<string> | undefined => {
+    let copy = copies.get(file);
+    if (!copy) {
+      copy = place.keep?.(file, (position, target) => fetch(file, position, target));
+      if (copy) copies.set(file, copy);
+      copy?.catch(() => copies.delete(file)); // a later read tries again
+    }
+    return copy;
+  };
+
   const files: Files = {
     async list(below) {
       const prefix = below === folder ? '' : `${below.slice(folder.length + 1)}/`;
@@ -88,6 +100,9 @@ export function webFiles(folder: string, web: Web, place: WebPlace): Files {
       const file = await fileOf(name);
       if (file.local !== undefined) return local.read(file.local, position, target);
       if (position + target.byteLength > file.bytes) throw new ReadError(name, file.bytes, 'the file ends there');
+      // The header of a shard is no reason to download it.
+      const copy = heads.has(file.path) && position + target.byteLength <= HEAD_BYTES ? undefined : copyOf(file);
+      if (copy) return local.read(await copy, position, target);
       await checked(file, position, target, async () => {
         const head = heads.get(file.path);
         const start = head ? (await head).subarray(position, position + target.byteLength) : new Uint8Array(0);

@@ -15,6 +15,9 @@ export interface WebFile {
   readonly local?: string | undefined;
 }
 
+/** Fills an array with bytes of a file. */
+export type Fetch = (position: number, target: Uint8Array) => Promise<void>;
+
 /** How a file is asked for. */
 export interface Link {
   readonly url: string;
@@ -38,6 +41,8 @@ export interface WebPlace {
   forgetLink?(file: WebFile): void;
   /** The error for an answer that refuses. Its body was not read. */
   refusal(answer: Answer, file: WebFile | undefined): Promise<MobeError>;
+  /** Makes a local copy of a file and returns its path. Absent if nothing is kept. */
+  keep?(file: WebFile, fetch: Fetch): Promise<string>;
   /** Finds whether a file still has its version. Absent if it cannot change. */
   current?(file: WebFile): Promise<Pick<WebFile, 'bytes' | 'version'>>;
 }
