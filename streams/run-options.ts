@@ -3,6 +3,7 @@
 import type { CalibrationPlan, CalibrationProgress } from '../src/calibration/pass-plan.js';
 import type { CalibrationRecord } from '../src/calibration/record.js';
 import type { TimedPlan } from '../src/conversion/estimate.js';
+import type { FitSlice } from '../src/conversion/fit-slices.js';
 import type { GroupKey } from '../src/conversion/group-plan.js';
 import type { GroupReport, StoredReport } from '../src/conversion/run-report.js';
 import type { FileSystem } from '../src/file-system.js';
@@ -81,6 +82,8 @@ export interface RunOptions extends RunHooks {
   readonly record?: CalibrationRecord | undefined;
   /** Settings and waits for a place on the hub or in S3 that the result goes to. */
   readonly web?: WebOptions | undefined;
+  /** For `fitFactors`: fits only this slice of the groups, into a folder that other processes fill at the same time. */
+  readonly slice?: FitSlice | undefined;
   /** URLs of the machines that fit (`mobe worker`). Without any, this machine fits. */
   readonly workers?: readonly string[];
 }

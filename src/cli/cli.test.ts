@@ -66,6 +66,7 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['compress', TINY_MODEL, 'x', '--activation', 'swish'], 'silu, tanh, gelu, relu, sigmoid, none'],
     [['compress', TINY_MODEL, 'x', '--method', 'quantise', '--width', '3'], 'Expected 4 or 8'],
     [['compress', TINY_MODEL, 'x', '--method', 'quantise', '--format', 'mobe'], 'Use --format hf'],
+    [['fit', TINY_MODEL, 'x', '--shard', '8/8'], '0/8 to 7/8'],
     [['compress', 'nowhere', 'x'], 'no such folder'],
     [['compress', TINY_MODEL, 'x', '--engine', 'abacus'], 'auto, onnx-cpu'],
     [['inspect', 'nowhere'], 'no such folder'],

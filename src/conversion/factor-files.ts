@@ -13,6 +13,7 @@ import { methodRecord, namedMethod } from '../methods/registry.js';
 import { PROJECTIONS } from '../models/family.js';
 import { layoutFile, type ShardLayout } from '../output/layout.js';
 import { type Files, LocalFiles, type SourceFolder } from '../sources/files.js';
+import { checkSlices } from './fit-slices.js';
 import { compareGroups, type GroupKey, type GroupPlan } from './group-plan.js';
 import { lossCurve, metricReport } from './stored-report.js';
 
@@ -130,16 +131,18 @@ export interface FactorFile extends FactorForm {
 
 /**
  * Opens all factor files of a folder, sorted by layer, projection and group. Throws `NotACheckpointError` if there are none,
- * and as `openFactorFile` does.
+ * `MissingSlicesError` if slices of its fit are missing, and as `openFactorFile` does.
  * @param source a local path, or a folder with an object that reads it
  */
 export async function openFactorFolder(source: string | SourceFolder): Promise<FactorFile[]> {
   const { folder, files } = typeof source === 'string' ? { folder: resolve(source), files: new LocalFiles() } : source;
-  const names = (await files.list(folder)).map(({ path }) => path).filter(isFactorFile);
+  const held = (await files.list(folder)).map(({ path }) => path);
+  const names = held.filter(isFactorFile);
   if (names.length === 0)
     throw new NotACheckpointError(folder, 'it has no factor files (layer-000.gate_proj.safetensors, …)');
   const opened: FactorFile[] = [];
   try {
+    await checkSlices({ folder, files }, held);
     for (const name of names) opened.push(await readFactorFile(fileIn(folder, name), files));
   } finally {
     await files.close();

@@ -1,4 +1,5 @@
 /** A folder of factor files as an `Output`. Each group has a file, which is finished by itself and then stays. */
+import { randomBytes } from 'node:crypto';
 import { dirname, join } from 'node:path';
 import { encodeHeader } from '../checkpoint/header.js';
 import { isHidden, isPlainPath } from '../checkpoint/plain-path.js';
@@ -14,8 +15,8 @@ import {
 } from '../errors.js';
 import { type FileSystem, nodeFileSystem, syncFolder, writeSynced } from '../file-system.js';
 import { clearPartial } from '../output/commit.js';
-import { checkDisk, listOutput, removeIfEmpty } from '../output/folder-checks.js';
-import { type FolderLock, lockFolder } from '../output/folder-lock.js';
+import { checkDisk, listOutput, removeIfEmpty, removeLink } from '../output/folder-checks.js';
+import { checkUnlocked, type FolderLock, lockFolder } from '../output/folder-lock.js';
 import { PARTIAL_FOLDER } from '../output/journal.js';
 import type { ShardLayout } from '../output/layout.js';
 import type { Output } from '../output/output.js';
@@ -31,6 +32,7 @@ import {
   isFactorFile,
   openFactorFile,
 } from './factor-files.js';
+import { isSlicesFile } from './fit-slices.js';
 import { type GroupPlan, groupLabel } from './group-plan.js';
 import { type FittedGroupReport, REPORT_FILE } from './run-report.js';
 
@@ -41,6 +43,11 @@ export interface FactorFolderOptions {
   readonly context: FactorContext;
   /** Removes the run's finished files first, and takes over the lock of another machine. */
   readonly force?: boolean | undefined;
+  /**
+   * Whether other processes may write into the folder at the same time: other groups, or the same ones if one was taken for dead. There
+   * is no lock then, files and states under way have names of this process, and nothing is removed that may be another's.
+   */
+  readonly shared?: boolean | undefined;
   readonly fs?: FileSystem | undefined;
 }
 
@@ -52,6 +59,8 @@ interface FileUnderWay {
 }
 
 const PARTIAL_SUFFIX = '.partial';
+
+const NO_LOCK: FolderLock = { release: async () => {} };
 
 /**
  * An `Output` of factor files. Its shards are those of `factorLayout`. Its units are groups, named by their labels. The note of
@@ -80,6 +89,8 @@ export class FactorFolder implements Output {
     private readonly found: ReadonlyMap<string, FittedGroupReport>,
     private readonly lock: FolderLock,
     private readonly fs: FileSystem,
+    /** A name of this process; undefined if the folder is not shared. */
+    readonly writer: string | undefined,
   ) {
     this.groups = new Map(groups.map((group) => [factorFileName(group), group]));
   }
@@ -89,23 +100,25 @@ export class FactorFolder implements Output {
    * factors of the same source and settings, and another `InputError` if the disk is too small or another process has the lock.
    */
   static async create(folder: string, options: FactorFolderOptions): Promise<FactorFolder> {
-    const { groups, context, force = false, fs = nodeFileSystem } = options;
+    const { groups, context, force = false, shared = false, fs = nodeFileSystem } = options;
     await listOutput(folder); // throws if the path is a file
-    const lock = await lockFolder(join(folder, PARTIAL_FOLDER), force, fs).catch((error: Error) => {
+    const take = shared ? joinFolder : lockFolder;
+    const lock = await take(join(folder, PARTIAL_FOLDER), force, fs).catch((error: Error) => {
       throw error instanceof MobeError ? error : new OutputNotWritableError(folder, error.message);
     });
     try {
-      const found = await findFactors(folder, { groups, context, force, fs });
+      const found = await findFactors(folder, { groups, context, force, shared, fs });
       const missing = groups.filter((group) => !found.has(factorFileName(group)));
       await checkDisk(
         folder,
         missing.reduce((sum, group) => sum + factorBytes(group), 0),
         fs,
       );
-      return new FactorFolder(folder, context, groups, found, lock, fs);
+      const writer = shared ? randomBytes(6).toString('hex') : undefined;
+      return new FactorFolder(folder, context, groups, found, lock, fs, writer);
     } catch (error) {
       await lock.release();
-      await removeIfEmpty(folder, fs);
+      if (!shared) await removeIfEmpty(folder, fs);
       throw error;
     }
   }
@@ -154,7 +167,8 @@ export class FactorFolder implements Output {
   }
 
   private partial(file: string): string {
-    return join(this.folder, `${file}${PARTIAL_SUFFIX}`);
+    const { writer } = this;
+    return join(this.folder, `${file}${writer === undefined ? '' : `.${writer}`}${PARTIAL_SUFFIX}`);
   }
 
   async finish({ parts }: Unit, note: unknown): Promise<void> {
@@ -176,16 +190,33 @@ export class FactorFolder implements Output {
     const metadata = encodeFactorMetadata(group, { ...this.context, report: reproducible });
     await writer.rewriteHeader(encodeHeader(factorTensors(group), metadata, header.byteLength));
     await writer.finish();
-    await this.rename(this.partial(file), file);
+    // A process that was taken for dead may have finished the same group. The first of its files stays.
+    if (this.writer !== undefined && (await this.holds(file))) await this.fs.remove(this.partial(file));
+    else await this.rename(this.partial(file), file);
     await syncFolder(this.folder, this.fs);
     this.finished.push(file);
+    if (this.writer !== undefined) await this.removeOthers(file);
     for (const { name } of tensors) this.holders.delete(name);
+  }
+
+  private holds(file: string): Promise<boolean> {
+    return this.fs.stat(join(this.folder, file)).then(
+      () => true,
+      () => false,
+    );
+  }
+
+  /** Removes what killed processes left of a file that is finished now. */
+  private async removeOthers(file: string): Promise<void> {
+    for (const name of await this.fs.readdir(this.folder))
+      if (isPartialFactor(name) && name.startsWith(`${file}.`)) await this.fs.remove(join(this.folder, name));
   }
 
   private async rename(from: string, file: string): Promise<void> {
     try {
       await this.fs.rename(from, join(this.folder, file));
     } catch (error) {
+      if (this.writer !== undefined && (await this.holds(file))) return; // another process was faster, and removed `from`
       throw asWriteError(join(this.folder, file), error);
     }
   }
@@ -203,6 +234,7 @@ export class FactorFolder implements Output {
   }
 
   private async stage(file: string, content: Iterable<Uint8Array> | AsyncIterable<Uint8Array>): Promise<void> {
+    if (this.writer !== undefined) return; // a record is of all groups, and this process has some of them
     if (!isPlainPath(file) || isHidden(file)) throw new UnsafePathError(this.folder, file);
     const path = join(this.workspace, file);
     try {
@@ -221,7 +253,7 @@ export class FactorFolder implements Output {
         throw new IncompleteOutputError(name, writer?.writtenBytes(name) ?? 0, bytes);
     for (const file of this.staged) await this.rename(join(this.workspace, file), file);
     // The result is complete. If removing temporary files fails now, the next run removes them.
-    await clearPartial(this.folder, this.fs).catch(() => {});
+    if (this.writer === undefined) await clearPartial(this.folder, this.fs).catch(() => {});
     await this.leave();
   }
 
@@ -235,7 +267,7 @@ export class FactorFolder implements Output {
     }
     if (!keep) {
       for (const file of this.finished) await this.fs.remove(join(this.folder, file)).catch(() => {});
-      await clearPartial(this.folder, this.fs).catch(() => {});
+      if (this.writer === undefined) await clearPartial(this.folder, this.fs).catch(() => {});
     }
     const kept = keep && (await this.holdsWork());
     await this.leave();
@@ -250,8 +282,16 @@ export class FactorFolder implements Output {
 
   private async leave(): Promise<void> {
     await this.lock.release().catch(() => {});
-    await removeIfEmpty(this.folder, this.fs);
+    if (this.writer === undefined) await removeIfEmpty(this.folder, this.fs);
   }
+}
+
+/** Prepares a folder that other processes write to as well. Throws `FolderLockedError` if one has it for itself. */
+async function joinFolder(partial: string, force: boolean, fs: FileSystem): Promise<FolderLock> {
+  await removeLink(partial);
+  await fs.mkdir(partial);
+  await checkUnlocked(partial, force, fs);
+  return NO_LOCK;
 }
 
 const factorBytes = (group: GroupPlan): number => factorTensors(group).reduce((sum, { bytes }) => sum + bytes, 0);
@@ -264,12 +304,12 @@ const unitId = (groups: ReadonlyMap<string, GroupPlan>, file: string): string =>
  */
 async function findFactors(
   folder: string,
-  { groups, context, force, fs }: FactorFolderOptions & { readonly fs: FileSystem },
+  { groups, context, force, shared, fs }: FactorFolderOptions & { readonly fs: FileSystem },
 ): Promise<Map<string, FittedGroupReport>> {
   const wanted = new Map(groups.map((group) => [factorFileName(group), group]));
   const held = (await listOutput(folder)) ?? [];
-  const own = (name: string): boolean => wanted.has(name) || RECORDS.includes(name);
-  const foreign = held.filter((name) => !own(name) && !isFactorFile(name) && !isPartialFactor(name));
+  const own = (name: string): boolean => wanted.has(name) || (!shared && isRecord(name));
+  const foreign = held.filter((name) => !own(name) && !isRecord(name) && !isFactorFile(name) && !isPartialFactor(name));
   if (foreign.length)
     throw new OutputNotEmptyError(
       folder,
@@ -277,7 +317,10 @@ async function findFactors(
       force,
     );
   const found = new Map<string, FittedGroupReport>();
-  for (const name of held.filter(isFactorFile)) {
+  // Another process has compared the files of its own groups. One of them shows whether it is of the same fit.
+  const all = held.filter(isFactorFile);
+  const compared = shared ? [...all.filter((name) => !wanted.has(name)).slice(0, 1), ...all.filter(own)] : all;
+  for (const name of compared) {
     const group = wanted.get(name);
     if (group && force) continue;
     const { metadata, problem } = await openFactorFile(join(folder, name), new LocalFiles(fs));
@@ -286,18 +329,23 @@ async function findFactors(
     if (group) found.set(name, { ...metadata.report, seconds: 0 });
   }
   // The process that wrote these has ended, because this one has the lock.
-  for (const name of held.filter(isPartialFactor)) await fs.remove(join(folder, name));
+  if (!shared) for (const name of held.filter(isPartialFactor)) await fs.remove(join(folder, name));
   if (force) {
     for (const name of held.filter(own)) await fs.remove(join(folder, name));
-    await clearPartial(folder, fs);
+    if (!shared) await clearPartial(folder, fs);
   }
   return found;
 }
 
 const RECORDS: readonly string[] = [REPORT_FILE, ...PAGE_FILES, `${REPORT_FILE}${PARTIAL_SUFFIX}`];
 
-const isPartialFactor = (name: string): boolean =>
-  name.endsWith(PARTIAL_SUFFIX) && isFactorFile(name.slice(0, -PARTIAL_SUFFIX.length));
+const isRecord = (name: string): boolean => RECORDS.includes(name) || isSlicesFile(name);
+
+/** Whether a file is an unfinished factor file, with or without the name of its writer. */
+const isPartialFactor = (name: string): boolean => {
+  const file = /^(.*?\.safetensors)(?:\.[0-9a-f]+)?\.partial$/.exec(name)?.[1];
+  return file !== undefined && isFactorFile(file);
+};
 
 /** Compares source and settings except `layers`: a group's factors do not depend on which other layers were fitted. */
 function isSameFit(a: FactorContext, b: FactorContext): boolean {

@@ -222,6 +222,24 @@ export class CompilerMissingError extends InputError {
   }
 }
 
+/** Slices of a fit (`mobe fit --shard`) have not written all of their factor files. */
+export class MissingSlicesError extends InputError {
+  /** @param total the factor files of all slices */
+  constructor(
+    readonly folder: string,
+    readonly missing: ReadonlyArray<{ readonly slice: string; readonly files: readonly string[] }>,
+    total: number,
+  ) {
+    const count = missing.reduce((sum, { files }) => sum + files.length, 0);
+    const [first] = missing as [(typeof missing)[0]];
+    const few = <T>(all: readonly T[], text: (it: T) => string, most: number): string =>
+      all.slice(0, most).map(text).join(', ') + (all.length > most ? ` and ${all.length - most} more` : '');
+    super(
+      `${folder} lacks ${count} of the ${total} factor files of its slices: ${few(missing, ({ slice, files }) => `slice ${slice} (${few(files, String, 3)})`, 4)}. Wait until these slices have ended, or run them again: "mobe fit --shard ${first.slice}" with the arguments of the others.`,
+    );
+  }
+}
+
 /** A manifest cannot be read or was changed. */
 export class DamagedManifestError extends InputError {
   constructor(

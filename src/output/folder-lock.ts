@@ -58,6 +58,13 @@ export async function lockFolder(folder: string, force: boolean, fs: FileSystem)
   throw new FolderLockedError(folder, 'by several processes at once', 'Wait for them.');
 }
 
+/** Throws `FolderLockedError` if another process has the lock in `folder`. @param force ignores locks of other machines */
+export async function checkUnlocked(folder: string, force: boolean, fs: FileSystem): Promise<void> {
+  const found = await readWhole(fs, join(folder, LOCK_FILE), MAX_LOCK_BYTES);
+  const holder = found && parseHolder(found);
+  if (holder) await checkVoid(folder, holder, { pid: process.pid, host: hostname(), since: '' }, force);
+}
+
 async function createLock(path: string, self: Holder, fs: FileSystem): Promise<boolean> {
   try {
     const file = await fs.open(path, 'wx');

@@ -14,6 +14,8 @@ export interface Output {
   readonly workspace?: string;
   /** True if the result is on another machine. Then a failure to save a state in the workspace is no reason to stop. */
   readonly elsewhere?: boolean;
+  /** Tells this process from others that write into the same workspace; undefined if there can be none. */
+  readonly writer?: string | undefined;
   /**
    * Returns the units that an interrupted run of the same identity has finished, after checking their bytes. Must be called
    * before anything is reserved.

@@ -26,6 +26,8 @@ export interface StateFile {
   readonly reservedBytes: number;
   /** If true, failed saves are ignored. If false, a failed save ends the run, because the result is on the same disk. */
   readonly dispensable: boolean;
+  /** The ending of the file that a save writes first. Processes that may save the same state have different ones. */
+  readonly newSuffix: string;
 }
 
 /** The folder in which the fits of a run save their states. */
@@ -55,8 +57,9 @@ export function stateFiles({ folder, identity, ...rest }: StatePlace): (group: G
 
 /** Removes the state of a group, when the group is finished. */
 export async function removeState(folder: string, group: GroupKey, fs: FileSystem = nodeFileSystem): Promise<void> {
-  const path = join(folder, stateFileName(group));
-  for (const it of [path, `${path}.new`]) await fs.remove(it);
+  const file = stateFileName(group);
+  for (const name of await fs.readdir(folder))
+    if (name === file || name.startsWith(`${file}.`)) await fs.remove(join(folder, name));
 }
 
 /** Saving takes at most about this share of the time, even on a slow disk. */
@@ -72,7 +75,7 @@ export const stateFileName = (group: GroupKey): string =>
  * @param stopping returns whether the fit is asked to stop
  */
 export function stateStore(
-  { path, identity, everyMs, reservedBytes, dispensable }: StateFile,
+  { path, identity, everyMs, reservedBytes, dispensable, newSuffix }: StateFile,
   stopping: () => boolean,
   fs: FileSystem = nodeFileSystem,
 ): StateStore {
@@ -87,7 +90,7 @@ export function stateStore(
     async save(state) {
       const began = performance.now();
       try {
-        await saveState(path, identity, state, reservedBytes, fs);
+        await saveState({ path, identity, reservedBytes, newSuffix }, state, fs);
       } catch (error) {
         if (!dispensable) throw error;
       }
@@ -99,10 +102,8 @@ export function stateStore(
 
 /** Does nothing if the disk has no room for the state beside the result. */
 async function saveState(
-  path: string,
-  identity: string,
+  { path, identity, reservedBytes, newSuffix }: Pick<StateFile, 'path' | 'identity' | 'reservedBytes' | 'newSuffix'>,
   state: FitState,
-  reservedBytes: number,
   fs: FileSystem,
 ): Promise<void> {
   const arrays = Object.entries(state);
@@ -116,7 +117,7 @@ async function saveState(
     const data = arrays.map(([, it]) => new Uint8Array(it.buffer, it.byteOffset, it.byteLength));
     const crc = data.reduce((sum, part) => crc32(part, sum), 0);
     const header = encodeHeader(tensors, { identity, crc: String(crc) });
-    const temporary = `${path}.new`;
+    const temporary = `${path}${newSuffix}`;
     await writeSynced(fs, temporary, [header, ...data]);
     await fs.rename(temporary, path);
     await syncFolder(dirname(path), fs);

@@ -48,6 +48,11 @@ export interface BranchContext {
 /** A planned conversion with the branch that carries it out. */
 export interface Conversion extends Recorded {
   readonly out: OutputPlace;
+  /**
+   * The plan of which `plan` is a part, if other processes write other parts into the same folder of factor files. A part writes no
+   * record.
+   */
+  readonly partOf?: ConversionPlan | undefined;
   /** Folders in which the output must not lie. */
   readonly inputs: readonly string[];
   /** Called before the work, when it is known that there is work and enough disk space. */
@@ -66,14 +71,18 @@ export interface Conversion extends Recorded {
  * there. Throws a `MobeError`, whose `kept` says whether finished work was kept.
  */
 export async function convert(conversion: Conversion): Promise<RunResult> {
-  const { out, inputs, record, run, plan, circumstances = {} } = conversion;
+  const { out, inputs, record, run, plan, partOf, circumstances = {} } = conversion;
   const { files: reader } = plan.source;
   try {
     const device = record.engine?.device;
-    const identity = await runIdentity(record, plan, { ...circumstances, device });
+    const identity = await runIdentity(record, partOf ?? plan, { ...circumstances, device });
     const opened =
       plan.format === 'factors'
-        ? await openFactors(out, { kind: record.kind, groups: plan.groups, context: record, inputs }, run)
+        ? await openFactors(
+            out,
+            { kind: record.kind, groups: plan.groups, context: record, inputs, shared: partOf !== undefined },
+            run,
+          )
         : await openOutput(
             out,
             { wanted: record, neededBytes: outputBytes(plan), heldBytes: heldBytes(plan), inputs, identity },
@@ -197,7 +206,7 @@ async function write(
 }
 
 function statesIn(
-  { workspace, elsewhere = false }: Output,
+  { workspace, elsewhere = false, writer }: Output,
   { plan, run }: Conversion,
   identity: unknown,
 ): StatePlace | undefined {
@@ -205,7 +214,8 @@ function statesIn(
   const reservedBytes = elsewhere ? 0 : outputBytes(plan);
   return {
     ...{ folder: workspace, identity, everyMs: saveInterval(run.saveEvery) },
-    ...{ reservedBytes, dispensable: elsewhere },
+    ...{ reservedBytes, dispensable: elsewhere || writer !== undefined },
+    newSuffix: writer === undefined ? '.new' : `.${writer}.new`,
   };
 }
 

@@ -56,8 +56,10 @@ export async function* fitAndRepair(
     const groups = plan.groups.filter((group) => group.layer === layer.layer && !group.dense);
     const folder = join(states.folder, `layer-${layer.layer}${STATE_SUFFIX}`);
     const factors = planFactors(opened, groups);
+    // Processes that fit parts of a model share the workspace, and one of them may have been taken for dead.
     await convert({
       plan: factors,
+      partOf: factors,
       out: folder,
       inputs: [],
       circumstances: fitCircumstances(planned),

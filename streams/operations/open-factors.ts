@@ -18,6 +18,8 @@ export interface FactorRequest {
   readonly context: FactorContext;
   /** Folders in which the factor folder must not lie. */
   readonly inputs: readonly string[];
+  /** Whether other processes write other groups into the same folder. */
+  readonly shared: boolean;
 }
 
 /**
@@ -26,7 +28,7 @@ export interface FactorRequest {
  */
 export async function openFactors(
   place: OutputPlace,
-  { kind, groups, context, inputs }: FactorRequest,
+  { kind, groups, context, inputs, shared }: FactorRequest,
   { force, fileSystem: fs }: FolderOptions,
 ): Promise<OpenedOutput> {
   if (typeof place !== 'string') return { output: place };
@@ -34,8 +36,8 @@ export async function openFactors(
   await checkOutside(place, inputs);
   const { sourceFingerprint, settings } = context;
   const short = { sourceFingerprint, settings: shortSettings(settings) };
-  const output = await FactorFolder.create(place, { groups, context: short, force, fs });
-  if (!output.complete) return { output };
+  const output = await FactorFolder.create(place, { groups, context: short, force, shared, fs });
+  if (!output.complete || shared) return { output };
   // A run that was killed after its last group left no record. A run of other layers left a different record.
   const record = await readReport(place);
   if (!record || describeDifference(record, { kind, sourceFingerprint, settings })) return { output };
