@@ -8,6 +8,7 @@ export * from './errors/metric.js';
 export * from './errors/model.js';
 export * from './errors/option.js';
 export * from './errors/peer.js';
+export * from './errors/queue.js';
 export * from './errors/record.js';
 export * from './errors/run.js';
 export * from './errors/shard-header.js';

@@ -46,6 +46,12 @@ export const COMMANDS: readonly CommandEntry[] = [
     load: () => import('./fit.js'),
   },
   {
+    name: 'farm',
+    args: 'submit|work|status',
+    summary: 'compress with any number of machines that take groups from a queue in Redis',
+    load: () => import('./farm.js'),
+  },
+  {
     name: 'export',
     args: '<model> <factors> <out>',
     summary: 'write a checkpoint from a model and the factor files of "mobe fit"',

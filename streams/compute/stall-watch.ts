@@ -19,7 +19,7 @@ export class StallWatch {
   private longest = 0;
 
   constructor(
-    private readonly channel: Channel,
+    private readonly channel: Pick<Channel, 'peer' | 'fail'>,
     { stallTimeoutMs = STALL_TIMEOUT_MS }: PeerOptions,
   ) {
     this.leastMs = stallTimeoutMs;

@@ -1,11 +1,10 @@
 import { fingerprint } from '../../src/checkpoint/open-checkpoint.js';
 import { configChanges, nativeModelling } from '../../src/conversion/config-changes.js';
-import { type ConversionPlan, type Copy, planConversion } from '../../src/conversion/conversion-plan.js';
+import { planConversion } from '../../src/conversion/conversion-plan.js';
 import { type FactorFile, openFactorFolder } from '../../src/conversion/factor-files.js';
-import { groupPlaces, type Place } from '../../src/conversion/group-places.js';
-import { checkNative, type GroupKey, type GroupPlan, groupKey, productOf } from '../../src/conversion/group-plan.js';
+import { checkNative, type GroupPlan, productOf } from '../../src/conversion/group-plan.js';
 import { editedSideFiles } from '../../src/conversion/quantisation-changes.js';
-import { engineRecord, type FittedGroupReport, type KeptGroupReport } from '../../src/conversion/run-report.js';
+import { engineRecord } from '../../src/conversion/run-report.js';
 import {
   type CompressOptions,
   decodedDtype,
@@ -15,15 +14,13 @@ import {
 } from '../../src/conversion/settings.js';
 import { chooseEngine } from '../../src/engine/choose-engine.js';
 import { detectModel } from '../../src/models/detect.js';
-import type { ByteRange, RangeReader } from '../../src/sources/files.js';
 import { joinFiles } from '../../src/sources/join-files.js';
-import { type ComputeThread, withThread } from '../compute/compute-thread.js';
-import { relativeError } from '../compute/squared-error.js';
+import { withThread } from '../compute/compute-thread.js';
 import { openFiles, openSource, type Source } from '../machines/remote-files.js';
 import type { OutputRecord } from '../records.js';
 import type { RunOptions, RunResult } from '../run-options.js';
-import { keptWeights, passThrough } from '../stages/pass-through.js';
-import { type FactoredGroup, type FactorRanges, matchFactors, rebuildWeights } from '../stages/rebuild.js';
+import { matchFactors } from '../stages/rebuild.js';
+import { copyAll, keptReport, rebuildAll } from '../stages/write-factored.js';
 import { checkAllowed } from './compress.js';
 import { convert } from './convert.js';
 import { commonSettings } from './factored-groups.js';
@@ -95,7 +92,7 @@ export async function exportFactors(
         ? withThread({ engine: engine.name, threads }, signal, (thread) =>
             rebuildAll(plan, wanted, reader, thread, maxError),
           )
-        : copyAll(plan, wanted, kept, reader);
+        : copyAndKeep(kept, copyAll(plan, wanted, reader));
     },
     companions: {
       modelling: nativeModelling(plan, detected),
@@ -129,74 +126,11 @@ function byLayers(files: readonly FactorFile[], maxError = Number.POSITIVE_INFIN
   return { used: files.filter((file) => !isLeft(file)), kept: files.filter(isLeft) };
 }
 
-/** The report of the fit, without its duration. */
-const reportOf = ({ metadata }: FactorFile): FittedGroupReport => ({ ...metadata.report, seconds: 0 });
-
-const keptReport = (group: GroupKey, keptError: number, seconds: number): KeptGroupReport => ({
-  ...groupKey(group),
-  seconds,
-  keptError,
-});
-
-async function* rebuildAll(
-  plan: ConversionPlan,
-  factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
-  reader: RangeReader,
-  thread: ComputeThread,
-  maxError: number | undefined,
-): AsyncGenerator<OutputRecord> {
-  for (const [it, file] of factored) {
-    const { experts, rows, cols } = it.group.problem;
-    const started = performance.now();
-    const seconds = (): number => (performance.now() - started) / 1000;
-    if (maxError !== undefined) {
-      const error = await rebuildError(it, plan, reader, thread);
-      if (!(error <= maxError)) {
-        yield* keptWeights(it.group, plan, reader);
-        yield { finished: keptReport(it.group, error, seconds()) };
-        continue;
-      }
-    }
-    const error = yield* rebuildWeights(it, plan, reader, thread);
-    const report: FittedGroupReport = {
-      ...reportOf(file),
-      relativeError: relativeError(error),
-      mse: error.squaredError / (experts * rows * cols),
-      seconds: seconds(),
-    };
-    yield { finished: report };
-  }
-}
-
-/** The error of the weights after rounding. `compress` compares the same error with `maxError`. */
-async function rebuildError(...rebuilt: Parameters<typeof rebuildWeights>): Promise<number> {
-  const weights = rebuildWeights(...rebuilt);
-  for (;;) {
-    const { value, done } = await weights.next();
-    if (done) return relativeError(value);
-  }
-}
-
-/** Copies the factors unchanged, under their native names. */
-async function* copyAll(
-  plan: ConversionPlan,
-  factored: ReadonlyArray<readonly [FactoredGroup, FactorFile]>,
+/** Reports the groups that stay uncompressed before the copies of the others. */
+async function* copyAndKeep(
   kept: readonly FactorFile[],
-  reader: RangeReader,
+  copied: AsyncIterable<OutputRecord>,
 ): AsyncGenerator<OutputRecord> {
   for (const { metadata } of kept) yield { finished: keptReport(metadata.report, metadata.report.relativeError, 0) };
-  for (const [{ group, shared, own }, file] of factored) {
-    const places = groupPlaces(group, plan);
-    const copy = (ranges: FactorRanges, { factor, tensor, offset }: Place): Copy => ({
-      target: tensor,
-      offset,
-      source: ranges[factor] as ByteRange,
-    });
-    const copies = [
-      ...places.shared.map((place) => copy(shared, place)),
-      ...places.experts.flatMap((all, expert) => all.map((place) => copy(own(expert), place))),
-    ];
-    yield* passThrough(copies, reader);
-    yield { finished: reportOf(file) };
-  }
+  yield* copied;
 }

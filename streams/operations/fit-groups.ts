@@ -29,7 +29,7 @@ export async function planFit(model: Source, options: CompressOptions, run: RunO
 /** A part of a planned fit, whose other parts are fitted by other processes into the same folder at the same time. */
 export interface FitPart {
   readonly groups: readonly GroupPlan[];
-  /** Called before the work, if there is any. */
+  /** Called before the work, if there is any; default: tells the plan, for which the machine's pace is measured. */
   readonly onStart?: () => Promise<void>;
 }
 
@@ -48,10 +48,7 @@ export async function fitPlanned(
     out: folder,
     inputs: [source.folder],
     circumstances: fitCircumstances(planned),
-    async onStart() {
-      await part?.onStart?.();
-      await tellPlan(fit, run);
-    },
+    onStart: part?.onStart ?? (() => tellPlan(fit, run)),
     // σ of experts that are cut into groups is that of all groups of a layer, so the stages get the plan of the whole.
     experts: (context) => (repairsDown(settings) ? fitAndRepair : fitExperts)(fit, plan, run, context),
     record: {

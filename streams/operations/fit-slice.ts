@@ -13,6 +13,7 @@ import { asWriteError } from '../../src/output/shard-writer.js';
 import type { Source } from '../machines/remote-files.js';
 import type { RunOptions, RunResult } from '../run-options.js';
 import { wantsAllocation } from './allocate.js';
+import { tellPlan } from './fit-experts.js';
 import { fitPlanned, planFit } from './fit-groups.js';
 import type { OutputPlace } from './open-output.js';
 
@@ -48,7 +49,11 @@ export async function fitSlice(
     const units = fitUnits(fit.plan.groups, repairsDown(fit.planned.settings));
     const files = units.map((groups) => groups.map(factorFileName));
     const list = (): Promise<void> => writeList(folder, encodeSlices(files, slice.count), run);
-    const result = await fitPlanned(fit, folder, run, started, { groups: groupsOfSlice(units, slice), onStart: list });
+    const onStart = async (): Promise<void> => {
+      await list();
+      await tellPlan(fit, run);
+    };
+    const result = await fitPlanned(fit, folder, run, started, { groups: groupsOfSlice(units, slice), onStart });
     await list();
     const held = new Set(await listOutput(folder));
     if (files.flat().every((file) => held.has(file)))
