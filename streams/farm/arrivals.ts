@@ -81,7 +81,7 @@ async function list(folder: string): Promise<string[]> {
   }
 }
 
-const openJobs = ({ bull, redis }: FarmQueue, { engine }: FarmRun): Queue<JobData> => {
+export const openJobs = ({ bull, redis }: FarmQueue, { engine }: FarmRun): Queue<JobData> => {
   const queue = new bull.Queue<JobData>(engineQueue(engine), { connection: redis, prefix: KEY_PREFIX });
   queue.on('error', () => {}); // openQueue tells of lost connections
   return queue;
@@ -145,7 +145,7 @@ async function removeJobs(jobs: Queue<JobData>, ids: readonly string[]): Promise
 }
 
 /** Adds jobs. Those that are in the queue stay as they are. */
-async function addJobs(
+export async function addJobs(
   jobs: Queue<JobData>,
   run: FarmRun,
   units: ReadonlyArray<readonly [string, FarmUnit]>,

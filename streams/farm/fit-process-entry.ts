@@ -39,6 +39,8 @@ async function plan(run: FarmRun, { maxMemory, token, ca }: FitLimits): Promise<
 async function fitJob({ run, groups: labels, limits }: Extract<ToFit, { kind: 'fit' }>): Promise<void> {
   const began = performance.now();
   let planning = true;
+  stop = new AbortController();
+  const { signal } = stop;
   try {
     if (!existsSync(run.factors)) throw new FolderNotSharedError(run.factors);
     const key = JSON.stringify(run);
@@ -59,7 +61,7 @@ async function fitJob({ run, groups: labels, limits }: Extract<ToFit, { kind: 'f
     };
     const options: RunOptions = {
       onProgress,
-      signal: stop.signal,
+      signal,
       saveEvery: limits.saveEvery,
       peers: { token: limits.token, ca: limits.ca },
     };
@@ -75,10 +77,8 @@ async function fitJob({ run, groups: labels, limits }: Extract<ToFit, { kind: 'f
 }
 
 process.on('message', (message: ToFit) => {
-  if (message.kind === 'stop') {
-    stop.abort();
-    stop = new AbortController();
-  } else void fitJob(message);
+  if (message.kind === 'stop') stop.abort();
+  else void fitJob(message);
 });
 // The worker decides when this process ends; a terminal sends its signals to both.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => {});

@@ -102,23 +102,31 @@ export async function openQueue(address: string, { onQueue }: QueueHooks = {}): 
 
 /** Connects once, so that a wrong address is an error and not a wait. */
 async function checkServer(redis: Redis, name: string): Promise<void> {
+  const shortVersion = LEAST_VERSION.replace(/\.0$/, '');
   let last: Error | undefined;
   redis.on('error', (error) => {
     last ??= error;
   });
+  const silent = setTimeout(() => {
+    last ??= new Error(`it did not answer for ${CONNECT_TIMEOUT_MS / 1000} s`);
+    redis.disconnect();
+  }, CONNECT_TIMEOUT_MS);
   try {
     await redis.connect();
     const info = await redis.info('server');
     const version = /^redis_version:(.*)$/m.exec(info)?.[1]?.trim() ?? 'of unknown version';
     if (version.localeCompare(LEAST_VERSION, 'en', { numeric: true }) < 0)
-      throw new QueueVersionError(name, version, LEAST_VERSION.replace(/\.0$/, ''));
+      throw new QueueVersionError(name, version, shortVersion);
   } catch (error) {
     if (error instanceof QueueVersionError) throw error;
     const { message } = last ?? (error as Error);
     if (/WRONGPASS|NOAUTH|NOPERM|invalid password|without any password/i.test(message))
       throw new QueueRefusedError(name, message);
+    // The first command is "HELLO", which came with Redis 6.
+    if (/unknown command.*hello/i.test(message)) throw new QueueVersionError(name, 'before 6', shortVersion);
     throw new QueueUnreachableError(name, message || 'no answer');
   } finally {
+    clearTimeout(silent);
     redis.disconnect();
   }
 }
