@@ -89,6 +89,8 @@ describe('wrong use exits with 2, says why on stderr and nothing on stdout:', ()
     [['compress', TINY_MODEL, 'x', '--ca', 'nowhere.pem'], '--ca: nowhere.pem cannot be read'],
     [['serve', TINY_MODEL, '--listen', '127.0.0.1:0', '--tls-cert', 'nowhere.pem'], '--tls-cert: nowhere.pem cannot'],
     [['serve', TINY_MODEL, '--listen', '127.0.0.1:0', '--tls-cert', CLI], 'go together'],
+    [['compress', TINY_MODEL, 'x', '--precision', 'tf32'], 'onnx-cpu on'],
+    [['worker', '--listen', '127.0.0.1:0', '--precision', 'tf32'], 'multiplies in f32 alone'],
     [['engines', '--link-tensorflow', TINY_MODEL], 'has no libtensorflow_cc.so.2'],
   ])('%j', async (args, words) => {
     const { code, stdout, stderr } = await mobe(...args);

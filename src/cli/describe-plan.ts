@@ -65,7 +65,10 @@ export function describePlan(planned: TimedPlan): string {
       kinds.set(kind, (kinds.get(kind) ?? 0) + 1);
     }
     rows.push(
-      ['engine', `${engine.name} on ${engine.device}`],
+      [
+        'engine',
+        `${engine.name} on ${engine.device}${settings.precision === 'tf32' ? ', products of steps in TF32' : ''}`,
+      ],
       ...(settings.allocation
         ? [] // the table of bases follows
         : [...kinds].map(([kind, count]) => [kinds.size === 1 ? 'each group' : `${count} group(s)`, kind])),

@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { fastest } from '../engine/choose-engine.js';
 import { ENGINE_NAMES, FOR_CHECKS } from '../engine/create-engine.js';
 import { type BrokenEngine, probeEngine, type WorkingEngine, works } from '../engine/probe.js';
+import { allowTensorCores } from '../engine/tensor-cores.js';
 import { type LinkedTensorflow, linkTensorflow } from '../engine/tensorflow/link-tensorflow.js';
 import { formatBytes } from '../format.js';
 import { json, threads } from './options.js';
@@ -25,7 +26,8 @@ export function define(command: Command): void {
     .addHelpText(
       'after',
       `
-The speed is that of plain f32 matrix products, measured here. A graphics device that is emulated in software counts as a CPU.
+The speed is that of plain matrix products in the first precision, measured here. In tf32, tensor cores round the factors of a
+product to 10 bits; fits use it unless --precision f32 is given. A graphics device that is emulated in software counts as a CPU.
 "--engine auto" measures at the shapes of the model. It takes the fastest GPU if that is faster than onnx-cpu.`,
     )
     .action(async (flags: Flags) => {
@@ -36,6 +38,7 @@ The speed is that of plain f32 matrix products, measured here. A graphics device
         const linked = await linkTensorflow(flags.linkTensorflow, (line) => process.stderr.write(`${line}\n`));
         return print(linked, describeLinked(linked));
       }
+      allowTensorCores();
       const engines: Array<WorkingEngine | BrokenEngine> = [];
       for (const name of ENGINE_NAMES)
         engines.push(await probeEngine(name, { threads: flags.threads ?? availableParallelism(), rate: 'any' }));
@@ -51,17 +54,18 @@ The speed is that of plain f32 matrix products, measured here. A graphics device
 
 function describe(engines: ReadonlyArray<WorkingEngine | BrokenEngine>, auto: string): string {
   const table = formatTable(
-    [left('engine'), left('runs on'), left('device'), right('products'), right('largest tensor')],
+    [left('engine'), left('runs on'), left('device'), left('precision'), right('products'), right('largest tensor')],
     engines.map((engine) =>
       works(engine)
         ? [
             engine.name,
             engine.kind.toUpperCase(),
             engine.device,
+            engine.tf32 ? 'tf32, f32' : 'f32',
             `${formatRate(engine.gemmRate ?? 0)} GFLOP/s`,
             engine.maxTensorBytes === undefined ? '-' : formatBytes(engine.maxTensorBytes),
           ]
-        : [engine.name, 'does not work here', '', '', ''],
+        : [engine.name, 'does not work here', '', '', '', ''],
     ),
   );
   const reasons = engines.flatMap((engine) => (works(engine) ? [] : [`${engine.name}: ${engine.reason}.`]));

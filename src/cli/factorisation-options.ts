@@ -8,7 +8,7 @@ import { QUALITIES } from '../methods/mobe/sizes.js';
 import { WIDTHS } from '../methods/quantise/problem.js';
 import { DEFAULT_METHOD, METHODS } from '../methods/registry.js';
 import { DEFAULT_PROJECTIONS, PROJECTIONS } from '../models/family.js';
-import { engine, maxMemory, positiveInteger, positiveNumber, threads, wholeNumber } from './options.js';
+import { engine, maxMemory, positiveInteger, positiveNumber, precision, threads, wholeNumber } from './options.js';
 
 const methods = [...METHODS.values()];
 
@@ -184,6 +184,7 @@ export function addFactorisationOptions(command: Command): Command {
       ).argParser(positiveInteger),
     )
     .addOption(engine())
+    .addOption(precision())
     .addOption(threads())
     .addOption(new Option('--seed <n>', 'seed of the random start').argParser(wholeNumber).default(0))
     .addOption(maxMemory());

@@ -4,6 +4,7 @@ import { InvalidArgumentError, Option } from 'commander';
 import type { CompressOptions } from '../conversion/settings.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE } from '../engine/create-engine.js';
+import { PRECISIONS } from '../engine/engine.js';
 import { OptionError } from '../errors.js';
 import { parseBytes } from '../format.js';
 
@@ -46,6 +47,12 @@ export const engine = (): Option =>
   new Option('--engine <engine>', 'engine that computes; auto: the fastest that works here (see "mobe engines")')
     .choices(ENGINE_CHOICES)
     .default(DEFAULT_ENGINE);
+
+export const precision = (): Option =>
+  new Option(
+    '--precision <precision>',
+    'precision of the matrix products in the steps of varpro (default: tf32 on engines that have it, else f32; "mobe engines" lists them)',
+  ).choices(PRECISIONS);
 
 export const maxError = (): Option =>
   new Option(

@@ -2,6 +2,7 @@
 import type { RecordFacts } from '../calibration/record.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
 import { type ChosenEngine, chooseEngine } from '../engine/choose-engine.js';
+import { allowTensorCores, choosePrecision } from '../engine/tensor-cores.js';
 import { BudgetTooSmallError, InputError } from '../errors.js';
 import { detectModel } from '../models/detect.js';
 import type { MoeModel } from '../models/family.js';
@@ -17,6 +18,7 @@ import {
   type CompressOptions,
   decodedDtype,
   formatOf,
+  hasPrecisions,
   holdsWeights,
   isNative,
   type RunSettings,
@@ -105,9 +107,12 @@ async function planWithin(
   const groups = planGroups(model, given);
   if (groups[0]?.coded) checkPackedWeights(groups, given, writes);
   if (isNative(given)) for (const group of groups) checkPacked(group, source.config);
+  const { precision: asked = hasPrecisions(given) ? undefined : 'f32' } = given;
+  if (asked !== 'f32') allowTensorCores();
   const engine = fitters?.engine ?? (await choose(given.engine, given.threads, productOf(groups[0])));
   const sizes = defaultSizes(model, given);
-  const chosen = { ...given, ...sizes?.options, engine: engine.name };
+  const precision = choosePrecision(engine, asked);
+  const chosen = { ...given, ...sizes?.options, engine: engine.name, precision };
   const size = facts && recordSize(facts, languageConfig(source.config));
   const { metric, memory, note } = chooseMetric(groups, chosen, size, (metric) =>
     planMemory(groups, chosen, source.tensors.size, engine, fitters, metric && size && { metric, size }),

@@ -78,7 +78,11 @@ describe('--method svd', () => {
   });
 
   test('its model card says what the weights were replaced by', () => {
-    const settings = resultSettings({ ...resolveSettings({ method: 'svd', rank: 4 }), engine: 'onnx-cpu' });
+    const settings = resultSettings({
+      ...resolveSettings({ method: 'svd', rank: 4 }),
+      engine: 'onnx-cpu',
+      precision: 'f32',
+    });
     const sizes = { parametersBefore: 1, parametersAfter: 1, bytesBefore: 1, bytesAfter: 1 };
     const card = modelCard({ source: 'm', format: 'hf', ...sizes, settings, groups: [] });
     expect(card).toContain('# m, compressed with truncated SVD by expert');
@@ -87,7 +91,8 @@ describe('--method svd', () => {
 });
 
 describe('records', () => {
-  const record = (options: CompressOptions) => resultSettings({ ...resolveSettings(options), engine: 'onnx-cpu' });
+  const record = (options: CompressOptions) =>
+    resultSettings({ ...resolveSettings(options), engine: 'onnx-cpu', precision: 'f32' });
 
   test('name a method only where it is not MoBE, so that those of earlier versions are the same', () => {
     expect(Object.keys(record({ steps: 5 }))).toEqual([
@@ -109,6 +114,17 @@ describe('records', () => {
       solver: 'svd',
       steps: 1,
     });
+  });
+
+  test('name the precision only if it is not f32, in which earlier versions fitted', () => {
+    const settings = { ...resolveSettings({ steps: 5 }), engine: 'tensorflow' } as const;
+    const [f32, tf32] = (['f32', 'tf32'] as const).map((precision) => resultSettings({ ...settings, precision }));
+    expect(tf32).toEqual({ ...f32, precision: 'tf32' });
+  });
+
+  test('take a precision only for the solver that has several', () => {
+    expect(() => resolveSettings({ solver: 'adam', precision: 'tf32' })).toThrow('the solver adam has f32 alone');
+    expect(() => resolveSettings({ method: 'svd', rank: 8, precision: 'f32' })).toThrow('--precision');
   });
 });
 

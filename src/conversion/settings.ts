@@ -12,6 +12,7 @@ import {
 } from '../checkpoint/factor-dtype.js';
 import { ENGINE_CHOICES } from '../engine/choose-engine.js';
 import { DEFAULT_ENGINE, type EngineName } from '../engine/create-engine.js';
+import { PRECISIONS, type Precision } from '../engine/engine.js';
 import { OptionError } from '../errors.js';
 import type { StoredDtypes } from '../methods/factor-storage.js';
 import { type Method, type MethodOptions, QUALITY_NAMES } from '../methods/method.js';
@@ -135,6 +136,8 @@ const settingsSchema = z
     batchExperts: positive.optional(),
     /** `auto` chooses the fastest engine that works here. */
     engine: z.enum(ENGINE_CHOICES).default(DEFAULT_ENGINE),
+    /** The precision of the products of a fit's steps; default: tf32 on engines that have it. */
+    precision: z.enum(PRECISIONS).optional(),
     threads: positive.max(1024).default(() => availableParallelism()),
     seed: z.number().int().nonnegative().default(0),
     /** Peak resident memory in bytes; by default 80 % of the machine's. */
@@ -146,7 +149,9 @@ const settingsSchema = z
     path: ['bases'],
     message: 'give either the number of bases or the share to keep, not both',
   })
-  .superRefine(({ calibration, metric, repair, solver }, { addIssue }) => {
+  .superRefine(({ calibration, metric, repair, solver, precision }, { addIssue }) => {
+    if (solver === 'adam' && precision === 'tf32')
+      addIssue({ code: 'custom', path: ['precision'], message: 'the solver adam has f32 alone. Use varpro, or f32' });
     for (const [key, value] of Object.entries({ metric, repair }))
       if (calibration === undefined && value !== undefined && value !== 'none')
         addIssue({ code: 'custom', path: [key], message: `${value} needs a calibration record: give --calibration` });
@@ -294,8 +299,12 @@ export type CompressOptions = z.input<typeof settingsSchema>;
 /** Options that are checked and complete. */
 export type Settings = z.output<typeof settingsSchema>;
 
-/** Settings with the engine and the metric that were chosen. */
-export type RunSettings = Settings & { readonly engine: EngineName; readonly weighing?: Weighing | undefined };
+/** Settings with the engine, the precision and the metric that were chosen. */
+export type RunSettings = Settings & {
+  readonly engine: EngineName;
+  readonly precision: Precision;
+  readonly weighing?: Weighing | undefined;
+};
 
 /** A calibration record and the metric that is made of it, if any. */
 export interface Weighing {
@@ -326,7 +335,7 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
   const { format, method, bases, keep, groups, rank, activation, projections, layers, dtype, keepQuantized } = settings;
   const { solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize } = settings;
   const { allocate, sensitivity, maxLoss, averageBits, keepBytes, allocation, weighing, repair } = settings;
-  const { basesDtype, scaleGroup, width } = settings;
+  const { basesDtype, scaleGroup, width, precision } = settings;
   const inBytes = limitsBytes(settings);
   const what = {
     format,
@@ -347,9 +356,16 @@ export function resultSettings(settings: RunSettings): Record<string, unknown> {
     ...(weighing && { ...calibrationRecord(weighing.facts, weighing.metric), repair }),
   };
   return JSON.parse(
-    JSON.stringify({ ...what, solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize }),
+    JSON.stringify({
+      ...{ ...what, solver, steps, learningRate, maxError, batchExperts, engine, seed, shardSize },
+      ...(precision !== 'f32' && { precision }), // runs of before it could be chosen were in f32
+    }),
   );
 }
+
+/** Whether there is a choice of precision for the steps of a fit. */
+export const hasPrecisions = ({ method, solver }: Pick<Settings, 'method' | 'solver'>): boolean =>
+  methodNamed(method).options.includes('precision') && solver !== 'adam';
 
 /** The settings that decide the bytes of factor files: those of the format do not. */
 export function factorSettings(settings: RunSettings): Record<string, unknown> {

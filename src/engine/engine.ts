@@ -30,6 +30,10 @@ export interface Program {
   dispose(): Promise<void>;
 }
 
+/** The precision of matrix products: `tf32` may round their factors to 10 bits of mantissa, as tensor cores do. Sums are in f32. */
+export const PRECISIONS = ['f32', 'tf32'] as const;
+export type Precision = (typeof PRECISIONS)[number];
+
 /** The device that an engine really runs on, even if another was requested. */
 export interface EngineFacts {
   readonly name: string;
@@ -41,12 +45,17 @@ export interface EngineFacts {
   readonly maxTensorBytes?: number | undefined;
   /** Whether results can be written to tensors that exist, and to parts of them. It is so where tensors lie in this process's memory. */
   readonly writesParts?: boolean | undefined;
+  /** Whether programs can be compiled with products in TF32; false if the environment forbids it. Undefined if the engine never has it. */
+  readonly tf32?: boolean | undefined;
 }
 
 /** Compiles graphs and holds their tensors, f32 and row-major. */
 export interface Engine extends EngineFacts {
-  /** Makes a graph ready to run. Throws `TensorTooLargeError` and `EngineError` where the device cannot run it. */
-  compile(graph: Graph): Promise<Program>;
+  /**
+   * Makes a graph ready to run. Throws `TensorTooLargeError` and `EngineError` where the device cannot run it.
+   * @param precision of its products; default: f32. Engines without `tf32` multiply in f32
+   */
+  compile(graph: Graph, precision?: Precision): Promise<Program>;
   /**
    * Makes a tensor, row-major. The engine may use the array in place: do not write to it while the tensor lives.
    * @param owned the array has a buffer to itself, and the caller does not use it again: the engine may reuse or free its memory

@@ -42,13 +42,14 @@ const batchSize = (p: number, d: number, r: number): number =>
 const productOperations = (p: number, d: number, r: number): number => 2 * batchSize(p, d, r) * p * d * r;
 
 /**
- * Measured rate of (p × d)·(d × r) products, batched, in floating-point operations a second.
+ * Measured rate of (p × d)·(d × r) products, batched, in floating-point operations a second; in TF32 if the engine has it.
  * These products keep the engine as busy as a solver step of the same shapes.
  */
 export async function measureGemmRate(engine: Engine, p: number, d: number, r: number): Promise<number> {
   const batch = batchSize(p, d, r);
   const program = await engine.compile(
     trace({ W: [batch, p, d], F: [batch, r, d] }, ({ W, F }) => ({ product: matmul(W, F, { transposeB: true }) })),
+    engine.tf32 ? 'tf32' : 'f32',
   );
   const W = engine.tensor(new Float32Array(batch * p * d).fill(0.5), [batch, p, d]);
   const F = engine.tensor(new Float32Array(batch * r * d).fill(0.5), [batch, r, d]);

@@ -26,7 +26,11 @@ export function trace<
   const inputs = new Map<string, Value>();
   for (const [name, shape] of Object.entries<readonly number[] | undefined>(shapes))
     if (shape) inputs.set(name, input(name, shape));
-  const outputs = new Map(Object.entries<Value>(program(Object.fromEntries(inputs) as Inputs<S>)));
+  return graphOf(inputs, new Map(Object.entries<Value>(program(Object.fromEntries(inputs) as Inputs<S>))));
+}
+
+/** The graph of these outputs. Throws a `GraphError` if they depend on an input that is not among `inputs`. */
+export function graphOf(inputs: Graph['inputs'], outputs: Graph['outputs']): Graph {
   const ordered = new Set<Value>();
   const visit = (node: Value): void => {
     if (ordered.has(node)) return;

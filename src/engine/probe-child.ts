@@ -11,9 +11,9 @@ async function probe({ name, threads, rate }: ProbeRequest): Promise<WorkingEngi
   try {
     const engine = await createEngine(name, { threads });
     await checkProduct(engine);
-    const { device, kind, maxTensorBytes, writesParts } = engine;
+    const { device, kind, maxTensorBytes, writesParts, tf32 } = engine;
     const gemmRate = rate && (await (rate === 'any' ? measureAnyRate(engine) : measureRateAt(engine, rate)));
-    return { name, device, kind, maxTensorBytes, writesParts, gemmRate };
+    return { name, device, kind, maxTensorBytes, writesParts, tf32, gemmRate };
   } catch (error) {
     return { name, reason: error instanceof EngineUnavailableError ? error.reason : (error as Error).message };
   }

@@ -174,6 +174,22 @@ export class EngineUnavailableError extends InputError {
   }
 }
 
+/** TF32 was asked for, and the engine does not have it. */
+export class PrecisionError extends InputError {
+  constructor(
+    readonly engine: string,
+    readonly device: string,
+    /** Whether the engine has it where the environment does not forbid it. */
+    readonly forbidden: boolean,
+  ) {
+    super(
+      forbidden
+        ? `--precision tf32: NVIDIA_TF32_OVERRIDE=0 forbids TF32 to ${engine} in this process. Unset it and start again, or use --precision f32.`
+        : `--precision tf32: ${engine} on ${device} multiplies in f32 alone. Use --precision f32, or an engine that has TF32 ("mobe engines" lists it).`,
+    );
+  }
+}
+
 /** A tensor is larger than the device allows. */
 export class TensorTooLargeError extends InputError {
   constructor(

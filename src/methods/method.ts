@@ -6,7 +6,7 @@ import type { z } from 'zod';
 import type { StoredEncoding } from '../checkpoint/encoding.js';
 import type { TensorInfo } from '../checkpoint/header.js';
 import type { Checkpoint } from '../checkpoint/open-checkpoint.js';
-import type { Engine, EngineFacts } from '../engine/engine.js';
+import type { Engine, EngineFacts, Precision } from '../engine/engine.js';
 import type { ProductShape } from '../engine/gemm-rate.js';
 import type { Projection } from '../models/family.js';
 import type { ConfigChanges, GroupNumber } from '../models/native.js';
@@ -52,6 +52,7 @@ export interface MethodOptions {
   readonly steps?: number | undefined;
   readonly learningRate?: number | undefined;
   readonly batchExperts?: number | undefined;
+  readonly precision?: Precision | undefined;
   /** The bits of a quantised weight. */
   readonly width?: 4 | 8 | undefined;
   /** The columns of a row that share a scale. */
@@ -186,6 +187,8 @@ export interface FitOptions {
    * multiplies less of the error of factors that are small. If undefined, the fit only minds what f32 can solve.
    */
   readonly ridge?: number | undefined;
+  /** The precision of the products of steps, on engines that have it; default: f32. The factors that single experts get are always f32's. */
+  readonly precision?: Precision | undefined;
   /** Whether the decoded targets (n·p·d f32) are kept for the whole fit. Otherwise each step decodes them again. */
   readonly holdTargets: boolean;
   readonly seed: number;

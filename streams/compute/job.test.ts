@@ -2,7 +2,7 @@ import { beforeAll, describe, expect, test } from 'vitest';
 import { encodeFloats, floatsOf } from '../../src/checkpoint/codec.js';
 import { createEngine } from '../../src/engine/create-engine.js';
 import type { Engine } from '../../src/engine/engine.js';
-import { DegenerateGroupError, NonFiniteWeightError } from '../../src/errors.js';
+import { DegenerateGroupError, NonFiniteWeightError, PrecisionError } from '../../src/errors.js';
 import { createRandom } from '../../src/linalg/random.js';
 import type { Problem } from '../../src/methods/mobe/problem.js';
 import { type ExpertOutput, type FitJob, type FittedFactors, fitJob, type JobOutput, runJob } from './job.js';
@@ -66,6 +66,13 @@ describe('a job', () => {
   test('leaves nothing behind: the next one on the same engine gives the same', async () => {
     const strip = (all: JobOutput[]) => all.map((it) => ({ ...it, seconds: 0 }));
     expect(strip(await outputs(JOB))).toEqual(strip(await outputs(JOB)));
+  });
+
+  test('in TF32 is refused by an engine that has none, so that nobody takes its result for one in TF32', async () => {
+    const job: FitJob = { ...JOB, options: { ...JOB.options, precision: 'tf32' } };
+    await expect(outputs(job)).rejects.toThrow(PrecisionError);
+    const [f32] = await outputs({ ...JOB, options: { ...JOB.options, precision: 'f32' } });
+    expect((f32 as FittedFactors).shared).toEqual(fitted(await outputs(JOB)).shared);
   });
 
   test('is the same with σ given, with targets decoded anew for each step, and for an expert in its middle', async () => {

@@ -9,7 +9,8 @@ import { encodeFinite, floatsOf } from '../../src/checkpoint/codec.js';
 import { canEncode } from '../../src/checkpoint/encode-matrix.js';
 import { type Encoding, encodingSchema, type StoredEncoding } from '../../src/checkpoint/encoding.js';
 import { asFactorised, asStored, decodeMatrix, type MatrixFormat } from '../../src/checkpoint/stored-matrix.js';
-import type { Engine } from '../../src/engine/engine.js';
+import { type Engine, PRECISIONS } from '../../src/engine/engine.js';
+import { choosePrecision } from '../../src/engine/tensor-cores.js';
 import {
   decodeFactors,
   encodeFactors,
@@ -64,6 +65,7 @@ export const fitJob = z
       steps: size,
       learningRate: z.number().positive().optional(),
       ridge: z.number().positive().max(1).optional(),
+      precision: z.enum(PRECISIONS).optional(),
       batchExperts: size,
       holdTargets: z.boolean(),
       seed: z.int().nonnegative(),
@@ -182,7 +184,7 @@ export interface JobHooks {
 }
 
 /**
- * Runs a job. Throws `NonFiniteWeightError`, `DegenerateGroupError` and `OverflowError` if weights cannot be fitted or written,
+ * Runs a job. Throws `PrecisionError` for one that asks for TF32 where there is none; `NonFiniteWeightError`, `DegenerateGroupError` and `OverflowError` if weights cannot be fitted or written,
  * and `DivergedError` if the fit diverges.
  */
 export async function* runJob(
@@ -206,6 +208,7 @@ export async function* runJob(
   const { sigma } = targets;
 
   // Factorise.
+  choosePrecision(engine, options.precision);
   const metric = job.metric && matrices && metricOf(problem, job.metric.form, matrices);
   const weighed = job.metric?.fit ? { ...targets, metric } : targets;
   const fit = await method.fit(engine, problem, weighed, { ...options, ...hooks, solver, label, sigma });

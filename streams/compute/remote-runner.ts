@@ -54,6 +54,7 @@ export async function askWorkers(urls: readonly string[], peers: PeerOptions): P
     kind,
     device: devices,
     ...(limits.length && { maxTensorBytes: Math.min(...limits) }),
+    ...(facts.every(({ tf32 }) => tf32) && { tf32: true }),
   };
   return { engine, threads: facts.map(({ threads }) => threads), urls };
 }

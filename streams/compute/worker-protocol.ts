@@ -12,6 +12,8 @@ export const workerFacts = z.strictObject({
   device: z.string(),
   kind: z.enum(['cpu', 'gpu']),
   maxTensorBytes: z.number().positive().optional(),
+  /** Whether fits may ask for products in TF32. */
+  tf32: z.boolean().optional(),
   threads: size,
 });
 export type WorkerFacts = z.infer<typeof workerFacts>;

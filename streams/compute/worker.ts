@@ -4,6 +4,8 @@ import { matrixBytes } from '../../src/checkpoint/stored-matrix.js';
 import { expectedPeak, memoryTerms, type Workload } from '../../src/conversion/memory-terms.js';
 import { type ChosenEngine, chooseEngine, type EngineChoice } from '../../src/engine/choose-engine.js';
 import type { EngineName } from '../../src/engine/create-engine.js';
+import type { Precision } from '../../src/engine/engine.js';
+import { allowTensorCores, choosePrecision } from '../../src/engine/tensor-cores.js';
 import { BudgetTooSmallError, ProtocolError } from '../../src/errors.js';
 import { withRounding } from '../../src/methods/factor-storage.js';
 import { withFeedback } from '../../src/methods/input-metric.js';
@@ -32,6 +34,8 @@ import {
 /** Options of a worker. */
 export interface WorkerOptions {
   readonly engine?: EngineChoice;
+  /** `f32` forbids TF32, which is allowed otherwise where the engine has it. */
+  readonly precision?: Precision;
   /** CPU threads for all sessions together; default: all. */
   readonly threads?: number;
   /** Memory for all fits together, in bytes; default: 80 % of the machine's. */
@@ -40,16 +44,26 @@ export interface WorkerOptions {
 
 /**
  * Listens for coordinators and fits groups for them. Each session has a thread of its own and fits one group at a time. Throws
- * if the engine is not available or the port cannot be opened.
+ * if the engine is not available or has no such precision, or the port cannot be opened.
  */
 export async function work(
-  { engine = 'onnx-cpu', threads = availableParallelism(), maxMemory = Math.floor(0.8 * totalmem()) }: WorkerOptions,
+  {
+    engine = 'onnx-cpu',
+    precision,
+    threads = availableParallelism(),
+    maxMemory = Math.floor(0.8 * totalmem()),
+  }: WorkerOptions,
   at: ListenAt,
   hooks: ServiceHooks = {},
 ): Promise<Listener> {
+  if (precision !== 'f32') allowTensorCores();
   const chosen = await chooseEngine(engine, threads);
   const { name, device, kind, maxTensorBytes } = chosen;
-  const facts: WorkerFacts = { name, device, kind, threads, ...(maxTensorBytes !== undefined && { maxTensorBytes }) };
+  const facts: WorkerFacts = {
+    ...{ name, device, kind, threads },
+    ...(maxTensorBytes !== undefined && { maxTensorBytes }),
+    ...(choosePrecision(chosen, precision) === 'tf32' && { tf32: true }),
+  };
   const memory = new Reservations(chosen, maxMemory);
   return listen({ ...at, service: WORKER_SERVICE, ...hooks }, async (channel) => {
     const session = new WorkerSession(channel, facts, memory, hooks);

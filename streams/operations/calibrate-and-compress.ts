@@ -4,6 +4,7 @@ import { readdir, rm, rmdir } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { type CompressOptions, resolveSettings, type Settings } from '../../src/conversion/settings.js';
+import { allowTensorCores } from '../../src/engine/tensor-cores.js';
 import { inWhole, OptionError } from '../../src/errors.js';
 import { nodeFileSystem } from '../../src/file-system.js';
 import type { CalibrateOptions } from '../../src/inference/run-options.js';
@@ -42,6 +43,7 @@ export async function calibrateAndCompress(
   let whole = false;
   try {
     if (force) await empty(calibration);
+    if (settings.precision !== 'f32') allowTensorCores(); // the engines of this process start with the record
     const { engine, threads, seed } = options;
     const { maxMemory } = settings;
     const most = Math.floor(maxMemory / 2);

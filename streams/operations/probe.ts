@@ -15,7 +15,7 @@ import {
   openFactorFolder,
 } from '../../src/conversion/factor-files.js';
 import { type GroupPlan, projectionKey } from '../../src/conversion/group-plan.js';
-import type { CompressOptions, RunSettings } from '../../src/conversion/settings.js';
+import { type CompressOptions, hasPrecisions, type RunSettings } from '../../src/conversion/settings.js';
 import { OptionError } from '../../src/errors.js';
 import { isPath } from '../../src/location.js';
 import { PROJECTIONS, type Projection } from '../../src/models/family.js';
@@ -89,12 +89,19 @@ export function planProbes(
     seed,
     steps,
   };
-  const decisive = { VERSION, sourceFingerprint, ...common, usual, layers: settings.layers };
+  const { precision } = settings;
+  const decisive = {
+    ...{ VERSION, sourceFingerprint, ...common, usual, layers: settings.layers },
+    ...(precision !== 'f32' && { precision }),
+  };
   const hash = createHash('sha256').update(JSON.stringify(decisive)).digest('hex').slice(0, 12);
   const { folder, temporary } = placeOf(hash, settings, out);
   const probe = (bases: number, layers: readonly number[] | undefined): Probe => ({
     ...{ bases, layers, folder: join(folder, `bases-${bases}`) },
-    options: { ...common, bases, layers: layers && [...layers], threads, maxMemory },
+    options: {
+      ...{ ...common, bases, layers: layers && [...layers], threads, maxMemory },
+      ...(hasPrecisions(settings) && { precision }),
+    },
   });
   const layer = curveLayer(parts);
   const { least, most } = curveBases(part);

@@ -10,7 +10,7 @@ import {
   weightEncoding,
 } from '../../src/conversion/group-plan.js';
 import type { MemoryPlan } from '../../src/conversion/memory-plan.js';
-import type { Settings } from '../../src/conversion/settings.js';
+import type { RunSettings } from '../../src/conversion/settings.js';
 import { PeerError, RemoteError, UnlikeFitsError } from '../../src/errors.js';
 import { hasCodes } from '../../src/methods/factor-storage.js';
 import { ridgeFor } from '../../src/methods/mobe/ridge-for.js';
@@ -25,7 +25,7 @@ import type { FoldProgress, StepProgress } from '../run-options.js';
 /** Options of `factorise`, the same for all groups of a run. */
 export interface FactoriseOptions {
   readonly runners: RunnerPool;
-  readonly settings: Pick<Settings, 'solver' | 'steps' | 'learningRate' | 'seed' | 'maxError'>;
+  readonly settings: Pick<RunSettings, 'solver' | 'steps' | 'learningRate' | 'precision' | 'seed' | 'maxError'>;
   readonly memory: Pick<MemoryPlan, 'batchExperts' | 'holdTargets'>;
   /** Whether the job returns factors or rebuilt weights. */
   readonly written: FitJob['written'];
@@ -43,7 +43,7 @@ export function describeJob(
   { group, sigma, metric }: Pick<WeighedGroup, 'group' | 'sigma' | 'metric'>,
   { settings, memory, written }: Pick<FactoriseOptions, 'settings' | 'memory' | 'written'>,
 ): FitJob {
-  const { solver, steps, learningRate, seed, maxError } = settings;
+  const { solver, steps, learningRate, precision, seed, maxError } = settings;
   const encodings: Encoding[] = [];
   const numberOf = (encoding: Encoding): number => {
     const known = encodings.findIndex((it) => isDeepStrictEqual(it, encoding));
@@ -69,6 +69,7 @@ export function describeJob(
       steps,
       ...(learningRate !== undefined && { learningRate }),
       ...(written === 'factors' && ridgeEntry(group)),
+      ...(precision !== 'f32' && { precision }),
       batchExperts: memory.batchExperts,
       holdTargets: memory.holdTargets,
       seed: groupSeed(seed, group),

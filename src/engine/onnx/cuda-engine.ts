@@ -6,6 +6,7 @@ import { EngineRunError, EngineUnavailableError } from '../../errors.js';
 import { nvidiaName } from '../device-name.js';
 import type { Engine, EngineOptions } from '../engine.js';
 import { trace } from '../graph.js';
+import { tensorCoresAllowed, withTensorCores } from '../tensor-cores.js';
 import { createHostEngine } from './host-engine.js';
 import { DEVICE_OPTIONS } from './sessions.js';
 
@@ -15,8 +16,7 @@ const REMEDY =
 
 /** ONNX Runtime's CUDA provider. Throws an `EngineUnavailableError` if the provider or a GPU is missing. */
 export async function createOnnxCudaEngine({ threads }: EngineOptions): Promise<Engine> {
-  // On some GPUs cuBLAS rounds f32 operands to TF32 by default. All engines must agree up to f32 rounding.
-  process.env.NVIDIA_TF32_OVERRIDE ??= '0';
+  const tf32 = tensorCoresAllowed();
   const engine = createHostEngine(
     { name: 'onnx-cuda', device: await nvidiaName(0), kind: 'gpu' },
     { ...DEVICE_OPTIONS, executionProviders: ['cuda'], intraOpNumThreads: threads, graphOptimizationLevel: 'all' },
@@ -30,5 +30,5 @@ export async function createOnnxCudaEngine({ threads }: EngineOptions): Promise<
       `${error instanceof EngineRunError ? error.reason : error}. ${REMEDY}`,
     );
   }
-  return engine;
+  return tf32 ? withTensorCores(engine) : { ...engine, tf32 };
 }

@@ -7,6 +7,7 @@ import util from 'node:util';
 import { EngineUnavailableError } from '../../errors.js';
 import { cpuName, nvidiaName } from '../device-name.js';
 import type { Engine, EngineOptions } from '../engine.js';
+import { tensorCoresAllowed, withTensorCores } from '../tensor-cores.js';
 import { createInterpreter, type TensorFlow } from './interpreter.js';
 
 /** The npm package with TensorFlow's native backend. */
@@ -24,23 +25,25 @@ interface NativeTensorFlow extends TensorFlow {
 /** TensorFlow on the last GPU that it sees, else on the CPU. Throws an `EngineUnavailableError` if the package does not load. */
 export async function createTensorflowEngine({ threads }: EngineOptions): Promise<Engine> {
   setEnvironment(threads);
+  const tf32 = tensorCoresAllowed();
   restoreRemovedUtility();
   const tf = load();
   tf.enableProdMode(); // no checks for NaN after every operation
   const { isUsingGpuDevice, binding } = tf.backend();
   const device = isUsingGpuDevice ? await nvidiaName(-1) : cpuName(); // TensorFlow.js uses the last GPU that it sees
-  return createInterpreter(tf, {
+  const engine = createInterpreter(tf, {
     name: 'tensorflow',
     kind: isUsingGpuDevice ? 'gpu' : 'cpu',
     device: `${device} (TensorFlow ${binding.TF_Version})`,
   });
+  if (!isUsingGpuDevice) return engine;
+  return tf32 ? withTensorCores(engine) : { ...engine, tf32 };
 }
 
 /** TensorFlow reads these once, when its library is loaded. Variables that the user has set are kept. */
 function setEnvironment(threads: number): void {
   const defaults = {
     TF_FORCE_GPU_ALLOW_GROWTH: 'true', // by default it takes all of the GPU's memory at once
-    NVIDIA_TF32_OVERRIDE: '0', // multiply in f32, not with TF32's 10 bits
     TF_NUM_INTRAOP_THREADS: String(threads),
     TF_CPP_MIN_LOG_LEVEL: '1', // warnings and worse
   };

@@ -40,10 +40,10 @@ async function errorOf(engine: Engine, rank: number, way: 'tracked' | 'eliminate
   const shapes = { F: [n, rank, d], A: [n, p, rank], X: leafShape(n, rank) };
   const graph = trace(shapes, ({ F, A, X }): Record<string, Value> => {
     const V = matmul(A, matmul(F, F, { transposeB: true }));
-    const G = gramBlocks(F, F, 0);
-    if (way === 'eliminated') return { found: solve(G, V, eliminate) };
+    const { G } = gramBlocks(F, F, 0);
+    if (way === 'eliminated') return { found: solve(G, V, eliminate).A };
     const tracker = trackLeaves(X, (leaf, known) => restart(leaf, known, 30));
-    return { found: solve(G, V, tracker.solveLeaf), ...tracker.gather() };
+    return { found: solve(G, V, tracker.solveLeaf).A, ...tracker.gather() };
   });
   const program = await engine.compile(graph);
   const out = await program.run({

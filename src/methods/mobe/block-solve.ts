@@ -36,8 +36,15 @@ interface Halves {
   readonly S: Symmetric;
 }
 
-/** Solves for one leaf: V·G⁻¹ for V (n, any, size). */
-type SolveLeaf = (G: Value, V: Value) => Value;
+/** A solution A = V·G⁻¹. */
+export interface Solved {
+  readonly A: Value;
+  /** V·G⁻¹ for another V, with what was computed for the first. */
+  again(V: Value): Value;
+}
+
+/** Solves for one leaf, for V (n, any, size). */
+type SolveLeaf = (G: Value, V: Value) => Solved;
 
 const isHalves = (G: Symmetric): G is Halves => 'P' in G;
 const half = (size: number): number => Math.ceil(size / 2);
@@ -67,14 +74,14 @@ export function identityLeaves(count: number, size: number): Float32Array {
   return all;
 }
 
-/** The lower blocks of FC·Fᵀ + λ·mean(diag)·I. F is (n, r, d), and so is FC, which is F·C in a metric. */
-export function gramBlocks(F: Value, FC = F, share = RIDGE): Symmetric {
+/** The lower blocks of G = FC·Fᵀ + λI, and λ = share·mean(diag), (n, 1, 1). F is (n, r, d), and so is FC, which is F·C in a metric. */
+export function gramBlocks(F: Value, FC = F, share = RIDGE): { readonly G: Symmetric; readonly ridge: Value } {
   const rank = F.shape[1] as number;
   const products = blockProducts(F, FC);
   const ridge = ridgeOf(leavesOf(products).map(trace).reduce(add), rank, share);
   const withRidge = (G: Symmetric): Symmetric =>
     isHalves(G) ? { P: withRidge(G.P), Q: G.Q, S: withRidge(G.S) } : add(G, mul(identity(G.shape[1] as number), ridge));
-  return withRidge(products);
+  return { G: withRidge(products), ridge };
 }
 
 function blockProducts(F: Value, FC: Value): Symmetric {
@@ -91,16 +98,25 @@ function blockProducts(F: Value, FC: Value): Symmetric {
 const leavesOf = (G: Symmetric): Value[] => (isHalves(G) ? [...leavesOf(G.P), ...leavesOf(G.S)] : [G]);
 
 /** V·G⁻¹, for V (n, p, r). */
-export function solve(G: Symmetric, V: Value, solveLeaf: SolveLeaf): Value {
+export function solve(G: Symmetric, V: Value, solveLeaf: SolveLeaf): Solved {
   if (!isHalves(G)) return solveLeaf(G, V);
   const { P, Q, S } = G;
   const [V1, V2] = halve(V, 2);
   const both = solve(P, concat([V1, Q], 1), solveLeaf);
   const p = V.shape[1] as number;
-  const Z = slice(both, 1, 0, p);
-  const T = slice(both, 1, p, both.shape[1] as number);
-  const Y = solve(downdate(S, T, Q), sub(V2, matmul(Z, Q, { transposeB: true })), solveLeaf);
-  return concat([sub(Z, matmul(Y, T)), Y], 2);
+  const T = slice(both.A, 1, p, both.A.shape[1] as number);
+  const right = (rest: Value, Z: Value): Value => sub(rest, matmul(Z, Q, { transposeB: true }));
+  const joined = (Z: Value, Y: Value): Value => concat([sub(Z, matmul(Y, T)), Y], 2);
+  const Z = slice(both.A, 1, 0, p);
+  const lower = solve(downdate(S, T, Q), right(V2, Z), solveLeaf);
+  return {
+    A: joined(Z, lower.A),
+    again(other) {
+      const [first, second] = halve(other, 2);
+      const left = both.again(first);
+      return joined(left, lower.again(right(second, left)));
+    },
+  };
 }
 
 /** S − T·Qᵀ, which is symmetric. */
@@ -122,7 +138,7 @@ function downdate(S: Symmetric, T: Value, Q: Value): Symmetric {
  * graphics devices.
  */
 export const eliminate: SolveLeaf = (G, V) => {
-  if (G.shape[1] === 1) return div(V, G);
+  if (G.shape[1] === 1) return { A: div(V, G), again: (other) => div(other, G) };
   const [top, bottom] = halve(G, 1);
   const [Q, S] = halve(bottom, 2);
   return solve({ P: halve(top, 2)[0], Q, S }, V, eliminate);
@@ -153,7 +169,7 @@ export function trackLeaves(known: Value, iterate: (G: Value, X: Value) => Inver
     solveLeaf(G, V) {
       const inverse = iterate(G, next(G.shape[1] as number));
       found.push(inverse);
-      return matmul(V, inverse.X);
+      return { A: matmul(V, inverse.X), again: (other) => matmul(other, inverse.X) };
     },
     gather() {
       const isOnly = known.shape.length === 3;

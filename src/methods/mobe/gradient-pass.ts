@@ -6,7 +6,7 @@
  * batches. A second program then adds them to the gradient of one part of the bases after the other. That is done if bases have
  * several parts, and if an expert is so large that a batch has only one.
  */
-import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
+import type { Engine, EngineTensor, Precision, Program } from '../../engine/engine.js';
 import type { FitState, Targets } from '../method.js';
 import { columnsOf, partOf } from './basis-parts.js';
 import { type BatchRange, solverBatches } from './batches.js';
@@ -112,19 +112,24 @@ export class GradientPass {
     const { collections, batches, inTurn } = divide(engine, problem, targets, options);
     const gathers = inTurn || parts.length > 1;
     const eliminates = eliminatesLeaves(engine, targets);
-    const form = { eliminates, ridge: options.ridge, gathers };
+    const { ridge, precision: wanted } = options;
+    // G = F C Fᵀ is so badly conditioned that no A is found in TF32 that could be refined.
+    const precision = metric?.columns ? 'f32' : wanted;
+    const form = { eliminates, ridge, gathers, refines: wanted === 'tf32' };
     const programs = new Map<number, Programs>();
     for (const { count } of batches.flat()) {
       if (programs.has(count)) continue;
       programs.set(count, {
-        gradient: await engine.compile(traceGradient(problem, count, metric, form)),
-        ...(!eliminates && { restart: await engine.compile(traceRestart(problem, count, metric, options.ridge)) }),
+        gradient: await engine.compile(traceGradient(problem, count, metric, form), precision),
+        ...(!eliminates && {
+          restart: await engine.compile(traceRestart(problem, count, metric, ridge), precision),
+        }),
       });
     }
     const gathering = new Map<number, ReadonlyMap<number, Program>>();
     if (gathers)
       for (const { count } of collections)
-        if (!gathering.has(count)) gathering.set(count, await gatherPrograms(engine, problem, count, parts));
+        if (!gathering.has(count)) gathering.set(count, await gatherPrograms(engine, problem, count, parts, wanted));
     const most = Math.max(...collections.map(({ count }) => count));
     return new GradientPass(
       engine,
@@ -313,10 +318,11 @@ async function gatherPrograms(
   problem: Problem,
   count: number,
   parts: readonly BatchRange[],
+  precision: Precision | undefined,
 ): Promise<ReadonlyMap<number, Program>> {
   const programs = new Map<number, Program>();
   for (const part of parts)
     if (!programs.has(part.count))
-      programs.set(part.count, await engine.compile(traceGather(problem, count, part.count)));
+      programs.set(part.count, await engine.compile(traceGather(problem, count, part.count), precision));
   return programs;
 }

@@ -26,6 +26,7 @@ export const mobe: Method<Problem> = {
     'steps',
     'learningRate',
     'batchExperts',
+    'precision',
     'scaleGroup',
     'calibration',
     'metric',

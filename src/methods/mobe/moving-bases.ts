@@ -3,7 +3,7 @@
  * step, the momentum, and the gradient while there is one. If an engine writes parts, nothing else is larger than some parts: bases
  * are written where those before the last step were, and the momentum of each part takes the place of the old one.
  */
-import type { Engine, EngineTensor, Program } from '../../engine/engine.js';
+import type { Engine, EngineTensor, Precision, Program } from '../../engine/engine.js';
 import type { FitState } from '../method.js';
 import { partOf } from './basis-parts.js';
 import type { BatchRange } from './batches.js';
@@ -73,19 +73,23 @@ export class MovingBases {
     private readonly gram: EngineTensor[],
   ) {}
 
-  /** @param found the saved state, or else the starting bases */
+  /**
+   * @param found the saved state, or else the starting bases
+   * @param precision of the products that move bases
+   */
   static async create(
     engine: Engine,
     problem: Problem,
     parts: readonly BatchRange[],
     found: FitState | Pick<BasisArrays, 'bases' | 'spare' | 'columns'>,
+    precision?: Precision,
   ): Promise<MovingBases> {
     const { rank: r, cols: d } = problem;
     const updates = new Map<number, Program>();
     const zeros = new Map<number, EngineTensor>();
     for (const { count } of parts) {
       if (updates.has(count)) continue;
-      updates.set(count, await engine.compile(traceUpdate({ ...problem, bases: count })));
+      updates.set(count, await engine.compile(traceUpdate({ ...problem, bases: count }), precision));
       zeros.set(count, engine.tensor(new Float32Array(count * r * d), [count, r * d], true));
     }
     const { bases, spare, columns, momentum, gram } = isStart(found)

@@ -103,7 +103,7 @@ const solveByElimination: CreateSolver = async (engine, problem, { bases, coeffi
       const F = activate(activation, reshape(matmul(alpha, B), [1, r, d]));
       const FC = timesColumns(F, C);
       const G = gram(F, FC, options.ridge);
-      const A = eliminate(G, matmul(W, FC, { transposeB: true }));
+      const { A } = eliminate(G, matmul(W, FC, { transposeB: true }));
       return (options.gram ? { A, G } : { A }) as Record<'A' | 'G', Value>;
     }),
   );

@@ -47,7 +47,7 @@ export function traceGradient(
   problem: Problem,
   count: number,
   metric?: MetricForm,
-  { eliminates = false, ridge, gathers = false }: GradientOptions = {},
+  { eliminates = false, gathers = false, ...how }: GradientOptions = {},
 ) {
   const { rows: p, cols: d, bases: m, rank: r } = problem;
   const { C: C0, P: P0 } = metricShapes(problem, count, metric);
@@ -56,7 +56,7 @@ export function traceGradient(
   const dB = gathers ? undefined : [m, r * d];
   const shapes = { B: [m, r * d], alpha: [count, m], ...known, W: [count, p, d], dB0: dB, ...weighted };
   return trace(shapes, ({ dB0, ...inputs }) => {
-    const { D, squared, inverse } = experts(problem, inputs, ridge);
+    const { D, squared, inverse } = experts(problem, inputs, how);
     const sums = dB0 ? gather(inputs.B, dB0, inputs.alpha, D) : { D };
     return { ...inverse, squared, ...sums } as Record<'X' | 'residual' | 'squared' | 'dB' | 'D' | 'dAlpha', Value>;
   });
@@ -80,21 +80,36 @@ interface GradientOptions {
   readonly ridge?: number | undefined;
   /** Whether D is a result, for `traceGather`, in place of the gradients. */
   readonly gathers?: boolean;
+  /** Whether A is refined once, for products whose factors are rounded. */
+  readonly refines?: boolean;
 }
 
 /** B, and what belongs to experts, (count, …). What all experts share is (1, …). */
 type ExpertInputs = Record<'B' | 'alpha' | 'W', Value> & Partial<Record<'X' | 'C' | 'WC' | 'P', Value | undefined>>;
 
 /** D (count, r·d), the loss of these experts, and the inverses of their leaves. */
-function experts(problem: Problem, { B, alpha, X, W, C, WC, P }: ExpertInputs, ridge?: number) {
+function experts(
+  problem: Problem,
+  { B, alpha, X, W, C, WC, P }: ExpertInputs,
+  { ridge, refines }: Pick<GradientOptions, 'ridge' | 'refines'>,
+) {
   const { cols: d, rank: r } = problem;
   const { value: F, derivative } = mixBases(problem, B, alpha);
   const FC = timesColumns(F, C);
   const tracker = X && trackLeaves(X, (G, known) => track(G, known, TRACKING_STEPS));
   const V = matmul(W, FC, { transposeB: true });
-  const A = solve(gramBlocks(F, FC, ridge), V, tracker?.solveLeaf ?? eliminate);
-  const R = sub(matmul(A, F), W);
-  const RC = WC ? sub(matmul(A, FC), WC) : timesColumns(R, C);
+  const { G, ridge: lambda } = gramBlocks(F, FC, ridge);
+  const solved = solve(G, V, tracker?.solveLeaf ?? eliminate);
+  const residual = (it: Value): { R: Value; RC: Value } => {
+    const R = sub(matmul(it, F), W);
+    return { R, RC: WC ? sub(matmul(it, FC), WC) : timesColumns(R, C) };
+  };
+  let { A } = solved;
+  if (refines) {
+    const slope = add(matmul(residual(A).RC, F, { transposeB: true }), mul(A, lambda));
+    A = sub(A, solved.again(slope));
+  }
+  const { R, RC } = residual(A);
   const PRC = timesRows(P, RC);
   // ONNX Runtime multiplies by a large transposed copy faster than it transposes while it multiplies. The reshape keeps both apart.
   const slope =
@@ -119,7 +134,7 @@ export function traceRestart(problem: Problem, count: number, metric?: MetricFor
     const F = mixBases(problem, B, alpha).value;
     const tracker = trackLeaves(X, (G, known) => restart(G, known, FRESH_STEPS));
     const anything = constant(new Float32Array(count * r), [count, 1, r]);
-    solve(gramBlocks(F, timesColumns(F, C), ridge), anything, tracker.solveLeaf);
+    solve(gramBlocks(F, timesColumns(F, C), ridge).G, anything, tracker.solveLeaf);
     return { ...tracker.gather() };
   });
 }

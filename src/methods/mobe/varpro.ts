@@ -92,7 +92,7 @@ class VarproSolver {
     const saved = found && fits(found, lengths) ? found : undefined;
     const random = createRandom(options.seed, n);
     const start = saved ?? (await startingBases(engine, problem, targets, options, random, parts));
-    const bases = await MovingBases.create(engine, problem, parts, start);
+    const bases = await MovingBases.create(engine, problem, parts, start, options.precision);
     const array = (name: string): Float32Array => saved?.[name] as Float32Array;
     const coefficients = saved
       ? { coefficients: array('coefficients'), moments: { mean: array('mean'), variance: array('variance') } }
