@@ -91,8 +91,10 @@ class FactorLoader:
             )
         if tensor.dtype not in FLOATS if place.dtype is None else tensor.dtype != place.dtype:
             expected = "a float" if place.dtype is None else str(place.dtype).removeprefix("torch.")
+            # Factors have the dtypes of config.json; only a projection without factors may have kept the source's.
+            kind = "scale" if place.parameters[0].endswith("_dense") else "factor"
             stored = str(tensor.dtype).removeprefix("torch.")
-            raise ValueError(f"{name} in {self.folder} is {stored} and should be {expected}: {self.unexpected('scale')}")
+            raise ValueError(f"{name} in {self.folder} is {stored} and should be {expected}: {self.unexpected(kind)}")
 
     def check_complete(self):
         """Raises ValueError if a tensor of the factors was not there."""

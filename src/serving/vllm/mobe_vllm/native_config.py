@@ -7,7 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .architectures import native_architecture
-from .native_format import read_native_format
+from .native_format import read_native_format, read_source
 from .settings import check_version
 
 MODEL_TYPE = "mobe"
@@ -29,10 +29,10 @@ class MoBEConfig(PretrainedConfig):
         check_version(vllm.__version__)
         mobe = config_dict.get("mobe")
         read_native_format(mobe)
-        family_type = mobe.get("source_model_type")
+        family_type, architectures = read_source(mobe)
         family = family_config(family_type)
-        sources = mobe.get("source_architectures") or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family_type)]
-        architecture = native_architecture([str(source) for source in sources])
+        sources = architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family_type)]
+        architecture = native_architecture(sources)
         if architecture is None:
             raise ValueError(
                 f"this vLLM has no class of its own for {sources[0] or family_type}, so it cannot serve a native checkpoint of it: "

@@ -90,6 +90,14 @@ def read_native_format(mobe):
     return NativeFormat(prefix, layers, read_layout(required(mobe, "experts", list, "mobe")))
 
 
+def read_source(mobe):
+    """(model_type, list of architectures) of the source; the list may be empty."""
+    architectures = [] if mobe.get("source_architectures") is None else required(mobe, "source_architectures", list, "mobe")
+    if not all(isinstance(it, str) for it in architectures):
+        raise broken(f"mobe.source_architectures is {architectures!r}")
+    return required(mobe, "source_model_type", str, "mobe"), architectures
+
+
 def read_layout(experts):
     for number, entry in enumerate(experts):
         where = f"mobe.experts[{number}]"
