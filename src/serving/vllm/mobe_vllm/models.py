@@ -19,6 +19,7 @@ def __getattr__(name):
 @cache
 def native_class(base, name):
     from .load_factors import FactorLoader
+    from .plain_weights import check_plain_weights
     from .native_format import read_native_format
     from .quantisation import MoBEQuantisation
     from .settings import kernel_wanted, workspace_bytes
@@ -38,7 +39,10 @@ def native_class(base, name):
             loader = FactorLoader(self, self.mobe, self.mobe_folder)
             loaded = super().load_weights(loader.others(weights))
             loader.check_complete()
-            return None if loaded is None else loaded | loader.loaded
+            if loaded is None:
+                return None
+            check_plain_weights(self, loaded, self.mobe_folder)
+            return loaded | loader.loaded
 
     Native.__name__ = Native.__qualname__ = name
     Native.__module__ = __name__
