@@ -24,7 +24,7 @@ export interface FoldProgress extends GroupKey {
 }
 
 /** The parts of a run that progress tells of. */
-export type Phase = 'resume' | 'check' | 'probe' | 'sensitivity' | 'convert' | 'verify' | 'copy';
+export type Phase = 'resume' | 'check' | 'probe' | 'sensitivity' | 'convert' | 'send' | 'verify' | 'copy';
 
 /** What a run tells while it works. `kind` says which of these it is. */
 export type Progress =

@@ -17,6 +17,7 @@ const TITLES = {
   probe: 'short fits for the allocation',
   sensitivity: 'measuring sensitivities',
   convert: 'converting',
+  send: 'sending the rest',
   verify: 'comparing',
   copy: 'copying',
 } as const;

@@ -249,7 +249,11 @@ export async function openHubSink(wanted: HubLocation, settings: HubSettings, op
     url: string,
     body: ReturnType<typeof bodyOf>,
     headers: Readonly<Record<string, string>> = {},
-  ): Promise<string> => (await transfer(name, { method: 'PUT', url, headers, body })).etag ?? '';
+  ): Promise<string> => {
+    const { etag = '' } = await transfer(name, { method: 'PUT', url, headers, body });
+    options.onSent?.(body.bytes);
+    return etag;
+  };
 
   /** A request to the storage. It gets no token of the hub. */
   const transfer = async (name: string, request: WebRequest): Promise<Answer['headers']> => {

@@ -204,6 +204,7 @@ export async function openS3Sink(folder: S3Folder, settings: S3Settings, options
       // The ETag of a part is its MD5, unless the server encrypts with keys of its own.
       if (found?.bytes === end - start && found.etag === `"${await hashOf(content, 'md5', start, end)}"`) {
         etags[i] = found.etag;
+        options.onSent?.(end - start);
         return;
       }
       const sha256 = await hashOf(content, 'sha256', start, end);
@@ -217,6 +218,7 @@ export async function openS3Sink(folder: S3Folder, settings: S3Settings, options
         },
         etagOf,
       );
+      options.onSent?.(end - start);
     });
     return complete(sent, id, etags);
   };

@@ -42,6 +42,8 @@ export interface Sink {
 export interface SinkOptions extends WebSourceOptions {
   /** Ends what is being sent. */
   readonly signal: AbortSignal;
+  /** Called when so many bytes of a file have arrived, or were there before. */
+  readonly onSent?: (bytes: number) => void;
 }
 
 /** Parts of a file that are sent at a time. */

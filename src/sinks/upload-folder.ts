@@ -25,14 +25,18 @@ export interface UploadOptions {
   readonly replaces: readonly string[];
   /** Ends what is being sent. */
   readonly stop: AbortController;
+  /** Called when all is written but so many bytes are still here. */
+  readonly onRest?: (bytes: number) => void;
   readonly fs?: FileSystem | undefined;
 }
 
 export function uploadFolder(
   folder: OutputFolder,
   sink: Sink,
-  { replaces: found, stop, fs = nodeFileSystem }: UploadOptions,
+  { replaces: found, stop, onRest, fs = nodeFileSystem }: UploadOptions,
 ): Output {
+  /** Bytes of the complete shards that are here. */
+  const leaving = new Map<string, number>();
   const filling = new Map<string, Filling>();
   const fileOf = new Map<string, string>();
   /** The units of copies, by tensor. They are finished when their bytes are written. */
@@ -43,12 +47,14 @@ export function uploadFolder(
   let begun: Promise<void> | undefined;
   let tail: Promise<void> = Promise.resolve();
   let waiting = 0;
+  /** Continue the writes that wait for a shard to leave. */
+  const blocked: Array<() => void> = [];
   let failure: unknown;
   let lost: (error: Error) => void = () => {};
 
   const carry = async (file: string, bytes: number): Promise<void> => {
-    if (failure) return;
     try {
+      if (failure) return;
       const path = await folder.detach(file);
       const content = fileContent(path, bytes, fs);
       const sha256 = await hashOf(content, 'sha256');
@@ -57,11 +63,13 @@ export function uploadFolder(
       const done = await sink.send({ file, bytes, sha256 }, content);
       await folder.free(done);
       sent.push(done);
+      leaving.delete(file);
     } catch (error) {
       failure ??= error;
       lost(error as Error);
     } finally {
       waiting--;
+      for (const go of blocked.splice(0)) go();
     }
   };
   /** Sends the shard if all work on it is finished. */
@@ -69,6 +77,7 @@ export function uploadFolder(
     const shard = filling.get(file);
     if (!shard || shard.open.size > 0) return;
     filling.delete(file);
+    leaving.set(file, shard.layout.bytes);
     waiting++;
     tail = tail.then(() => carry(file, shard.layout.bytes));
   };
@@ -79,7 +88,7 @@ export function uploadFolder(
     }
   };
   const room = async (): Promise<void> => {
-    while (waiting > MOST_WAITING && !failure) await tail;
+    while (waiting > MOST_WAITING && !failure) await new Promise<void>((resolve) => blocked.push(resolve));
     if (failure) throw failure;
   };
 
@@ -139,6 +148,7 @@ export function uploadFolder(
     writeText: (file, text) => folder.writeText(file, text),
     writeFile: (file, bytes, content) => folder.writeFile(file, bytes, content),
     async commit(last) {
+      if (leaving.size > 0) onRest?.([...leaving.values()].reduce((sum, bytes) => sum + bytes, 0));
       await tail;
       if (failure) throw failure;
       const small: Array<readonly [SentFile, ReturnType<typeof fileContent>]> = [];

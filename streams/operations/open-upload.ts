@@ -26,14 +26,24 @@ import type { OpenedOutput, OutputRequest } from './open-folder.js';
 export async function uploadOutput(
   place: string,
   { wanted, neededBytes, heldBytes = neededBytes, identity: run }: OutputRequest,
-  { force = false, fileSystem: fs, peers, web }: RunOptions,
+  { force = false, fileSystem: fs, peers, web, onProgress }: RunOptions,
 ): Promise<OpenedOutput> {
   const location = normaliseLocation(place);
   // A copy (`mobe stream`) has no identity and could not go on.
   if (!run) throw new UnknownSchemeError(publicLocation(location), ['ws', 'wss', '-'], 'write');
   const stop = new AbortController();
   setMaxListeners(0, stop.signal); // each request is one
-  const sink = await openSink(location, { peers, web, signal: stop.signal });
+  let rest: { readonly bytes: number; sent: number } | undefined;
+  const onSent = (bytes: number): void => {
+    if (!rest) return;
+    rest.sent = Math.min(rest.bytes, rest.sent + bytes);
+    onProgress?.({ kind: 'bytes', bytes: rest.sent });
+  };
+  const onRest = (bytes: number): void => {
+    rest = { bytes, sent: 0 };
+    onProgress?.({ kind: 'phase', phase: 'send', groups: 0, bytes });
+  };
+  const sink = await openSink(location, { peers, web, signal: stop.signal, onSent });
   try {
     const folder = workFolder(location);
     const options = { run, ...(fs && { fs }) };
@@ -58,7 +68,7 @@ export async function uploadOutput(
     if (foreign.length > 0) throw notEmpty(location, foreign, force);
     const output = await OutputFolder.create(folder, { ...options, neededBytes: heldBytes, force });
     const replaces = unfinished ? [] : held;
-    return { output: uploadFolder(output, sink, { replaces, stop, fs }) };
+    return { output: uploadFolder(output, sink, { replaces, stop, onRest, fs }) };
   } catch (error) {
     sink.close();
     throw error;
