@@ -78,11 +78,13 @@ export class DivergedError extends RunError {
   constructor(
     readonly group: string,
     readonly step: number,
+    precision?: 'f32' | 'tf32' | undefined,
   ) {
+    const lower = precision === 'tf32' ? 'Use --precision f32, or lower --learning-rate' : 'Lower --learning-rate';
     const remedy =
-      step === 0
+      step === 0 && precision !== 'tf32'
         ? 'Weights are too large for sums of squares in float32: look for damaged ones, or leave the layer out with --layers'
-        : 'Lower --learning-rate';
+        : lower;
     super(`The fit of ${group} did not stay finite at step ${step}. ${remedy}.`);
   }
 }

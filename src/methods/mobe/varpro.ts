@@ -120,7 +120,8 @@ class VarproSolver {
       // A is optimal for every B, so the loss jumps only if the step was too large or the inverse is wrong.
       if (!accepted && !(gradient.loss <= Math.max(UNDO_FACTOR * at.best, this.lossFloor))) {
         this.free(gradient);
-        if (!previous || ++at.undos > MAX_UNDOS) throw new DivergedError(this.options.label, at.steps);
+        if (!previous || ++at.undos > MAX_UNDOS)
+          throw new DivergedError(this.options.label, at.steps, this.options.precision);
         at.scale /= 2;
         await this.bases.retake(this.basisStep(rates, at));
         const { coefficients } = this.coefficients;
