@@ -95,6 +95,7 @@ async function mindJobs(
 ): Promise<void> {
   const jobs = openJobs(queue, run);
   let renewed = Number.NEGATIVE_INFINITY;
+  const finished = run.units - waiting.size; // those that are there already were yielded before
   let first = true;
   let lonely = false;
   const renew = (): void => {
@@ -105,9 +106,9 @@ async function mindJobs(
     try {
       if (performance.now() - renewed > RENEW_INTERVAL_MS) {
         renewed = performance.now();
-        await putRun(queue, run);
-        if (first) await removeEnded(jobs, waiting);
+        if (first) await removeEnded(jobs, run);
         first = false;
+        await putRun(queue, { ...run, finished });
         await addJobs(
           jobs,
           run,
@@ -130,12 +131,15 @@ async function mindJobs(
   queue.redis.off('ready', renew);
 }
 
-/** Removes failed jobs, and finished ones whose files are gone, so that they can be added anew. */
-async function removeEnded(jobs: Queue<JobData>, waiting: ReadonlyMap<string, FarmUnit>): Promise<void> {
-  const ended = await jobs.getRanges(['failed', 'completed']);
+/**
+ * Removes jobs that have ended. Failed ones are tried anew. Of finished ones the factors are counted as finished, or they are gone and
+ * made anew.
+ */
+async function removeEnded(jobs: Queue<JobData>, { id: run }: FarmRun): Promise<void> {
+  const ended = await jobs.getRanges(['failed', 'completed'], 0, -1);
   await removeJobs(
     jobs,
-    ended.filter((id) => waiting.has(id)),
+    ended.filter((id) => id.startsWith(`${run}-`)),
   );
 }
 
@@ -167,7 +171,7 @@ async function findFailed(
   waiting: ReadonlyMap<string, FarmUnit>,
   failed: Map<string, string>,
 ): Promise<void> {
-  for (const id of await jobs.getRanges(['failed'])) {
+  for (const id of await jobs.getRanges(['failed'], 0, -1)) {
     if (!waiting.has(id) || failed.has(id)) continue;
     const job = await jobs.getJob(id);
     if (job) failed.set(id, job.failedReason || 'no reason is known');

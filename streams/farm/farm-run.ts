@@ -24,8 +24,9 @@ const farmRun = z.strictObject({
   /** CPU threads of a fit, and experts a batch. */
   threads: z.int().positive(),
   batchExperts: z.int().positive(),
-  /** The number of units. */
+  /** The number of units, and of those that were finished when it was submitted, which have no jobs. */
   units: z.int().nonnegative(),
+  finished: z.int().nonnegative(),
   /** ISO 8601 */
   submitted: z.string(),
   host: z.string(),

@@ -72,7 +72,7 @@ type JobsByRun = Readonly<Record<(typeof STATES)[number], ReadonlyMap<string, re
 async function jobsByRun(queue: Queue<JobData, JobResult>): Promise<JobsByRun> {
   const entries = STATES.map(async (state) => {
     const runs = new Map<string, string[]>();
-    for (const id of await queue.getRanges([state])) {
+    for (const id of await queue.getRanges([state], 0, -1)) {
       const run = id.slice(0, id.indexOf('-'));
       const known = runs.get(run);
       if (known) known.push(id);
@@ -98,7 +98,7 @@ async function runStatus(queue: Queue<JobData, JobResult>, run: FarmRun, jobs: J
   return {
     ...{ run: run.id, model: run.model, out: run.out, factors: run.factors, engine: run.engine, threads: run.threads },
     ...{ submitted: run.submitted, groups: run.units, waiting, running, failed },
-    done: Math.max(0, run.units - waiting - running.length - failed.length),
+    done: run.finished + idsIn('completed').length,
     secondsLeft: secondsLeft(waiting, running, paces),
   };
 }

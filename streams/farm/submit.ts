@@ -199,7 +199,7 @@ async function describeRun(
     run: {
       ...{ id, version: VERSION, model: pinned(model, commit), factors: join(place, id), out: publicLocation(out) },
       ...{ sourceFingerprint, options: fitOptions, engine: engine.name, threads, batchExperts },
-      ...{ units: units.length, submitted: new Date().toISOString(), host: hostname() },
+      ...{ units: units.length, finished: 0, submitted: new Date().toISOString(), host: hostname() },
     },
   };
 }
