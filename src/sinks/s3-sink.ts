@@ -3,7 +3,7 @@
  * file of several parts is a multipart upload: it appears when it is complete, and a later run goes on with it.
  */
 import { createHash } from 'node:crypto';
-import { CONFIG_FILE } from '../checkpoint/file-names.js';
+import { CONFIG_FILE, INDEX_FILE } from '../checkpoint/file-names.js';
 import {
   BadCredentialsError,
   type MobeError,
@@ -283,7 +283,8 @@ export async function openS3Sink(folder: S3Folder, settings: S3Settings, options
       }
     },
     async begin(replaces) {
-      for (const file of replaces) await remove(file);
+      const first = replaces.filter((file) => file === INDEX_FILE || file === CONFIG_FILE);
+      for (const file of new Set([...first, ...replaces])) await remove(file);
     },
     send,
     async held(files) {

@@ -27,9 +27,11 @@ function slowSink() {
   const waiting: Array<() => void> = [];
   const taken: string[] = [];
   const published: Publication[] = [];
+  const begun: Array<readonly string[]> = [];
+  const discarded: Array<readonly string[]> = [];
   const sink: Sink = {
     list: async () => [],
-    begin: async () => {},
+    begin: async (replaces) => void begun.push(replaces),
     async send(file) {
       await new Promise<void>((resolve) => waiting.push(resolve));
       taken.push(file.file);
@@ -37,19 +39,25 @@ function slowSink() {
     },
     held: async (files) => [...files],
     publish: async (result) => void published.push(result),
-    discard: async () => {},
+    discard: async (files) => void discarded.push(files),
     close: () => {},
   };
   const take = async (): Promise<void> => {
     while (waiting.length === 0) await sleep(1);
     waiting.shift()?.();
   };
-  return { sink, taken, published, take };
+  return { sink, taken, published, begun, discarded, take };
 }
 
-async function open(folder: string, sink: Sink, units: readonly Unit[], onRest?: (bytes: number) => void) {
+async function open(
+  folder: string,
+  sink: Sink,
+  units: readonly Unit[],
+  onRest?: (bytes: number) => void,
+  replaces: readonly string[] = [],
+) {
   const local = await OutputFolder.create(folder, { neededBytes: 0, run });
-  const output = uploadFolder(local, sink, { replaces: [], stop: new AbortController(), ...(onRest && { onRest }) });
+  const output = uploadFolder(local, sink, { replaces, stop: new AbortController(), ...(onRest && { onRest }) });
   const finished = await output.resume?.(layouts, units, () => {});
   for (const layout of layouts) await output.reserve(layout);
   return { output, finished };
@@ -116,4 +124,23 @@ test('a shard stays while a group that writes into it is not finished, and a tor
   expect(here(folder)).toContain('a');
   await split.output.abandon(false);
   expect(existsSync(folder)).toBe(false);
+});
+
+test('files of an earlier result are not removed for those of this one, nor when nothing was sent', async () => {
+  const folder = join(root, 'replaced');
+  const { sink, published, begun, discarded, take } = slowSink();
+  const old = ['config.json', ...layouts.map(({ file }) => file)];
+  const nothing = await open(folder, sink, copies, undefined, old);
+  await nothing.output.abandon(false);
+  expect([begun, discarded]).toEqual([[], [[]]]);
+
+  const first = await open(folder, sink, copies, undefined, old);
+  for (const name of NAMES) await Promise.all([write(first.output, name), take()]);
+  while (here(folder).length > 0) await sleep(1);
+  await first.output.abandon(true);
+  expect(begun).toEqual([old]);
+  const again = await open(folder, sink, copies);
+  await again.output.commit([]);
+  expect(begun).toEqual([old, ['config.json']]);
+  expect(published[0]?.sent).toHaveLength(NAMES.length);
 });

@@ -42,6 +42,8 @@ export function uploadFolder(
   /** The units of copies, by tensor. They are finished when their bytes are written. */
   const copies = new Map<string, Unit[]>();
   const sent: SentFile[] = [];
+  /** Files of which anything was sent. An earlier result may have others of the names of this one. */
+  const tried = new Set<string>();
   let replaces = found;
   let noted = false;
   let begun: Promise<void> | undefined;
@@ -52,14 +54,19 @@ export function uploadFolder(
   let failure: unknown;
   let lost: (error: Error) => void = () => {};
 
+  /** What was sent already has the name of what it replaces. */
+  const begin = (): Promise<void> => {
+    begun ??= sink.begin(replaces.filter((it) => !sent.some(({ file }) => file === it)));
+    return begun;
+  };
   const carry = async (file: string, bytes: number): Promise<void> => {
     try {
       if (failure) return;
       const path = await folder.detach(file);
       const content = fileContent(path, bytes, fs);
       const sha256 = await hashOf(content, 'sha256');
-      begun ??= sink.begin(replaces.filter((it) => !sent.some((own) => own.file === it)));
-      await begun;
+      await begin();
+      tried.add(file);
       const done = await sink.send({ file, bytes, sha256 }, content);
       await folder.free(done);
       sent.push(done);
@@ -157,8 +164,7 @@ export function uploadFolder(
         const content = fileContent(path, size, fs);
         small.push([{ file, bytes: size, sha256: await hashOf(content, 'sha256') }, content]);
       }
-      begun ??= sink.begin(replaces);
-      await begun;
+      await begin();
       await sink.publish({ sent, small, last, replaces });
       sink.close();
       await folder.abandon();
@@ -168,7 +174,7 @@ export function uploadFolder(
       failure ??= new Error('abandoned');
       await tail;
       const kept = await folder.abandon(keep);
-      if (!kept) await sink.discard([...new Set(fileOf.values())]);
+      if (!kept) await sink.discard([...new Set([...tried, ...sent.map(({ file }) => file)])]);
       sink.close();
       return kept;
     },

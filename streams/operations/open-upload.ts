@@ -26,13 +26,14 @@ import type { OpenedOutput, OutputRequest } from './open-folder.js';
 export async function uploadOutput(
   place: string,
   { wanted, neededBytes, heldBytes = neededBytes, identity: run }: OutputRequest,
-  { force = false, fileSystem: fs, peers, web, onProgress }: RunOptions,
+  { force = false, fileSystem: fs, peers, web, signal, onProgress }: RunOptions,
 ): Promise<OpenedOutput> {
   const location = normaliseLocation(place);
   // A copy (`mobe stream`) has no identity and could not go on.
   if (!run) throw new UnknownSchemeError(publicLocation(location), ['ws', 'wss', '-'], 'write');
   const stop = new AbortController();
   setMaxListeners(0, stop.signal); // each request is one
+  signal?.addEventListener('abort', () => stop.abort(), { once: true });
   let rest: { readonly bytes: number; sent: number } | undefined;
   const onSent = (bytes: number): void => {
     if (!rest) return;

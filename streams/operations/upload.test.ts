@@ -283,6 +283,19 @@ test('in S3, the files that a loader needs come last, and those of an old result
   expect(names.indexOf('-model.safetensors.index.json')).toBeGreaterThanOrEqual(0);
 });
 
+test('an interruption while the last shards are sent ends the sending', async () => {
+  const controller = new AbortController();
+  s3.fault = (asked) => {
+    if (!isShard(asked)) return false;
+    controller.abort();
+    return true; // it never answers
+  };
+  await expect(run(S3, { signal: controller.signal })).rejects.toThrow(errors.InterruptedError);
+  s3.fault = undefined;
+  await run(S3);
+  expectWhole(S3);
+});
+
 test('in S3, an upload whose last answer is lost is found', async () => {
   const isLast = ({ method, query }: Asked): boolean => method === 'POST' && query.has('uploadId');
   s3.fault = sometimes(2, isLast, (_, response) => {
