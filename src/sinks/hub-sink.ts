@@ -114,7 +114,10 @@ export async function openHubSink(wanted: HubLocation, settings: HubSettings, op
         `Check the name and the permissions of the token in ${token.source}.`,
       );
     return new UploadFailedError(
-      ...([web.server.name, what, `the hub says ${said}`, 1] as const),
+      web.server.name,
+      what,
+      `the hub says ${said}`,
+      1,
       'Put that right, then run the command again: it goes on where it stopped.',
     );
   };
@@ -160,7 +163,10 @@ export async function openHubSink(wanted: HubLocation, settings: HubSettings, op
     await ask(location, { method: 'POST', url }, z.unknown(), { body, allowed: ({ status }) => status === 409 });
     if ((await headOf('main', 'RevisionNotFound'))?.private === false)
       throw new UploadFailedError(
-        ...([web.server.name, location, 'it made the new model public', 1] as const),
+        web.server.name,
+        location,
+        'it made the new model public',
+        1,
         `Make it private at ${endpoint}/${repo}/settings, then run the command again.`,
       );
   };
@@ -280,7 +286,10 @@ export async function openHubSink(wanted: HubLocation, settings: HubSettings, op
     while (url !== undefined) {
       const allowed = ({ status }: Answer): boolean => below !== '' && status === 404;
       const page: { value: TreeEntry[]; next: string | undefined } | undefined = await ask(
-        ...([location, { method: 'GET', url }, listOf(treeEntry), { allowed }] as const),
+        location,
+        { method: 'GET', url },
+        listOf(treeEntry),
+        { allowed },
       );
       for (const entry of page?.value ?? []) if (entry.type === 'file') entries.push(entry);
       const next: URL | undefined = page?.next === undefined ? undefined : new URL(page.next, endpoint);
@@ -302,7 +311,10 @@ export async function openHubSink(wanted: HubLocation, settings: HubSettings, op
     const gone = (await missing(large))[0];
     if (gone)
       throw new UploadFailedError(
-        ...([web.server.name, `${location}/${gone.file}`, 'its storage has lost the file', 1] as const),
+        web.server.name,
+        `${location}/${gone.file}`,
+        'its storage has lost the file',
+        1,
         'Run the command again: what belongs to it is made anew.',
       );
     if (base !== branch) {

@@ -252,7 +252,11 @@ export async function openS3Sink(folder: S3Folder, settings: S3Settings, options
     const expected = `"${createHash('md5').update(Buffer.concat(digests)).digest('hex')}-${etags.length}"`;
     if (await isThere({ ...sent, version: expected })) return expected;
     throw new UploadFailedError(
-      ...([web.server.name, name, 'its parts are gone', 1, 'Run the command again: this file is sent anew.'] as const),
+      web.server.name,
+      name,
+      'its parts are gone',
+      1,
+      'Run the command again: this file is sent anew.',
     );
   };
 
