@@ -276,11 +276,12 @@ export type { Listener } from './transport/listen.js';
 
 export { type ChosenEngine, chooseEngine, type EngineChoice } from './engine/choose-engine.js';
 export { createEngine, ENGINE_NAMES, type EngineName } from './engine/create-engine.js';
-export type { Engine, EngineFacts, EngineOptions, EngineTensor, Program } from './engine/engine.js';
+export type { Engine, EngineFacts, EngineOptions, EngineTensor, Precision, Program } from './engine/engine.js';
 export type { ProductShape } from './engine/gemm-rate.js';
 export { type Graph, type Inputs, type Shapes, trace } from './engine/graph.js';
 export * as ops from './engine/ops.js';
 export { type BrokenEngine, type ProbeOptions, probeEngine, type WorkingEngine } from './engine/probe.js';
+export { allowTensorCores, simulateTensorCores } from './engine/tensor-cores.js';
 export { createInterpreter, type TensorFlow, type TfTensor } from './engine/tensorflow/interpreter.js';
 export { type LinkedTensorflow, linkTensorflow } from './engine/tensorflow/link-tensorflow.js';
 

@@ -1,7 +1,7 @@
 /** The loss of fits in TF32, simulated, on the groups of the fixture: plain, in a metric, and with quantised factors. */
 import { join } from 'node:path';
 import { beforeAll, describe, expect, test } from 'vitest';
-import { EVALUATION_TEXT, TINY_MODEL } from '../../fixtures/paths.js';
+import { EVALUATION_TEXT, ROOT, TINY_MODEL } from '../../fixtures/paths.js';
 import { temporaryFolder } from '../../fixtures/temporary-folder.js';
 import { THOROUGH } from '../../fixtures/thorough.js';
 import { hiddenActivation } from '../../src/calibration/hidden-activation.js';
@@ -21,6 +21,8 @@ import { planRun } from './plan-run.js';
 
 const root = temporaryFolder();
 const record = join(root, 'record');
+/** Python, like the text that the fixture was trained on. */
+const TEXT = [EVALUATION_TEXT, ...['inference', 'quantised', 'wab'].map((name) => `${ROOT}fixtures/${name}.py`)];
 const STEPS = 100;
 /** Fewer in a metric, where rounding is simulated in hundreds of small operations. */
 const METRIC_STEPS = 30;
@@ -96,7 +98,7 @@ describe('in TF32, on all eight groups, what is written has the error of f32 wit
   let tasks: Task[];
   beforeAll(async () => {
     await calibrate(TINY_MODEL, record, {
-      ...{ text: [EVALUATION_TEXT], tokens: 4096, sequenceLength: 256, threads: 1 },
+      ...{ text: TEXT, tokens: 4096, sequenceLength: 256, threads: 1 },
     });
     cpu = await createEngine('onnx-cpu', { threads: 1 });
     tasks = await tasksOf(cpu);
