@@ -44,6 +44,12 @@ export { streamCheckpoint } from '../streams/operations/stream.js';
 export { type Verification, type VerifiedGroup, type VerifyOptions, verify } from '../streams/operations/verify.js';
 export { type Integrity, verifyIntegrity } from '../streams/operations/verify-manifest.js';
 
+// A farm: groups go through a queue in Redis to any number of machines. Needs the packages bullmq and ioredis.
+
+export { type FarmStatus, farmStatus, type RunningGroup, type RunStatus } from '../streams/farm/status.js';
+export { type FarmOptions, submitToFarm } from '../streams/farm/submit.js';
+export { type FarmEvent, type FarmWorker, type FarmWorkerOptions, workForFarm } from '../streams/farm/work.js';
+
 // The options, the progress and the result of a run.
 
 export type { FoldProgress, Progress, RunHooks, RunOptions, RunResult, StepProgress } from '../streams/run-options.js';

@@ -47,8 +47,8 @@ export const COMMANDS: readonly CommandEntry[] = [
   },
   {
     name: 'farm',
-    args: 'submit|work|status',
-    summary: 'compress with any number of machines that take groups from a queue in Redis',
+    args: '[command]',
+    summary: 'compress with any number of machines that take groups from a queue in Redis: submit, work, status',
     load: () => import('./farm.js'),
   },
   {
