@@ -28,7 +28,7 @@ const at = (...path: string[]) => join(root, ...path);
 const OPTIONS: CompressOptions = { bases: 2, steps: 60, threads: 1 };
 const LAYERS = { layers: 2, experts: 4, rows: 16, cols: 64 };
 
-describe.skipIf(!HAS_REDIS)('a farm', () => {
+describe.skipIf(!HAS_REDIS)('a farm', { timeout: 240_000 }, () => {
   let redis: RedisServer;
   const workers: FarmWorker[] = [];
   const events: FarmEvent[] = [];
