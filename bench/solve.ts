@@ -11,6 +11,8 @@ import 'onnxruntime-node';
 import { usualBatch } from '../src/conversion/memory-plan.js';
 import { peakRssBytes } from '../src/conversion/run-report.js';
 import { createEngine, type EngineName } from '../src/engine/create-engine.js';
+import type { Precision } from '../src/engine/engine.js';
+import { allowTensorCores, choosePrecision } from '../src/engine/tensor-cores.js';
 import { addMoments, deviation, measureMoments, NO_MOMENTS } from '../src/linalg/moments.js';
 import type { Targets } from '../src/methods/method.js';
 import { mobe } from '../src/methods/mobe/mobe.js';
@@ -44,6 +46,8 @@ export interface FitOutcome {
   readonly peakRssBytes: number;
   /** The name of the device on which the engine ran. */
   readonly device: string;
+  /** The precision of the steps: the engine's default. */
+  readonly precision: Precision;
 }
 
 const [file, request] = process.argv.slice(2) as [string, string];
@@ -61,13 +65,16 @@ const targets: Targets = {
     for (let i = 0; i < target.length; i++) target[i] = (weights[i] as number) / sigma;
   },
 };
+allowTensorCores();
 const engine = await createEngine(engineName, { threads });
+const precision = choosePrecision(engine, undefined);
 const ends: number[] = [];
 const solution = await solveVarpro(engine, problem, targets, {
   ...options,
   learningRate: undefined,
   batchExperts: Math.min(experts, usualBatch({ method: mobe, problem }, engine.kind)),
   holdTargets: true,
+  precision,
   label: file,
   onStep: () => ends.push(clock()),
 });
@@ -97,5 +104,6 @@ const outcome: FitOutcome = {
   loss: squared / (experts * W.length),
   peakRssBytes: peak,
   device: engine.device,
+  precision,
 };
 console.log(JSON.stringify(outcome));

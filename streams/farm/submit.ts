@@ -9,7 +9,13 @@ import type { ConversionPlan } from '../../src/conversion/conversion-plan.js';
 import { factorFileName, openFactorFile } from '../../src/conversion/factor-files.js';
 import { fitUnits } from '../../src/conversion/fit-slices.js';
 import { compareGroups } from '../../src/conversion/group-plan.js';
-import { type CompressOptions, factorSettings, holdsWeights, repairsDown } from '../../src/conversion/settings.js';
+import {
+  type CompressOptions,
+  factorSettings,
+  hasPrecisions,
+  holdsWeights,
+  repairsDown,
+} from '../../src/conversion/settings.js';
 import { OptionError, OutputNotWritableError, SecretInJobError } from '../../src/errors.js';
 import { isPath, normaliseLocation, publicLocation } from '../../src/location.js';
 import { LocalFiles } from '../../src/sources/files.js';
@@ -178,6 +184,8 @@ async function describeRun(
     ...fitting,
     ...dtype,
     engine: engine.name,
+    // An engine of another worker may have another precision by default.
+    ...(hasPrecisions(settings) && { precision: settings.precision }),
     ...(calibration !== undefined && { calibration: isPath(calibration) ? resolve(calibration) : calibration }),
   };
   const fit = await planFit(source, { ...fitOptions, threads, batchExperts }, run);
