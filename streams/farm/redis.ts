@@ -121,7 +121,7 @@ async function checkServer(redis: Redis, name: string): Promise<void> {
     if (error instanceof QueueVersionError) throw error;
     const { message } = last ?? (error as Error);
     if (/WRONGPASS|NOAUTH|NOPERM|invalid password|without any password/i.test(message))
-      throw new QueueRefusedError(name, message);
+      throw new QueueRefusedError(name, message.replace(/\.+$/, ''));
     // The first command is "HELLO", which came with Redis 6.
     if (/unknown command.*hello/i.test(message)) throw new QueueVersionError(name, 'before 6', shortVersion);
     throw new QueueUnreachableError(name, message || 'no answer');
