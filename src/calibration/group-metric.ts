@@ -39,9 +39,8 @@ export function metricOf(size: Size, { rows, columns }: MetricForm, experts: Rea
   };
 }
 
+/** The bytes as numbers. Bytes that are not aligned are copied; `slice` of a Node buffer would not copy. */
 function floats(bytes: Uint8Array): Float32Array {
-  const { buffer, byteOffset, byteLength } = byteOffsetIsAligned(bytes) ? bytes : bytes.slice();
+  const { buffer, byteOffset, byteLength } = bytes.byteOffset % 4 === 0 ? bytes : new Uint8Array(bytes);
   return new Float32Array(buffer, byteOffset, byteLength / 4);
 }
-
-const byteOffsetIsAligned = ({ byteOffset }: Uint8Array): boolean => byteOffset % 4 === 0;
