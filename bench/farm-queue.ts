@@ -2,8 +2,8 @@
 
 import { startRedis } from '../fixtures/redis.js';
 import type { GroupPlan } from '../src/conversion/group-plan.js';
-import { addJobs, type FarmUnit, openJobs } from '../streams/farm/arrivals.js';
-import { engineQueue, type FarmRun, jobId } from '../streams/farm/farm-run.js';
+import { addJobs, type FarmUnit } from '../streams/farm/arrivals.js';
+import { engineQueue, type FarmRun, jobId, openJobs } from '../streams/farm/farm-run.js';
 import { KEY_PREFIX, openQueue } from '../streams/farm/redis.js';
 
 export async function measureQueue(folder: string, count: number, onLine: (line: string) => void): Promise<void> {
@@ -19,7 +19,7 @@ export async function measureQueue(folder: string, count: number, onLine: (line:
       return [jobId(run.id, label), { label, groups: [group] }];
     });
     let began = performance.now();
-    await addJobs(openJobs(queue, run), run, units, 3);
+    await addJobs(openJobs(queue, run.engine), run, units, 3);
     const added = performance.now() - began;
     onLine(
       `${count} jobs are added in ${(added / 1000).toFixed(2)} s (${((1000 * added) / count).toFixed(0)} µs a job); this process grew by ${mb(process.memoryUsage().rss - before)}`,

@@ -16,7 +16,7 @@ import {
   threads,
   wholeNumber,
 } from './options.js';
-import { ca, cache, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, type PeerFlags, peerOptions, separatePeers, tokenFile } from './peers.js';
 import { progressLine } from './progress-line.js';
 
 interface Flags extends CalibrateOptions, PeerFlags {
@@ -50,7 +50,8 @@ export function define(command: Command): void {
       process.exit();
     })
     .action(async (model: string, record: string, flags: Flags) => {
-      const { json: asJson, force: again, tokenFile: file, ca: authority, cache: keep, ...options } = flags;
+      const { peers: asked, others } = separatePeers(flags);
+      const { json: asJson, force: again, ...options } = others;
       const { calibrate } = await import('../../streams/operations/calibrate.js');
       const line = progressLine();
       const interruption = interruptible(
@@ -58,7 +59,7 @@ export function define(command: Command): void {
         () => line.write('Interrupted in the middle of a layer. Run the same command again to resume.'),
       );
       try {
-        const peers = await peerOptions({ tokenFile: file, ca: authority, cache: keep });
+        const peers = await peerOptions(asked);
         const result = await calibrate(model, record, options, {
           ...{ signal: interruption.signal, peers, force: again ?? false },
           onPlan: (plan) => line.write(describeRecordPlan(plan)),

@@ -17,6 +17,7 @@ import {
 } from './options.js';
 import { ca, peerOptions, tokenFile } from './peers.js';
 import { queue, queueAddress, queueFile } from './queue-options.js';
+import { jsonLines, teller } from './tell.js';
 
 export function define(command: Command): void {
   command
@@ -54,9 +55,9 @@ function submit(): Command {
       ),
     )
     .addOption(
-      new Option('--tries <n>', 'how often a group may fail before it is given up')
-        .argParser(positiveInteger)
-        .default(3),
+      new Option('--tries <n>', 'how often a group may fail before it is given up (default: 3)').argParser(
+        positiveInteger,
+      ),
     )
     .addOption(format());
   return addFactorisationOptions(command)
@@ -106,7 +107,7 @@ function work(): Command {
     )
     .addOption(tokenFile())
     .addOption(ca())
-    .addOption(new Option('--json', 'print one JSON object for each event on stdout, instead of sentences on stderr'))
+    .addOption(jsonLines())
     .addHelpText(
       'after',
       `
@@ -116,7 +117,6 @@ group, and "queue" when the connection is lost or back.`,
     .action(async ({ queue, queueFile, json, tokenFile, ca, ...options }) => {
       const { describeEvent, workForFarm } = await import('../../streams/farm/work.js');
       const { interruptible } = await import('./interrupt.js');
-      const { teller } = await import('./tell.js');
       const tell = teller(json);
       const peers = await peerOptions({ tokenFile, ca });
       const address = await queueAddress({ queue, queueFile });

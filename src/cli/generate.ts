@@ -14,7 +14,7 @@ import {
   threads,
   wholeNumber,
 } from './options.js';
-import { ca, cache, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, type PeerFlags, peerOptions, separatePeers, tokenFile } from './peers.js';
 
 interface Flags extends GenerateOptions, PeerFlags {
   readonly prompt: string;
@@ -51,32 +51,28 @@ export function define(command: Command): void {
 The text goes to stdout while it is generated, and figures to stderr. With --json, both go to stdout in one object at the end.
 Weights are read when they are needed and kept as far as --max-memory allows. Only experts that the router chooses are read.`,
     )
-    .action(
-      async (
-        model: string,
-        { prompt, tokenFile: file, ca: authority, cache: keep, json: asJson, ...options }: Flags,
-      ) => {
-        const { generate } = await import('../../streams/operations/generate.js');
-        const interruption = interruptible(() => process.stderr.write('\nstopping (Ctrl-C again stops at once) …\n'));
-        try {
-          const peers = await peerOptions({ tokenFile: file, ca: authority, cache: keep });
-          const run = generate(model, prompt, options, { signal: interruption.signal, peers });
-          let step = await run.next();
-          let text = '';
-          for (; !step.done; step = await run.next()) {
-            if (asJson) text += step.value;
-            else process.stdout.write(step.value);
-          }
-          if (asJson) process.stdout.write(`${JSON.stringify({ prompt, text, ...step.value }, null, 2)}\n`);
-          else {
-            process.stdout.write('\n');
-            process.stderr.write(`${describe(step.value)}\n`);
-          }
-        } finally {
-          interruption.stop();
+    .action(async (model: string, { prompt, json: asJson, ...flags }: Flags) => {
+      const { generate } = await import('../../streams/operations/generate.js');
+      const { peers: asked, others: options } = separatePeers(flags);
+      const interruption = interruptible(() => process.stderr.write('\nstopping (Ctrl-C again stops at once) …\n'));
+      try {
+        const peers = await peerOptions(asked);
+        const run = generate(model, prompt, options, { signal: interruption.signal, peers });
+        let step = await run.next();
+        let text = '';
+        for (; !step.done; step = await run.next()) {
+          if (asJson) text += step.value;
+          else process.stdout.write(step.value);
         }
-      },
-    );
+        if (asJson) process.stdout.write(`${JSON.stringify({ prompt, text, ...step.value }, null, 2)}\n`);
+        else {
+          process.stdout.write('\n');
+          process.stderr.write(`${describe(step.value)}\n`);
+        }
+      } finally {
+        interruption.stop();
+      }
+    });
 }
 
 const REASONS = {

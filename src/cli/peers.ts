@@ -69,6 +69,11 @@ function tellWait(reason: string, ms: number): void {
   process.stderr.write(`${printable(reason)}; next try in ${formatSeconds(ms / 1000)}\n`);
 }
 
+/** Divides the flags of a command into those of `peerOptions` and all others. */
+export function separatePeers<Flags extends PeerFlags>({ tokenFile, ca, cache, ...others }: Flags) {
+  return { peers: { tokenFile, ca, cache }, others };
+}
+
 export async function peerOptions(flags: PeerFlags): Promise<PeerOptions> {
   return {
     ...{ token: await readToken(flags.tokenFile), ca: await readIf('--ca', flags.ca), onWait: tellWait },

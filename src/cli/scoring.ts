@@ -5,7 +5,7 @@ import { OptionError } from '../errors.js';
 import type { EvaluateOptions } from '../inference/run-options.js';
 import { interruptible } from './interrupt.js';
 import { engine, expertsPerToken, maxMemory, positiveInteger, readOptionFile, threads } from './options.js';
-import { ca, cache, type PeerFlags, peerOptions, tokenFile } from './peers.js';
+import { ca, cache, type PeerFlags, peerOptions, separatePeers, tokenFile } from './peers.js';
 import { progressLine } from './progress-line.js';
 
 export interface ScoringFlags extends EvaluateOptions, PeerFlags {}
@@ -31,15 +31,16 @@ export const addScoringOptions = (command: Command): Command =>
 
 /** Runs `work` with scoring options and hooks, and shows its progress. */
 export async function scoring<T>(
-  { tokenFile: tokens, ca: authority, cache: keep, ...options }: ScoringFlags,
+  flags: ScoringFlags,
   work: (options: EvaluateOptions, hooks: EvaluateHooks) => Promise<T>,
 ): Promise<T> {
+  const { peers, others } = separatePeers(flags);
   const line = progressLine();
   const interruption = interruptible(() => line.write('stopping (Ctrl-C again stops at once) …'));
   try {
-    return await work(options, {
+    return await work(others, {
       signal: interruption.signal,
-      peers: await peerOptions({ tokenFile: tokens, ca: authority, cache: keep }),
+      peers: await peerOptions(peers),
       onWindow: (model, done, windows) => line.update(`${model}: window ${done} of ${windows}`),
     });
   } finally {

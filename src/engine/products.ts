@@ -9,7 +9,7 @@ import { add, constant, matmul, mul, sub, type Value } from './ops.js';
 const SPLITTER = 2 ** 13 + 1;
 
 type Product = (a: Value, b: Value) => Value;
-/** What stands for a matrix product of two values. */
+/** Makes the replacement of a matrix product of two values. */
 type Rewrite = (a: Value, b: Value, product: Product) => Value;
 
 /** The graph with other matrix products. */

@@ -19,8 +19,9 @@ import { inLanes } from '../in-lanes.js';
 import { listOf } from '../list-of.js';
 import { COMMIT } from '../sources/hub/hub-cache.js';
 import type { HubLocation } from '../sources/hub/hub-location.js';
-import { encodePath, nextPage, parsed, repoIn } from '../sources/hub/hub-place.js';
+import { nextPage, parsed, repoIn } from '../sources/hub/hub-place.js';
 import type { HubSettings } from '../sources/hub/hub-settings.js';
+import { readTree, type TreeEntry, treeEntry } from '../sources/hub/hub-tree.js';
 import { passingRefusal, TryAgain } from '../sources/web/try-again.js';
 import { openWeb, textOf } from '../sources/web/web.js';
 import { type Answer, redirectTarget, type WebRequest } from '../sources/web/web-client.js';
@@ -53,13 +54,6 @@ const object = z.object({
 });
 const batch = z.object({ objects: listOf(object) });
 type LfsObject = z.infer<typeof object>;
-const treeEntry = z.object({
-  type: z.string(),
-  path: z.string(),
-  oid: z.string(),
-  lfs: z.object({ oid: z.string() }).optional(),
-});
-type TreeEntry = z.infer<typeof treeEntry>;
 
 /** Opens a branch of a model, and creates the model as a private one if there is none. Throws if nothing can be written there. */
 export async function openHubSink(wanted: HubLocation, settings: HubSettings, options: SinkOptions): Promise<Sink> {
@@ -280,25 +274,16 @@ export async function openHubSink(wanted: HubLocation, settings: HubSettings, op
     );
   };
 
-  const treeOf = async (commit: string): Promise<TreeEntry[]> => {
-    const entries: TreeEntry[] = [];
-    let url: string | undefined = `${api}/tree/${commit}${below === '' ? '' : `/${encodePath(below)}`}?recursive=true`;
-    while (url !== undefined) {
-      const allowed = ({ status }: Answer): boolean => below !== '' && status === 404;
-      const page: { value: TreeEntry[]; next: string | undefined } | undefined = await ask(
-        location,
-        { method: 'GET', url },
-        listOf(treeEntry),
-        { allowed },
-      );
-      for (const entry of page?.value ?? []) if (entry.type === 'file') entries.push(entry);
-      const next: URL | undefined = page?.next === undefined ? undefined : new URL(page.next, endpoint);
-      if (next && next.origin !== new URL(endpoint).origin)
-        throw failed(location, 'its list of files goes on at another host');
-      url = next?.href;
-    }
-    return entries;
-  };
+  const treeOf = (commit: string): Promise<TreeEntry[]> =>
+    readTree(
+      `${api}/tree/${commit}`,
+      below,
+      (url) =>
+        ask(location, { method: 'GET', url }, listOf(treeEntry), {
+          allowed: ({ status }) => below !== '' && status === 404,
+        }),
+      () => failed(location, 'its list of files goes on at another host'),
+    );
 
   const publish = async ({ sent, small, replaces }: Publication): Promise<void> => {
     const mode = await modesOf(small);

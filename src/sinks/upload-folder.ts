@@ -16,8 +16,8 @@ const MOST_WAITING = 2;
 /** A shard on this disk. */
 interface Filling {
   readonly layout: ShardLayout;
-  /** Units that write into it and are not finished. */
-  readonly open: Set<Unit>;
+  /** The ids of units that write into it and are not finished. */
+  readonly open: Set<string>;
 }
 
 export interface UploadOptions {
@@ -54,7 +54,7 @@ export function uploadFolder(
   let failure: unknown;
   let lost: (error: Error) => void = () => {};
 
-  /** What was sent already has the name of what it replaces. */
+  /** A file that was sent has replaced the earlier one of its name, so that one must not go. */
   const begin = (): Promise<void> => {
     begun ??= sink.begin(replaces.filter((it) => !sent.some(({ file }) => file === it)));
     return begun;
@@ -90,7 +90,7 @@ export function uploadFolder(
   };
   const finished = (unit: Unit): void => {
     for (const file of new Set(unit.parts.map(({ tensor }) => fileOf.get(tensor) ?? ''))) {
-      filling.get(file)?.open.delete(unit);
+      filling.get(file)?.open.delete(unit.id);
       look(file);
     }
   };
@@ -121,7 +121,7 @@ export function uploadFolder(
       }
       for (const unit of units) {
         if (done.has(unit.id) || unit.parts.every(({ bytes }) => bytes === 0)) continue;
-        for (const { tensor } of unit.parts) filling.get(fileOf.get(tensor) ?? '')?.open.add(unit);
+        for (const { tensor } of unit.parts) filling.get(fileOf.get(tensor) ?? '')?.open.add(unit.id);
         if (unit.noted) continue;
         for (const { tensor } of unit.parts) copies.set(tensor, [...(copies.get(tensor) ?? []), unit]);
       }
@@ -148,7 +148,7 @@ export function uploadFolder(
     },
     async finish(unit, note) {
       await folder.finish(unit, note);
-      finished([...filling.values()].flatMap(({ open }) => [...open]).find(({ id }) => id === unit.id) ?? unit);
+      finished(unit);
       await room();
     },
     sync: () => folder.sync(),

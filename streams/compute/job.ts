@@ -184,8 +184,8 @@ export interface JobHooks {
 }
 
 /**
- * Runs a job. Throws `PrecisionError` for one that asks for TF32 where there is none; `NonFiniteWeightError`, `DegenerateGroupError` and `OverflowError` if weights cannot be fitted or written,
- * and `DivergedError` if the fit diverges.
+ * Runs a job. Throws `NonFiniteWeightError`, `DegenerateGroupError` and `OverflowError` if weights cannot be fitted or written,
+ * `DivergedError` if the fit diverges, and `PrecisionError` if it asks for TF32 where there is none.
  */
 export async function* runJob(
   engine: Engine,

@@ -5,8 +5,8 @@ import type { Queue } from 'bullmq';
 import { factorFileName } from '../../src/conversion/factor-files.js';
 import { type GroupPlan, groupLabel } from '../../src/conversion/group-plan.js';
 import { FarmFailedError, InterruptedError, OutputNotWritableError } from '../../src/errors.js';
-import { engineQueue, type FarmRun, type JobData, jobId, putRun, removeRun } from './farm-run.js';
-import { type FarmQueue, KEY_PREFIX } from './redis.js';
+import { type FarmRun, type JobData, jobId, openJobs, putRun, removeRun } from './farm-run.js';
+import type { FarmQueue } from './redis.js';
 
 /** Groups that one job fits. */
 export interface FarmUnit {
@@ -81,19 +81,13 @@ async function list(folder: string): Promise<string[]> {
   }
 }
 
-export const openJobs = ({ bull, redis }: FarmQueue, { engine }: FarmRun): Queue<JobData> => {
-  const queue = new bull.Queue<JobData>(engineQueue(engine), { connection: redis, prefix: KEY_PREFIX });
-  queue.on('error', () => {}); // openQueue tells of lost connections
-  return queue;
-};
-
 /** Puts the jobs of waiting units into the queue, and collects those that have failed. */
 async function mindJobs(
   waiting: ReadonlyMap<string, FarmUnit>,
   failed: Map<string, string>,
   { queue, run, tries, signal, onMessage }: ArrivalOptions,
 ): Promise<void> {
-  const jobs = openJobs(queue, run);
+  const jobs = openJobs(queue, run.engine);
   let renewed = Number.NEGATIVE_INFINITY;
   const finished = run.units - waiting.size; // those that are there already were yielded before
   let first = true;
@@ -181,7 +175,7 @@ async function findFailed(
 /** Removes a run and its jobs from the queue. */
 export async function withdraw(queue: FarmQueue, run: FarmRun, units: readonly FarmUnit[]): Promise<void> {
   await removeJobs(
-    openJobs(queue, run),
+    openJobs(queue, run.engine),
     units.map(({ label }) => jobId(run.id, label)),
   );
   await removeRun(queue, run.id);

@@ -1,5 +1,6 @@
 /** Runs of a farm as they lie in the queue: a description each, which workers read, and one job for each unit of groups. */
 import { createHash } from 'node:crypto';
+import type { Queue } from 'bullmq';
 import { z } from 'zod';
 import { type CompressOptions, resolveSettings } from '../../src/conversion/settings.js';
 import { ENGINE_NAMES, type EngineName } from '../../src/engine/create-engine.js';
@@ -56,16 +57,23 @@ export interface JobResult {
   readonly already: boolean;
 }
 
+const shortHash = (text: string): string => createHash('sha256').update(text).digest('hex').slice(0, 16);
+
 /** The hash that identifies a run. @param decisive everything that decides its bytes, as JSON */
-export const runId = (decisive: unknown): string =>
-  createHash('sha256').update(JSON.stringify(decisive)).digest('hex').slice(0, 16);
+export const runId = (decisive: unknown): string => shortHash(JSON.stringify(decisive));
 
 /** Identifies a job: the hash of its run, and of its groups. */
-export const jobId = (run: string, label: string): string =>
-  `${run}-${createHash('sha256').update(label).digest('hex').slice(0, 16)}`;
+export const jobId = (run: string, label: string): string => `${run}-${shortHash(label)}`;
 
 /** Workers take the jobs of their engine. Engines differ in their bits, so a run is fitted by one engine alone. */
 export const engineQueue = (engine: EngineName): string => `fits-${engine}`;
+
+/** The jobs of all runs that an engine fits. */
+export function openJobs({ bull, redis }: FarmQueue, engine: EngineName): Queue<JobData, JobResult> {
+  const queue = new bull.Queue<JobData, JobResult>(engineQueue(engine), { connection: redis, prefix: KEY_PREFIX });
+  queue.on('error', () => {}); // openQueue tells of lost connections
+  return queue;
+}
 
 const RUNS_KEY = `${KEY_PREFIX}:runs`;
 

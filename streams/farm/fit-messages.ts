@@ -2,7 +2,10 @@
 import type { FitStep } from '../../src/methods/method.js';
 import type { FarmRun } from './farm-run.js';
 
-/** What a process is asked. */
+/** A process has this long to save its state when it is asked to stop. `interruptible` ends the worker soon after. */
+export const STOP_WITHIN_MS = 1_200;
+
+/** A request to the process. */
 export type ToFit =
   | {
       readonly kind: 'fit';
@@ -21,7 +24,7 @@ export interface FitLimits {
   readonly ca?: Buffer | undefined;
 }
 
-/** What a process tells. Each `fit` is answered by one `done` or `failed`. */
+/** A message of the process. It answers each `fit` with one `done` or `failed`. */
 export type FromFit =
   | { readonly kind: 'step'; readonly step: FitStep }
   /** Work goes on that is no step. */

@@ -8,10 +8,7 @@ import { fitPlanned, type PlannedFit, planFit } from '../operations/fit-groups.j
 import { holding } from '../operations/open-calibration.js';
 import type { Progress, RunOptions } from '../run-options.js';
 import type { FarmRun } from './farm-run.js';
-import type { FitLimits, FromFit, ToFit } from './fit-messages.js';
-
-/** As `interruptible` waits: a step of a large model takes longer, and the last saved state is kept. */
-const STOP_WITHIN_MS = 1_200;
+import { type FitLimits, type FromFit, STOP_WITHIN_MS, type ToFit } from './fit-messages.js';
 
 const tell = (message: FromFit): void => {
   if (process.connected) process.send?.(message);
@@ -44,9 +41,7 @@ async function fitJob({ run, groups: labels, limits }: Extract<ToFit, { kind: 'f
   try {
     if (!existsSync(run.factors)) throw new FolderNotSharedError(run.factors);
     const key = JSON.stringify(run);
-    if (kept?.key !== key) {
-      kept = { key, fit: await plan(run, limits) };
-    }
+    if (kept?.key !== key) kept = { key, fit: await plan(run, limits) };
     const { fit } = kept;
     const groups = labels.map((label) => fit.plan.groups.find((group) => groupLabel(group) === label));
     const missing = labels.find((_, i) => !groups[i]);

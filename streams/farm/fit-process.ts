@@ -6,12 +6,9 @@ import type { FitStep } from '../../src/methods/method.js';
 import { reviveError } from '../compute/revive-error.js';
 import { StallWatch } from '../compute/stall-watch.js';
 import type { FarmRun, JobData } from './farm-run.js';
-import type { FitLimits, FromFit, ToFit } from './fit-messages.js';
+import { type FitLimits, type FromFit, STOP_WITHIN_MS, type ToFit } from './fit-messages.js';
 
 const ENTRY = fileURLToPath(new URL('./fit-process-entry.js', import.meta.url));
-
-/** A process has this long to save its state when it is asked to stop. */
-const STOP_WITHIN_MS = 1_200;
 
 /** A fit that ended. */
 export type FinishedFit = Extract<FromFit, { kind: 'done' }>;
@@ -97,12 +94,16 @@ export class FitProcess {
   }
 
   async close(): Promise<void> {
-    const { child } = this;
-    if (!child || child.exitCode !== null || child.signalCode !== null) return;
-    const ended = once(child, 'exit');
-    child.kill('SIGKILL'); // nothing runs in it: fits were ended before
-    await ended;
+    if (this.child) await killProcess(this.child); // nothing runs in it: fits were ended before
   }
+}
+
+/** Kills a process, and waits until it has ended. */
+export async function killProcess(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const ended = once(child, 'exit');
+  child.kill('SIGKILL');
+  await ended;
 }
 
 const send = (child: ChildProcess, message: ToFit): void => {

@@ -18,7 +18,7 @@ const LONGEST_PAUSE_MS = 3_000;
 /** The keys of all farms begin with this. Braces keep them on one node of a cluster. */
 export const KEY_PREFIX = '{mobe}';
 
-/** What a farm does with the queue. */
+/** An open connection to the queue of a farm. */
 export interface FarmQueue {
   readonly bull: typeof Bull;
   readonly redis: Redis;

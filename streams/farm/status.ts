@@ -1,7 +1,7 @@
-/** What a farm is doing: its runs with their groups, as the queue knows them. */
+/** The state of a farm: its runs with their groups, as the queue knows them. */
 import type { Job, Queue } from 'bullmq';
-import { engineQueue, type FarmRun, type JobData, type JobResult, jobProgress, listRuns } from './farm-run.js';
-import { KEY_PREFIX, openQueue } from './redis.js';
+import { type FarmRun, type JobData, type JobResult, jobProgress, listRuns, openJobs } from './farm-run.js';
+import { openQueue } from './redis.js';
 
 /** A group that is being fitted. */
 export interface RunningGroup {
@@ -46,19 +46,19 @@ export async function farmStatus(address: string): Promise<FarmStatus> {
   const opened = await openQueue(address);
   try {
     const runs = await listRuns(opened);
-    const engines = [...new Set(runs.map(({ engine }) => engine))];
     const workers: Record<string, number> = {};
+    const known = new Map<string, { readonly queue: Queue<JobData, JobResult>; readonly jobs: JobsByRun }>();
     const states: RunStatus[] = [];
-    for (const engine of engines) {
-      const queue = new opened.bull.Queue<JobData, JobResult>(engineQueue(engine), {
-        connection: opened.redis,
-        prefix: KEY_PREFIX,
-      });
-      workers[engine] = await queue.getWorkersCount();
-      const jobs = await jobsByRun(queue);
-      for (const run of runs.filter((it) => it.engine === engine)) states.push(await runStatus(queue, run, jobs));
+    for (const run of runs) {
+      let of = known.get(run.engine);
+      if (!of) {
+        const queue = openJobs(opened, run.engine);
+        workers[run.engine] = await queue.getWorkersCount();
+        of = { queue, jobs: await jobsByRun(queue) };
+        known.set(run.engine, of);
+      }
+      states.push(await runStatus(of.queue, run, of.jobs));
     }
-    states.sort((a, b) => (a.submitted < b.submitted ? -1 : 1));
     return { queue: opened.name, runs: states, workers };
   } finally {
     await opened.close();

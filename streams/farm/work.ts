@@ -36,7 +36,7 @@ export interface FarmWorkerOptions {
   readonly ca?: Buffer | undefined;
 }
 
-/** What a worker tells. */
+/** An event of a worker. */
 export type FarmEvent =
   | { readonly event: 'ready'; readonly engine: string; readonly device: string; readonly queue: string }
   | { readonly event: 'queue'; readonly message: string }
@@ -71,6 +71,7 @@ const MACHINE_ERRORS = [
   DiskTooSmallError,
   EngineRunError,
   EngineUnavailableError,
+  FolderLockedError,
   OutputNotWritableError,
   WriteError,
 ];
@@ -169,8 +170,7 @@ export async function workForFarm(
 /** The error of the machine, if it is one. */
 function machineError(error: Error): Error | undefined {
   if (error instanceof NotBegunError) return error.cause;
-  if (error instanceof FolderLockedError || MACHINE_ERRORS.some((kind) => error instanceof kind)) return error;
-  return undefined;
+  return MACHINE_ERRORS.some((kind) => error instanceof kind) ? error : undefined;
 }
 
 /** Puts a fit's steps into the queue for `mobe farm status`, at most one at a time. */

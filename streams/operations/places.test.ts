@@ -155,7 +155,9 @@ describe('by its scheme', () => {
 
   test('what nothing opens is refused, with what is known', async () => {
     await expect(compress(at('model'), 'gs://bucket/out', OPTIONS)).rejects.toThrow(UnknownSchemeError);
-    await expect(compress(at('model'), 'gs://bucket/out', OPTIONS)).rejects.toThrow('"-", ws://…, wss://…, hf://…, s3://…');
+    await expect(compress(at('model'), 'gs://bucket/out', OPTIONS)).rejects.toThrow(
+      '"-", ws://…, wss://…, hf://…, s3://…',
+    );
     await expect(fitFactors(at('model'), 'ws://host:1/', OPTIONS)).rejects.toThrow(UnknownSchemeError);
     const secret = compress(at('model'), 'https://user:secret@host/out', OPTIONS);
     await expect(secret).rejects.toThrow('https://host/out cannot be written to. What can is a folder');

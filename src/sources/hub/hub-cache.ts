@@ -5,10 +5,11 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { mkdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { dirname, join, relative } from 'node:path';
-import { DamagedDownloadError, WriteError } from '../../errors.js';
+import { DamagedDownloadError } from '../../errors.js';
 import { nodeFileSystem, type OpenFile, writeAll } from '../../file-system.js';
 import { inLanes } from '../../in-lanes.js';
 import { checkDisk } from '../../output/folder-checks.js';
+import { asWriteError } from '../../output/shard-writer.js';
 import { LocalFiles, READ_BYTES } from '../files.js';
 import type { Fetch, WebFile } from '../web/web-place.js';
 import type { HubLocation } from './hub-location.js';
@@ -131,7 +132,6 @@ async function cached<T>(path: string, action: () => Promise<T>): Promise<T> {
   try {
     return await action();
   } catch (error) {
-    const { message, code, syscall } = error as NodeJS.ErrnoException;
-    throw syscall === undefined ? error : new WriteError(path, message, code);
+    throw (error as NodeJS.ErrnoException).syscall === undefined ? error : asWriteError(path, error);
   }
 }

@@ -17,6 +17,7 @@ import {
   SourceChangedError,
 } from '../../errors.js';
 import { listOf } from '../../list-of.js';
+import { encodePath } from '../web/encode-path.js';
 import { passingRefusal, TryAgain } from '../web/try-again.js';
 import { textOf, type Web } from '../web/web.js';
 import { type Answer, redirectTarget } from '../web/web-client.js';
@@ -24,16 +25,9 @@ import type { Link, WebFile, WebListing, WebPlace } from '../web/web-place.js';
 import { COMMIT, cachedCommit, cachedFiles, keepFile, noteCommit, withLocalCopies } from './hub-cache.js';
 import type { HubLocation } from './hub-location.js';
 import type { HubSettings } from './hub-settings.js';
+import { readTree, treeEntry } from './hub-tree.js';
 
 const modelInfo = z.object({ sha: z.string().regex(COMMIT) });
-const treeEntry = z.object({
-  type: z.string(),
-  path: z.string(),
-  oid: z.string(),
-  size: z.int().nonnegative().optional(),
-  lfs: z.object({ oid: z.string().regex(/^[0-9a-f]{64}$/), size: z.int().nonnegative() }).optional(),
-});
-type TreeEntry = z.infer<typeof treeEntry>;
 
 /** @param keeps whether files that are read are kept in the cache */
 export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web, keeps = false): WebPlace {
@@ -107,21 +101,17 @@ export function hubPlace(wanted: HubLocation, settings: HubSettings, web: Web, k
     if (offline) return listCached();
     const info = await ask(`${api}/revision/${encodeURIComponent(revision)}`, modelInfo);
     commit = info.value.sha;
+    const entries = await readTree(
+      `${api}/tree/${commit}`,
+      below,
+      (url) => ask(url, listOf(treeEntry)),
+      () => new ServerFailedError(web.server.name, location, 'its list of files goes on at another host', 1),
+    );
     const files: WebFile[] = [];
-    const folder = below === '' ? '' : `/${encodePath(below)}`;
-    let url: string | undefined = `${api}/tree/${commit}${folder}?recursive=true`;
-    while (url !== undefined) {
-      const page: { value: TreeEntry[]; next: string | undefined } = await ask(url, listOf(treeEntry));
-      for (const { type, path, oid, size = 0, lfs } of page.value) {
-        if (type !== 'file') continue;
-        const relative = below === '' ? path : path.slice(below.length + 1);
-        contents.set(relative, lfs?.oid ?? oid);
-        if (isPlainPath(path)) files.push({ path: relative, bytes: lfs?.size ?? size, version: 0, sha256: lfs?.oid });
-      }
-      // The token goes to no other host.
-      if (page.next !== undefined && new URL(page.next, host).origin !== host)
-        throw new ServerFailedError(web.server.name, location, 'its list of files goes on at another host', 1);
-      url = page.next === undefined ? undefined : new URL(page.next, host).href;
+    for (const { path, oid, size = 0, lfs } of entries) {
+      const relative = below === '' ? path : path.slice(below.length + 1);
+      contents.set(relative, lfs?.oid ?? oid);
+      if (isPlainPath(path)) files.push({ path: relative, bytes: lfs?.size ?? size, version: 0, sha256: lfs?.oid });
     }
     if (keeps) await noteCommit(cache, wanted, commit);
     return { files: await withLocalCopies(cache, wanted, commit, files), commit };
@@ -207,8 +197,6 @@ export const repoIn = (pathname: string): string | undefined =>
 /** The address of the next page (RFC 8288). */
 export const nextPage = ({ headers }: Answer): string | undefined =>
   /<([^>]+)>\s*;\s*rel="?next"?/.exec([headers.link ?? ''].flat().join(','))?.[1];
-
-export const encodePath = (path: string): string => path.split('/').map(encodeURIComponent).join('/');
 
 const unquoted = (etag: string | string[] | undefined): string | undefined =>
   typeof etag === 'string' ? etag.replace(/^(?:W\/)?"?|"?$/g, '') : undefined;

@@ -9,6 +9,7 @@ import { parseJsonObject, type WholeFiles } from '../../checkpoint/read-json.js'
 import { BadCredentialsError, type MobeError, NoAccessError, NotThereError, ServerFailedError } from '../../errors.js';
 import { inLanes } from '../../in-lanes.js';
 import { MANIFEST_FILE } from '../../output/manifest.js';
+import { encodePath } from '../web/encode-path.js';
 import { fetchRange, type Versions } from '../web/fetch-range.js';
 import { passingRefusal } from '../web/try-again.js';
 import { versionOf } from '../web/version-of.js';
@@ -42,7 +43,7 @@ export function plainPlace(
   const versions: Versions = new Map();
   const linkTo = (path: string): Link => {
     const url = new URL(address);
-    url.pathname = `${url.pathname.replace(/\/+$/, '')}/${path.split('/').map(encodeURIComponent).join('/')}`;
+    url.pathname = `${url.pathname.replace(/\/+$/, '')}/${encodePath(path)}`;
     return { url: url.href, headers };
   };
 

@@ -1,6 +1,7 @@
 /** A folder of a bucket of S3, or of a service that speaks its protocol. */
 import { AwsV4Signer } from 'aws4fetch';
 import { BadCredentialsError, type MobeError, NoAccessError, NotThereError, ServerFailedError } from '../../errors.js';
+import { encodePath } from '../web/encode-path.js';
 import { passingRefusal } from '../web/try-again.js';
 import { versionOf } from '../web/version-of.js';
 import { textOf, type Web } from '../web/web.js';
@@ -48,7 +49,7 @@ export function s3Signer({ credentials, region }: S3Settings): Sign {
 
 /** The address of a file of a folder. */
 export const objectAddress = (folder: S3Folder, settings: S3Settings, path: string): string =>
-  `${bucketAddress(folder, settings)}/${`${folder.prefix}${path}`.split('/').map(encodeURIComponent).join('/')}`;
+  `${bucketAddress(folder, settings)}/${encodePath(`${folder.prefix}${path}`)}`;
 
 export function s3Place(folder: S3Folder, settings: S3Settings, web: Web): WebPlace {
   const { location, bucket, prefix } = folder;

@@ -19,8 +19,8 @@ def __getattr__(name):
 @cache
 def native_class(base, name):
     from .load_factors import FactorLoader
-    from .plain_weights import check_plain_weights
     from .native_format import read_native_format
+    from .plain_weights import check_plain_weights
     from .quantisation import MoBEQuantisation
     from .settings import kernel_wanted, workspace_bytes
 
